@@ -1,0 +1,57 @@
+"""How a model leaves the GPU: what happens to its weights, and what happens to its process."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+
+class Weights(StrEnum):
+    """Where the weights go while the model is off the GPU."""
+
+    RETAIN = "retain"
+    OFFLOAD = "offload"
+    DISCARD = "discard"
+
+
+class Process(StrEnum):
+    """What becomes of the engine's process while the model is off the GPU."""
+
+    KEEP_RUNNING = "keep_running"
+    CUDA_SUSPEND = "cuda_suspend"
+    CHECKPOINT = "checkpoint"
+    STOP = "stop"
+
+
+class Drain(StrEnum):
+    """What a switch does about requests in flight."""
+
+    WAIT = "wait"
+    FREEZE = "freeze"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """One cell of the table weights × process."""
+
+    weights: Weights
+    process: Process
+
+    @property
+    def keeps_process(self) -> bool:
+        """Whether the model can be woken afterwards without a cold start."""
+        return self.process is not Process.STOP
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``weights+process``; raises ``ValueError`` naming the allowed words."""
+        weights, separator, process = text.partition("+")
+        if not separator:
+            raise ValueError(f"{text!r} is not of the form weights+process")
+        return cls(Weights(weights), Process(process))
+
+    def __str__(self) -> str:
+        return f"{self.weights}+{self.process}"
+
+
+STOP = Eviction(Weights.RETAIN, Process.STOP)
