@@ -1,0 +1,154 @@
+"""What the operator asks for: switch, pin, wake, sleep, mode, and the end."""
+
+from llmux.core.actions import AbortWake, CommandDone
+from llmux.core.admission import refuse_all, refuse_disallowed
+from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
+from llmux.core.eviction import STOP, Eviction, Process
+from llmux.core.identity import Seconds
+from llmux.core.lifecycle import begin_drain, begin_evict
+from llmux.core.model import Model
+from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Serving, Waking
+from llmux.core.switching import NEVER_LEAVES
+from llmux.core.world import Command, SleepCommand, SwitchCommand, World
+from llmux.errors import CommandFailed, ShuttingDown
+
+
+def active_model(world: World) -> str | None:
+    """The one model that the outside calls active: the one on its way in, else the one woken last."""
+    for claim in world.claims.values():
+        return claim.target
+    serving = [model for model in world.on_gpu.values() if isinstance(model.state, Serving)]
+    return max(serving, key=_serving_since).name if serving else None
+
+
+def _serving_since(model: Model) -> Seconds:
+    assert isinstance(model.state, Serving)
+    return model.state.since
+
+
+def change_mode(world: World, event: ModeChanged, now: Seconds) -> None:
+    """Automatic or manual; in manual mode the active model goes on being served."""
+    world.mode = Manual(None, active_model(world)) if event.manual else Auto()
+    refuse_disallowed(world, now)
+
+
+def request_switch(world: World, event: SwitchRequested, now: Seconds) -> None:
+    """Bring a model; in manual mode, and with ``pin``, only this model is served from now on."""
+    mode_before = None
+    if event.pin or isinstance(world.mode, Manual):
+        mode_before = world.mode
+        world.mode = Manual(event.model, event.model)
+        refuse_disallowed(world, now)
+    _accept(world, SwitchCommand(event.command, event.model, mode_before), now)
+
+
+def request_wake(world: World, event: WakeRequested, now: Seconds) -> None:
+    """Bring a model, the mode untouched."""
+    _accept(world, SwitchCommand(event.command, event.model, None), now)
+
+
+def request_sleep(world: World, event: SleepRequested, now: Seconds) -> None:
+    """Take a model off the GPU."""
+    _accept(world, SleepCommand(event.command, event.model, event.eviction), now)
+
+
+def _accept(world: World, command: Command, now: Seconds) -> None:
+    if world.stopping_until is not None:
+        world.emit(CommandDone(command.number, CommandFailed("llmux is shutting down")))
+    elif len(world.commands) >= world.limits.commands_max:
+        world.emit(CommandDone(command.number, CommandFailed("too many operator commands are waiting")))
+    else:
+        world.commands[command.number] = command
+
+
+def advance_commands(world: World, now: Seconds) -> None:
+    """Perform the operator's commands one after the other, as far as they can go now."""
+    while world.commands:
+        command = next(iter(world.commands.values()))
+        model = world.models[command.model]
+        if isinstance(command, SwitchCommand):
+            is_done = isinstance(model.state, Serving)
+        else:
+            is_done = _advance_sleep(world, model, command.eviction or model.eviction, now)
+        if not is_done:
+            return
+        _end(world, command, None)
+
+
+def fail_switches(world: World, model: Model, reason: str) -> None:
+    """A wake failed: so did every command that wanted it, and the mode goes back to what it was."""
+    for command in list(world.commands.values()):
+        if isinstance(command, SwitchCommand) and command.model == model.name:
+            _end(world, command, CommandFailed(reason))
+
+
+def fail_sleep(world: World, model: Model, reason: str) -> None:
+    """An eviction failed: so did the command that wanted it."""
+    command = next(iter(world.commands.values()), None)
+    if isinstance(command, SleepCommand) and command.model == model.name:
+        _end(world, command, CommandFailed(reason))
+
+
+def _end(world: World, command: Command, error: CommandFailed | None) -> None:
+    del world.commands[command.number]
+    if (
+        error is not None
+        and isinstance(command, SwitchCommand)
+        and command.mode_before is not None
+        and world.mode == Manual(command.model, command.model)
+    ):
+        world.mode = command.mode_before
+    world.emit(CommandDone(command.number, error))
+
+
+def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds) -> bool:
+    """One step of putting a model to sleep; whether it sleeps as deeply as was asked."""
+    match model.state:
+        case Cold() | Failed():
+            return True
+        case Asleep(eviction=asleep):
+            if eviction.process is Process.KEEP_RUNNING or eviction == asleep:
+                return True
+            begin_evict(world, model, eviction, now)
+        case Serving():
+            if eviction == NEVER_LEAVES:
+                return True
+            begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
+        case Draining(since, serving_since, deadline, present) if present != eviction:
+            world.set_state(model, Draining(since, serving_since, deadline, eviction), now)
+        case _:
+            pass
+    return False
+
+
+def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None:
+    """Refuse what waits, give up what is under way, and let what is in flight end within the time given."""
+    if world.stopping_until is not None:
+        world.stopping_until = min(world.stopping_until, now + event.drain_seconds)
+        return
+    world.stopping_until = now + event.drain_seconds
+    world.claims.clear()
+    for command in list(world.commands.values()):
+        _end(world, command, CommandFailed("llmux is shutting down"))
+    for model in world.models.values():
+        refuse_all(world, model, ShuttingDown(), now)
+        if isinstance(model.state, Waking):
+            world.emit(AbortWake(model.instance))
+
+
+def advance_shutdown(world: World, now: Seconds) -> None:
+    """Bring every engine one step nearer to its end."""
+    assert world.stopping_until is not None
+    for model in world.models.values():
+        match model.state:
+            case Serving():
+                begin_drain(world, model, STOP, world.stopping_until, now)
+            case Draining(since, serving_since, deadline, eviction) if (
+                deadline > world.stopping_until or eviction != STOP
+            ):
+                deadline = min(deadline, world.stopping_until)
+                world.set_state(model, Draining(since, serving_since, deadline, STOP), now)
+            case Asleep():
+                begin_evict(world, model, STOP, now)
+            case _:
+                pass

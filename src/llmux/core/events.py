@@ -1,0 +1,143 @@
+"""What can happen to the scheduler. Outcomes name the instance, so that those of an older one are ignored."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmux.core.eviction import Eviction
+from llmux.core.identity import InstanceId, Seconds
+from llmux.core.states import Asleep, Cold
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A client asks for a model. ``may_wake`` false: only if it is being served right now."""
+
+    request: int
+    model: str
+    size_bytes: int = 0
+    may_wake: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RequestGone:
+    """A waiting client left."""
+
+    request: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """An admitted request ended; ``completed`` when the engine answered it to the end."""
+
+    request: int
+    model: str
+    completed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReturned:
+    """An admitted request lost its engine before any of its answer was sent on; it wants another try."""
+
+    request: int
+    model: str
+    arrived_at: Seconds
+    attempts: int
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeDone:
+    """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone."""
+
+    instance: InstanceId
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvictDone:
+    """The outcome of an ``Evict``: where the instance is now, or an ``error`` when it still holds the GPU."""
+
+    instance: InstanceId
+    residency: Asleep | Cold
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceExited:
+    """An engine ended, or stopped answering, without being asked to; its memory is not known to be free yet."""
+
+    instance: InstanceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time of the last ``SetTimer`` has come; stale ones do no harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChanged:
+    """The operator chose automatic or manual switching; a pin is dropped either way."""
+
+    manual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRequested:
+    """The operator wants a model on the GPU. ``pin``: and manual mode with only this model served."""
+
+    command: int
+    model: str
+    pin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WakeRequested:
+    """The operator wants a model on the GPU, the mode untouched."""
+
+    command: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class SleepRequested:
+    """The operator wants a model off the GPU, by ``eviction`` or by its own."""
+
+    command: int
+    model: str
+    eviction: Eviction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionChanged:
+    """The operator overrides how a model leaves the GPU, from its next eviction on."""
+
+    model: str
+    eviction: Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """llmux is to stop: refuse what waits, drain for so long, stop every engine."""
+
+    drain_seconds: Seconds
+
+
+Event: TypeAlias = (
+    RequestArrived
+    | RequestGone
+    | RequestDone
+    | RequestReturned
+    | WakeDone
+    | EvictDone
+    | InstanceExited
+    | TimerFired
+    | ModeChanged
+    | SwitchRequested
+    | WakeRequested
+    | SleepRequested
+    | EvictionChanged
+    | ShutdownRequested
+)

@@ -1,0 +1,36 @@
+"""Names for things that are told apart: instances and GPUs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Seconds = float
+"""A duration, or a point on the caller's monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class InstanceId:
+    """One running engine of a model; the generation grows with every cold start, so late outcomes are told apart."""
+
+    model: str
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.model}#{self.generation}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GpuId:
+    """One GPU of one host."""
+
+    host: str
+    uuid: str
+
+
+Footprint = Mapping[GpuId, int]
+"""Memory held on each GPU, in MiB."""
+
+EVERY_GPU = GpuId("local", "all")
+"""Stands for all GPUs together, while the configuration declares no sizes."""
+
+ALL_OF_IT: Footprint = {EVERY_GPU: 1}
+"""The footprint of a model without any declaration: all of every GPU."""

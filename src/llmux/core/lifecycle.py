@@ -1,0 +1,141 @@
+"""One model's way onto the GPU and off it: the transitions, and what each outcome means."""
+
+from llmux.core.actions import Evict, SwitchDone, SwitchFailed, Wake
+from llmux.core.admission import admit_waiting, refuse_all, revoke_all
+from llmux.core.events import EvictDone, InstanceExited, WakeDone
+from llmux.core.eviction import STOP, Drain, Eviction
+from llmux.core.identity import Seconds
+from llmux.core.model import Model
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, Stuck, Waking
+from llmux.core.world import Claim, World
+from llmux.errors import EngineDied, EngineUnavailable, Evicted, ShuttingDown
+
+CRASHES_BEFORE_REFUSING = 2
+
+
+def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Seconds, now: Seconds) -> None:
+    """Admit nothing more to a serving model and let what it has in flight end."""
+    assert isinstance(model.state, Serving)
+    world.set_state(model, Draining(now, model.state.since, deadline, eviction), now)
+    if model.spec.drain is Drain.ABORT:
+        revoke_all(world, model, Evicted(model.name), now)
+
+
+def stop_draining(world: World, model: Model, now: Seconds) -> None:
+    """The switch was called off: the model goes on as before."""
+    assert isinstance(model.state, Draining)
+    world.set_state(model, Serving(model.state.serving_since), now)
+    admit_waiting(world, model, now)
+
+
+def finish_drain(world: World, model: Model, now: Seconds) -> None:
+    """Evict a draining model once nothing is in flight; at its deadline the leases are taken back first."""
+    assert isinstance(model.state, Draining)
+    if model.in_flight and now >= model.state.deadline:
+        error = ShuttingDown() if world.stopping_until is not None else Evicted(model.name)
+        revoke_all(world, model, error, now)
+    if not model.in_flight:
+        begin_evict(world, model, model.state.eviction, now)
+
+
+def begin_evict(world: World, model: Model, eviction: Eviction, now: Seconds, crash: str | None = None) -> None:
+    """Have an instance brought off the GPU; nothing of it may be in flight."""
+    assert not model.in_flight
+    world.set_state(model, Evicting(now, eviction, crash), now)
+    world.emit(Evict(model.instance, eviction))
+
+
+def begin_wake(world: World, model: Model, now: Seconds) -> None:
+    """Have a model brought onto the GPU; its memory is held from now on."""
+    asleep = model.state.eviction if isinstance(model.state, Asleep) else None
+    if asleep is None:
+        model.generation += 1
+    world.set_state(model, Waking(now, from_cold=asleep is None), now)
+    world.emit(Wake(model.instance, asleep))
+
+
+def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None:
+    """The model serves and its waiters go first, or the attempt failed."""
+    if not isinstance(model.state, Waking) or event.instance != model.instance:
+        return
+    claim = world.claims.pop(model.name, None)
+    if event.error is not None:
+        _wake_failed(world, model, event.error, now)
+        return
+    world.costs.observe_wake(model.name, now - model.state.since)
+    model.idle_since = now
+    if claim is not None:
+        _report_switch(world, claim, now)
+    world.set_state(model, Serving(now), now)
+    admit_waiting(world, model, now)
+
+
+def _wake_failed(world: World, model: Model, error: str, now: Seconds) -> None:
+    assert isinstance(model.state, Waking)
+    if world.stopping_until is not None:
+        world.set_state(model, Cold(), now)
+        return
+    world.emit(SwitchFailed(model.name, error))
+    model.last_turn_end = now
+    model.failures += 1
+    pause = world.limits.backoff_seconds(model.failures)
+    _fail(world, model, error, pause, refusing=model.state.from_cold, now=now)
+
+
+def _crashed(world: World, model: Model, reason: str, now: Seconds) -> None:
+    """An engine that had worked is started again at once; one that dies before it completes a request backs off."""
+    model.failures += 1
+    pause = world.limits.backoff_seconds(model.failures - 1) if model.failures > 1 else 0.0
+    _fail(world, model, reason, pause, refusing=model.failures >= CRASHES_BEFORE_REFUSING, now=now)
+
+
+def _fail(world: World, model: Model, reason: str, pause: Seconds, *, refusing: bool, now: Seconds) -> None:
+    world.set_state(model, Failed(reason, now + pause, refusing), now)
+    if refusing:
+        refuse_all(world, model, EngineUnavailable(model.name, reason, pause), now)
+
+
+def evict_done(world: World, model: Model, event: EvictDone, now: Seconds) -> None:
+    """The instance is off the GPU, or still holds it."""
+    state = model.state
+    if not isinstance(state, Evicting) or event.instance != model.instance:
+        return
+    if event.error is not None:
+        model.failures += 1
+        world.set_state(model, Stuck(event.error, now + world.limits.backoff_seconds(model.failures)), now)
+    elif state.crash is not None and world.stopping_until is None:
+        _crashed(world, model, state.crash, now)
+    else:
+        if state.eviction == model.eviction:
+            world.costs.observe_evict(model.name, now - state.since)
+        world.set_state(model, event.residency, now)
+
+
+def instance_exited(world: World, model: Model, event: InstanceExited, now: Seconds) -> None:
+    """An engine died by itself: its leases are taken back, and what is left of it is stopped."""
+    if event.instance != model.instance:
+        return
+    match model.state:
+        case Serving() | Draining():
+            revoke_all(world, model, EngineDied(model.name, event.reason), now)
+            begin_evict(world, model, STOP, now, crash=event.reason)
+        case Asleep():
+            begin_evict(world, model, STOP, now)
+        case _:
+            # Waking and evicting engines: the outcome that is under way reports it.
+            pass
+
+
+def _report_switch(world: World, claim: Claim, now: Seconds) -> None:
+    wake_began_at = claim.wake_began_at if claim.wake_began_at is not None else now
+    evict_began_at = claim.evict_began_at if claim.evict_began_at is not None else wake_began_at
+    world.emit(
+        SwitchDone(
+            previous=claim.victims[0] if claim.victims else "",
+            model=claim.target,
+            cooldown_seconds=claim.drain_began_at - claim.wanted_at,
+            drain_seconds=evict_began_at - claim.drain_began_at,
+            sleep_seconds=wake_began_at - evict_began_at,
+            wake_seconds=now - wake_began_at,
+        )
+    )

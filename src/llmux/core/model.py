@@ -1,0 +1,104 @@
+"""The scheduler's record of one model: its state, its queue, and what is in flight."""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from llmux.core.eviction import Eviction
+from llmux.core.identity import Footprint, InstanceId, Seconds
+from llmux.core.settings import ModelSpec
+from llmux.core.states import ON_GPU, Asleep, Cold, Failed, Serving, State
+
+STORY_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued request. ``arrived_at`` orders it; ``deadline`` is when it has waited too long."""
+
+    arrived_at: Seconds
+    deadline: Seconds
+    attempts: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """One transition in a model's story."""
+
+    at: Seconds
+    event: str
+    before: State
+    after: State
+
+
+class Model:
+    """Everything the scheduler knows of one model. Only ``World`` changes ``state``."""
+
+    __slots__ = (
+        "eviction_override",
+        "failures",
+        "generation",
+        "idle_since",
+        "in_flight",
+        "last_turn_end",
+        "spec",
+        "state",
+        "story",
+        "waiting",
+    )
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.state: State = Cold()
+        self.generation = 0
+        self.waiting: OrderedDict[int, Waiting] = OrderedDict()
+        self.in_flight: set[int] = set()
+        self.eviction_override: Eviction | None = None
+        self.failures = 0
+        self.idle_since: Seconds = 0.0
+        self.last_turn_end: Seconds = float("-inf")
+        self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
+
+    @property
+    def name(self) -> str:
+        """The name clients ask for."""
+        return self.spec.name
+
+    @property
+    def instance(self) -> InstanceId:
+        """The model's present engine, or its last one."""
+        return InstanceId(self.spec.name, self.generation)
+
+    @property
+    def eviction(self) -> Eviction:
+        """How the model leaves the GPU: the operator's override, else the configured one."""
+        return self.eviction_override or self.spec.eviction
+
+    @property
+    def held(self) -> Footprint:
+        """The GPU memory the model holds in its present state."""
+        if isinstance(self.state, ON_GPU):
+            return self.spec.awake
+        if isinstance(self.state, Asleep):
+            return self.spec.residue(self.state.eviction)
+        return {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may be in flight."""
+        return len(self.in_flight) < self.spec.max_in_flight
+
+    def can_be_woken(self, now: Seconds) -> bool:
+        """Whether a wake may be started from the present state."""
+        match self.state:
+            case Cold() | Asleep():
+                return True
+            case Failed(retry_at=retry_at):
+                return retry_at <= now
+            case _:
+                return False
+
+    @property
+    def is_idle(self) -> bool:
+        """Serving, with nothing to do."""
+        return isinstance(self.state, Serving) and not self.in_flight and not self.waiting

@@ -1,0 +1,57 @@
+"""Which models must leave the GPUs so that another one fits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmux.core.identity import Footprint, GpuId
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A model that holds GPU memory and may be made to give it up; cheaper ones are asked first."""
+
+    model: str
+    frees: Footprint
+    """What its leaving gives back on each GPU."""
+    price: tuple[int, float]
+    """Orders holders: sleepers' residue before awake models, idle before busy, longest-serving first."""
+
+
+def free_memory(capacity: Mapping[GpuId, int], held: Iterable[Footprint]) -> dict[GpuId, int]:
+    """What is left on each GPU."""
+    free = dict(capacity)
+    for footprint in held:
+        for gpu, size in footprint.items():
+            free[gpu] = free.get(gpu, 0) - size
+    return free
+
+
+def fits(needed: Footprint, free: Mapping[GpuId, int]) -> bool:
+    """Whether the memory is there without anybody leaving."""
+    return all(free.get(gpu, 0) >= size for gpu, size in needed.items())
+
+
+def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Sequence[Holder]) -> tuple[str, ...] | None:
+    """A small, cheap set of models whose leaving makes ``needed`` fit; empty if it fits now, None if nothing helps."""
+    left = dict(free)
+    chosen: list[Holder] = []
+    for holder in sorted(holders, key=lambda holder: holder.price):
+        short = {gpu for gpu, size in needed.items() if left.get(gpu, 0) < size}
+        if not short:
+            break
+        if any(holder.frees.get(gpu, 0) for gpu in short):
+            chosen.append(holder)
+            _give(left, holder.frees)
+    if not fits(needed, left):
+        return None
+    for holder in sorted(chosen, key=lambda holder: holder.price, reverse=True):
+        spared = {gpu: left[gpu] - size for gpu, size in holder.frees.items()}
+        if fits(needed, {**left, **spared}):
+            left.update(spared)
+            chosen.remove(holder)
+    return tuple(holder.model for holder in chosen)
+
+
+def _give(free: dict[GpuId, int], footprint: Footprint) -> None:
+    for gpu, size in footprint.items():
+        free[gpu] = free.get(gpu, 0) + size

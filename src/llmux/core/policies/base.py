@@ -1,0 +1,67 @@
+"""What a switch policy is: from a read-only view, either stay for now or bring a model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from llmux.core.identity import Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that is wanted and not on the GPU."""
+
+    model: str
+    head_arrived_at: Seconds
+    queue_depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """A model on the GPU that would have to leave. ``idle_since`` is None while it has work."""
+
+    model: str
+    since: Seconds
+    in_flight: int
+    queue_depth: int
+    idle_since: Seconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bring:
+    """Switch to the model now."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Switch to nobody yet; ask again at this time at the latest (infinity: only when something happens)."""
+
+    until: Seconds
+
+
+Choice: TypeAlias = Bring | Stay
+
+
+class PolicyView(Protocol):
+    """What a policy may look at."""
+
+    def oldest(self) -> Candidate | None:
+        """The candidate whose turn is next; O(log n)."""
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All candidates, in turn order; O(n log n)."""
+
+    def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
+        """The models that would have to leave; empty when there is room."""
+
+    def cost(self, leaving: str, coming: str) -> Seconds:
+        """What a switch between the two is expected to take."""
+
+
+class Policy(Protocol):
+    """Decides when to switch and to whom, within the bounds that the core keeps for every policy."""
+
+    def choose(self, view: PolicyView, now: Seconds) -> Choice:
+        """Called whenever something could be switched; must not keep the view."""

@@ -1,0 +1,13 @@
+"""First come, first served: switch at the first request for another model."""
+
+from llmux.core.identity import Seconds
+from llmux.core.policies.base import Bring, Choice, PolicyView, Stay
+
+
+class Fifo:
+    """Brings whoever has waited longest, at once."""
+
+    def choose(self, view: PolicyView, now: Seconds) -> Choice:
+        """See ``Policy``."""
+        oldest = view.oldest()
+        return Stay(float("inf")) if oldest is None else Bring(oldest.model)

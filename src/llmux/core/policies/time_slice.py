@@ -1,0 +1,31 @@
+"""Leave only when there is nothing left to do: 0.7.7's ``time_slice``."""
+
+import math
+from dataclasses import dataclass
+
+from llmux.core.identity import Seconds
+from llmux.core.policies.base import Bring, Choice, Incumbent, PolicyView, Stay
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSlice:
+    """Switches when the models in the way have been idle for a tick, to the longest queue.
+
+    0.7.7 samples idleness every tick; here a model must have been idle for one whole tick, which does not depend on
+    when the ticks fall.
+    """
+
+    tick_interval_seconds: Seconds = 0.5
+
+    def choose(self, view: PolicyView, now: Seconds) -> Choice:
+        """See ``Policy``."""
+        earliest, wanted, longest = math.inf, "", 0
+        for candidate in view.candidates():
+            due_at = max((self._due_at(incumbent) for incumbent in view.in_the_way(candidate)), default=-math.inf)
+            if due_at <= now and candidate.queue_depth > longest:
+                wanted, longest = candidate.model, candidate.queue_depth
+            earliest = min(earliest, due_at)
+        return Bring(wanted) if wanted else Stay(earliest)
+
+    def _due_at(self, incumbent: Incumbent) -> Seconds:
+        return math.inf if incumbent.idle_since is None else incumbent.idle_since + self.tick_interval_seconds

@@ -1,0 +1,92 @@
+"""The states of a model: each a frozen dataclass with exactly the data that is valid in it."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmux.core.eviction import Eviction
+from llmux.core.identity import Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """No engine runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """The engine is off the GPU and can be woken; ``eviction`` is how it left."""
+
+    eviction: Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Waking:
+    """On the way onto the GPU; it holds its memory there from the decision on."""
+
+    since: Seconds
+    from_cold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """On the GPU and admitting requests."""
+
+    since: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """On the GPU, admitting nothing; leaves when its requests have ended or at the deadline."""
+
+    since: Seconds
+    serving_since: Seconds
+    deadline: Seconds
+    eviction: Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Evicting:
+    """On the way off the GPU, still holding its memory; ``crash`` says why, if the engine died by itself."""
+
+    since: Seconds
+    eviction: Eviction
+    crash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Could not be brought off the GPU and still holds its memory; stopping it is tried again at ``retry_at``."""
+
+    reason: str
+    retry_at: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No engine runs because it failed; it is not tried before ``retry_at``. ``refusing``: nobody may wait for that."""
+
+    reason: str
+    retry_at: Seconds
+    refusing: bool
+
+
+State: TypeAlias = Cold | Asleep | Waking | Serving | Draining | Evicting | Stuck | Failed
+
+ON_GPU = (Waking, Serving, Draining, Evicting, Stuck)
+"""The states in which a model holds the memory of an awake one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Requests decide which model is on the GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """Only the operator switches. ``allowed`` is the one model that is served: the pinned one, else the active one."""
+
+    pinned: str | None
+    allowed: str | None
+
+
+Mode: TypeAlias = Auto | Manual

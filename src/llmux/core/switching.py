@@ -1,0 +1,219 @@
+"""Switches: deciding on one, making room, waking the target, calling one off."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llmux.core.eviction import STOP, Eviction, Process, Weights
+from llmux.core.identity import Footprint, GpuId, Seconds
+from llmux.core.lifecycle import begin_drain, begin_evict, begin_wake, stop_draining
+from llmux.core.model import Model
+from llmux.core.placement import Holder, fits, free_memory, victims
+from llmux.core.policies.base import Bring, Candidate, Incumbent
+from llmux.core.states import Asleep, Draining, Evicting, Serving
+from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
+
+NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How room is made for a model: who leaves, and whether by stopping, because asleep they would hold too much."""
+
+    victims: tuple[str, ...]
+    by_stopping: bool = False
+
+
+def plan(world: World, model: Model) -> Plan | None:
+    """How room could be made for a model now; None while what is in its way is itself on the move."""
+    free = _unreserved(world, model)
+    holders = list(_holders(world, model))
+    gentle = victims(model.spec.awake, free, [_holder(world, holder, by_stopping=False) for holder in holders])
+    if gentle is not None:
+        return Plan(gentle)
+    harsh = victims(model.spec.awake, free, [_holder(world, holder, by_stopping=True) for holder in holders])
+    return None if harsh is None else Plan(harsh, by_stopping=True)
+
+
+def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
+    """Memory that is neither held by another model nor reserved by another switch."""
+    free = free_memory(world.capacity, world.held())
+    for gpu, size in model.held.items():
+        free[gpu] += size
+    reserved = [
+        world.models[claim.target].spec.awake
+        for claim in world.claims.values()
+        if claim.wake_began_at is None and claim.target != model.name
+    ]
+    return free_memory(free, reserved)
+
+
+def _holders(world: World, model: Model) -> Iterator[Model]:
+    for other in world.with_residue.values():
+        if other is not model and other.name not in world.claims:
+            yield other
+    for other in world.on_gpu.values():
+        if isinstance(other.state, Serving) and other.eviction != NEVER_LEAVES and other is not model:
+            yield other
+
+
+def _holder(world: World, model: Model, *, by_stopping: bool) -> Holder:
+    if isinstance(model.state, Asleep):
+        return Holder(model.name, model.held, (0, model.last_turn_end))
+    assert isinstance(model.state, Serving)
+    remains: Footprint = {} if by_stopping else model.spec.residue(model.eviction)
+    frees = {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
+    return Holder(model.name, frees, (1 if model.is_idle else 2, model.state.since))
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy sees: the candidates that do not need a GPU that is spoken for."""
+
+    world: World
+    spoken_for: set[GpuId] = field(default_factory=set)
+
+    def oldest(self) -> Candidate | None:
+        """See ``PolicyView``."""
+        first = self.world.turns.first()
+        if first is None or not self.spoken_for:
+            return None if first is None else self._candidate(first[0])
+        return next(self.candidates(), None)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """See ``PolicyView``."""
+        for name in self.world.turns:
+            if self.is_free(name):
+                yield self._candidate(name)
+
+    def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
+        """See ``PolicyView``."""
+        made = plan(self.world, self.world.models[candidate.model])
+        names = () if made is None else made.victims
+        return [_incumbent(model) for name in names if isinstance((model := self.world.models[name]).state, Serving)]
+
+    def cost(self, leaving: str, coming: str) -> Seconds:
+        """See ``PolicyView``."""
+        return self.world.costs.direction(leaving, coming)
+
+    def is_free(self, name: str) -> bool:
+        """Whether no switch has been found for any of the GPUs that the model needs."""
+        return name not in self.world.claims and self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
+
+    def speak_for(self, model: Model) -> None:
+        """From here on no other candidate that needs one of the model's GPUs is considered."""
+        self.spoken_for.update(model.spec.awake)
+
+    def _candidate(self, name: str) -> Candidate:
+        model = self.world.models[name]
+        return Candidate(name, next(iter(model.waiting.values())).arrived_at, len(model.waiting))
+
+
+def _incumbent(model: Model) -> Incumbent:
+    assert isinstance(model.state, Serving)
+    idle_since = model.idle_since if model.is_idle else None
+    return Incumbent(model.name, model.state.since, len(model.in_flight), len(model.waiting), idle_since)
+
+
+def decide(world: World, now: Seconds) -> Seconds:
+    """Start every switch that is due; returns when to look again (infinity: when something happens)."""
+    view = View(world, {gpu for claim in world.claims.values() for gpu in world.models[claim.target].spec.awake})
+    look_again_at = float("inf")
+    still_wanted: dict[str, Seconds] = {}
+    while len(view.spoken_for) < len(world.capacity):
+        target, until = _next_target(world, view, now)
+        look_again_at = min(look_again_at, until)
+        if target is None:
+            break
+        view.speak_for(target)
+        made = plan(world, target) if target.can_be_woken(now) else None
+        if made is None:
+            continue
+        ready_at = max((_may_leave_at(world, name) for name in made.victims), default=now)
+        if ready_at > now:
+            still_wanted[target.name] = world.wanted_at.get(target.name, now)
+            look_again_at = min(look_again_at, ready_at)
+            continue
+        _start(world, target, made, now)
+    world.wanted_at = still_wanted
+    return look_again_at
+
+
+def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, Seconds]:
+    """The operator's wish first, then whoever is overdue, then the policy's choice."""
+    command = next(iter(world.commands.values()), None)
+    if isinstance(command, SwitchCommand):
+        commanded = world.models[command.model]
+        if commanded.can_be_woken(now) and view.is_free(commanded.name):
+            return commanded, float("inf")
+    oldest = view.oldest()
+    if oldest is None:
+        return None, float("inf")
+    overdue_at = world.turns.overdue_at(oldest.model)
+    if overdue_at <= now:
+        return world.models[oldest.model], float("inf")
+    choice = world.policy.choose(view, now)
+    if isinstance(choice, Bring):
+        return world.models[choice.model], float("inf")
+    return None, min(choice.until, overdue_at)
+
+
+def _may_leave_at(world: World, name: str) -> Seconds:
+    state = world.models[name].state
+    return state.since + world.limits.min_active_seconds if isinstance(state, Serving) else float("-inf")
+
+
+def _start(world: World, target: Model, made: Plan, now: Seconds) -> None:
+    world.claims[target.name] = Claim(
+        target.name, made.victims, world.wanted_at.get(target.name, now), now, None if made.victims else now
+    )
+    for name in made.victims:
+        model = world.models[name]
+        if isinstance(model.state, Asleep):
+            begin_evict(world, model, STOP, now)
+        else:
+            eviction = STOP if made.by_stopping else model.eviction
+            begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
+
+
+def call_off_unwanted(world: World, now: Seconds) -> None:
+    """Call off the switches that nobody wants any more and whose wake has not begun."""
+    unwanted = [
+        claim
+        for claim in world.claims.values()
+        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target])
+    ]
+    for claim in unwanted:
+        _call_off(world, claim, now)
+
+
+def advance(world: World, claim: Claim, now: Seconds) -> None:
+    """Take a switch as far as it can go: wake the target when its victims have left."""
+    target = world.models[claim.target]
+    if claim.wake_began_at is not None:
+        return
+    leaving = [world.models[name].state for name in claim.victims]
+    if claim.evict_began_at is None and any(not isinstance(state, Draining) for state in leaving):
+        claim.evict_began_at = now
+    if any(isinstance(state, Draining | Evicting) for state in leaving):
+        return
+    if target.can_be_woken(now) and fits(target.spec.awake, _unreserved(world, target)):
+        claim.wake_began_at = now
+        begin_wake(world, target, now)
+
+
+def is_wanted(world: World, model: Model) -> bool:
+    """Whether somebody waits for the model: a client that it may serve, or the operator."""
+    if model.waiting and world.allows(model.name):
+        return True
+    return any(
+        isinstance(command, SwitchCommand) and command.model == model.name for command in world.commands.values()
+    )
+
+
+def _call_off(world: World, claim: Claim, now: Seconds) -> None:
+    del world.claims[claim.target]
+    put_to_sleep = {command.model for command in world.commands.values() if isinstance(command, SleepCommand)}
+    for name in claim.victims:
+        model = world.models[name]
+        if isinstance(model.state, Draining) and name not in put_to_sleep:
+            stop_draining(world, model, now)

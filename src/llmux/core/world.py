@@ -1,0 +1,149 @@
+"""The scheduler's whole state, and the few primitives by which it changes."""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from llmux.core.actions import Action
+from llmux.core.eviction import Eviction
+from llmux.core.identity import Footprint, GpuId, Seconds
+from llmux.core.model import Chapter, Model
+from llmux.core.policies.base import Policy
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import ON_GPU, Asleep, Auto, Cold, Draining, Failed, Mode, Serving, State, Stuck
+from llmux.core.switch_costs import SwitchCosts
+from llmux.core.turn_order import TurnOrder
+
+
+@dataclass(slots=True)
+class Claim:
+    """A switch that has been decided: ``victims`` leave, then ``target`` is woken. It reserves the target's memory."""
+
+    target: str
+    victims: tuple[str, ...]
+    wanted_at: Seconds
+    drain_began_at: Seconds
+    evict_began_at: Seconds | None = None
+    wake_began_at: Seconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchCommand:
+    """An operator's wish for a model on the GPU. ``mode_before`` is what the mode rolls back to if it fails."""
+
+    number: int
+    model: str
+    mode_before: Mode | None
+
+
+@dataclass(frozen=True, slots=True)
+class SleepCommand:
+    """An operator's wish for a model off the GPU."""
+
+    number: int
+    model: str
+    eviction: Eviction | None
+
+
+Command: TypeAlias = SwitchCommand | SleepCommand
+
+
+class World:
+    """All scheduling data. Every change of a model's state or queue goes through here, so the indexes stay true."""
+
+    def __init__(
+        self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Mapping[GpuId, int]
+    ) -> None:
+        self.models = {spec.name: Model(spec) for spec in specs}
+        self.limits = limits
+        self.policy = policy
+        self.capacity = dict(capacity)
+        self.costs = SwitchCosts()
+        self.mode: Mode = Auto()
+        self.stopping_until: Seconds | None = None
+        self.shutdown_reported = False
+        self.claims: dict[str, Claim] = {}
+        self.wanted_at: dict[str, Seconds] = {}
+        self.commands: OrderedDict[int, Command] = OrderedDict()
+        self.on_gpu: dict[str, Model] = {}
+        self.with_residue: dict[str, Model] = {}
+        self.backing_off: dict[str, Model] = {}
+        self.turns = TurnOrder()
+        self.queued_requests = 0
+        self.queued_bytes = 0
+        self.actions: list[Action] = []
+        self.event_name = ""
+        self._deadlines: list[tuple[Seconds, int, str]] = []
+
+    def emit(self, action: Action) -> None:
+        """Have something done, after everything emitted before."""
+        self.actions.append(action)
+
+    def allows(self, name: str) -> bool:
+        """Whether the mode lets requests for the model be served."""
+        return isinstance(self.mode, Auto) or self.mode.allowed == name
+
+    def set_state(self, model: Model, state: State, now: Seconds) -> None:
+        """The only place where a model's state changes."""
+        model.story.append(Chapter(now, self.event_name, model.state, state))
+        if isinstance(model.state, Serving | Draining) and not isinstance(state, Serving | Draining):
+            model.last_turn_end = now
+        model.state = state
+        _keep(self.on_gpu, model, isinstance(state, ON_GPU))
+        _keep(self.with_residue, model, isinstance(state, Asleep) and bool(model.held))
+        _keep(self.backing_off, model, isinstance(state, Failed | Stuck))
+        self.refresh_turn(model, now)
+
+    def refresh_turn(self, model: Model, now: Seconds) -> None:
+        """Bring the turn order in line after the model's queue or state changed."""
+        if model.waiting and model.can_be_woken(now) and self.allows(model.name):
+            head = next(iter(model.waiting.values()))
+            self.turns.place(model.name, max(head.arrived_at + self.limits.max_wait_seconds, model.last_turn_end))
+        else:
+            self.turns.remove(model.name)
+
+    def watch_deadline(self, request: int, model: Model) -> None:
+        """Remember when a queued request has waited too long."""
+        heapq.heappush(self._deadlines, (model.waiting[request].deadline, request, model.name))
+        if len(self._deadlines) > 2 * self.queued_requests + 1024:
+            self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
+            heapq.heapify(self._deadlines)
+
+    def next_deadline(self) -> Seconds:
+        """When the next queued request has waited too long, or infinity."""
+        while self._deadlines:
+            if self._is_waiting(*self._deadlines[0]):
+                return self._deadlines[0][0]
+            heapq.heappop(self._deadlines)
+        return float("inf")
+
+    def overdue_requests(self, now: Seconds) -> Iterator[tuple[int, Model]]:
+        """Take out, one by one, the queued requests that have waited too long."""
+        while self.next_deadline() <= now:
+            _, request, name = heapq.heappop(self._deadlines)
+            yield request, self.models[name]
+
+    def _is_waiting(self, deadline: Seconds, request: int, name: str) -> bool:
+        waiting = self.models[name].waiting.get(request)
+        return waiting is not None and waiting.deadline == deadline
+
+    def held(self) -> Iterator[Footprint]:
+        """Everything that is held or reserved on the GPUs."""
+        for model in self.on_gpu.values():
+            yield model.held
+        for model in self.with_residue.values():
+            yield model.held
+
+    @property
+    def is_empty_of_engines(self) -> bool:
+        """Whether no engine runs any more (or none that could still be stopped)."""
+        return all(isinstance(model.state, Cold | Failed | Stuck) for model in self.models.values())
+
+
+def _keep(index: dict[str, Model], model: Model, member: bool) -> None:
+    if member:
+        index[model.name] = model
+    else:
+        index.pop(model.name, None)
