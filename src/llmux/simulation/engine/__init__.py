@@ -1,0 +1,1 @@
+"""A real HTTP server with vLLM's command line, endpoints and vices, and no GPU."""

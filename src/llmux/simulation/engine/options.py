@@ -1,0 +1,160 @@
+"""The command line: vLLM's flags that matter, every other one ignored with its values, and our own."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmux.simulation.engine.faults import Faults
+from llmux.simulation.engine.latency import Timings
+
+ENVIRONMENT_PREFIX = "LLMUX_SIM_"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Everything that one simulated engine is started with."""
+
+    model: str
+    served_names: tuple[str, ...]
+    host: str
+    port: int
+    uds: str | None
+    api_keys: tuple[str, ...]
+    sleep_mode: bool
+    development_mode: bool
+    stays_when_dead: bool
+    max_running: int
+    max_model_tokens: int
+    keep_alive_seconds: float
+    shutdown_timeout_seconds: float
+    startup_delay_seconds: float
+    stop_delay_seconds: float
+    ledger_path: str | None
+    gpu_memory_mib: int | None
+    gpu_memory_utilization: float
+    residue_mib: int
+    hold_memory_mib: int
+    worker: bool
+    worker_linger_seconds: float
+
+    @property
+    def name(self) -> str:
+        """The first served name, which every answer carries."""
+        return self.served_names[0]
+
+
+def parse(
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> tuple[EngineOptions, Timings, Faults]:
+    """Read a command line as of vLLM (``serve MODEL ...``) or of the mock (``--model NAME ...``).
+
+    Each of our own flags has an environment variable: ``--sim-wake-ms`` is ``LLMUX_SIM_WAKE_MS``, ``--latency-ms`` is
+    ``LLMUX_SIM_LATENCY_MS``. Ends the process with code 2 on a bad value.
+    """
+    parser = _parser(environment)
+    normal = [re.sub(r"^--[\w-]+", lambda flag: flag[0].replace("_", "-"), argument) for argument in arguments]
+    serve, rest = normal[:1] == ["serve"], normal
+    positional = None
+    if serve:
+        rest = normal[1:]
+        if rest and not rest[0].startswith("-"):
+            positional, rest = rest[0], rest[1:]
+    given, unknown = parser.parse_known_args(rest)
+    if serve and positional is None and given.model is None:
+        positional = next((word for word in reversed(unknown) if not word.startswith("-")), None)
+    model = positional or given.model
+    if model is None:
+        parser.error("no model: say 'serve MODEL' or '--model NAME'")
+    try:
+        faults = Faults(given.sim_fault or filter(None, environment.get("LLMUX_SIM_FAULT", "").split(",")))
+    except ValueError as error:
+        parser.error(str(error))
+    timings = Timings(
+        first_token_seconds=given.latency_ms / 1000,
+        token_seconds=given.token_ms / 1000,
+        prefill_tokens_per_second=given.sim_prefill_tokens_per_second,
+        sleep_seconds=given.sim_sleep_ms / 1000,
+        wake_seconds=given.sim_wake_ms / 1000,
+        reload_seconds=given.sim_reload_ms / 1000,
+    )
+    return _options(model, given, environment), timings, faults
+
+
+def _options(model: str, given: argparse.Namespace, environment: Mapping[str, str]) -> EngineOptions:
+    return EngineOptions(
+        model=model,
+        served_names=tuple(given.served_model_name or [model]),
+        host=given.host,
+        port=given.port,
+        uds=given.uds,
+        api_keys=tuple(given.api_key or filter(None, [environment.get("VLLM_API_KEY")])),
+        sleep_mode=given.enable_sleep_mode,
+        development_mode=environment.get("VLLM_SERVER_DEV_MODE") == "1",
+        stays_when_dead=environment.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH") == "1",
+        max_running=given.max_num_seqs,
+        max_model_tokens=given.max_model_len,
+        keep_alive_seconds=float(environment.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
+        shutdown_timeout_seconds=given.shutdown_timeout,
+        startup_delay_seconds=given.startup_delay_ms / 1000,
+        stop_delay_seconds=given.sim_stop_delay_ms / 1000,
+        ledger_path=given.sim_gpu_ledger,
+        gpu_memory_mib=given.sim_gpu_memory,
+        gpu_memory_utilization=given.gpu_memory_utilization,
+        residue_mib=given.sim_residue,
+        hold_memory_mib=given.sim_hold_memory,
+        worker=given.sim_worker,
+        worker_linger_seconds=given.sim_worker_linger_ms / 1000,
+    )
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__, allow_abbrev=False)
+    vllm = parser.add_argument_group("vLLM's")
+    vllm.add_argument("--model")
+    vllm.add_argument("--served-model-name", nargs="+")
+    vllm.add_argument("--host", default="127.0.0.1")
+    vllm.add_argument("--port", type=int, default=8000, help="0: any; it is printed as READY PORT")
+    vllm.add_argument("--uds")
+    vllm.add_argument("--api-key", nargs="+")
+    vllm.add_argument("--enable-sleep-mode", action=argparse.BooleanOptionalAction, default=False)
+    vllm.add_argument("--max-num-seqs", type=_positive, default=256)
+    vllm.add_argument("--max-model-len", type=_length, default=131072)
+    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.92)
+    vllm.add_argument("--shutdown-timeout", type=float, default=0.0)
+
+    def ours(flag: str, type_: type[int] | type[float] | type[str], default: float | None, meaning: str) -> None:
+        variable = ENVIRONMENT_PREFIX + flag.removeprefix("--").removeprefix("sim-").replace("-", "_").upper()
+        preset = environment.get("LLMUX_SIM_LEDGER" if flag == "--sim-gpu-ledger" else variable, default)
+        group.add_argument(flag, type=type_, default=preset, help=meaning)
+
+    group = parser.add_argument_group("the simulation's own")
+    ours("--latency-ms", float, 50, "time to the first token (50)")
+    ours("--token-ms", float, 0, "time per further token (0)")
+    ours("--sim-prefill-tokens-per-second", float, 0, "adds to the first token's time by the prompt's length (0: off)")
+    ours("--startup-delay-ms", float, 0, "before it listens (0)")
+    ours("--sim-gpu-ledger", str, None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
+    ours("--sim-gpu-memory", int, None, "MiB claimed while awake (--gpu-memory-utilization of the ledger's capacity)")
+    ours("--sim-residue", int, 0, "MiB claimed while asleep (0)")
+    ours("--sim-hold-memory", int, 0, "MiB of real memory held while awake, half of it at level 1 (0)")
+    ours("--sim-sleep-ms", float, 0, "duration of /sleep (0)")
+    ours("--sim-wake-ms", float, 0, "duration of /wake_up (0)")
+    ours("--sim-reload-ms", float, 100, "duration of reload_weights (100)")
+    ours("--sim-stop-delay-ms", float, 0, "between SIGTERM and the end (0)")
+    ours("--sim-worker-linger-ms", float, 3000, "how long the worker outlives its root (3000)")
+    in_environment = environment.get("LLMUX_SIM_WORKER") == "1"
+    group.add_argument("--sim-worker", action="store_true", default=in_environment, help="have a worker process")
+    group.add_argument("--sim-fault", action="append", metavar="WHAT[:ARGUMENT][@PATH]", help="repeatable")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
+def _length(text: str) -> int:
+    scale = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}.get(text[-1:], 1)
+    return int(float(text.rstrip("kKmM")) * scale)

@@ -1,0 +1,56 @@
+"""Reading requests and refusing them, in vLLM's words."""
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+MAX_BODY_BYTES = 1 << 30
+
+
+class Refused(Exception):
+    """The request was answered with an error."""
+
+    def __init__(self, status: int, type_: str, message: str, parameter: str | None = None) -> None:
+        self.response = refusal(status, type_, message, parameter)
+        super().__init__(message)
+
+
+def refusal(status: int, type_: str, message: str, parameter: str | None = None) -> web.Response:
+    """An error in vLLM's shape: OpenAI's, but with the status as a number for its code."""
+    error = {"message": message, "type": type_, "param": parameter, "code": status}
+    return web.json_response({"error": error}, status=status)
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The body's JSON object; raises Refused."""
+    if request.content_type != "application/json":
+        raise Refused(400, "Bad Request", "Unsupported Media Type: Only 'application/json' is allowed")
+    try:
+        body = json.loads(await request.read())
+    except ValueError as error:
+        raise Refused(400, "Bad Request", f"1 validation error:\n  JSON decode error: {error}") from error
+    if not isinstance(body, dict):
+        raise Refused(400, "Bad Request", "1 validation error:\n  Input should be a valid dictionary")
+    return body
+
+
+def required(body: dict[str, Any], key: str) -> Any:
+    """A field that must be there; raises Refused."""
+    if body.get(key) is None:
+        raise Refused(400, "Bad Request", f"1 validation error:\n  {key}: Field required", f"body.{key}")
+    return body[key]
+
+
+def token_limit(body: dict[str, Any], default: int, prompt_tokens: int, max_model_tokens: int) -> int:
+    """How many tokens the client allows; raises Refused."""
+    limit = next((body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None), default)
+    if not isinstance(limit, int) or limit < 1:
+        raise Refused(400, "BadRequestError", f"max_tokens must be at least 1, got {limit}.", "max_tokens")
+    if prompt_tokens + limit > max_model_tokens:
+        message = (
+            f"This model's maximum context length is {max_model_tokens} tokens. However, you requested {limit} output "
+            f"tokens and your prompt contains {prompt_tokens} input tokens."
+        )
+        raise Refused(400, "BadRequestError", message, "max_tokens")
+    return limit

@@ -1,0 +1,193 @@
+"""The HTTP side of the simulated engine: health, lifecycle, and the controls of tests."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+
+from llmux.simulation.engine.faults import Fault
+from llmux.simulation.engine.inference import Inference
+from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object, refusal
+from llmux.simulation.engine.state import Answer, PauseMode, SimulatedEngine
+
+VERSION = "0.32.0"
+"""Of the vLLM that is imitated."""
+
+Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Spawn = Callable[[Coroutine[Any, Any, Answer]], asyncio.Task[Answer]]
+
+
+def application(engine: SimulatedEngine, spawn: Spawn) -> web.Application:
+    """All endpoints; ``spawn`` starts what goes on when its client has left (a sleep, a wake)."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    inference = Inference(engine)
+    _add(app, _information(engine))
+    _add(app, inference.endpoints())
+    _add(app, _controls(engine))
+    if engine.options.development_mode:
+        _add(app, _lifecycle(engine, spawn))
+    known = {resource.canonical for resource in app.router.resources()}
+
+    async def unknown(request: web.Request) -> web.StreamResponse:
+        if request.path in known:
+            return web.json_response({"detail": "Method Not Allowed"}, status=405)
+        return web.json_response({"detail": "Not Found"}, status=404)
+
+    app.router.add_route("*", "/{tail:.*}", unknown)
+    return app
+
+
+def _add(app: web.Application, endpoints: dict[str, Endpoint]) -> None:
+    for route, endpoint in endpoints.items():
+        method, path = route.split(" ")
+        app.router.add_route(method, path, endpoint)
+
+
+def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(status=200 if engine.healthy() else 503)
+
+    async def version(_: web.Request) -> web.Response:
+        return web.json_response({"version": VERSION})
+
+    async def load(_: web.Request) -> web.Response:
+        return web.json_response({"server_load": engine.running + engine.waiting})
+
+    async def metrics(_: web.Request) -> web.Response:
+        label = f'{{model_name="{engine.options.name}",engine="0"}}'
+        state = ("awake", "weights_offloaded", "discard_all")[engine.level]
+        lines = [
+            "# TYPE vllm:num_requests_running gauge",
+            f"vllm:num_requests_running{label} {engine.running}.0",
+            "# TYPE vllm:num_requests_waiting gauge",
+            f"vllm:num_requests_waiting{label} {engine.waiting}.0",
+            "# TYPE vllm:engine_sleep_state gauge",
+            f'vllm:engine_sleep_state{{engine="0",sleep_state="{state}"}} 1.0',
+        ]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    async def stats(_: web.Request) -> web.Response:
+        document = {
+            "model": engine.options.name,
+            "sleeping": engine.sleeping,
+            "sleep_level": engine.level,
+            "running": engine.running,
+            "waiting": engine.waiting,
+            **asdict(engine.counters),
+        }
+        return web.json_response(document)
+
+    return {
+        "GET /health": health,
+        "GET /ping": health,
+        "POST /ping": health,
+        "GET /version": version,
+        "GET /load": load,
+        "GET /metrics": metrics,
+        "GET /stats": stats,
+    }
+
+
+def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:
+    async def perform(work: Coroutine[Any, Any, Answer]) -> web.Response:
+        answer = await asyncio.shield(spawn(work))
+        return web.json_response(answer.body, status=answer.status)
+
+    async def sleep(request: web.Request) -> web.Response:
+        level = request.query.get("level", "1")
+        if level not in ("0", "1", "2"):
+            return refusal(400, "BadRequestError", f"Invalid sleep level {level}: must be 0, 1 or 2")
+        try:
+            mode = PauseMode(request.query.get("mode", "abort"))
+        except ValueError:
+            return refusal(400, "BadRequestError", "Invalid mode: must be abort, wait or keep")
+        return await perform(engine.sleep(int(level), mode))
+
+    async def wake_up(request: web.Request) -> web.Response:
+        return await perform(engine.wake(request.query.getall("tags", [])))
+
+    async def collective_rpc(request: web.Request) -> web.Response:
+        try:
+            method = (await read_object(request)).get("method")
+        except Refused as refused:
+            return refused.response
+        if not isinstance(method, str):
+            return refusal(400, "BadRequestError", "Missing 'method' in request body")
+        return await perform(engine.call_workers(method))
+
+    async def pause(request: web.Request) -> web.Response:
+        try:
+            mode = PauseMode(request.query.get("mode", "abort"))
+        except ValueError:
+            return refusal(400, "BadRequestError", "Invalid mode: must be abort, wait or keep")
+        await engine.pause(mode)
+        return web.json_response({"status": "paused"})
+
+    async def resume(_: web.Request) -> web.Response:
+        engine.resume()
+        return web.json_response({"status": "resumed"})
+
+    async def is_sleeping(_: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": engine.sleeping})
+
+    async def is_paused(_: web.Request) -> web.Response:
+        return web.json_response({"is_paused": engine.paused})
+
+    async def reset_prefix_cache(_: web.Request) -> web.Response:
+        return web.json_response({"success": not engine.running})
+
+    return {
+        "POST /sleep": sleep,
+        "POST /wake_up": wake_up,
+        "POST /collective_rpc": collective_rpc,
+        "POST /pause": pause,
+        "POST /resume": resume,
+        "GET /is_sleeping": is_sleeping,
+        "GET /is_paused": is_paused,
+        "POST /reset_prefix_cache": reset_prefix_cache,
+    }
+
+
+def _controls(engine: SimulatedEngine) -> dict[str, Endpoint]:
+    def control(apply: Callable[[dict[str, Any]], None]) -> Endpoint:
+        async def endpoint(request: web.Request) -> web.Response:
+            try:
+                apply(json.loads(await request.read()))
+            except (KeyError, TypeError, ValueError) as error:
+                return refusal(400, "BadRequestError", f"{type(error).__name__}: {error}")
+            return web.Response()
+
+        return endpoint
+
+    def switch(fault: Fault) -> Endpoint:
+        return control(lambda body: engine.faults.switch(fault, bool(body["enabled"])))
+
+    def set_latency(body: dict[str, Any]) -> None:
+        engine.timings.first_token_seconds = float(body["latency_ms"]) / 1000
+        engine.timings.token_seconds = float(body.get("token_ms", engine.timings.token_seconds * 1000)) / 1000
+
+    def set_sleep_delay(body: dict[str, Any]) -> None:
+        engine.timings.sleep_seconds = float(body["delay_ms"]) / 1000
+
+    def die(body: dict[str, Any]) -> None:
+        if body.get("how", "engine") not in ("engine", "exit"):
+            raise ValueError("'how' is engine or exit")
+        engine.die("asked to die", at_once=body.get("how") == "exit")
+
+    def die_after_tokens(body: dict[str, Any]) -> None:
+        engine.faults.switch(Fault.DIE_AFTER_TOKENS, True, str(int(body["tokens"])))
+
+    return {
+        "POST /control/fail-sleep": switch(Fault.SLEEP_500),
+        "POST /control/fail-wake": switch(Fault.WAKE_500),
+        "POST /control/fail-reload": switch(Fault.RELOAD_500),
+        "POST /control/hang-wake": switch(Fault.WAKE_HANG),
+        "POST /control/die-on-request": switch(Fault.DIE_ON_REQUEST),
+        "POST /control/sleep-delay": control(set_sleep_delay),
+        "POST /control/latency": control(set_latency),
+        "POST /control/die": control(die),
+        "POST /control/die-after-tokens": control(die_after_tokens),
+    }

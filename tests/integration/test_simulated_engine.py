@@ -1,0 +1,316 @@
+"""The simulated engine as real processes: what it answers, and that it has vLLM's vices."""
+
+import asyncio
+import base64
+import json
+import struct
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.support.simulated_engine import DEADLINE_SECONDS, EngineProcess, engine, eventually, launched, ready_port
+
+from llmux.simulation.engine.text import embedding, expected_text
+from llmux.simulation.ledger import Ledger
+
+SLOW = ("--token-ms", "20")
+
+
+async def events(model: EngineProcess, prompt: str = "hello", **fields: Any) -> AsyncGenerator[Any, None]:
+    """The events of a streamed chat, decoded; the last one is the string [DONE]."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
+    async with model.session.post(model.url("/v1/chat/completions"), json=body) as response:
+        assert response.status == 200
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                data = line.removeprefix(b"data: ").strip()
+                yield data.decode() if data == b"[DONE]" else json.loads(data)
+
+
+def content(chunks: list[Any]) -> str:
+    return "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks if chunk != "[DONE]")
+
+
+async def collected(model: EngineProcess, prompt: str = "hello", **fields: Any) -> list[Any]:
+    return [event async for event in events(model, prompt, **fields)]
+
+
+async def sleep(model: EngineProcess, query: str = "level=2") -> None:
+    status, body = await model.post(f"/sleep?{query}")
+    assert status == 200, body
+
+
+async def test_it_answers_as_vllm_does() -> None:
+    async with engine("--served-model-name", "alias", "org/m", "--max-model-len", "64", "--foo", "bar") as model:
+        assert (await model.get("/health"))[0] == 200
+        assert "version" in (await model.get("/version"))[1]
+        _, listed = await model.get("/v1/models")
+        assert [entry["id"] for entry in listed["data"]] == ["alias", "org/m"]
+        for name in ("alias", "org/m"):
+            status, body = await model.ask("two words", model=name, max_tokens=5)
+            assert (status, body["model"]) == (200, "alias")
+            assert body["choices"][0]["message"]["content"] == expected_text("alias", "two words", 5)
+            assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+            assert body["choices"][0]["finish_reason"] == "length"
+        _, body = await model.post("/v1/completions", {"prompt": "x", "max_tokens": 3})
+        assert body["choices"][0]["text"] == expected_text("alias", "x", 3)
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        _, body = await model.post("/v1/chat/completions", body, headers={"X-Request-Id": "mine"})
+        assert body["id"] == "chatcmpl-mine"
+        assert body["choices"][0]["finish_reason"] == "stop"
+        assert await model.say(temperature=0.0, seed=1) == "4"
+        assert (await model.stats())["request_count"] == 5
+
+
+async def test_the_other_dialects() -> None:
+    async with engine() as model:
+        _, body = await model.post("/v1/embeddings", {"input": ["a", "b"]})
+        assert [entry["embedding"] for entry in body["data"]] == [embedding("model", "a"), embedding("model", "b")]
+        _, body = await model.post("/v1/embeddings", {"input": "a", "encoding_format": "base64"})
+        assert list(struct.unpack("<16f", base64.b64decode(body["data"][0]["embedding"]))) == embedding("model", "a")
+        _, body = await model.post("/v1/responses", {"input": "x", "max_output_tokens": 3})
+        assert body["output"][0]["content"][0]["text"] == expected_text("model", "x", 3)
+        message = {"role": "user", "content": "x"}
+        _, body = await model.post("/v1/messages", {"messages": [message], "max_tokens": 3})
+        assert body["content"][0]["text"] == expected_text("model", "x", 3)
+        assert (await model.post("/tokenize", {"prompt": "a b c"}))[1]["count"] == 3
+
+
+async def test_a_stream_is_cut_into_tokens() -> None:
+    async with engine() as model:
+        chunks = await collected(model, "x", max_tokens=3, stream_options={"include_usage": True})
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        *body, usage, done = chunks
+        assert content(body) == expected_text("model", "x", 3)
+        assert [chunk["choices"][0]["finish_reason"] for chunk in body] == [None, None, None, None, "length"]
+        assert (usage["choices"], usage["usage"]["completion_tokens"], done) == ([], 3, "[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "type_"),
+    [
+        ("/v1/chat/completions", {"model": "nope", "messages": []}, 404, "NotFoundError"),
+        ("/v1/chat/completions", {}, 400, "Bad Request"),
+        ("/v1/chat/completions", {"messages": "x"}, 400, "Bad Request"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "BadRequestError"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 10**7}, 400, "BadRequestError"),
+        ("/v1/completions", [], 400, "Bad Request"),
+        ("/sleep?level=7", None, 400, "BadRequestError"),
+        ("/sleep?mode=nap", None, 400, "BadRequestError"),
+        ("/collective_rpc", {}, 400, "BadRequestError"),
+        ("/control/latency", {}, 400, "BadRequestError"),
+    ],
+)
+async def test_bad_requests(path: str, body: Any, status: int, type_: str, shared: EngineProcess) -> None:
+    got, answer = await shared.post(path, body)
+    assert (got, answer["error"]["type"], answer["error"]["code"]) == (status, type_, status)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def shared(anyio_backend: str) -> AsyncIterator[EngineProcess]:
+    async with engine() as model:
+        yield model
+
+
+async def test_unknown_paths_and_methods(shared: EngineProcess) -> None:
+    assert await shared.get("/nope") == (404, {"detail": "Not Found"})
+    assert await shared.get("/v1/completions") == (405, {"detail": "Method Not Allowed"})
+
+
+async def test_lifecycle_needs_development_mode_and_keys_guard_only_v1() -> None:
+    async with engine("--api-key", "secret", environment={"VLLM_SERVER_DEV_MODE": "0"}) as model:
+        for path in ("/sleep", "/wake_up", "/collective_rpc", "/pause"):
+            assert await model.post(path) == (404, {"detail": "Not Found"})
+        assert await model.ask() == (401, {"error": "Unauthorized"})
+        headers = {"Authorization": "Bearer secret"}
+        assert (await model.post("/v1/completions", {"prompt": "x"}, headers=headers))[0] == 200
+        assert (await model.get("/stats"))[0] == 200
+
+
+async def test_the_style_of_the_mock() -> None:
+    async with launched("--port", "0", "--model", "m", "--startup-delay-ms", "1") as model:
+        model.port = await ready_port(model)
+        assert (await model.stats())["model"] == "m"
+
+
+async def test_requests_to_a_sleeping_engine_hang_until_it_wakes_and_are_counted() -> None:
+    async with engine() as model, asyncio.TaskGroup() as tasks:
+        await sleep(model, "level=1")
+        assert (await model.get("/health"))[0] == 200
+        request = tasks.create_task(model.say())
+
+        async def counted() -> bool:
+            return bool((await model.stats())["requests_while_asleep"])
+
+        await eventually(counted, "the request arrived")
+        assert not request.done()
+        assert await model.post("/wake_up?tags=weights") == (200, {"status": "sleeping", "tags": ["weights"]})
+        assert (await model.get("/is_sleeping"))[1] == {"is_sleeping": True}
+        assert not request.done()
+        assert await model.post("/wake_up?tags=kv_cache") == (200, {"status": "awake", "tags": ["kv_cache"]})
+        assert await request == expected_text("model", "hello")
+
+
+async def test_level_2_without_reload_answers_garbage_with_200() -> None:
+    async with engine("--sim-reload-ms", "0") as model:
+        await sleep(model)
+        await model.post("/wake_up")
+        assert await model.say(max_tokens=3) == "!!!"
+        assert await model.say(temperature=0, seed=1) == "!"
+        assert (await model.post("/collective_rpc", {"method": "reload_weights"}))[0] == 200
+        assert await model.say(max_tokens=3) == expected_text("model", "hello", 3)
+        assert (await model.stats())["garbage_tokens"] == 4
+
+
+async def test_a_second_sleep_changes_nothing_and_the_level_is_read_from_the_query_only() -> None:
+    async with engine() as model:
+        await model.post("/sleep", {"level": 2})
+        assert (await model.stats())["sleep_level"] == 1
+        assert await model.post("/sleep?level=2") == (200, {"status": "sleeping", "level": 2})
+        assert (await model.stats())["sleep_level"] == 1
+        await model.post("/wake_up")
+        assert await model.say() == expected_text("model", "hello")
+
+
+async def test_without_sleep_mode_sleeping_answers_200_and_frees_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "gpu.json").create(1000)
+    flags = ("--no-enable-sleep-mode", "--sim-gpu-ledger", str(ledger.path), "--sim-gpu-memory", "600")
+    async with engine(*flags) as model:
+        await sleep(model)
+        assert ledger.snapshot().used_mib == 600
+
+
+async def test_sleeping_by_abort_truncates_what_is_in_flight_and_is_counted() -> None:
+    async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
+        whole = tasks.create_task(model.ask(max_tokens=1000))
+        async with aclosing(events(model, max_tokens=1000)) as stream:
+            chunks = [await anext(stream) for _ in range(4)]
+            await sleep(model, "level=1")
+            chunks += [event async for event in stream]
+        assert chunks[-1] == "[DONE]"
+        assert chunks[-2]["choices"][0]["finish_reason"] == "abort"
+        assert expected_text("model", "hello", 1000).startswith(content(chunks[:-1]))
+        status, body = await whole
+        assert (status, body["choices"][0]["finish_reason"]) == (200, "abort")
+        assert (await model.stats())["slept_under_requests"] == 1
+
+
+async def test_sleeping_by_wait_lets_them_end() -> None:
+    async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
+        request = tasks.create_task(model.say(max_tokens=10))
+        await model.running(1)
+        await sleep(model, "level=1&mode=wait")
+        assert await request == expected_text("model", "hello", 10)
+
+
+async def test_sleeping_by_keep_freezes_them_and_they_go_on_with_the_same_text() -> None:
+    async with engine(*SLOW) as model:
+        async with aclosing(events(model, max_tokens=20)) as stream:
+            chunks = [await anext(stream) for _ in range(5)]
+            await sleep(model, "level=1&mode=keep")
+            before = (await model.stats())["tokens"]
+            await asyncio.sleep(0.1)
+            assert (await model.stats())["tokens"] == before < 20
+            await model.post("/wake_up")
+            chunks += [event async for event in stream]
+        assert content(chunks) == expected_text("model", "hello", 20)
+        assert (await model.stats())["slept_under_requests"] == 0
+
+
+async def test_a_pause_freezes_too() -> None:
+    async with engine() as model, asyncio.TaskGroup() as tasks:
+        assert await model.post("/pause?mode=keep") == (200, {"status": "paused"})
+        request = tasks.create_task(model.say())
+
+        async def queued() -> bool:
+            return bool((await model.stats())["waiting"])
+
+        await eventually(queued, "the request waits")
+        assert (await model.get("/is_paused"))[1] == {"is_paused": True}
+        await model.post("/resume")
+        assert await request == expected_text("model", "hello")
+
+
+async def test_waking_during_a_drain_leaves_an_engine_that_dies_at_its_next_request() -> None:
+    async with engine(*SLOW) as model:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(model.ask(max_tokens=15))
+            await model.running(1)
+            sleeping = tasks.create_task(model.post("/sleep?level=1&mode=wait"))
+
+            async def draining() -> bool:
+                return bool((await model.get("/is_paused"))[1]["is_paused"])
+
+            await eventually(draining, "the sleep has begun")
+            assert (await model.post("/wake_up"))[1]["status"] == "awake"
+            assert (await sleeping)[0] == 200
+        assert (await model.get("/is_paused"))[1] == {"is_paused": False}
+        assert (await model.get("/is_sleeping"))[1] == {"is_sleeping": True}
+        await assert_dead(model, await model.ask())
+
+
+async def test_a_sleep_goes_on_when_its_client_leaves() -> None:
+    async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
+        request = tasks.create_task(model.say(max_tokens=15))
+        await model.running(1)
+        with pytest.raises(TimeoutError):
+            await model.post("/sleep?mode=wait", timeout=aiohttp.ClientTimeout(total=0.05))
+        await request
+
+        async def asleep() -> bool:
+            return bool((await model.stats())["sleep_level"])
+
+        await eventually(asleep, "it sleeps")
+
+
+async def test_reloading_while_asleep_kills_it() -> None:
+    async with engine() as model:
+        await sleep(model)
+        await assert_dead(model, await model.post("/collective_rpc", {"method": "reload_weights"}))
+
+
+async def assert_dead(model: EngineProcess, answer: tuple[int, Any]) -> None:
+    """As vLLM's death looks: a 500 body, then /health 503, then exit code 0."""
+    assert answer[0] == 500
+    assert answer[1]["error"]["message"].startswith("EngineCore encountered an issue")
+    assert (await model.get("/health"))[0] == 503
+    assert await model.exit_code() == 0
+
+
+async def test_a_leaving_client_ends_its_request_streamed_or_not() -> None:
+    async with engine(*SLOW) as model:
+        async with aclosing(events(model, max_tokens=10_000)) as stream:
+            await anext(stream)
+        with pytest.raises(TimeoutError):
+            await model.post(
+                "/v1/completions", {"prompt": "x", "max_tokens": 9999}, timeout=aiohttp.ClientTimeout(total=0.1)
+            )
+        await model.running(0)
+
+
+async def test_no_more_run_at_once_than_max_num_seqs() -> None:
+    async with engine("--max-num-seqs", "2", "--latency-ms", "20") as model, asyncio.TaskGroup() as tasks:
+        answers = [tasks.create_task(model.say(f"prompt {number}")) for number in range(6)]
+        for number, answer in enumerate(answers):
+            assert await answer == expected_text("model", f"prompt {number}")
+        assert (await model.stats())["peak_running"] == 2
+
+
+async def test_latency_is_as_asked() -> None:
+    async with engine("--latency-ms", "50", "--token-ms", "10") as model:
+        began = time.monotonic()
+        await model.say(max_tokens=6)
+        assert time.monotonic() - began >= 0.1
+        await model.post("/control/latency", {"latency_ms": 0, "token_ms": 0})
+        began = time.monotonic()
+        await model.say(max_tokens=1000)
+        assert time.monotonic() - began < 0.1 * DEADLINE_SECONDS

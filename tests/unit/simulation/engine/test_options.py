@@ -1,0 +1,58 @@
+import pytest
+
+from llmux.simulation.engine.options import EngineOptions, parse
+
+
+def options(line: str, **environment: str) -> EngineOptions:
+    return parse(line.split(), environment)[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "serve org/model --port 1",
+        "serve --port 1 --dtype float32 -tp 2 org/model",
+        "--port 1 --model org/model",
+        "serve org/model --unknown-flag --port 1 --another 5 --json {}",
+        'serve org/model --compilation-config {"mode":3} --no-enable-prefix-caching --port 1',
+    ],
+)
+def test_both_styles_name_the_model_and_unknown_flags_are_ignored(line: str) -> None:
+    parsed = options(line)
+    assert (parsed.model, parsed.served_names, parsed.port) == ("org/model", ("org/model",), 1)
+
+
+def test_what_vllm_calls_things() -> None:
+    parsed = options(
+        "serve m --served-model-name alias m --host 0.0.0.0 --uds /s --api-key k --enable-sleep-mode "
+        "--max_num_seqs 8 --max-model-len 4k --shutdown-timeout=3",
+        VLLM_SERVER_DEV_MODE="1",
+    )
+    assert parsed.name == "alias"
+    assert (parsed.served_names, parsed.host, parsed.uds, parsed.api_keys) == (("alias", "m"), "0.0.0.0", "/s", ("k",))
+    assert (parsed.sleep_mode, parsed.max_running, parsed.max_model_tokens) == (True, 8, 4000)
+    assert (parsed.shutdown_timeout_seconds, parsed.development_mode) == (3.0, True)
+
+
+def test_defaults_are_those_of_the_mock() -> None:
+    parsed, timings, faults = parse(["serve", "m"], {})
+    assert (timings.first_token_seconds, timings.token_seconds, timings.reload_seconds) == (0.05, 0.0, 0.1)
+    assert (parsed.startup_delay_seconds, parsed.sleep_mode, parsed.development_mode) == (0.0, False, False)
+    assert "start-exit" not in list(faults.active())
+
+
+def test_our_flags_have_environment_variables_and_the_command_line_wins() -> None:
+    environment = {"LLMUX_SIM_WAKE_MS": "20", "LLMUX_SIM_LATENCY_MS": "7", "LLMUX_SIM_LEDGER": "/l"}
+    environment |= {"LLMUX_SIM_WORKER": "1", "LLMUX_SIM_FAULT": "sleep-500:2,start-hang"}
+    parsed, timings, faults = parse(["serve", "m", "--latency-ms", "9"], environment)
+    assert (timings.wake_seconds, timings.first_token_seconds) == (0.02, 0.009)
+    assert (parsed.ledger_path, parsed.worker) == ("/l", True)
+    assert sorted(faults.active()) == ["sleep-500", "start-hang"]
+
+
+@pytest.mark.parametrize(
+    "line", ["serve", "", "serve m --port x", "serve m --sim-fault nonsense", "serve m --max-num-seqs 0"]
+)
+def test_a_bad_command_line_ends_with_code_2(line: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        options(line)
