@@ -1,0 +1,103 @@
+"""Reading an engine's command line the way its own parser (argparse) does.
+
+Both ``--flag VALUE`` and ``--flag=VALUE`` count, ``_`` and ``-`` are the same in a long flag's name, the last one wins.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
+MAX_IN_FLIGHT = ("--max-num-seqs",)
+SERVED_NAMES = ("--served-model-name",)
+API_KEY = ("--api-key",)
+RESERVED = ("--port", "--host", "--uds")
+"""Flags that llmux sets itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One flag of a command line and the words that belong to it; ``start`` and ``end`` are its place in the list."""
+
+    flag: str
+    values: tuple[str, ...]
+    start: int
+    end: int
+
+
+def options(arguments: Sequence[str]) -> Iterator[Option]:
+    """Every flag in order, each with all words up to the next flag."""
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        end = index + 1
+        if not _is_flag(word):
+            index = end
+            continue
+        flag, equals, attached = word.partition("=")
+        while end < len(arguments) and not equals and not _is_flag(arguments[end]):
+            end += 1
+        values = (attached,) if equals else tuple(arguments[index + 1 : end])
+        yield Option(_normal(flag), values, index, end)
+        index = end
+
+
+def value(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
+    """The flag's value; None where the flag is absent, empty where it stands there without one."""
+    found = None
+    for option in options(arguments):
+        if option.flag in flags:
+            found = option.values[0] if option.values else ""
+    return found
+
+
+def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
+    """The flag's value as a number of at least 1; raises ``ValueError`` with a sentence where it is none."""
+    text = value(arguments, flags)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1):
+        raise ValueError(f"{flags[0]} needs a whole number of at least 1, not {text[:60]!r}")
+    return int(text[:18])
+
+
+def switched_on(arguments: Sequence[str], flag: str) -> bool:
+    """Whether a flag without value is set, and not taken back by a later ``--no-`` form."""
+    negation = f"--no-{flag.removeprefix('--')}"
+    on = False
+    for option in options(arguments):
+        if option.flag in (flag, negation):
+            on = option.flag == flag
+    return on
+
+
+def present(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """Which of the flags occur, in the order given."""
+    found = {option.flag for option in options(arguments)}
+    return tuple(flag for flag in flags if flag in found)
+
+
+def served_names(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The names after ``--served-model-name``."""
+    found: tuple[str, ...] = ()
+    for option in options(arguments):
+        if option.flag in SERVED_NAMES:
+            found = option.values
+    return found
+
+
+def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """The command line without the flags and without their values."""
+    dropped: set[int] = set()
+    for option in options(arguments):
+        if option.flag in flags:
+            dropped.update(range(option.start, option.end))
+    return tuple(word for index, word in enumerate(arguments) if index not in dropped)
+
+
+def _is_flag(word: str) -> bool:
+    """A negative number is a value, as for argparse."""
+    return word.startswith("-") and len(word) > 1 and not word[1].isdigit() and not word.startswith("-.")
+
+
+def _normal(flag: str) -> str:
+    return flag.replace("_", "-") if flag.startswith("--") else flag

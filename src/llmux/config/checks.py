@@ -1,0 +1,190 @@
+"""What must hold across keys. Every check yields problems; none stops at the first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from llmux.config import arguments
+from llmux.config.problems import dotted
+from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.errors import Problem
+
+if TYPE_CHECKING:
+    from llmux.config.settings import Settings
+
+IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
+MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
+NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
+
+
+def problems(settings: Settings) -> Iterator[Problem]:
+    """Every combination that cannot work; looks for checkpoint_path on the disk."""
+    yield from names(settings)
+    yield from ports(settings)
+    yield from extra_arguments(settings)
+    yield from residents(settings)
+    yield from checkpoints(settings)
+    if settings.max_body_bytes > settings.queue_limit_bytes:
+        yield Problem(
+            "max_body_bytes", "is larger than queue_limit_bytes: such a body could never wait", "lower it or raise that"
+        )
+
+
+def names(settings: Settings) -> Iterator[Problem]:
+    """Names go into URLs, headers and file names."""
+    for name in settings.models:
+        if reason := _wrong_name(name):
+            yield Problem(dotted(("models", name)), f"not usable as a model's name: {reason}", "rename it")
+
+
+def ports(settings: Settings) -> Iterator[Problem]:
+    """No port is used twice; 0 means any or none."""
+    uses: list[tuple[str, int | None]] = [
+        ("port", settings.port),
+        ("metrics_port", settings.metrics_port),
+        ("admin_port", settings.admin_port),
+    ]
+    uses += [(dotted(("models", name, "port")), model.port) for name, model in settings.models.items()]
+    first: dict[int, str] = {}
+    for path, port in uses:
+        if not port:
+            continue
+        if port in first:
+            remedy = "choose another, or leave it out: a free one is chosen" if path.startswith("models.") else ""
+            yield Problem(path, f"{port} is already used by {first[port]}", remedy or "choose another")
+        first.setdefault(port, path)
+
+
+def extra_arguments(settings: Settings) -> Iterator[Problem]:
+    """No flag that llmux sets itself, and readable numbers where llmux reads them."""
+    for name, model in settings.models.items():
+        path = dotted(("models", name, "extra_args"))
+        for flag in arguments.present(model.extra_args, arguments.RESERVED):
+            remedy = "use the model's port" if flag == "--port" else "engines listen on loopback only"
+            yield Problem(path, f"{flag} is set by llmux itself", f"remove it; {remedy}")
+        for flags in (arguments.TENSOR_PARALLEL_SIZE, arguments.MAX_IN_FLIGHT):
+            try:
+                arguments.number(model.extra_args, flags)
+            except ValueError as error:
+                yield Problem(path, str(error), "correct it")
+        if arguments.value(model.extra_args, arguments.SERVED_NAMES) == "":
+            yield Problem(path, "--served-model-name without a name", "add one or remove it")
+
+
+def residents(settings: Settings) -> Iterator[Problem]:
+    """A model that never leaves the GPU lets no other one on it."""
+    if len(settings.models) == 1:
+        return
+    for path, affected in _by_eviction_path(settings, lambda eviction: eviction == NEVER_LEAVES).items():
+        yield Problem(
+            path,
+            f"retain+keep_running never leaves the GPU, so no other model could run beside {_quoted(affected)}",
+            "use offload+keep_running",
+        )
+
+
+def checkpoints(settings: Settings) -> Iterator[Problem]:
+    """What cuda_suspend, checkpoint and checkpoint_path need."""
+    users = [
+        name
+        for name, model in settings.models.items()
+        if settings.eviction_of(name).process in IMAGE_PROCESSES or model.checkpoint_path is not None
+    ]
+    if users and settings.checkpoint is None:
+        yield Problem(
+            "checkpoint",
+            f"the section is missing; cuda_suspend, checkpoint and checkpoint_path need it: {_quoted(users)}",
+            "add 'checkpoint: {}' for its defaults",
+        )
+    stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
+    for name, model in settings.models.items():
+        yield from _missing_multi_gpu_flags(settings, name)
+        if model.checkpoint_path is not None and not stored and not model.checkpoint_path.exists():
+            yield Problem(
+                dotted(("models", name, "checkpoint_path")),
+                f"{model.checkpoint_path} does not exist",
+                "correct it, or configure checkpoint.object_store to fetch it from",
+            )
+
+
+def unsupported(settings: Settings) -> tuple[Problem, ...]:
+    """What the configuration may say but ``serve`` cannot do yet; each names what works now."""
+    return tuple(_unsupported(settings))
+
+
+def warnings(settings: Settings) -> Iterator[Problem]:
+    """What works, but probably not as meant."""
+    if len(settings.models) == 1:
+        for path in _by_eviction_path(settings, lambda eviction: eviction == NEVER_LEAVES):
+            yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    policy = settings.policy
+    if not policy.drain_before_switch and policy.policy_type != "fifo":
+        yield Problem(
+            "policy.drain_before_switch", f"{policy.policy_type} always drains", "use the model's 'drain: abort'"
+        )
+    programs = [("vllm_command", settings.vllm_command)]
+    programs += [(dotted(("models", name, "command")), model.command or "") for name, model in settings.models.items()]
+    for path, program in programs:
+        if len(program.split()) > 1:
+            yield Problem(
+                path,
+                f"is taken as the one program {shlex.quote(program)} and not split into words",
+                "put further words into extra_args, or write a small script",
+            )
+
+
+def _unsupported(settings: Settings) -> Iterator[Problem]:
+    remedy = "offload+keep_running, discard+keep_running and stop work now"
+    for path, affected in _by_eviction_path(settings, lambda eviction: eviction.process in IMAGE_PROCESSES).items():
+        process = settings.eviction_of(affected[0]).process
+        yield Problem(path, f"the process {process} of {_quoted(affected)} is not available yet", remedy)
+    for name, model in settings.models.items():
+        if model.checkpoint_path is not None:
+            path = dotted(("models", name, "checkpoint_path"))
+            yield Problem(path, "starting from a checkpoint is not available yet", "remove it; the start is cold")
+        if model.drain is Drain.FREEZE:
+            yield Problem(dotted(("models", name, "drain")), "freeze is not available yet", "wait and abort work now")
+
+
+def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) -> dict[str, list[str]]:
+    """The models with such an eviction, by the path of the key that says so."""
+    found: dict[str, list[str]] = {}
+    for name, model in settings.models.items():
+        if wanted(settings.eviction_of(name)):
+            path = "policy.eviction" if model.eviction is None else dotted(("models", name, "eviction"))
+            found.setdefault(path, []).append(name)
+    return found
+
+
+def _missing_multi_gpu_flags(settings: Settings, name: str) -> Iterator[Problem]:
+    model = settings.models[name]
+    process = settings.eviction_of(name).process
+    try:
+        size = model.tensor_parallel_size
+    except ValueError:
+        return
+    if size == 1 or process not in IMAGE_PROCESSES:
+        return
+    missing = [flag for flag in MULTI_GPU_FLAGS if not arguments.switched_on(model.extra_args, flag)]
+    if missing:
+        yield Problem(
+            dotted(("models", name, "extra_args")),
+            f"{process} over {size} GPUs needs {' and '.join(missing)}, else the engine crashes on resume",
+            f"add {' '.join(missing)}",
+        )
+
+
+def _wrong_name(name: str) -> str:
+    if not name:
+        return "it is empty"
+    if not name.isprintable():
+        return "it contains control or other unprintable characters"
+    if any(segment in ("", ".", "..") for segment in name.split("/")):
+        return "between slashes there must be something, and neither '.' nor '..'"
+    return ""
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

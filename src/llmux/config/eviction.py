@@ -1,0 +1,73 @@
+"""How the file says in which way a model leaves the GPU: a mapping, ``weights+process``, or an old sleep level."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from llmux.config.fields import Section
+from llmux.core.eviction import STOP, Eviction, Process, Weights
+
+LEVELS: dict[int, Eviction] = {
+    1: Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING),
+    2: Eviction(Weights.DISCARD, Process.KEEP_RUNNING),
+    3: Eviction(Weights.RETAIN, Process.CUDA_SUSPEND),
+    4: Eviction(Weights.DISCARD, Process.CHECKPOINT),
+    5: Eviction(Weights.RETAIN, Process.STOP),
+}
+"""The sleep levels of llmux up to 0.5."""
+
+
+class EvictionSettings(Section):
+    """One cell of the table weights × process."""
+
+    weights: Weights = Field(description="Where the weights go while the model is off the GPU.")
+    process: Process = Field(description="What becomes of the engine's process while the model is off the GPU.")
+
+    @property
+    def eviction(self) -> Eviction:
+        """The same, in the core's terms."""
+        return Eviction(self.weights, self.process)
+
+    @classmethod
+    def of(cls, eviction: Eviction) -> "EvictionSettings":
+        """The core's terms as settings."""
+        return cls(weights=eviction.weights, process=eviction.process)
+
+
+def _read(value: object) -> object:
+    """Turn the two short forms into the mapping; everything else is left to the mapping's own validation."""
+    match value:
+        case int() if not isinstance(value, bool):
+            eviction = LEVELS.get(value)
+            if eviction is None:
+                raise PydanticCustomError("sleep_level", "{level} is not a sleep level from 1 to 5", {"level": value})
+        case str():
+            try:
+                eviction = Eviction.parse(value)
+            except ValueError:
+                text = value[:60]
+                raise PydanticCustomError("eviction_text", "'{text}' is not weights+process", {"text": text}) from None
+        case _:
+            return value
+    return EvictionSettings.of(eviction)
+
+
+_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["weights", "process"],
+            "properties": {
+                "weights": {"enum": [weights.value for weights in Weights]},
+                "process": {"enum": [process.value for process in Process]},
+            },
+        },
+        {"enum": [f"{weights}+{process}" for weights in Weights for process in Process]},
+        {"type": "integer", "minimum": min(LEVELS), "maximum": max(LEVELS), "deprecated": True},
+    ]
+}
+
+EvictionField = Annotated[EvictionSettings, BeforeValidator(_read), WithJsonSchema(_SCHEMA)]
+DEFAULT_EVICTION = EvictionSettings.of(STOP)

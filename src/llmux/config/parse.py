@@ -1,0 +1,150 @@
+"""From text to plain data: YAML and JSON, with the same values for the same words, and no key given twice.
+
+YAML is read with the scalars of JSON: ``no``, ``010``, ``12:30`` and ``2024-01-01`` are texts, a key is the text that
+stands there. JSON is read by the JSON parser where it can be (YAML knows no tabs and no surrogate pairs).
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from llmux.config.fields import WrittenFloat
+from llmux.config.problems import Path, dotted
+from llmux.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The file's content as dicts, lists and scalars; a key given twice has its last value and a problem."""
+
+    data: object
+    problems: tuple[Problem, ...]
+
+
+def parse(text: str, source: str) -> Parsed:
+    """Read YAML or JSON; raises ``ConfigError`` with line and column where it is neither."""
+    looks_like_json = text.lstrip()[:1] == "{"
+    try:
+        if not looks_like_json:
+            return _parse_yaml(text)
+        try:
+            return _parse_json(text)
+        except ValueError as error:
+            return _parse_yaml_instead(text, source, error)
+    except yaml.YAMLError as error:
+        raise ConfigError([_yaml_problem(error)], source) from None
+    except RecursionError:
+        raise ConfigError([Problem("", "the file is nested too deeply")], source) from None
+    except ValueError as error:
+        raise ConfigError([Problem("", f"the file cannot be read: {error}")], source) from None
+
+
+def _parse_yaml_instead(text: str, source: str, error: ValueError) -> Parsed:
+    try:
+        return _parse_yaml(text)
+    except yaml.YAMLError:
+        if source.endswith(".json") and isinstance(error, json.JSONDecodeError):
+            message = f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            raise ConfigError([Problem("", message, "correct the text there")], source) from None
+        raise
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which of its keys came more than once."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.repeated = [key for key in self if keys.count(key) > 1] if len(keys) > len(self) else []
+
+
+def _parse_json(text: str) -> Parsed:
+    data = json.loads(text, object_pairs_hook=_Object, parse_float=WrittenFloat, parse_constant=str)
+    return Parsed(data, tuple(_repeated_in_json(data, ())))
+
+
+def _repeated_in_json(value: object, path: Path) -> Iterator[Problem]:
+    if isinstance(value, _Object):
+        yield from (_repeated((*path, key), "") for key in value.repeated)
+        for key, item in value.items():
+            yield from _repeated_in_json(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _repeated_in_json(item, (*path, index))
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with JSON's scalars."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - yaml's own attribute
+
+
+_DIGITS = "-0123456789."
+_TAG = "tag:yaml.org,2002:"
+_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:~|null|Null|NULL|)$"), [*"~nN", ""])
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"^-?(?:0|[1-9][0-9]*)$"), [*_DIGITS])
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(r"^-?(?:(?:0|[1-9][0-9]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?|(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+)$"),
+    [*_DIGITS],
+)
+_Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"^<<$"), ["<"])
+
+
+def _written_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return WrittenFloat(str(loader.construct_scalar(node)))
+
+
+_Loader.add_constructor(f"{_TAG}float", _written_float)
+
+
+def _parse_yaml(text: str) -> Parsed:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return Parsed(None, ())
+        problems = tuple(_take_keys_as_text(node, (), set()))
+        return Parsed(loader.construct_document(node), problems)
+    finally:
+        loader.dispose()
+
+
+def _take_keys_as_text(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Problem]:
+    """Make every key a text and find the ones given twice; aliased nodes are looked at once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _take_keys_as_text(item, (*path, index), seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, item in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.tag != f"{_TAG}merge":
+                key.tag = f"{_TAG}str"
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                yield _repeated((*path, key.value), f" (lines {lines[key.value]} and {line})")
+            lines[key.value] = line
+            yield from _take_keys_as_text(item, (*path, key.value), seen)
+
+
+def _repeated(path: Path, where: str) -> Problem:
+    return Problem(dotted(path), f"the key is given twice{where}", "keep one of them")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> Problem:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return Problem("", f"not YAML: {' '.join(str(error).split())}")
+    mark = error.problem_mark
+    what = "; ".join(part for part in (error.context, error.problem) if part)
+    remedy = "indent with spaces" if "'\\t'" in what else "correct the text there"
+    return Problem("", f"not YAML at line {mark.line + 1}, column {mark.column + 1}: {what}", remedy)

@@ -1,0 +1,55 @@
+"""The section ``policy``: when to switch, and the times that go with it."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from llmux.config.eviction import DEFAULT_EVICTION, EvictionField
+from llmux.config.fields import Factor, Flag, PositiveSeconds, Seconds, Section
+
+
+class PolicyType(StrEnum):
+    """Which switch policy decides."""
+
+    FIFO = "fifo"
+    COST_AWARE = "cost_aware"
+    TIME_SLICE = "time_slice"
+
+
+class PolicySettings(Section):
+    """When a switch is decided, and how patient everybody is."""
+
+    policy_type: PolicyType = Field(
+        default=PolicyType.FIFO,
+        description="fifo: switch at the first request for another model. cost_aware: when the queue is worth the "
+        "switch. time_slice: when the resident model has nothing to do. All keep max_wait_seconds.",
+    )
+    request_timeout_seconds: Seconds = Field(
+        default=300.0, description="How long a request may wait for its model before it is answered with 504."
+    )
+    drain_before_switch: Flag = Field(
+        default=True,
+        description="false: as if every model without its own `drain` had `drain: abort`. Only policy_type fifo "
+        "reads it; cost_aware and time_slice always drain.",
+    )
+    eviction: EvictionField = Field(
+        default=DEFAULT_EVICTION, description="How a model without its own `eviction` leaves the GPU."
+    )
+    min_active_seconds: Seconds = Field(
+        default=5.0, description="How long a model stays on the GPU after its wake, forced switches included."
+    )
+    coalesce_window_seconds: Seconds = Field(
+        default=2.0, description="cost_aware: how long to gather requests for a switch that is not worth it yet."
+    )
+    amortization_factor: Factor = Field(
+        default=0.5, description="cost_aware: waiting requests per second of the switch's cost that make it worth it."
+    )
+    max_wait_seconds: Seconds = Field(
+        default=15.0,
+        description="How old the oldest waiting request of a model may become before its switch is due, however "
+        "busy the resident model is.",
+    )
+    tick_interval_seconds: PositiveSeconds = Field(
+        default=0.5, description="time_slice: how long the resident model must have been idle before it has to leave."
+    )
+    min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")

@@ -1,0 +1,147 @@
+"""From pydantic's errors to problems with a path, a plain sentence and a remedy."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from llmux.errors import Problem
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where in the data something is: keys and list indexes."""
+
+_SENTENCES = {
+    "missing": "the key is required and missing",
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
+    "tuple_type": "must be a list",
+    "string_type": "must be a text",
+    "path_type": "must be a text",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "string_pattern_mismatch": "the name of a variable must neither be empty nor contain '='",
+    "string_unicode": "contains what is no Unicode character",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """The path as people read it: ``models.llama.eviction.weights``."""
+    return ".".join(_shown(part) for part in path)
+
+
+def nearest(word: object, allowed: Iterable[str], otherwise: str | None = None) -> str:
+    """A remedy that names the word probably meant, else ``otherwise``, by default all allowed words."""
+    words = list(allowed)
+    if close := difflib.get_close_matches(str(word), words, n=1, cutoff=0.6):
+        return f"did you mean '{close[0]}'?"
+    return f"allowed: {', '.join(words)}" if otherwise is None else otherwise
+
+
+def location(error: ErrorDetails) -> Path:
+    """Where the error is; an error of a mapping's key stands at the key."""
+    path = error["loc"]
+    return path[:-1] if path[-1:] == ("[key]",) else path
+
+
+def problems_of(
+    error: ValidationError, root: type[BaseModel], data: object, written: Mapping[Path, str] | None = None
+) -> tuple[Problem, ...]:
+    """All problems of a failed validation. ``written`` has, by path, the old key that the file really contains."""
+    return tuple(_problems_of(error, root, data, written or {}))
+
+
+def _problems_of(
+    error: ValidationError, root: type[BaseModel], data: object, written: Mapping[Path, str]
+) -> Iterator[Problem]:
+    for details in error.errors(include_url=False):
+        path = location(details)
+        shown = dotted(
+            written.get(path[: index + 1], part) if isinstance(part, str) else part for index, part in enumerate(path)
+        )
+        yield Problem(shown, _sentence(details), _remedy(details, root))
+
+
+def _sentence(details: ErrorDetails) -> str:
+    match details["type"]:
+        case "extra_forbidden":
+            return "unknown key"
+        case "enum":
+            return f"must be {details['ctx']['expected']}, not {_value(details['input'])}"
+        case kind if kind in _SENTENCES:
+            return _SENTENCES[kind]
+        case _:
+            return details["msg"].replace("Input should", "must").replace("String should", "must")
+
+
+def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            return nearest(details["loc"][-1], _keys_at(root, details["loc"][:-1]))
+        case "enum":
+            expected = [word.strip("' ") for word in details["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            return nearest(value, expected, otherwise="")
+        case "sleep_level":
+            return "1 offload+keep_running, 2 discard+keep_running, 3 retain+cuda_suspend, 4 discard+checkpoint, 5 stop"
+        case "eviction_text":
+            return "retain, offload or discard + keep_running, cuda_suspend, checkpoint or stop"
+        case "string_type" if isinstance(value, bool | int | float):
+            return "put it into quotes"
+        case "int_type" | "float_type" | "bool_type" if isinstance(value, str):
+            return "write it without quotes" if _is_number(value) or value in ("true", "false") else ""
+        case "missing":
+            return "add it"
+        case "too_short" if details["loc"] == ("models",):
+            return "add at least one model"
+        case _:
+            return ""
+
+
+def _keys_at(root: type[BaseModel], path: Path) -> list[str]:
+    section: Any = root
+    for part in path:
+        section = _item_type(section, part)
+    return [*section.model_fields] if isinstance(section, type) and issubclass(section, BaseModel) else []
+
+
+def _item_type(section: Any, part: str | int) -> Any:
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        field = section.model_fields.get(str(part))
+        return _bare(field.annotation) if field else None
+    arguments = typing.get_args(section)
+    return _bare(arguments[-1]) if arguments else None
+
+
+def _bare(annotation: Any) -> Any:
+    """The type without ``Annotated`` and without ``| None``."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _bare(next(part for part in typing.get_args(annotation) if part is not type(None)))
+    return annotation
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _value(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _shown(part: str | int) -> str:
+    text = str(part)
+    return text if text and text.isprintable() else ascii(text)

@@ -1,0 +1,113 @@
+"""The whole configuration: the top level of the file, and what the runtime asks of it."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from llmux.config import checks
+from llmux.config.checkpoint import CheckpointSettings
+from llmux.config.fields import Count, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Text
+from llmux.config.model import ModelSettings
+from llmux.config.policy import PolicySettings, PolicyType
+from llmux.config.problems import problems_of
+from llmux.core.eviction import Drain, Eviction
+from llmux.errors import ConfigError
+
+DEFAULT_MAX_IN_FLIGHT = 256
+
+
+class LogLevel(StrEnum):
+    """How much llmux logs."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Settings(Section):
+    """Everything that the configuration file says, with defaults for what it does not say."""
+
+    models: dict[str, ModelSettings] = Field(
+        min_length=1, description="The models, by the name that clients ask for, in the order of preference."
+    )
+    policy: PolicySettings = Field(default=PolicySettings(), description="When to switch.")
+    host: Text = Field(default="127.0.0.1", description="Address that all of llmux's own ports listen on.")
+    port: Port = Field(default=3000, description="The main port; 0: any.")
+    metrics_port: Port = Field(default=9090, description="A second port with only /metrics; 0: none.")
+    admin_port: Port | None = Field(default=None, description="A third port with only /control; absent: none.")
+    admin_key: Secret | None = Field(
+        default=None,
+        description="Key for the control API; ${NAME} takes it from the environment. Absent: only local clients "
+        "may use it.",
+    )
+    api_keys: tuple[Secret, ...] = Field(
+        default=(), description="Keys of which clients must show one; ${NAME} is taken from the environment."
+    )
+    vllm_command: Text = Field(
+        default="vllm", description="The engine's program: a name on PATH or a path, one word that is never split."
+    )
+    checkpoint: CheckpointSettings | None = Field(
+        default=None, description="CRIU and its images; needed by the processes cuda_suspend and checkpoint."
+    )
+    warmup: Flag = Field(
+        default=False, description="Start every model once before listening, so that first requests find them asleep."
+    )
+    start_timeout_seconds: PositiveSeconds = Field(
+        default=1800.0, description="From an engine's start to its readiness."
+    )
+    drain_timeout_seconds: Seconds = Field(
+        default=120.0, description="How long a switch waits for requests in flight before it ends them."
+    )
+    shutdown_timeout_seconds: Seconds = Field(
+        default=20.0, description="How long llmux waits for requests in flight when it is told to stop."
+    )
+    stop_timeout_seconds: Seconds = Field(default=10.0, description="From an engine's SIGTERM to its SIGKILL.")
+    sleep_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /sleep.")
+    wake_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /wake_up.")
+    reload_timeout_seconds: PositiveSeconds = Field(default=600.0, description="For reading discarded weights again.")
+    reset_timeout_seconds: PositiveSeconds = Field(default=30.0, description="For the engine's /reset_prefix_cache.")
+    max_body_bytes: Count = Field(default=128 << 20, description="The largest accepted request body, in bytes.")
+    queue_limit_requests: Count = Field(default=10_000, description="How many requests may wait, over all models.")
+    queue_limit_bytes: Count = Field(default=1 << 30, description="How many bytes of bodies may wait, over all models.")
+    log_level: LogLevel = Field(
+        default=LogLevel.INFO,
+        description="The least severe messages that are logged; debug includes the engines' output.",
+    )
+
+    def eviction_of(self, name: str) -> Eviction:
+        """How the model leaves the GPU: its own way, else the policy's, which is retain+stop by default."""
+        return (self.models[name].eviction or self.policy.eviction).eviction
+
+    def drain_of(self, name: str) -> Drain:
+        """What a switch away from the model does about its requests in flight."""
+        own = self.models[name].drain
+        if own is not None:
+            return own
+        aborts = not self.policy.drain_before_switch and self.policy.policy_type is PolicyType.FIFO
+        return Drain.ABORT if aborts else Drain.WAIT
+
+    def max_in_flight_of(self, name: str) -> int:
+        """How many requests the model's engine gets at a time."""
+        return self.models[name].in_flight_limit(DEFAULT_MAX_IN_FLIGHT)
+
+    def tensor_parallel_size_of(self, name: str) -> int:
+        """Over how many GPUs the engine spreads the model."""
+        return self.models[name].tensor_parallel_size
+
+    def command_of(self, name: str) -> str:
+        """The program that runs the model's engine."""
+        return self.models[name].command or self.vllm_command
+
+    def with_overrides(self, *, host: str | None = None, port: int | None = None) -> "Settings":
+        """The same with a command line's host and port; raises ``ConfigError`` if they are wrong or taken."""
+        given = {"host": host, "port": port}
+        data: dict[str, Any] = dict(self) | {key: value for key, value in given.items() if value is not None}
+        try:
+            changed = Settings.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(problems_of(error, Settings, data), "command line") from None
+        if problems := tuple(checks.ports(changed)):
+            raise ConfigError(problems, "command line")
+        return changed

@@ -1,0 +1,83 @@
+"""``llmux check`` says whether a file is usable, and if not, all that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llmux.cli.check import check
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "config_077"
+APP = typer.Typer()
+APP.command()(check)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    file = tmp_path / "good.yaml"
+    file.write_text(
+        "models: {a: {model_path: x, drain: freeze}, b: {model_path: y}}\nmax_sleeping: 1\n"
+        "policy: {policy_type: cost_aware}\n"
+    )
+    return file
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    file = tmp_path / "bad.yaml"
+    file.write_text("models: {a: {model_path: x, prot: 1}}\nport: -1\n")
+    return file
+
+
+@pytest.mark.parametrize("option", ["-c", "--config"])
+def test_a_usable_file(good: Path, option: str) -> None:
+    result = CliRunner().invoke(APP, [option, str(good)])
+    first, *notes = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert first == f"{good}: OK, 2 models, policy cost_aware"
+    assert len(notes) == 2
+    assert notes[0].startswith("  warning: max_sleeping: has no effect")
+    assert notes[1].startswith("  'llmux serve' refuses this for now: models.a.drain: freeze is not available yet")
+    assert result.stderr == ""
+
+
+def test_one_model_is_not_two() -> None:
+    result = CliRunner().invoke(APP, ["-c", str(FIXTURES / "sleep.json")])
+    assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy fifo\n"
+
+
+def test_each_problem_has_its_line_on_stderr(bad: Path) -> None:
+    result = CliRunner().invoke(APP, ["-c", str(bad)])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"{bad}: models.a.prot: unknown key (did you mean 'port'?)",
+        f"{bad}: port: must be greater than or equal to 0",
+    ]
+
+
+def test_config_json_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(APP, [])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("config.json: the file does not exist")
+
+
+def test_json_of_a_usable_file(good: Path) -> None:
+    result = CliRunner().invoke(APP, ["-c", str(good), "--json"])
+    data = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert [problem["path"] for problem in data.pop("warnings")] == ["max_sleeping"]
+    assert [problem["path"] for problem in data.pop("unsupported")] == ["models.a.drain"]
+    assert data == {"file": str(good), "ok": True, "models": ["a", "b"], "policy": "cost_aware", "problems": []}
+
+
+def test_json_of_an_unusable_file(bad: Path) -> None:
+    result = CliRunner().invoke(APP, ["-c", str(bad), "--json"])
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert data["ok"] is False
+    assert [set(problem) for problem in data["problems"]] == [{"path", "message", "remedy"}] * 2
+    assert result.stderr == ""

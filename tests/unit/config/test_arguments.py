@@ -1,0 +1,66 @@
+"""An engine's command line is read as argparse reads it."""
+
+import pytest
+
+from llmux.config import arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param([], None, id="absent"),
+        pytest.param(["--tensor-parallel-size", "4"], 4, id="two-words"),
+        pytest.param(["--tensor-parallel-size=4"], 4, id="one-word"),
+        pytest.param(["-tp", "4"], 4, id="short"),
+        pytest.param(["-tp=4"], 4, id="short-one-word"),
+        pytest.param(["--tensor_parallel_size", "4"], 4, id="underscores"),
+        pytest.param(["-tp", "2", "--tensor-parallel-size", "8"], 8, id="last-wins"),
+        pytest.param(["--other=-tp", "--label", "x", "-tp", "2"], 2, id="among-others"),
+        pytest.param(["--tensor-parallel-size-x", "4"], None, id="longer-flag"),
+    ],
+)
+def test_tensor_parallel_size_in_every_spelling(words: list[str], expected: int | None) -> None:
+    assert arguments.number(words, arguments.TENSOR_PARALLEL_SIZE) == expected
+
+
+@pytest.mark.parametrize("word", ["two", "", "0", "-1", "1.5", "²"])
+def test_a_number_that_is_none_is_refused_with_the_flag_and_the_word(word: str) -> None:
+    with pytest.raises(ValueError, match="--max-num-seqs needs a whole number of at least 1") as caught:
+        arguments.number([f"--max-num-seqs={word}"], arguments.MAX_IN_FLIGHT)
+    assert repr(word) in str(caught.value)
+
+
+def test_a_flag_at_the_end_without_its_value_is_no_number() -> None:
+    with pytest.raises(ValueError, match="not ''"):
+        arguments.number(["--max-num-seqs"], arguments.MAX_IN_FLIGHT)
+
+
+def test_negative_numbers_are_values() -> None:
+    assert arguments.value(["--offset", "-5", "--scale", "-.5"], ["--offset"]) == "-5"
+    assert arguments.value(["--offset", "-5", "--scale", "-.5"], ["--scale"]) == "-.5"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--enforce-eager"], True),
+        (["--enforce_eager"], True),
+        (["--no-enforce-eager"], False),
+        (["--enforce-eager", "--no-enforce-eager"], False),
+        (["--no-enforce-eager", "--enforce-eager"], True),
+    ],
+)
+def test_switched_on(words: list[str], expected: bool) -> None:
+    assert arguments.switched_on(words, "--enforce-eager") is expected
+
+
+def test_present_finds_both_spellings() -> None:
+    assert arguments.present(["--port=1", "--uds", "/x"], arguments.RESERVED) == ("--port", "--uds")
+
+
+def test_several_served_names_are_read_and_can_be_taken_out() -> None:
+    words = ["--seed", "1", "--served-model-name", "a", "b", "--enforce-eager", "--served_model_name=c"]
+    assert arguments.served_names(words[:6]) == ("a", "b")
+    assert arguments.served_names(words) == ("c",)
+    assert arguments.without(words, arguments.SERVED_NAMES) == ("--seed", "1", "--enforce-eager")

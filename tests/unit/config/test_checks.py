@@ -1,0 +1,164 @@
+"""Each rule across keys refuses with the path of the key, and leaves its neighbours alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmux.config import checks
+from llmux.config.settings import Settings
+from llmux.errors import Problem
+
+
+def settings(models: dict[str, dict[str, Any]], **top: Any) -> Settings:
+    return Settings.model_validate({"models": {n: {"model_path": "x"} | m for n, m in models.items()}} | top)
+
+
+def problems(models: dict[str, dict[str, Any]], **top: Any) -> list[Problem]:
+    return list(checks.problems(settings(models, **top)))
+
+
+def paths(models: dict[str, dict[str, Any]], **top: Any) -> list[str]:
+    return [problem.path for problem in problems(models, **top)]
+
+
+@pytest.mark.parametrize(
+    ("models", "top", "expected"),
+    [
+        ({"a": {"port": 8001}, "b": {"port": 8001}}, {}, ["models.b.port"]),
+        ({"a": {"port": 3000}}, {}, ["models.a.port"]),
+        ({"a": {"port": 9090}}, {}, ["models.a.port"]),
+        ({"a": {"port": 3001}}, {"admin_port": 3001}, ["models.a.port"]),
+        ({"a": {}}, {"metrics_port": 3000}, ["metrics_port"]),
+        ({"a": {}}, {"admin_port": 9090}, ["admin_port"]),
+        ({"a": {"port": 1}, "b": {"port": 1}, "c": {"port": 1}}, {}, ["models.b.port", "models.c.port"]),
+        ({"a": {}, "b": {}}, {"port": 0, "metrics_port": 0, "admin_port": 0}, []),
+        ({"a": {"port": 8001}, "b": {"port": 8002}}, {"admin_port": 3001}, []),
+    ],
+)
+def test_no_port_is_used_twice(models: dict[str, Any], top: dict[str, Any], expected: list[str]) -> None:
+    assert paths(models, **top) == expected
+
+
+def test_a_port_problem_names_the_other_use() -> None:
+    (problem,) = problems({"a": {"port": 8001}, "b": {"port": 8001}})
+    assert problem.message == "8001 is already used by models.a.port"
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
+def test_unusable_names(name: str) -> None:
+    (problem,) = problems({name: {}})
+    assert problem.message.startswith("not usable as a model's name: ")
+
+
+@pytest.mark.parametrize("name", ["a", "org/model", "qwen2.5:7b", "Größe", "a b", "...", "v1..2"])
+def test_usable_names(name: str) -> None:
+    assert problems({name: {}}) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "1"], ["--port=1"], ["--host", "::"], ["--host=::"], ["--uds=/x"], ["--uds"]]
+)
+def test_flags_that_llmux_sets_are_refused(words: list[str]) -> None:
+    (problem,) = problems({"a": {"extra_args": words}})
+    assert problem.path == "models.a.extra_args"
+    assert problem.message == f"{words[0].split('=')[0]} is set by llmux itself"
+
+
+@pytest.mark.parametrize(
+    "words", [["--max-num-seqs", "x"], ["-tp=0"], ["--tensor-parallel-size"], ["--served-model-name"]]
+)
+def test_unreadable_arguments_are_refused(words: list[str]) -> None:
+    assert paths({"a": {"extra_args": words}}) == ["models.a.extra_args"]
+
+
+def test_a_model_that_never_leaves_cannot_share_the_gpu() -> None:
+    stays = {"eviction": "retain+keep_running"}
+    assert paths({"a": stays, "b": {}}) == ["models.a.eviction"]
+    assert paths({"a": {}, "b": {}, "c": stays}, policy=stays) == ["policy.eviction", "models.c.eviction"]
+    assert paths({"a": stays}) == []
+    assert [warning.path for warning in checks.warnings(settings({"a": stays}))] == ["models.a.eviction"]
+
+
+@pytest.mark.parametrize("process", ["cuda_suspend", "checkpoint"])
+@pytest.mark.parametrize("flag", ["-tp=2", "--tensor-parallel-size=2"])
+@pytest.mark.parametrize(
+    ("further", "missing"),
+    [
+        ([], "--enforce-eager and --disable-custom-all-reduce"),
+        (["--enforce-eager"], "--disable-custom-all-reduce"),
+        (["--disable-custom-all-reduce"], "--enforce-eager"),
+        (["--disable-custom-all-reduce", "--enforce-eager"], None),
+    ],
+)
+def test_several_gpus_need_both_flags(process: str, flag: str, further: list[str], missing: str | None) -> None:
+    model = {"eviction": f"retain+{process}", "extra_args": [flag, *further]}
+    found = problems({"a": model}, checkpoint={})
+    assert [problem.path for problem in found] == (["models.a.extra_args"] if missing else [])
+    assert all(missing and f"needs {missing}, else" in problem.message for problem in found)
+
+
+def test_the_flags_are_not_needed_elsewhere() -> None:
+    assert paths({"a": {"eviction": "offload+keep_running", "extra_args": ["-tp", "2"]}}) == []
+    assert paths({"a": {"eviction": "retain+cuda_suspend", "extra_args": ["-tp", "1"]}}, checkpoint={}) == []
+
+
+def test_the_flags_are_needed_with_the_policys_eviction_too() -> None:
+    top = {"policy": {"eviction": "retain+cuda_suspend"}, "checkpoint": {}}
+    assert paths({"a": {"extra_args": ["-tp", "2"]}}, **top) == ["models.a.extra_args"]
+
+
+def test_the_checkpoint_section_is_needed(tmp_path: Path) -> None:
+    models = {
+        "a": {"eviction": "retain+cuda_suspend"},
+        "b": {"eviction": "discard+checkpoint"},
+        "c": {"checkpoint_path": str(tmp_path)},
+        "d": {},
+    }
+    (problem,) = problems(models)
+    assert problem.path == "checkpoint"
+    assert problem.message.endswith("'a', 'b', 'c'")
+    assert problems(models, checkpoint={}) == []
+    assert paths({"a": {}}, policy={"eviction": "retain+cuda_suspend"}) == ["checkpoint"]
+
+
+def test_checkpoint_path_must_exist_unless_there_is_an_object_store(tmp_path: Path) -> None:
+    models = {"a": {"checkpoint_path": str(tmp_path / "absent")}}
+    store = {"endpoint": "http://x", "bucket": "b", "access_key": "k", "secret_key": "s"}
+    assert paths(models, checkpoint={}) == ["models.a.checkpoint_path"]
+    assert paths(models, checkpoint={"object_store": store}) == []
+
+
+def test_a_body_must_fit_into_the_queue() -> None:
+    assert paths({"a": {}}, max_body_bytes=1000, queue_limit_bytes=999) == ["max_body_bytes"]
+    assert paths({"a": {}}, max_body_bytes=1000, queue_limit_bytes=1000) == []
+
+
+def test_warnings() -> None:
+    models = {"a": {"command": "python -m engine"}, "b": {"command": "/opt/engine"}}
+    top = {"vllm_command": "sudo vllm", "policy": {"policy_type": "time_slice", "drain_before_switch": False}}
+    assert [warning.path for warning in checks.warnings(settings(models, **top))] == [
+        "policy.drain_before_switch",
+        "vllm_command",
+        "models.a.command",
+    ]
+    assert list(checks.warnings(settings({"a": {}}, policy={"drain_before_switch": False}))) == []
+
+
+def test_unsupported_names_what_serve_cannot_do_yet(tmp_path: Path) -> None:
+    models = {
+        "a": {"eviction": "retain+cuda_suspend"},
+        "b": {"drain": "freeze"},
+        "c": {"eviction": "offload+keep_running", "checkpoint_path": str(tmp_path)},
+        "d": {"eviction": "discard+stop", "drain": "abort"},
+        "e": {},
+    }
+    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint={}))
+    assert [(problem.path, problem.message) for problem in found] == [
+        ("models.a.eviction", "the process cuda_suspend of 'a' is not available yet"),
+        ("policy.eviction", "the process checkpoint of 'b', 'e' is not available yet"),
+        ("models.b.drain", "freeze is not available yet"),
+        ("models.c.checkpoint_path", "starting from a checkpoint is not available yet"),
+    ]
+    assert all(problem.remedy for problem in found)
+    assert checks.unsupported(settings({"d": models["d"]})) == ()

@@ -1,0 +1,157 @@
+"""Defaults, fall-backs, and what the runtime asks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llmux.config.checkpoint import CheckpointSettings
+from llmux.config.policy import PolicyType
+from llmux.config.settings import LogLevel, Settings
+from llmux.core.eviction import STOP, Drain
+from llmux.errors import ConfigError
+
+
+def settings(**top: Any) -> Settings:
+    return Settings.model_validate({"models": {"a": {"model_path": "org/a"}}} | top)
+
+
+def test_every_default_of_the_top_level() -> None:
+    values = dict(settings())
+    assert values.pop("models").keys() == {"a"}
+    assert values.pop("policy").policy_type is PolicyType.FIFO
+    assert values == {
+        "host": "127.0.0.1",
+        "port": 3000,
+        "metrics_port": 9090,
+        "admin_port": None,
+        "admin_key": None,
+        "api_keys": (),
+        "vllm_command": "vllm",
+        "checkpoint": None,
+        "warmup": False,
+        "start_timeout_seconds": 1800,
+        "drain_timeout_seconds": 120,
+        "shutdown_timeout_seconds": 20,
+        "stop_timeout_seconds": 10,
+        "sleep_timeout_seconds": 120,
+        "wake_timeout_seconds": 120,
+        "reload_timeout_seconds": 600,
+        "reset_timeout_seconds": 30,
+        "max_body_bytes": 128 * 1024 * 1024,
+        "queue_limit_requests": 10_000,
+        "queue_limit_bytes": 1024 * 1024 * 1024,
+        "log_level": LogLevel.INFO,
+    }
+
+
+def test_every_default_of_the_policy() -> None:
+    assert settings().policy.model_dump(mode="json") == {
+        "policy_type": "fifo",
+        "request_timeout_seconds": 300,
+        "drain_before_switch": True,
+        "eviction": {"weights": "retain", "process": "stop"},
+        "min_active_seconds": 5,
+        "coalesce_window_seconds": 2,
+        "amortization_factor": 0.5,
+        "max_wait_seconds": 15,
+        "tick_interval_seconds": 0.5,
+        "min_quantum_seconds": 2,
+    }
+
+
+def test_every_default_of_a_model() -> None:
+    assert settings().models["a"].model_dump() == {
+        "model_path": "org/a",
+        "port": None,
+        "extra_args": (),
+        "eviction": None,
+        "checkpoint_path": None,
+        "env": {},
+        "command": None,
+        "max_in_flight": None,
+        "drain": None,
+    }
+
+
+def test_every_default_of_the_checkpoint_section() -> None:
+    assert dict(CheckpointSettings()) == {
+        "criu_path": "criu",
+        "cuda_plugin_dir": Path("/usr/lib/criu/"),
+        "images_dir": Path("/tmp/llmux-checkpoints"),
+        "cuda_checkpoint_path": "cuda-checkpoint",
+        "keep_images": True,
+        "object_store": None,
+    }
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        settings().port = 1
+
+
+def test_the_order_of_the_models_is_kept() -> None:
+    names = ["z", "a", "m", "b"]
+    assert list(Settings.model_validate({"models": {n: {"model_path": n} for n in names}}).models) == names
+
+
+def test_eviction_falls_back_to_the_policy_and_then_to_stop() -> None:
+    models = {"own": {"model_path": "x", "eviction": 1}, "other": {"model_path": "x"}}
+    with_policy = Settings.model_validate({"models": models, "policy": {"eviction": "discard+keep_running"}})
+    assert str(with_policy.eviction_of("own")) == "offload+keep_running"
+    assert str(with_policy.eviction_of("other")) == "discard+keep_running"
+    assert Settings.model_validate({"models": models}).eviction_of("other") == STOP
+
+
+@pytest.mark.parametrize(
+    ("policy", "own", "expected"),
+    [
+        ({}, None, Drain.WAIT),
+        ({"drain_before_switch": False}, None, Drain.ABORT),
+        ({"drain_before_switch": False}, "wait", Drain.WAIT),
+        ({}, "abort", Drain.ABORT),
+        ({"drain_before_switch": False, "policy_type": "cost_aware"}, None, Drain.WAIT),
+        ({"drain_before_switch": False, "policy_type": "time_slice"}, None, Drain.WAIT),
+    ],
+)
+def test_drain(policy: dict[str, Any], own: str | None, expected: Drain) -> None:
+    assert settings(models={"a": {"model_path": "x", "drain": own}}, policy=policy).drain_of("a") is expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, 256),
+        ({"extra_args": ["--max-num-seqs", "8"]}, 8),
+        ({"extra_args": ["--max-num-seqs=8"]}, 8),
+        ({"extra_args": ["--max-num-seqs", "8"], "max_in_flight": 3}, 3),
+    ],
+)
+def test_max_in_flight(model: dict[str, Any], expected: int) -> None:
+    assert settings(models={"a": {"model_path": "x"} | model}).max_in_flight_of("a") == expected
+
+
+def test_tensor_parallel_size_and_command() -> None:
+    models = {"a": {"model_path": "x", "extra_args": ["-tp", 2]}, "b": {"model_path": "x", "command": "/opt/engine"}}
+    configured = settings(models=models, vllm_command="my-vllm")
+    assert configured.tensor_parallel_size_of("a") == 2
+    assert configured.tensor_parallel_size_of("b") == 1
+    assert configured.command_of("a") == "my-vllm"
+    assert configured.command_of("b") == "/opt/engine"
+
+
+def test_overrides_of_the_command_line() -> None:
+    changed = settings().with_overrides(host="0.0.0.0", port=0)
+    assert (changed.host, changed.port) == ("0.0.0.0", 0)
+    assert settings().with_overrides() == settings()
+    assert changed.models == settings().models
+
+
+@pytest.mark.parametrize(("port", "words"), [(9090, "metrics_port: 9090 is already used by port"), (70000, "port: ")])
+def test_a_wrong_or_taken_port_of_the_command_line_is_refused(port: int, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings().with_overrides(port=port)
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(words)
+    assert caught.value.source == "command line"
