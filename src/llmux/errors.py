@@ -165,3 +165,65 @@ class BadGateway(EngineError):
 
 class CommandFailed(LlmuxError):
     """An operator's command (switch, pin, sleep, wake) did not succeed."""
+
+
+class SpawnFailed(LlmuxError):
+    """An engine's process could not be started at all."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the engine could not be started: {reason}")
+
+
+class ProcessStuck(LlmuxError):
+    """Processes of an engine are still there though they have been killed; what they hold is not free."""
+
+    def __init__(self, pids: Sequence[int], waited_seconds: float) -> None:
+        self.pids = tuple(pids)
+        self.waited_seconds = waited_seconds
+        named = ", ".join(map(str, self.pids[:20])) or "unknown"
+        super().__init__(
+            f"processes of the engine (pid {named}) are still there {waited_seconds:.1f} s after the order to stop; "
+            "one that SIGKILL does not end usually hangs in a driver call: see dmesg and nvidia-smi"
+        )
+
+
+class InvalidJson(MalformedRequest):
+    """The body had to be JSON and is not."""
+
+
+class UnknownPath(RequestError):
+    """No route of llmux's has this path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no such path: {path[:200]}; inference is under /v1, or under /upstream/MODEL")
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not with this method."""
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(f"{method} is not possible on {path[:200]}; use {' or '.join(self.allowed)}")
+
+
+class HeadTooLarge(RequestError):
+    """Request line and headers exceed their limit together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(f"the request's headers are larger than {limit_bytes} bytes")
+
+
+class RequestStalled(RequestError):
+    """The client began a request and did not send the rest of it in time."""
+
+    def __init__(self, part: str, limit_seconds: float) -> None:
+        super().__init__(f"the request's {part} did not arrive within {limit_seconds:g} s")
+
+
+class UpgradeRefused(RequestError):
+    """The client asked for another protocol on its connection (WebSocket, CONNECT, h2c)."""
+
+    def __init__(self) -> None:
+        super().__init__("protocol upgrades (WebSocket, CONNECT, h2c) are not supported; use plain HTTP/1.1")

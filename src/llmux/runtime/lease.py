@@ -34,7 +34,7 @@ class Upstream:
 
 
 class Lease:
-    """Permission to send one request to one engine; ends with exactly one call of the desk's ``end`` or ``give_back``."""
+    """Permission to send one request to one engine; ends with exactly one ``end`` or ``give_back`` at the desk."""
 
     __slots__ = ("model", "queue_seconds", "request", "switch_seconds", "upstream")
 
@@ -55,7 +55,7 @@ class LeaseHolder(Protocol):
         """The request may be sent to ``lease.upstream`` now."""
 
     def lease_refused(self, error: RequestError) -> None:
-        """The request will not be served; nothing more follows. Not called after ``lease_granted`` unless given back."""
+        """The request will not be served; nothing more follows. After a grant it comes only if that was given back."""
 
     def lease_revoked(self, error: RequestError) -> None:
         """The lease just ended without the holder's doing (eviction, engine's death, shutdown).

@@ -1,0 +1,5 @@
+"""``python -m llmux``."""
+
+from llmux.cli.main import main
+
+main()

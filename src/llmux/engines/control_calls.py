@@ -1,0 +1,67 @@
+"""Calls to an engine's own endpoints, apart from the data path: each with a limit, each failure with its reason."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+BODY_SHOWN_BYTES = 2000
+
+
+class ControlCallFailed(Exception):
+    """An engine did not do what it was asked. ``status`` is None when no answer came."""
+
+    def __init__(self, call: str, reason: str, status: int | None = None, *, is_timeout: bool = False) -> None:
+        self.call = call
+        self.status = status
+        self.is_timeout = is_timeout
+        super().__init__(f"{call}: {reason}")
+
+
+class EngineEndpoints:
+    """The endpoints of one engine on this machine."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int, api_key: str | None = None) -> None:
+        self._session = session
+        self._base_url = f"http://127.0.0.1:{port}"
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    async def get(self, path: str, timeout_seconds: float) -> Any:
+        """GET; returns the JSON document, or None for an empty or other body. Raises ControlCallFailed."""
+        return await self._call("GET", path, None, timeout_seconds)
+
+    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
+        """POST, with a JSON body only if there is one; otherwise as ``get``."""
+        return await self._call("POST", path, document, timeout_seconds)
+
+    async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
+        call = f"{method} {path}"
+        try:
+            async with self._session.request(
+                method,
+                self._base_url + path,
+                json=document,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+            ) as response:
+                body = await response.read()
+        except TimeoutError:
+            raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
+        if not 200 <= response.status < 300:
+            raise ControlCallFailed(call, f"status {response.status}: {_shown(body)}", response.status)
+        return _document(body)
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return json.loads(body) if body else None
+    except ValueError:
+        return None
+
+
+def _shown(body: bytes) -> str:
+    text = body[:BODY_SHOWN_BYTES].decode(errors="replace")
+    return text if len(body) <= BODY_SHOWN_BYTES else f"{text}... [{len(body)} bytes]"

@@ -1,0 +1,247 @@
+"""The shim's loop: commands in, events out, and every process of the tree reaped."""
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .outbox import Outbox
+from .output_pipe import OutputPipe
+from .spawn import IGNORED_SIGNALS, SpawnError, spawn
+from .tree import FIRST_KILL_INTERVAL_SECONDS, LAST_KILL_INTERVAL_SECONDS, end_tree, remove_directory, signal_tree
+
+READ_BYTES = 65_536
+COMMAND_BYTES = 8_388_608
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Shim:
+    """One engine's tree of processes, from its start until the last of them is gone."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.outbox = Outbox(descriptor)
+        self.selector = selectors.DefaultSelector()
+        self.pipes: list[OutputPipe] = []
+        self.received = b""
+        self.root: int | None = None
+        """The engine's process while it has not been reaped, and so its number not been given to another."""
+        self.alive = False
+        """Whether there is any process of the tree."""
+        self.temporary_directory: str | None = None
+        self.kill_after: float | None = None
+        self.leftover_seconds = 0.0
+        """What the rest of a stopping tree gets once its root is gone."""
+        self.kill_interval_seconds = FIRST_KILL_INTERVAL_SECONDS
+        self.commands: dict[str, Callable[[dict[str, Any]], None]] = {
+            "start": self.start,
+            "signal": self.signal,
+            "stop": self.stop,
+            "kill": self.kill,
+        }
+
+    def run(self) -> None:
+        """Serve until llmux closes the socket."""
+        wake_reader = watch_children()
+        os.set_blocking(self.descriptor, False)
+        self.selector.register(wake_reader, selectors.EVENT_READ, lambda: self.reap(wake_reader))
+        self.selector.register(self.descriptor, selectors.EVENT_READ)
+        connected = True
+        while connected:
+            for key, ready in self.selector.select(self._wait_seconds()):
+                if key.fd != self.descriptor:
+                    key.data()
+                elif ready & selectors.EVENT_READ:
+                    connected = self.receive()
+            now = time.monotonic()
+            if self.alive and self.kill_after is not None and now >= self.kill_after:
+                self._kill_once(now)
+            connected = self.outbox.flush(now) and connected
+            writing = selectors.EVENT_WRITE if self.outbox.unsent else 0
+            self.selector.modify(self.descriptor, selectors.EVENT_READ | writing)
+
+    def receive(self) -> bool:
+        """Perform the commands that have come; False at the socket's end."""
+        try:
+            data = os.read(self.descriptor, READ_BYTES)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        *lines, self.received = (self.received + data).split(b"\n")
+        if len(self.received) > COMMAND_BYTES:
+            raise ValueError(f"llmux sent a command of more than {COMMAND_BYTES} bytes")
+        for line in lines:
+            command = json.loads(line)
+            perform = self.commands.get(command["command"])
+            if perform is None:
+                self.outbox.add_event("refused", reason=f"the shim knows no command {command['command']!r}")
+            else:
+                perform(command)
+        return bool(data)
+
+    def start(self, command: dict[str, Any]) -> None:
+        if self.alive:
+            self.outbox.add_event("refused", reason="the engine has been started before")
+            return
+        self.temporary_directory = command.get("temporary_directory")
+        try:
+            if self.temporary_directory:
+                os.makedirs(self.temporary_directory, mode=0o700, exist_ok=True)  # noqa: PTH103
+            self.root, readers = spawn(command["argv"], command["env"], command.get("cwd"))
+        except (OSError, SpawnError) as error:
+            remove_directory(self.temporary_directory)
+            self.outbox.add_event("spawn_failed", reason=printable(str(error)))
+            return
+        self.alive = True
+        self.kill_after = None
+        self.kill_interval_seconds = FIRST_KILL_INTERVAL_SECONDS
+        for stream, reader in zip(("stdout", "stderr"), readers, strict=True):
+            pipe = OutputPipe(stream, reader, self.outbox.add_line)
+            self.pipes.append(pipe)
+            self.selector.register(reader, selectors.EVENT_READ, lambda pipe=pipe: self.read(pipe))
+        self.outbox.add_event("started", pid=self.root)
+
+    def signal(self, command: dict[str, Any]) -> None:
+        """Signal the engine's group; without its root, all that is left of the tree."""
+        self._signal_group(command["signal"])
+
+    def stop(self, command: dict[str, Any]) -> None:
+        """Ask the root (without it, the rest) to end, and kill the tree at the deadline."""
+        patience_seconds = command["terminate_seconds"]
+        self.leftover_seconds = command["leftover_seconds"]
+        if self.root is None:
+            signal_tree(signal.SIGTERM)
+            patience_seconds = min(patience_seconds, self.leftover_seconds)
+        else:
+            attempt(os.kill, self.root, signal.SIGTERM)
+        self._kill_not_later_than(time.monotonic() + patience_seconds)
+
+    def kill(self, command: dict[str, Any]) -> None:
+        self._kill_not_later_than(0.0)
+
+    def read(self, pipe: OutputPipe) -> None:
+        if pipe in self.pipes and pipe.read() == 0:
+            pipe.end_line()
+            self.selector.unregister(pipe.descriptor)
+            os.close(pipe.descriptor)
+            self.pipes.remove(pipe)
+
+    def reap(self, wake_reader: int) -> None:
+        """Take note of every process that has ended: orphans of the tree come to us as well."""
+        while read_available(wake_reader):
+            pass
+        try:
+            while self.alive:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.root:
+                    self._root_exited(os.waitstatus_to_exitcode(status))
+        except ChildProcessError:
+            self._tree_gone()
+
+    def _root_exited(self, status: int) -> None:
+        self.root = None
+        self._read_pipes()
+        self.outbox.add_event("exited", status=status)
+        if self.kill_after is not None:
+            signal_tree(signal.SIGTERM)
+            self._kill_not_later_than(time.monotonic() + self.leftover_seconds)
+
+    def _tree_gone(self) -> None:
+        self.alive = False
+        self._read_pipes()
+        for pipe in self.pipes.copy():
+            self.selector.unregister(pipe.descriptor)
+            os.close(pipe.descriptor)
+        self.pipes.clear()
+        remove_directory(self.temporary_directory)
+        self.outbox.add_event("gone")
+
+    def _read_pipes(self) -> None:
+        """Take the output that is there, so that an engine's last words precede the news of its end."""
+        for pipe in self.pipes:
+            pipe.read_last_words()
+
+    def _signal_group(self, number: int) -> None:
+        if self.root is None:
+            signal_tree(number)
+        else:
+            attempt(os.killpg, self.root, number)
+
+    def _kill_not_later_than(self, at: float) -> None:
+        self.kill_after = at if self.kill_after is None else min(self.kill_after, at)
+
+    def _kill_once(self, now: float) -> None:
+        # Both: a group cannot fork its way out of killpg, the tree has those that left the group.
+        self._signal_group(signal.SIGKILL)
+        signal_tree(signal.SIGKILL)
+        self.kill_after = now + self.kill_interval_seconds
+        self.kill_interval_seconds = min(2 * self.kill_interval_seconds, LAST_KILL_INTERVAL_SECONDS)
+
+    def _wait_seconds(self) -> float | None:
+        now = time.monotonic()
+        waits = [self.outbox.wait_seconds(now) if not self.outbox.unsent else None]
+        if self.alive and self.kill_after is not None:
+            waits.append(max(0.0, self.kill_after - now))
+        return min((wait for wait in waits if wait is not None), default=None)
+
+
+def attempt(action: Callable[[int, int], None], pid: int, number: int) -> None:
+    """Signal where we may: an engine that changed its user cannot end the shim."""
+    try:
+        action(pid, number)
+    except OSError:
+        return
+
+
+def printable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def read_available(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, READ_BYTES)
+    except BlockingIOError:
+        return b""
+
+
+def watch_children() -> int:
+    """Make every end of a child readable on the descriptor that is returned."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return reader
+
+
+def set_own_conditions() -> None:
+    """Deaf to the terminal and to whoever stops llmux, and the parent of every orphan of the tree."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_NAME, b"llmux-shim", 0, 0, 0)
+    if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become the child subreaper")
+
+
+def main(descriptor: int) -> None:
+    os.set_inheritable(descriptor, False)
+    shim = Shim(descriptor)
+    try:
+        set_own_conditions()
+        shim.run()
+    except Exception as error:
+        shim.outbox.add_event("failed", reason=printable(f"{type(error).__name__}: {error}"))
+        shim.outbox.flush(time.monotonic())
+    end_tree()
+    remove_directory(shim.temporary_directory)
+    os._exit(0)

@@ -1,0 +1,72 @@
+"""Starting the engine: its session, its streams, and a clear word where it cannot be started."""
+
+import os
+import signal
+from typing import Never
+
+REASON_BYTES = 65_536
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+"""What the shim does not listen to, and the engine does."""
+
+
+class SpawnError(Exception):
+    """The engine could not be started; says why, for the operator."""
+
+
+def spawn(argv: list[str], environment: dict[str, str], directory: str | None) -> tuple[int, tuple[int, int]]:
+    """Start the engine in a session of its own; returns its pid and the reading ends of its stdout and stderr."""
+    out_reader, out_writer = os.pipe()
+    err_reader, err_writer = os.pipe()
+    failure_reader, failure_writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        become_engine(argv, environment, directory, (out_writer, err_writer), failure_writer)
+    for descriptor in (out_writer, err_writer, failure_writer):
+        os.close(descriptor)
+    failure = os.read(failure_reader, REASON_BYTES)
+    os.close(failure_reader)
+    if failure:
+        os.waitpid(pid, 0)
+        os.close(out_reader)
+        os.close(err_reader)
+        raise SpawnError(failure.decode(errors="replace"))
+    os.set_blocking(out_reader, False)
+    os.set_blocking(err_reader, False)
+    return pid, (out_reader, err_reader)
+
+
+def become_engine(
+    argv: list[str], environment: dict[str, str], directory: str | None, outputs: tuple[int, int], failure_writer: int
+) -> Never:
+    """In the forked child: set the spawn conditions and turn into the engine."""
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (*IGNORED_SIGNALS, signal.SIGCHLD, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(outputs[0], 1)
+        os.dup2(outputs[1], 2)
+        if directory:
+            os.chdir(directory)
+        os.execvpe(argv[0], argv, environment)
+    except BaseException as error:  # whatever it is, the fork must not live on as a second shim
+        os.write(failure_writer, explain_failure(error, argv[0], directory).encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def explain_failure(error: BaseException, program: str, directory: str | None) -> str:
+    match error:
+        case FileNotFoundError() if directory and error.filename == directory:
+            return f"the working directory {directory} does not exist"
+        case FileNotFoundError() if "/" not in program:
+            return f"the command {program!r} was not found on the PATH: install it, or give its whole path"
+        case FileNotFoundError() if os.path.exists(program):  # noqa: PTH110
+            return f"{program} exists, but the interpreter that its first line names does not"
+        case FileNotFoundError():
+            return f"the command {program} does not exist"
+        case PermissionError():
+            return f"{error.filename or program} may not be used ({error.strerror}): check its permissions"
+        case _:
+            return f"{program} could not be started: {error}"

@@ -1,0 +1,125 @@
+"""The runtime's metrics: plain numbers while serving, Prometheus families at scrape.
+
+Labels come from the configuration alone. Names are those of 0.7.7; its summaries are histograms here, and their
+``from`` label stands on counters only.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from llmux.core.actions import SwitchDone, SwitchFailed
+from llmux.core.scheduler import Scheduler
+from llmux.observability.histogram import Histogram
+
+WAITED_SECONDS = 0.001
+"""Above this a request counts as having waited."""
+
+PHASES = ("cooldown", "drain", "sleep", "wake")
+
+
+class RuntimeMetrics:
+    """Counts admissions and switches; a Prometheus collector too."""
+
+    def __init__(self, models: Sequence[str], scheduler: Scheduler, now: Callable[[], float]) -> None:
+        self._scheduler = scheduler
+        self._now = now
+        self._queue_wait = {model: Histogram() for model in models}
+        self._at_once = dict.fromkeys(models, 0)
+        self._not_waited = dict.fromkeys(models, 0)
+        self._waited = dict.fromkeys(models, 0)
+        self._switches: Counter[tuple[str, str]] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._phases: dict[tuple[str, str], Histogram] = {}
+        self._totals: dict[str, Histogram] = {}
+        self._last_switch: dict[str, tuple[float, float]] = {}
+        self._was_active: dict[str, None] = {}
+
+    def admitted_at_once(self, model: str) -> None:
+        """A request was admitted in the call in which it came."""
+        self._at_once[model] += 1
+
+    def admitted(self, model: str, waited_seconds: float) -> None:
+        """A queued request was admitted."""
+        self._queue_wait[model].observe(waited_seconds)
+        counted = self._waited if waited_seconds > WAITED_SECONDS else self._not_waited
+        counted[model] += 1
+
+    def switch_done(self, done: SwitchDone) -> None:
+        """A model came onto the GPU."""
+        phases = (done.cooldown_seconds, done.drain_seconds, done.sleep_seconds, done.wake_seconds)
+        self._switches[done.previous, done.model] += 1
+        for phase, seconds in zip(PHASES, phases, strict=True):
+            self._phases.setdefault((phase, done.model), Histogram()).observe(seconds)
+        self._totals.setdefault(done.model, Histogram()).observe(sum(phases))
+        self._last_switch[done.model] = (self._now(), sum(phases))
+        self._was_active[done.model] = None
+
+    def switch_failed(self, failed: SwitchFailed) -> None:
+        """A model could not be brought onto the GPU."""
+        self._failures[failed.model] += 1
+
+    def switch_since(self, model: str, since: float) -> float | None:
+        """How long the switch took that brought the model after this time, if one did."""
+        ended_at, seconds = self._last_switch.get(model, (float("-inf"), 0.0))
+        return seconds if ended_at >= since else None
+
+    @property
+    def switch_count(self) -> int:
+        """How many switches have succeeded."""
+        return self._switches.total()
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, in Prometheus's form."""
+        yield from self._collect_switches()
+        yield from self._collect_requests()
+        active = GaugeMetricFamily(
+            "llmux_active_model_info", "1 for the model that is active, 0 for those that were.", labels=["model"]
+        )
+        serving = self._scheduler.active_model()
+        for model in self._was_active:
+            active.add_metric([model], 1 if model == serving else 0)
+        yield active
+
+    def _collect_switches(self) -> Iterator[Metric]:
+        switches = CounterMetricFamily("llmux_switches", "Switches that succeeded.", labels=["from", "to"])
+        for (previous, model), number in self._switches.items():
+            switches.add_metric([previous, model], number)
+        yield switches
+        failures = CounterMetricFamily("llmux_switch_failures", "Switches that failed.", labels=["to"])
+        for model, number in self._failures.items():
+            failures.add_metric([model], number)
+        yield failures
+        totals = HistogramMetricFamily("llmux_switch_total_seconds", "Duration of switches.", labels=["to"])
+        for model, histogram in self._totals.items():
+            totals.add_metric([model], histogram.buckets(), histogram.total)
+        yield totals
+        phases = HistogramMetricFamily(
+            "llmux_switch_phase_seconds", "Duration of the phases of switches.", labels=["phase", "to"]
+        )
+        for (phase, model), histogram in self._phases.items():
+            phases.add_metric([phase, model], histogram.buckets(), histogram.total)
+        yield phases
+
+    def _collect_requests(self) -> Iterator[Metric]:
+        waits = HistogramMetricFamily(
+            "llmux_request_queue_wait_seconds", "How long admitted requests waited for their model.", labels=["model"]
+        )
+        requests = CounterMetricFamily("llmux_requests", "Admitted requests.", labels=["model", "waited"])
+        in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the engine.", labels=["model"])
+        depth = GaugeMetricFamily("llmux_queue_depth", "Requests waiting for the model.", labels=["model"])
+        for record in self._scheduler.models:
+            model = record.name
+            histogram = self._queue_wait[model]
+            at_once = self._at_once[model]
+            buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
+            waits.add_metric([model], buckets, histogram.total)
+            requests.add_metric([model, "true"], self._waited[model])
+            requests.add_metric([model, "false"], self._not_waited[model] + at_once)
+            in_flight.add_metric([model], len(record.in_flight))
+            depth.add_metric([model], len(record.waiting))
+        yield waits
+        yield requests
+        yield in_flight
+        yield depth

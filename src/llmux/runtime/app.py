@@ -1,0 +1,162 @@
+"""The life of a server, and the one place that wires everything together."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import structlog
+from prometheus_client import CollectorRegistry
+
+from llmux.config.checks import unsupported
+from llmux.config.settings import Settings
+from llmux.control.server import ControlServer
+from llmux.core.events import ShutdownRequested
+from llmux.engines.control_calls import EngineEndpoints
+from llmux.errors import ConfigError, LlmuxError
+from llmux.gateway.options import GatewayOptions, LocalRoutes
+from llmux.gateway.server import Gateway
+from llmux.observability.http_metrics import HttpMetrics
+from llmux.observability.metrics import RuntimeMetrics
+from llmux.runtime.build import build_scheduler, engine_specs
+from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.desk import Desk
+from llmux.runtime.instance import Instance
+from llmux.runtime.listing import Listing
+from llmux.runtime.operations import Operations
+from llmux.runtime.warmup import warm_up
+
+log = structlog.get_logger("llmux")
+
+POOLED_IDLE_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Server:
+    """Everything that serves, on one event loop: built once, run once."""
+
+    def __init__(self, settings: Settings, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        self.settings = settings
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        self._scheduler = build_scheduler(settings)
+        self.metrics = RuntimeMetrics(list(settings.models), self._scheduler, asyncio.get_running_loop().time)
+        self.controller = Controller(self._scheduler, spawn, self.metrics)
+        self._endpoints: dict[str, EngineEndpoints] = {}
+        self._instances: dict[str, Instance] = {}
+        for name, spec in engine_specs(settings).items():
+            self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
+            self._instances[name] = Instance(spec, self._endpoints[name], self._exit_callback(name))
+        instances: dict[str, ManagedInstance] = dict(self._instances)
+        desk = Desk(self._scheduler, self.controller, instances, self.metrics)
+        self.controller.attach(instances, desk)
+        self.operations = Operations(self._scheduler, self.controller, self._instances)
+        self._listing = Listing(self.operations)
+        registry = CollectorRegistry()
+        self._control = ControlServer(
+            self.operations,
+            registry,
+            settings.admin_key.get_secret_value() if settings.admin_key else None,
+        )
+        self.gateway = Gateway(desk, self._gateway_options(), spawn)
+        registry.register(self.metrics)
+        registry.register(HttpMetrics(self.gateway.statistics))
+        self.port = 0
+
+    async def start(self) -> None:
+        """Warm up if configured, then listen; raises LlmuxError."""
+        settings = self.settings
+        await self._control.start()
+        if settings.warmup:
+            await warm_up(self.operations, self._endpoints, list(settings.models))
+        if settings.metrics_port:
+            await self._control.listen_metrics(settings.host, settings.metrics_port)
+        if settings.admin_port is not None:
+            await self._control.listen_admin(settings.host, settings.admin_port)
+        self.port = await self.gateway.listen(settings.host, settings.port)
+        self._listing.is_ready = True
+        log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
+
+    def begin_shutdown(self, drain_seconds: float) -> None:
+        """Take no more requests, let those in flight end for so long, stop every engine. A second call shortens it."""
+        self._listing.is_ready = False
+        self.gateway.stop_accepting()
+        self.controller.feed(ShutdownRequested(drain_seconds))
+
+    async def close(self) -> None:
+        """Close what listens, once the engines have been stopped."""
+        await self.gateway.close(CLOSE_SECONDS)
+        await self._control.close()
+        await self._session.close()
+
+    def _exit_callback(self, model: str) -> Callable[[str], None]:
+        return lambda reason: self.controller.engine_exited(model, reason)
+
+    def _gateway_options(self) -> GatewayOptions:
+        return GatewayOptions(
+            local_routes=LocalRoutes(ready=self._listing.ready, models=self._listing.models, model=self._listing.model),
+            control_protocol_factory=self._control.protocol_factory,
+            api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
+            max_body_bytes=self.settings.max_body_bytes,
+            engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
+        )
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
+
+    An error in the scheduler itself ends it too, as an exception group.
+    """
+    problems = unsupported(settings)
+    if problems:
+        raise ConfigError(problems)
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        server = Server(settings, tasks.create_task)
+        stack.push_async_callback(server.close)
+        loop = asyncio.get_running_loop()
+        stopper = _Stopper(server)
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stopper.signalled, number)
+        try:
+            await _run(server, stopper, on_ready)
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server], None] | None) -> None:
+    try:
+        await server.start()
+        if on_ready is not None:
+            on_ready(server)
+    except LlmuxError:
+        stopper.stop(0.0)
+        await server.controller.wait_stopped()
+        if stopper.was_signalled:
+            return
+        raise
+    await server.controller.wait_stopped()
+
+
+class _Stopper:
+    """Turns signals into a shutdown: the first drains, the second does not wait."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.was_signalled = False
+
+    def signalled(self, number: int) -> None:
+        if self.was_signalled:
+            log.warning("stopping at once", signal=signal.Signals(number).name)
+            self.stop(0.0)
+            return
+        self.was_signalled = True
+        seconds = self._server.settings.shutdown_timeout_seconds
+        log.info("stopping", signal=signal.Signals(number).name, drain_seconds=seconds)
+        self.stop(seconds)
+
+    def stop(self, drain_seconds: float) -> None:
+        self._server.begin_shutdown(drain_seconds)

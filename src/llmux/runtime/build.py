@@ -1,0 +1,77 @@
+"""From settings to the parts that are built of them: the scheduler, and what each engine is started with."""
+
+import os
+from typing import assert_never
+
+from llmux.config.policy import PolicySettings, PolicyType
+from llmux.config.settings import Settings
+from llmux.core.policies.base import Policy
+from llmux.core.policies.cost_aware import CostAware
+from llmux.core.policies.fifo import Fifo
+from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.vllm import ControlTimeouts
+from llmux.hosts.local import choose_ports
+from llmux.runtime.instance import EngineSpec
+
+
+def build_scheduler(settings: Settings) -> Scheduler:
+    """The scheduler for the configured models, each of which takes all of every GPU while awake."""
+    specs = [
+        ModelSpec(name, settings.eviction_of(name), settings.max_in_flight_of(name), settings.drain_of(name))
+        for name in settings.models
+    ]
+    policy = settings.policy
+    limits = Limits(
+        request_timeout_seconds=policy.request_timeout_seconds,
+        min_active_seconds=policy.min_active_seconds,
+        max_wait_seconds=policy.max_wait_seconds,
+        drain_timeout_seconds=settings.drain_timeout_seconds,
+        queue_limit_requests=settings.queue_limit_requests,
+        queue_limit_bytes=settings.queue_limit_bytes,
+    )
+    return Scheduler(specs, build_policy(policy), limits)
+
+
+def build_policy(settings: PolicySettings) -> Policy:
+    """The configured switch policy."""
+    match settings.policy_type:
+        case PolicyType.FIFO:
+            return Fifo()
+        case PolicyType.COST_AWARE:
+            return CostAware(settings.coalesce_window_seconds, settings.amortization_factor)
+        case PolicyType.TIME_SLICE:
+            return TimeSlice(settings.tick_interval_seconds)
+        case _:
+            assert_never(settings.policy_type)
+
+
+def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
+    """What each engine is started with. Models without a port get one that is free now and stays theirs."""
+    fixed = {model.port for model in settings.models.values() if model.port is not None}
+    own = {settings.port, settings.metrics_port, settings.admin_port or 0}
+    portless = [name for name, model in settings.models.items() if model.port is None]
+    chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
+    timeouts = ControlTimeouts(
+        settings.sleep_timeout_seconds,
+        settings.wake_timeout_seconds,
+        settings.reload_timeout_seconds,
+        settings.reset_timeout_seconds,
+    )
+    return {
+        name: EngineSpec(
+            model=name,
+            program=settings.command_of(name),
+            model_path=model.model_path,
+            port=model.port or chosen[name],
+            served_names=model.served_names(name),
+            extra_args=model.engine_arguments,
+            environment=dict(model.env),
+            api_key=model.engine_api_key or os.environ.get("VLLM_API_KEY") or None,
+            start_timeout_seconds=settings.start_timeout_seconds,
+            stop_timeout_seconds=settings.stop_timeout_seconds,
+            timeouts=timeouts,
+        )
+        for name, model in settings.models.items()
+    }

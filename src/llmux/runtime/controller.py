@@ -1,0 +1,238 @@
+"""Performs what the scheduler decides, and feeds every outcome back as exactly one event."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, assert_never
+
+import structlog
+
+from llmux.core.actions import (
+    AbortWake,
+    Action,
+    Admit,
+    CommandDone,
+    Evict,
+    Reject,
+    Revoke,
+    SetTimer,
+    ShutdownDone,
+    SwitchDone,
+    SwitchFailed,
+    Wake,
+)
+from llmux.core.events import Event, EvictDone, InstanceExited, TimerFired, WakeDone
+from llmux.core.eviction import Eviction
+from llmux.core.identity import InstanceId
+from llmux.core.scheduler import Scheduler
+from llmux.core.states import Asleep, Cold
+from llmux.engines.health import Health
+from llmux.errors import CommandFailed, LlmuxError, RequestError
+from llmux.runtime.lease import Upstream
+
+log = structlog.get_logger("llmux.controller")
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+"""Runs a coroutine as a task that the server owns."""
+
+
+class ManagedInstance(Protocol):
+    """What the controller needs of a model's engine."""
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where its data path is."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why it does not run, if it should."""
+
+    async def wake(self) -> None:
+        """Bring it onto the GPU; raises LlmuxError, after which ``end`` must follow."""
+
+    async def evict(self, eviction: Eviction) -> Asleep | Cold:
+        """Take it off the GPU; raises LlmuxError if it still holds it."""
+
+    async def end(self) -> None:
+        """Make an end of it, however long that takes."""
+
+    def interrupt(self, reason: str) -> None:
+        """Make a ``wake`` under way fail."""
+
+    async def check_health(self, timeout_seconds: float) -> Health:
+        """Whether it lives."""
+
+
+class Requests(Protocol):
+    """Who holds the requests: told what the scheduler decided about them."""
+
+    def admitted(self, request: int, instance: InstanceId, upstream: Upstream) -> None:
+        """The request may go to the engine."""
+
+    def rejected(self, request: int, error: RequestError) -> None:
+        """The request ends with this error."""
+
+    def revoked(self, request: int, error: RequestError) -> None:
+        """The request's lease has been taken back."""
+
+
+class Observer(Protocol):
+    """Who counts switches."""
+
+    def switch_done(self, done: SwitchDone) -> None:
+        """A model came onto the GPU."""
+
+    def switch_failed(self, failed: SwitchFailed) -> None:
+        """A model could not be brought onto the GPU."""
+
+
+class Controller:
+    """The only caller of the scheduler's ``handle``. Events raised while actions are performed are queued, in order."""
+
+    def __init__(self, scheduler: Scheduler, spawn: Spawn, observer: Observer) -> None:
+        self._scheduler = scheduler
+        self._spawn = spawn
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._instances: Mapping[str, ManagedInstance] = {}
+        self._requests: Requests | None = None
+        self._events: deque[Event] = deque()
+        self._feeding = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._commands: dict[int, asyncio.Future[None]] = {}
+        self._command_number = 0
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._waking: set[str] = set()
+
+    def attach(self, instances: Mapping[str, ManagedInstance], requests: Requests) -> None:
+        """Complete the circle: the engines and the desk know the controller, and it knows them."""
+        self._instances = instances
+        self._requests = requests
+
+    def now(self) -> float:
+        """The scheduler's clock."""
+        return self._loop.time()
+
+    def feed(self, event: Event) -> None:
+        """Let the scheduler handle an event and perform what follows from it."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                for action in self._scheduler.handle(self._events.popleft(), self._loop.time()):
+                    self._perform(action)
+        except Exception as error:
+            # A scheduler that failed half way is in no known state: the server ends rather than guess.
+            if not self._stopped.done():
+                self._stopped.set_exception(error)
+                self._stopped.exception()  # it is raised here too, so nobody need look
+            raise
+        finally:
+            self._feeding = False
+
+    async def command(self, event_of: Callable[[int], Event]) -> None:
+        """Feed an operator's command and wait for its end; raises CommandFailed. A caller that leaves stops nothing."""
+        self._command_number += 1
+        done = self._commands[self._command_number] = self._loop.create_future()
+        self.feed(event_of(self._command_number))
+        await asyncio.shield(done)
+
+    async def wait_stopped(self) -> None:
+        """Wait until every engine has been stopped after a shutdown; raises what broke the scheduler, if so."""
+        await asyncio.shield(self._stopped)
+
+    def engine_exited(self, model: str, reason: str) -> None:
+        """An engine's root process has ended."""
+        self.feed(InstanceExited(self._scheduler.model(model).instance, reason))
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a piece of lifecycle work as the server's."""
+        self._spawn(work)
+
+    def _perform(self, action: Action) -> None:
+        assert self._requests is not None
+        match action:
+            case Admit(request, instance):
+                self._requests.admitted(request, instance, self._instances[instance.model].upstream)
+            case Reject(request, error):
+                self._requests.rejected(request, error)
+            case Revoke(request, error):
+                self._requests.revoked(request, error)
+            case Wake(instance):
+                self._waking.add(instance.model)
+                self._spawn(self._wake(instance))
+            case AbortWake(instance):
+                if instance.model in self._waking:
+                    self._instances[instance.model].interrupt("given up, because llmux is shutting down")
+            case Evict(instance, eviction):
+                self._spawn(self._evict(instance, eviction))
+            case SetTimer(at):
+                self._set_timer(at)
+            case CommandDone(command, error):
+                self._command_done(command, error)
+            case SwitchDone():
+                log.info(
+                    "switched",
+                    model=action.model,
+                    previous=action.previous or None,
+                    cooldown_seconds=round(action.cooldown_seconds, 3),
+                    drain_seconds=round(action.drain_seconds, 3),
+                    sleep_seconds=round(action.sleep_seconds, 3),
+                    wake_seconds=round(action.wake_seconds, 3),
+                )
+                self._observer.switch_done(action)
+            case SwitchFailed():
+                log.warning("could not bring the model onto the GPU", model=action.model, reason=action.reason)
+                self._observer.switch_failed(action)
+            case ShutdownDone():
+                if not self._stopped.done():
+                    self._stopped.set_result(None)
+            case _:
+                assert_never(action)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self.feed, TimerFired())
+
+    def _command_done(self, command: int, error: CommandFailed | None) -> None:
+        done = self._commands.pop(command)
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+            done.exception()  # a caller that left must not make the loop complain of an exception nobody saw
+
+    async def _wake(self, instance: InstanceId) -> None:
+        engine = self._instances[instance.model]
+        error: str | None
+        try:
+            await engine.wake()
+            error = engine.lost
+        except LlmuxError as failure:
+            error = str(failure)
+        except Exception as failure:
+            log.exception("unexpected error while waking", model=instance.model)
+            error = f"{type(failure).__name__}: {failure}"
+        if error is not None:
+            await engine.end()
+        self._waking.discard(instance.model)
+        self.feed(WakeDone(instance, error))
+
+    async def _evict(self, instance: InstanceId, eviction: Eviction) -> None:
+        engine = self._instances[instance.model]
+        residency: Asleep | Cold = Cold()
+        error: str | None = None
+        try:
+            residency = await engine.evict(eviction)
+            if isinstance(residency, Asleep) and engine.lost is not None:
+                await engine.end()
+                residency = Cold()
+        except LlmuxError as failure:
+            error = str(failure)
+        except Exception as failure:
+            log.exception("unexpected error while evicting", model=instance.model)
+            error = f"{type(failure).__name__}: {failure}"
+        self.feed(EvictDone(instance, residency, error))

@@ -1,0 +1,181 @@
+"""The desk where the gateway gets leases: keeps the requests, asks the scheduler, calls the holders back."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import structlog
+
+from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
+from llmux.core.identity import InstanceId
+from llmux.core.scheduler import Scheduler
+from llmux.engines.health import Health
+from llmux.errors import RequestError
+from llmux.observability.metrics import RuntimeMetrics
+from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.lease import Lease, LeaseHolder, Outcome, Upstream
+
+log = structlog.get_logger("llmux.desk")
+
+PROBE_SECONDS = 0.2
+SECOND_LOOK_SECONDS = 0.15
+"""A dying vLLM answers 500 up to 0.14 s before its /health says so (measured on 0.32)."""
+
+
+class _Pending:
+    """A request that waits for its first or its next lease."""
+
+    __slots__ = ("arrived_at", "attempts", "holder", "model", "queued_at", "size_bytes")
+
+    def __init__(self, holder: LeaseHolder, model: str, arrived_at: float, size_bytes: int, attempts: int = 0) -> None:
+        self.holder = holder
+        self.model = model
+        self.arrived_at = arrived_at
+        self.queued_at = arrived_at
+        self.size_bytes = size_bytes
+        self.attempts = attempts
+
+
+class _DeskLease(Lease):
+    """A lease with what the desk must remember of its request."""
+
+    __slots__ = ("arrived_at", "attempts", "holder", "instance", "size_bytes")
+
+    holder: LeaseHolder
+    instance: InstanceId
+    arrived_at: float
+    attempts: int
+    size_bytes: int
+
+
+class Desk:
+    """See ``LeaseDesk``; the controller's ``Requests`` too."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        controller: Controller,
+        instances: dict[str, ManagedInstance],
+        metrics: RuntimeMetrics,
+    ) -> None:
+        self._scheduler = scheduler
+        self._controller = controller
+        self._instances = instances
+        self._metrics = metrics
+        self._numbers = count(1)
+        self._now = controller.now
+        self._pending: dict[int, _Pending] = {}
+        self._leases: dict[int, _DeskLease] = {}
+
+    @property
+    def models(self) -> Sequence[str]:
+        """See ``LeaseDesk``."""
+        return list(self._instances)
+
+    def knows(self, model: str) -> bool:
+        """See ``LeaseDesk``."""
+        return model in self._instances
+
+    def acquire(self, model: str, holder: LeaseHolder, *, size_bytes: int, may_wake: bool = True) -> int:
+        """See ``LeaseDesk``."""
+        request = next(self._numbers)
+        now = self._now()
+        instance = self._scheduler.admit(request, model, now)
+        if instance is not None:
+            upstream = self._instances[model].upstream
+            lease = _DeskLease(request, model, upstream, 0.0, None)
+            lease.holder = holder
+            lease.instance = instance
+            lease.arrived_at = now
+            lease.attempts = 1
+            lease.size_bytes = size_bytes
+            self._leases[request] = lease
+            self._metrics.admitted_at_once(model)
+            holder.lease_granted(lease)
+        else:
+            self._pending[request] = _Pending(holder, model, now, size_bytes)
+            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake))
+        return request
+
+    def cancel(self, request: int) -> None:
+        """See ``LeaseDesk``."""
+        pending = self._pending.pop(request, None)
+        if pending is not None:
+            self._controller.feed(RequestGone(request, pending.model))
+
+    def end(self, lease: Lease, outcome: Outcome) -> None:
+        """See ``LeaseDesk``."""
+        if self._leases.pop(lease.request, None) is None:
+            return
+        completed = outcome is Outcome.COMPLETED
+        if not self._scheduler.done(lease.request, lease.model, completed, self._now()):
+            self._controller.feed(RequestDone(lease.request, lease.model, completed))
+
+    def give_back(self, lease: Lease, reason: str) -> None:
+        """See ``LeaseDesk``."""
+        assert isinstance(lease, _DeskLease)
+        self._leases.pop(lease.request, None)
+        pending = _Pending(lease.holder, lease.model, lease.arrived_at, lease.size_bytes, lease.attempts)
+        pending.queued_at = self._now()
+        self._pending[lease.request] = pending
+        self._controller.run(self._return(lease, reason))
+
+    def confirm_alive(self, lease: Lease, report: Callable[[bool], None]) -> None:
+        """See ``LeaseDesk``."""
+        assert isinstance(lease, _DeskLease)
+        self._controller.run(self._confirm(lease, report))
+
+    def admitted(self, request: int, instance: InstanceId, upstream: Upstream) -> None:
+        """See ``Requests``."""
+        pending = self._pending.pop(request, None)
+        if pending is None:
+            # The client left between the decision and now.
+            self._controller.feed(RequestDone(request, instance.model, completed=False))
+            return
+        now = self._now()
+        waited = now - pending.arrived_at
+        switch_seconds = self._metrics.switch_since(pending.model, pending.queued_at)
+        lease = _DeskLease(request, pending.model, upstream, waited, switch_seconds)
+        lease.holder = pending.holder
+        lease.instance = instance
+        lease.arrived_at = pending.arrived_at
+        lease.attempts = pending.attempts + 1
+        lease.size_bytes = pending.size_bytes
+        self._leases[request] = lease
+        self._metrics.admitted(pending.model, waited)
+        pending.holder.lease_granted(lease)
+
+    def rejected(self, request: int, error: RequestError) -> None:
+        """See ``Requests``."""
+        pending = self._pending.pop(request, None)
+        if pending is not None:
+            pending.holder.lease_refused(error)
+
+    def revoked(self, request: int, error: RequestError) -> None:
+        """See ``Requests``."""
+        lease = self._leases.pop(request, None)
+        if lease is not None:
+            lease.holder.lease_revoked(error)
+
+    async def _return(self, lease: _DeskLease, reason: str) -> None:
+        """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""
+        health = await self._instances[lease.model].check_health(PROBE_SECONDS)
+        if health is Health.DEAD:
+            self._controller.feed(InstanceExited(lease.instance, reason))
+        if lease.request not in self._pending:
+            self._controller.feed(RequestDone(lease.request, lease.model, completed=False))
+            return
+        self._controller.feed(
+            RequestReturned(lease.request, lease.model, lease.arrived_at, lease.attempts, lease.size_bytes, reason)
+        )
+
+    async def _confirm(self, lease: _DeskLease, report: Callable[[bool], None]) -> None:
+        engine = self._instances[lease.model]
+        health = await engine.check_health(PROBE_SECONDS)
+        if health is Health.ALIVE:
+            health = await self._second_look(engine)
+        report(health is not Health.DEAD)
+
+    async def _second_look(self, engine: ManagedInstance) -> Health:
+        await asyncio.sleep(SECOND_LOOK_SECONDS)
+        return await engine.check_health(PROBE_SECONDS)

@@ -1,0 +1,146 @@
+"""A real ``llmux serve`` process for integration tests: started on free ports, heard, stopped, and searched for leftovers."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from llmux.simulation.ledger import Ledger
+
+LISTENING = re.compile(r"listening .*url=(http://\S+)")
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+SIMULATED_ENGINE = str(Path(sys.executable).parent / "llmux-sim-engine")
+
+
+class LlmuxProcess:
+    """One running server; ``url`` is its main port's, ``log`` everything it wrote to standard error so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.url = ""
+        self.log: list[str] = []
+        self._heard = asyncio.Condition()
+
+    async def read_log(self) -> None:
+        """Collect the log until the process ends."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            async with self._heard:
+                self.log.append(line.decode(errors="replace").rstrip())
+                self._heard.notify_all()
+
+    async def wait_for_log(self, pattern: str, timeout_seconds: float = START_SECONDS) -> re.Match[str]:
+        """Wait for a line that matches; one that was written already counts."""
+        async with asyncio.timeout(timeout_seconds), self._heard:
+            seen = 0
+            while True:
+                for line in self.log[seen:]:
+                    if match := re.search(pattern, line):
+                        return match
+                seen = len(self.log)
+                await self._heard.wait()
+
+    async def terminate(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(timeout_seconds):
+            return await self.process.wait()
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that the server has started and that still live: shims, engines, workers."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+
+def simulated_config(
+    models: Mapping[str, Mapping[str, Any]], *, ledger: Path | None = None, **top_level: Any
+) -> dict[str, Any]:
+    """A configuration over simulated engines. Each model: its settings; ``extra_args`` are added to quick defaults.
+
+    With a ledger (made here if it is missing, of 1,000 MiB) each engine claims 900 MiB of it while awake.
+    """
+    quick = ["--latency-ms", "1", "--token-ms", "0"]
+    if ledger is not None:
+        if not ledger.exists():
+            Ledger(ledger).create(1000)
+        quick += ["--sim-gpu-ledger", str(ledger), "--sim-gpu-memory", "900", "--sim-residue", "50"]
+    described = {
+        name: {"model_path": f"models/{name}", **settings, "extra_args": [*quick, *settings.get("extra_args", ())]}
+        for name, settings in models.items()
+    }
+    policy = {"min_active_seconds": 0.0, **top_level.pop("policy", {})}
+    base = {"vllm_command": SIMULATED_ENGINE, "port": 0, "metrics_port": 0, "policy": policy, "models": described}
+    return {**base, **top_level}
+
+
+@asynccontextmanager
+async def llmux_server(
+    config: Mapping[str, Any], directory: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[LlmuxProcess]:
+    """A server with this configuration, listening; ended at the end, with everything it had started."""
+    file = directory / "config.json"
+    file.write_text(json.dumps(config))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "llmux",
+        "serve",
+        "-c",
+        str(file),
+        *arguments,
+        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        limit=1 << 20,
+    )
+    server = LlmuxProcess(process)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.read_log())
+        try:
+            try:
+                server.url = (await server.wait_for_log(LISTENING.pattern))[1]
+            except TimeoutError:
+                raise AssertionError("llmux does not listen:\n" + "\n".join(server.log)) from None
+            yield server
+        finally:
+            await _end(server)
+
+
+async def _end(server: LlmuxProcess) -> None:
+    family = server.descendants()
+    try:
+        await server.terminate()
+    except TimeoutError:
+        server.process.kill()
+        await server.process.wait()
+        raise AssertionError("llmux did not stop:\n" + "\n".join(server.log[-50:])) from None
+    finally:
+        for process in family:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                process.kill()
+
+
+@asynccontextmanager
+async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """A plain client without limits of its own."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        yield session
+
+
+def chat(model: str, prompt: str, **more: Any) -> dict[str, Any]:
+    """The body of a chat request."""
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8, **more}

@@ -1,0 +1,326 @@
+"""The shim as a program: real processes, and the protocol as it goes over the socket."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmux.engines.shim_connection import SHIM
+from tests.support.processes import (
+    DEADLINE_SECONDS,
+    IGNORE_SIGTERM,
+    PRINT_PID_AND_WAIT,
+    ROOT_DIES_CHILD_LIVES,
+    STUBBORN_TREE,
+    is_living,
+    wait_until,
+    wait_until_dead,
+)
+
+
+class Shim:
+    """A shim of its own for one test."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(DEADLINE_SECONDS)
+        with theirs:
+            self.process = subprocess.Popen(
+                (sys.executable, "-I", "-S", str(SHIM), str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self.incoming = self.socket.makefile("rb")
+
+    def send(self, command: str, **facts: Any) -> None:
+        self.socket.sendall(json.dumps({"command": command, **facts}).encode() + b"\n")
+
+    def start(self, script: str, *arguments: str, **facts: Any) -> int:
+        self.send("start", argv=[sys.executable, "-S", "-c", script, *arguments], env=dict(os.environ), **facts)
+        event = self.next_event()
+        assert event["event"] == "started", event
+        return int(event["pid"])
+
+    def stop(self, terminate_seconds: float, leftover_seconds: float = 60.0) -> None:
+        self.send("stop", terminate_seconds=terminate_seconds, leftover_seconds=leftover_seconds)
+
+    def next_event(self) -> dict[str, Any]:
+        line = self.incoming.readline()
+        assert line, "the shim has closed its socket"
+        return dict(json.loads(line))
+
+    def events_until(self, last: str) -> list[dict[str, Any]]:
+        events = [self.next_event()]
+        while events[-1]["event"] != last:
+            events.append(self.next_event())
+        return events
+
+    def next_lines(self, count: int) -> list[str]:
+        lines: list[str] = []
+        while len(lines) < count:
+            event = self.next_event()
+            assert event["event"] == "output", event
+            lines += event["lines"]
+        return lines
+
+    def hang_up(self) -> None:
+        self.incoming.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def shim() -> Iterator[Shim]:
+    shim = Shim()
+    yield shim
+    shim.hang_up()
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+
+
+def output_of(events: list[dict[str, Any]], stream: str) -> list[str]:
+    return [line for event in events if event.get("stream") == stream for line in event["lines"]]
+
+
+def test_engine_has_session_of_its_own_and_ordinary_signals(shim: Shim, tmp_path: Path) -> None:
+    script = """
+import os
+status = open("/proc/self/status").read().split()
+print(os.getsid(0), os.getpgid(0), os.getcwd(), os.readlink("/proc/self/fd/0"), os.environ["GREETING"])
+print(status[status.index("SigIgn:") + 1], status[status.index("SigBlk:") + 1])
+print(sorted(os.listdir("/proc/self/fd"))[:-1])
+"""
+    environment = {"GREETING": "hello"}
+    shim.send("start", argv=[sys.executable, "-I", "-S", "-c", script], env=environment, cwd=str(tmp_path))
+    pid = shim.next_event()["pid"]
+    first, second, third = output_of(shim.events_until("gone"), "stdout")
+    assert first == f"{pid} {pid} {tmp_path} /dev/null hello"
+    ignored, blocked = (int(mask, 16) for mask in second.split())
+    python_ignores = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+    assert (ignored & ~python_ignores, blocked) == (0, 0)
+    assert third == "['0', '1', '2']"
+
+
+def test_output_comes_line_by_line_before_the_exit(shim: Shim) -> None:
+    script = r"""
+import os
+os.write(1, b"one\ntw"); os.write(2, b"error\n"); os.write(1, b"o\n\nb\xffd\nlast words"); os._exit(4)
+"""
+    shim.start(script)
+    events = shim.events_until("gone")
+    assert output_of(events, "stdout") == ["one", "two", "", "b\ufffdd", "last words"]
+    assert output_of(events, "stderr") == ["error"]
+    assert events[-2:] == [{"event": "exited", "status": 4}, {"event": "gone"}]
+
+
+@pytest.mark.parametrize(
+    ("printed", "line"),
+    [
+        ("'a' * 50_000 + chr(10)", "a" * 16_384),
+        ("('x' * 200 + chr(13)) * 200 + 'done' + chr(10)", "done"),
+    ],
+)
+def test_overlong_line_is_cut(shim: Shim, printed: str, line: str) -> None:
+    shim.start(f"import os; os.write(1, ({printed} + 'next').encode())")
+    assert output_of(shim.events_until("exited"), "stdout") == [line, "next"]
+
+
+def test_gone_only_when_the_last_descendant_is(shim: Shim, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    shim.start(ROOT_DIES_CHILD_LIVES, str(fifo))
+    events = shim.events_until("exited")
+    assert events[-1]["status"] == 3
+    (child,) = output_of(events, "stdout") or shim.next_lines(1)
+    assert is_living(int(child))
+    fifo.write_text("")
+    assert shim.next_event() == {"event": "gone"}
+    assert not is_living(int(child))
+
+
+def test_stop_lets_the_engine_end_by_itself(shim: Shim) -> None:
+    script = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print(1, flush=True)"
+    shim.start(f"{script}; signal.pause()")
+    shim.next_lines(1)
+    shim.stop(60)
+    assert shim.events_until("gone")[0] == {"event": "exited", "status": 7}
+
+
+def test_stop_kills_what_ignores_it_at_the_deadline(shim: Shim) -> None:
+    shim.start(STUBBORN_TREE)
+    pids = [int(line) for line in shim.next_lines(4)]
+    shim.stop(0.2)
+    events = shim.events_until("gone")
+    assert events[0] == {"event": "exited", "status": -signal.SIGKILL}
+    assert not any(map(is_living, pids))
+
+
+def test_stop_asks_the_rest_of_the_tree_once_the_root_is_gone(shim: Shim, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    shim.start(ROOT_DIES_CHILD_LIVES, str(fifo))
+    shim.events_until("exited")
+    shim.stop(60)
+    assert shim.events_until("gone")
+
+
+@pytest.mark.parametrize("stop_before_exit", [True, False])
+def test_leftovers_do_not_get_all_of_the_time(shim: Shim, stop_before_exit: bool) -> None:
+    script = """
+import os, signal
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("child", flush=True)
+    while True: signal.pause()
+print("root", flush=True)
+signal.pause()
+"""
+    root = shim.start(script)
+    shim.next_lines(2)
+    if not stop_before_exit:
+        os.kill(root, signal.SIGKILL)
+        shim.events_until("exited")
+    shim.stop(terminate_seconds=60, leftover_seconds=0.1)
+    assert shim.events_until("gone")
+
+
+def test_stop_then_kill_does_not_wait(shim: Shim) -> None:
+    shim.start(IGNORE_SIGTERM)
+    shim.next_lines(1)
+    shim.stop(60)
+    shim.send("kill")
+    assert shim.events_until("gone")[0] == {"event": "exited", "status": -signal.SIGKILL}
+
+
+def test_suspended_engine_is_killed(shim: Shim) -> None:
+    pid = shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    shim.send("signal", signal=signal.SIGSTOP)
+    wait_until(lambda: b") T" in Path(f"/proc/{pid}/stat").read_bytes(), "the engine's stop")
+    shim.stop(0.1)
+    assert shim.events_until("gone")
+
+
+def test_signal_reaches_the_group(shim: Shim) -> None:
+    script = """
+import os, signal
+if os.fork() == 0:
+    print("child", flush=True); signal.pause()
+print("root", flush=True); os.wait(); signal.pause()
+"""
+    shim.start(script)
+    shim.next_lines(2)
+    shim.send("signal", signal=signal.SIGUSR1)
+    assert shim.events_until("gone")[0] == {"event": "exited", "status": -signal.SIGUSR1}
+
+
+def test_socket_end_kills_the_tree_and_nobody_else(shim: Shim, tmp_path: Path) -> None:
+    directory = tmp_path / "engine"
+    stranger = subprocess.Popen((sys.executable, "-S", "-c", "input()"), stdin=subprocess.PIPE)
+    shim.start(STUBBORN_TREE, temporary_directory=str(directory))
+    pids = [int(line) for line in shim.next_lines(4)]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (directory / "deep").mkdir()
+    (directory / "deep" / "file").touch()
+    (directory / "link").symlink_to(outside)
+    shim.hang_up()
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    assert not any(map(is_living, pids))
+    assert not directory.exists()
+    assert (outside / "kept").exists()
+    assert stranger.poll() is None
+    stranger.communicate(b"\n")
+
+
+def test_temporary_directory_is_private_and_gone_before_gone(shim: Shim, tmp_path: Path) -> None:
+    directory = tmp_path / "engine"
+    shim.start(PRINT_PID_AND_WAIT, temporary_directory=str(directory))
+    assert directory.stat().st_mode & 0o777 == 0o700
+    shim.send("kill")
+    shim.events_until("gone")
+    assert not directory.exists()
+
+
+def test_deaf_to_signals_of_the_terminal(shim: Shim) -> None:
+    shim.send("nothing")
+    assert shim.next_event()["event"] == "refused"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        shim.process.send_signal(number)
+    pid = shim.start(PRINT_PID_AND_WAIT)
+    assert shim.next_lines(1) == [str(pid)]
+
+
+def spawn_failure(shim: Shim, program: str, directory: str | None = None) -> str:
+    shim.send("start", argv=[program], env={"PATH": os.environ["PATH"]}, cwd=directory)
+    event = shim.next_event()
+    assert event["event"] == "spawn_failed", event
+    return str(event["reason"])
+
+
+def test_spawn_failures_are_told_apart(shim: Shim, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    assert "check its permissions" in spawn_failure(shim, str(script))
+    script.chmod(0o755)
+    assert "interpreter" in spawn_failure(shim, str(script))
+    assert "'no-such-engine' was not found on the PATH" in spawn_failure(shim, "no-such-engine")
+    assert spawn_failure(shim, "/no/such/engine") == "the command /no/such/engine does not exist"
+    assert spawn_failure(shim, "true", "/no/such") == "the working directory /no/such does not exist"
+    shim.start("pass")
+
+
+def test_engine_can_be_started_again_but_not_twice(shim: Shim) -> None:
+    shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    shim.send("start", argv=["true"], env={})
+    assert shim.next_event()["event"] == "refused"
+    shim.send("kill")
+    shim.events_until("gone")
+    shim.start("print('again')")
+    assert output_of(shim.events_until("gone"), "stdout") == ["again"]
+
+
+def test_engine_never_waits_for_a_reader_and_the_newest_lines_stay(shim: Shim, tmp_path: Path) -> None:
+    finished = tmp_path / "finished"
+    count = 50_000
+    shim.start(
+        "import sys, pathlib\n"
+        f"for n in range({count}): sys.stdout.write('%08d %s\\n' % (n, 'x' * 91))\n"
+        "sys.stdout.flush(); pathlib.Path(sys.argv[1]).touch()",
+        str(finished),
+    )
+    wait_until(finished.exists, "the engine's end though nobody reads")
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{shim.process.pid}/status").read_text().splitlines())
+    assert int(status["VmRSS"].split()[0]) < 40_000, "KiB"
+    events = shim.events_until("gone")
+    lines = output_of(events, "stdout")
+    dropped = sum(event["lines"] for event in events if event["event"] == "dropped")
+    assert dropped > 0
+    assert dropped + len(lines) == count
+    numbers = [int(line[:8]) for line in lines]
+    assert numbers == sorted(numbers)
+    assert numbers[-4000:] == list(range(count - 4000, count))
+
+
+def test_endless_printer_is_batched_and_killed(shim: Shim) -> None:
+    shim.start("import sys\nwhile True: print('x' * 99)")
+    batches = [shim.next_event() for _ in range(20)]
+    assert max(len(batch.get("lines", ())) if batch["event"] == "output" else 0 for batch in batches) > 100
+    shim.send("kill")
+    assert {"event": "exited", "status": -signal.SIGKILL} in shim.events_until("gone")
+
+
+def test_unintelligible_command_ends_the_tree(shim: Shim) -> None:
+    pid = shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    shim.socket.sendall(b"no json\n")
+    assert "JSONDecodeError" in shim.next_event()["reason"]
+    assert shim.incoming.readline() == b""
+    wait_until_dead([pid])

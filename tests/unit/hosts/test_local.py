@@ -1,0 +1,106 @@
+"""Ports and directories of this machine."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from llmux.hosts import local
+from llmux.hosts.local import (
+    NoFreePort,
+    choose_ports,
+    create_temporary_directory,
+    encode_name,
+    fixed_ports,
+    is_free,
+    read_ephemeral_ports,
+    remove_temporary_directory,
+)
+
+
+def test_ports_are_distinct_free_and_fixed() -> None:
+    ports = choose_ports(20)
+    assert len(set(ports)) == 20
+    allowed = fixed_ports(read_ephemeral_ports())
+    assert all(port in allowed for port in ports)
+    for port in ports:
+        with socket.create_server(("127.0.0.1", port)):
+            assert not is_free(port)
+
+
+def test_taken_and_used_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_ = free = sorted(choose_ports(3))
+    monkeypatch.setattr(local, "fixed_ports", lambda ephemeral: free)
+    with socket.create_server(("127.0.0.1", first)):
+        assert choose_ports(1, taken={free[1]}) == [free[2]]
+
+
+def test_a_port_used_on_all_addresses_is_not_free() -> None:
+    with socket.create_server(("", 0)) as server:
+        assert not is_free(server.getsockname()[1])
+
+
+def test_too_few_ports_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = choose_ports(1)
+    monkeypatch.setattr(local, "fixed_ports", lambda ephemeral: range(port, port + 1))
+    with pytest.raises(NoFreePort, match="in the configuration"):
+        choose_ports(2)
+
+
+@pytest.mark.parametrize(
+    ("ephemeral", "ports"),
+    [
+        ((32_768, 60_999), range(10_000, 32_768)),
+        ((1_024, 60_999), range(61_000, 65_536)),
+        ((1_024, 65_535), range(10_000, 65_536)),
+    ],
+)
+def test_fixed_ports_avoid_the_ephemeral_ones(ephemeral: tuple[int, int], ports: range) -> None:
+    assert fixed_ports(ephemeral) == ports
+
+
+@pytest.mark.parametrize("content", [None, "", "1 2 3", "x y"])
+def test_unreadable_range_counts_as_the_usual_one(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "range"
+    if content is not None:
+        file.write_text(content)
+    assert read_ephemeral_ports(file) == (32_768, 60_999)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("qwen", "qwen"), ("org/model", "org%2Fmodel"), ("..", "%2E%2E"), ("a b", "a%20b"), ("m.2", "m.2")],
+)
+def test_encode_name(model: str, name: str) -> None:
+    assert encode_name(model) == name
+
+
+def test_long_names_stay_short_and_apart() -> None:
+    names = {encode_name("organisation/" + "x" * 300 + end) for end in ("a", "b")}
+    assert len(names) == 2
+    assert all(len(name) <= 24 and "/" not in name for name in names)
+    assert encode_name("organisation-x/////////").startswith("organisation-x~"), "no half of an encoded character"
+
+
+def test_directories_are_private_distinct_and_short(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    model = "an-organisation/" + "model" * 50
+    directories = [create_temporary_directory(model), create_temporary_directory(model, deep)]
+    assert directories[0] != directories[1]
+    for directory in directories:
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert len(str(directory)) + 1 + 36 <= 107, "room for a socket named by a UUID"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(directory / ("x" * 36)))
+        remove_temporary_directory(directory)
+        assert not directory.exists()
+        remove_temporary_directory(directory)
+
+
+def test_parent_is_used_where_it_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SOCKET_PATH_BYTES", 4_096)
+    parent = create_temporary_directory("parent")
+    directory = create_temporary_directory("model", parent)
+    assert directory.parent == parent
+    remove_temporary_directory(parent)
