@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from llmux.engines import vllm
+from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.health import Health, check_health, listens
+from llmux.residency.steps import Sleep, SleepLevel
+from tests.support.simulated_engine import engine
+
+TIMEOUTS = vllm.ControlTimeouts()
+DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
+
+
+def test_command_line() -> None:
+    line = vllm.command_line("vllm", "org/model", 8001, ("name", "org/model"), ("--max-model-len", "4096"))
+    assert line == (
+        *("vllm", "serve", "org/model", "--served-model-name", "name", "org/model"),
+        *("--host", "127.0.0.1", "--port", "8001", "--enable-sleep-mode", "--max-model-len", "4096"),
+    )
+
+
+def test_environment_has_its_own_directory_and_the_models_word_is_last() -> None:
+    made = vllm.environment({"PATH": "/bin", "TMPDIR": "/elsewhere"}, {"NO_COLOR": "0", "X": "1"}, "/short")
+    assert made["PATH"] == "/bin"
+    assert (made["TMPDIR"], made["VLLM_RPC_BASE_PATH"]) == ("/short", "/short")
+    assert made["VLLM_SERVER_DEV_MODE"] == "1"
+    assert (made["NO_COLOR"], made["X"]) == ("0", "1")
+
+
+@pytest.mark.parametrize("level", SleepLevel)
+async def test_a_woken_engine_says_what_it_said_before(level: SleepLevel) -> None:
+    async with aiohttp.ClientSession() as session, engine("--enable-sleep-mode", environment=DEV_MODE) as process:
+        endpoints = EngineEndpoints(session, process.port)
+        before = await process.say("hello")
+        await vllm.fall_asleep(endpoints, Sleep(level), TIMEOUTS)
+        assert (await process.stats())["sleep_level"] == level.value
+        await vllm.wake_up(endpoints, Sleep(level), TIMEOUTS)
+        assert await process.say("hello") == before
+        assert (await process.stats())["garbage_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "fails"),
+    [("sleep-500", 1, "sleep"), ("wake-500", 1, "wake"), ("wake-500", 2, "wake"), ("reload-500", 2, "wake")],
+)
+async def test_failures_name_the_call_and_the_status(fault: str, level: int, fails: str) -> None:
+    step = Sleep(SleepLevel(level))
+    async with (
+        aiohttp.ClientSession() as session,
+        engine("--enable-sleep-mode", "--sim-fault", fault, environment=DEV_MODE) as process,
+    ):
+        endpoints = EngineEndpoints(session, process.port)
+        if fails == "wake":
+            await vllm.fall_asleep(endpoints, step, TIMEOUTS)
+        call = vllm.fall_asleep if fails == "sleep" else vllm.wake_up
+        with pytest.raises(ControlCallFailed, match=r"POST /.*: status 500") as failure:
+            await call(endpoints, step, TIMEOUTS)
+        assert failure.value.status == 500
+
+
+async def test_an_engine_that_hangs_is_given_up_on_in_time() -> None:
+    step = Sleep(SleepLevel.OFFLOAD)
+    async with (
+        aiohttp.ClientSession() as session,
+        engine("--enable-sleep-mode", "--sim-fault", "wake-hang", environment=DEV_MODE) as process,
+    ):
+        endpoints = EngineEndpoints(session, process.port)
+        await vllm.fall_asleep(endpoints, step, TIMEOUTS)
+        with pytest.raises(ControlCallFailed, match=r"no answer within 0.2 s") as failure:
+            await vllm.wake_up(endpoints, step, vllm.ControlTimeouts(wake_seconds=0.2))
+        assert failure.value.is_timeout
+
+
+async def test_health(tmp_path: Path) -> None:
+    async with aiohttp.ClientSession() as session:
+        async with engine() as process:
+            endpoints = EngineEndpoints(session, process.port)
+            assert await check_health(endpoints, 5.0) is Health.ALIVE
+            assert listens(process.pid, process.port)
+            assert not listens(process.pid, process.port + 1)
+        assert await check_health(endpoints, 5.0) is Health.DEAD
+        assert not listens(process.pid, process.port)

@@ -1,0 +1,64 @@
+from prometheus_client import CollectorRegistry, generate_latest
+
+from llmux.core.actions import SwitchDone, SwitchFailed
+from llmux.core.policies.fifo import Fifo
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import ModelSpec
+from llmux.observability.metrics import RuntimeMetrics
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metrics_of(*models: str) -> tuple[RuntimeMetrics, Clock]:
+    clock = Clock()
+    return RuntimeMetrics(models, Scheduler([ModelSpec(name) for name in models], Fifo()), clock), clock
+
+
+def exposed(metrics: RuntimeMetrics) -> list[str]:
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    return generate_latest(registry).decode().splitlines()
+
+
+def test_admissions_are_counted_by_whether_they_waited() -> None:
+    metrics, _ = metrics_of("a", "b")
+    metrics.admitted_at_once("a")
+    metrics.admitted("a", 0.0005)
+    metrics.admitted("a", 3.0)
+    lines = exposed(metrics)
+    assert 'llmux_requests_total{model="a",waited="false"} 2.0' in lines
+    assert 'llmux_requests_total{model="a",waited="true"} 1.0' in lines
+    assert 'llmux_requests_total{model="b",waited="true"} 0.0' in lines
+    assert 'llmux_request_queue_wait_seconds_count{model="a"} 3.0' in lines
+    assert 'llmux_request_queue_wait_seconds_bucket{le="0.001",model="a"} 2.0' in lines
+    assert 'llmux_request_queue_wait_seconds_sum{model="a"} 3.0005' in lines
+
+
+def test_a_switch_has_four_phases_and_a_direction() -> None:
+    metrics, clock = metrics_of("a", "b")
+    metrics.switch_done(SwitchDone("", "a", 0.0, 0.0, 0.0, 20.0))
+    metrics.switch_done(SwitchDone("a", "b", 1.0, 2.0, 3.0, 4.0))
+    metrics.switch_failed(SwitchFailed("a", "why"))
+    lines = exposed(metrics)
+    assert 'llmux_switches_total{from="",to="a"} 1.0' in lines
+    assert 'llmux_switches_total{from="a",to="b"} 1.0' in lines
+    assert 'llmux_switch_failures_total{to="a"} 1.0' in lines
+    for phase, seconds in (("cooldown", 1.0), ("drain", 2.0), ("sleep", 3.0), ("wake", 4.0)):
+        assert f'llmux_switch_phase_seconds_sum{{phase="{phase}",to="b"}} {seconds}' in lines
+    assert 'llmux_switch_total_seconds_sum{to="b"} 10.0' in lines
+    assert 'llmux_active_model_info{model="a"} 0.0' in lines
+    assert metrics.switch_count == 2
+    assert metrics.switch_since("b", clock.now) == 10.0
+
+
+def test_a_switch_before_the_request_came_is_not_its_switch() -> None:
+    metrics, clock = metrics_of("a")
+    clock.now = 5.0
+    metrics.switch_done(SwitchDone("", "a", 0.0, 0.0, 0.0, 1.0))
+    assert metrics.switch_since("a", 5.1) is None
+    assert metrics.switch_since("a", 4.9) == 1.0
