@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check lint types format schema bench clean
+.PHONY: demo test check lint types format schema reference bench clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -25,8 +25,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format src tests bench
 	$(BIN)/ruff check --fix src tests bench
 
-schema: $(VENV)/.installed ## write the committed JSON schema anew
+schema reference: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
 	$(BIN)/llmux schema > config.schema.json
+	$(BIN)/python -c "from pathlib import Path; from llmux.config import reference; reference.update(Path('docs/configuration.md'))"
 
 bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, wrk and gcc
 	$(BIN)/python bench/gateway/run.py

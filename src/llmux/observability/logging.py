@@ -62,7 +62,7 @@ def levels(configured: str, rust_log: str, *, verbose: bool) -> tuple[int, int]:
     if verbose:
         return logging.DEBUG, logging.DEBUG
     own = LEVELS.get(configured, logging.INFO)
-    engine = logging.INFO
+    engine = logging.DEBUG if own == logging.DEBUG else logging.INFO
     for directive in rust_log.split(","):
         target, separator, word = directive.strip().rpartition("=")
         if word.lower() not in LEVELS:

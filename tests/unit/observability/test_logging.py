@@ -9,6 +9,7 @@ from llmux.observability.logging import levels
     ("configured", "rust_log", "verbose", "expected"),
     [
         ("info", "", False, (logging.INFO, logging.INFO)),
+        ("debug", "", False, (logging.DEBUG, logging.DEBUG)),
         ("warning", "", False, (logging.WARNING, logging.INFO)),
         ("info", "debug", False, (logging.DEBUG, logging.DEBUG)),
         ("info", "warn,vllm=debug", False, (logging.WARNING, logging.DEBUG)),
