@@ -1,0 +1,155 @@
+"""Engines and request holders that do what a test says, for the controller and the desk."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from llmux.core.events import ShutdownRequested
+from llmux.core.eviction import Eviction
+from llmux.core.policies.fifo import Fifo
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Asleep, Cold
+from llmux.engines.health import Health
+from llmux.errors import LlmuxError, RequestError
+from llmux.observability.metrics import RuntimeMetrics
+from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.desk import Desk
+from llmux.runtime.lease import Lease, Upstream
+from llmux.runtime.operations import Operations
+
+OFFLOAD = Eviction.parse("offload+keep_running")
+DEADLINE_SECONDS = 10.0
+
+
+class Scripted(LlmuxError):
+    """A failure that the test asked for."""
+
+
+class ScriptedEngine:
+    """An engine without a process. Gates that are closed make it hang there; errors that are set make it fail there."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name = name
+        self.upstream = Upstream("127.0.0.1", port)
+        self.calls: list[str] = []
+        self.wake_gate = asyncio.Event()
+        self.evict_gate = asyncio.Event()
+        self.wake_gate.set()
+        self.evict_gate.set()
+        self.wake_error: Exception | None = None
+        self.evict_error: Exception | None = None
+        self.lost: str | None = None
+        self.health = Health.ALIVE
+        self.pid: int | None = None
+        self.output_tail: tuple[str, ...] = ("a line", "the last line")
+        self._interruption: str | None = None
+
+    async def wake(self) -> None:
+        self.calls.append("wake")
+        self.lost = None
+        self.health = Health.ALIVE
+        await self.wake_gate.wait()
+        if self._interruption is not None:
+            raise Scripted(self._interruption)
+        if self.wake_error is not None:
+            raise self.wake_error
+        self.pid = self.upstream.port
+
+    async def evict(self, eviction: Eviction) -> Asleep | Cold:
+        self.calls.append(f"evict {eviction}")
+        await self.evict_gate.wait()
+        if self.evict_error is not None:
+            raise self.evict_error
+        return Asleep(eviction) if eviction.keeps_process else Cold()
+
+    async def end(self) -> None:
+        self.calls.append("end")
+        self.pid = None
+
+    def interrupt(self, reason: str) -> None:
+        self._interruption = reason
+        self.wake_gate.set()
+
+    async def check_health(self, timeout_seconds: float) -> Health:
+        return self.health
+
+
+class Holder:
+    """One request's side of the lease: remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lease: Lease | None = None
+        self.error: RequestError | None = None
+        self.revocation: RequestError | None = None
+        self.told: list[str] = []
+        self._news = asyncio.Event()
+
+    def lease_granted(self, lease: Lease) -> None:
+        self.lease = lease
+        self._tell("granted")
+
+    def lease_refused(self, error: RequestError) -> None:
+        self.error = error
+        self._tell("refused")
+
+    def lease_revoked(self, error: RequestError) -> None:
+        self.revocation = error
+        self._tell("revoked")
+
+    async def wait(self, *told: str) -> None:
+        """Wait until exactly this has been told, in this order."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while tuple(self.told) != told:
+                self._news.clear()
+                await self._news.wait()
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        self._news.set()
+
+
+@dataclass(slots=True)
+class Runtime:
+    """A controller with scripted engines, and everything around it that a test asks."""
+
+    scheduler: Scheduler
+    controller: Controller
+    desk: Desk
+    operations: Operations
+    metrics: RuntimeMetrics
+    engines: dict[str, ScriptedEngine] = field(default_factory=dict)
+
+    def ask(self, model: str) -> Holder:
+        """A new request."""
+        holder = Holder()
+        self.desk.acquire(model, holder, size_bytes=10)
+        return holder
+
+
+@asynccontextmanager
+async def scripted_runtime(*specs: ModelSpec, limits: Limits | None = None) -> AsyncIterator[Runtime]:
+    """A runtime over scripted engines, shut down at the end."""
+    limits = limits or Limits(min_active_seconds=0.0, backoff_first_seconds=0.05)
+    async with asyncio.TaskGroup() as tasks:
+        scheduler = Scheduler(specs, Fifo(), limits)
+        metrics = RuntimeMetrics([spec.name for spec in specs], scheduler, asyncio.get_running_loop().time)
+        controller = Controller(scheduler, tasks.create_task, metrics)
+        engines = {spec.name: ScriptedEngine(spec.name, 1000 + number) for number, spec in enumerate(specs)}
+        managed: dict[str, ManagedInstance] = dict(engines)
+        desk = Desk(scheduler, controller, managed, metrics)
+        controller.attach(managed, desk)
+        yield Runtime(scheduler, controller, desk, Operations(scheduler, controller, engines), metrics, engines)
+        for engine in engines.values():
+            engine.wake_gate.set()
+            engine.evict_gate.set()
+            engine.evict_error = None
+        controller.feed(ShutdownRequested(0.0))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await controller.wait_stopped()
+
+
+def model(name: str, **more: object) -> ModelSpec:
+    """A model that sleeps by offload."""
+    return ModelSpec(name, OFFLOAD, **more)  # type: ignore[arg-type]

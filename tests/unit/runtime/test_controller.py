@@ -1,0 +1,143 @@
+import asyncio
+
+import pytest
+
+from llmux.core.events import ShutdownRequested
+from llmux.core.identity import InstanceId
+from llmux.core.states import Asleep, Cold, Failed, Serving
+from llmux.engines.health import Health
+from llmux.errors import CommandFailed, EngineUnavailable, ShuttingDown
+from llmux.runtime.lease import Outcome
+from tests.support.scripted import OFFLOAD, Scripted, model, scripted_runtime
+
+
+async def test_a_switch_evicts_then_wakes() -> None:
+    async with scripted_runtime(model("a"), model("b")) as runtime:
+        first = runtime.ask("a")
+        await first.wait("granted")
+        runtime.desk.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        await runtime.ask("b").wait("granted")
+        assert runtime.engines["a"].calls == ["wake", f"evict {OFFLOAD}"]
+        assert runtime.engines["b"].calls == ["wake"]
+        assert runtime.scheduler.state("a") == Asleep(OFFLOAD)
+        assert runtime.metrics.switch_count == 2
+
+
+async def test_a_failed_start_is_made_an_end_of_and_reported() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        runtime.engines["a"].wake_error = Scripted("no such file")
+        holder = runtime.ask("a")
+        await holder.wait("refused")
+        assert isinstance(holder.error, EngineUnavailable)
+        assert "no such file" in str(holder.error)
+        assert runtime.engines["a"].calls == ["wake", "end"]
+        assert isinstance(runtime.scheduler.state("a"), Failed)
+
+
+async def test_an_unexpected_exception_is_that_instances_failure() -> None:
+    async with scripted_runtime(model("a"), model("b")) as runtime:
+        runtime.engines["a"].wake_error = ValueError("a bug")
+        await runtime.ask("a").wait("refused")
+        await runtime.ask("b").wait("granted")
+
+
+async def test_an_engine_that_was_lost_as_it_became_ready_does_not_serve() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        engine = runtime.engines["a"]
+        engine.wake_gate.clear()
+        holder = runtime.ask("a")
+        async with asyncio.timeout(5):
+            while engine.calls != ["wake"]:
+                await asyncio.sleep(0)
+        engine.lost = "the engine ended with exit code 0"
+        runtime.controller.engine_exited("a", engine.lost)
+        engine.wake_gate.set()
+        await holder.wait("refused")
+        assert "exit code 0" in str(holder.error)
+
+
+async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds() -> None:
+    async with scripted_runtime(model("a"), model("b")) as runtime:
+        first = runtime.ask("a")
+        await first.wait("granted")
+        runtime.desk.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        runtime.engines["a"].evict_error = Scripted("stuck in a driver call")
+        waiting = runtime.ask("b")
+        async with asyncio.timeout(5):
+            while len(runtime.engines["a"].calls) < 4:
+                await asyncio.sleep(0.001)
+        assert runtime.engines["b"].calls == []
+        runtime.engines["a"].evict_error = None
+        await waiting.wait("granted")
+
+
+async def test_a_sleeper_that_died_while_falling_asleep_is_cold() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        await runtime.operations.wake("a")
+        runtime.engines["a"].evict_gate.clear()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(runtime.operations.sleep("a"))
+            await asyncio.sleep(0)
+            runtime.engines["a"].lost = "gone"
+            runtime.engines["a"].evict_gate.set()
+        assert runtime.scheduler.state("a") == Cold()
+        assert runtime.engines["a"].calls[-1] == "end"
+
+
+async def test_a_death_while_serving_gives_requests_back_and_starts_again() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        holder = runtime.ask("a")
+        await holder.wait("granted")
+        first = holder.lease
+        assert first is not None
+        runtime.engines["a"].health = Health.DEAD
+        runtime.controller.engine_exited("a", "exit code 0")
+        await holder.wait("granted", "revoked")
+        runtime.desk.give_back(first, "its connection broke")
+        await holder.wait("granted", "revoked", "granted")
+        assert runtime.scheduler.model("a").instance == InstanceId("a", 2)
+
+
+async def test_commands_outlive_their_caller() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        runtime.engines["a"].wake_gate.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await runtime.operations.switch("a")
+        runtime.engines["a"].wake_gate.set()
+        await runtime.operations.wake("a")
+        assert isinstance(runtime.scheduler.state("a"), Serving)
+
+
+async def test_a_failed_command_says_why() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        runtime.engines["a"].wake_error = Scripted("no such file")
+        with pytest.raises(CommandFailed, match="no such file"):
+            await runtime.operations.pin("a")
+        assert runtime.operations.status().mode == runtime.scheduler.mode
+
+
+async def test_shutdown_gives_up_a_start_and_refuses_its_waiters() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        runtime.engines["a"].wake_gate.clear()
+        holder = runtime.ask("a")
+        async with asyncio.timeout(5):
+            while not runtime.engines["a"].calls:
+                await asyncio.sleep(0)
+        runtime.controller.feed(ShutdownRequested(0.0))
+        await holder.wait("refused")
+        assert isinstance(holder.error, ShuttingDown)
+        async with asyncio.timeout(5):
+            await runtime.controller.wait_stopped()
+        assert runtime.engines["a"].calls == ["wake", "end"]
+
+
+async def test_an_error_in_the_scheduler_itself_ends_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime.scheduler, "handle", lambda event, now: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                runtime.ask("a")
+            with pytest.raises(ZeroDivisionError):
+                await runtime.controller.wait_stopped()
+        runtime.controller._stopped = asyncio.get_running_loop().create_future()
