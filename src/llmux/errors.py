@@ -227,3 +227,16 @@ class UpgradeRefused(RequestError):
 
     def __init__(self) -> None:
         super().__init__("protocol upgrades (WebSocket, CONNECT, h2c) are not supported; use plain HTTP/1.1")
+
+
+class ListenFailed(LlmuxError):
+    """An address could not be bound, so llmux does not start."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"cannot listen on {address}: {reason}; free the port or choose another one")
+
+
+class EvictionRefused(LlmuxError):
+    """An operator asked for an eviction that this configuration cannot perform."""

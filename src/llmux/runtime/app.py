@@ -15,7 +15,7 @@ from llmux.config.settings import Settings
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
 from llmux.engines.control_calls import EngineEndpoints
-from llmux.errors import ConfigError, LlmuxError
+from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
 from llmux.observability.http_metrics import HttpMetrics
@@ -75,9 +75,15 @@ class Server:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
         if settings.admin_port is not None:
             await self._control.listen_admin(settings.host, settings.admin_port)
-        self.port = await self.gateway.listen(settings.host, settings.port)
+        self.port = await self._listen(settings.host, settings.port)
         self._listing.is_ready = True
         log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
+
+    async def _listen(self, host: str, port: int) -> int:
+        try:
+            return await self.gateway.listen(host, port)
+        except OSError as error:
+            raise ListenFailed(f"{host}:{port}", error.strerror or str(error)) from error
 
     def begin_shutdown(self, drain_seconds: float) -> None:
         """Take no more requests, let those in flight end for so long, stop every engine. A second call shortens it."""

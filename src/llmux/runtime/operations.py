@@ -22,7 +22,9 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
-from llmux.errors import ModelNotFound
+from llmux.core.switching import NEVER_LEAVES
+from llmux.errors import EvictionRefused, ModelNotFound
+from llmux.residency.steps import UnsupportedEviction, steps_of
 from llmux.runtime.controller import Controller
 
 _WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
@@ -46,6 +48,7 @@ class ModelStatus:
     on_gpu: bool
     failure: str | None
     pid: int | None
+    oldest_wait_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ class Operations:
         self._controller = controller
         self._engines = engines
 
+    def now(self) -> float:
+        """The clock that a story's times are on."""
+        return self._controller.now()
+
     def status(self) -> Status:
         """Where everything is now."""
         active = self._scheduler.active_model()
@@ -112,6 +119,7 @@ class Operations:
             isinstance(state, Waking | Serving | Draining | Evicting | Stuck),
             state.reason if isinstance(state, Failed | Stuck) else None,
             self._engines[name].pid,
+            self.now() - next(iter(record.waiting.values())).arrived_at if record.waiting else 0.0,
         )
 
     def story(self, name: str) -> Sequence[Chapter]:
@@ -140,8 +148,10 @@ class Operations:
         await self._controller.command(lambda number: WakeRequested(number, name))
 
     async def sleep(self, name: str, eviction: Eviction | None = None) -> None:
-        """Take a model off the GPU once its requests have ended. Raises as ``switch``."""
+        """Take a model off the GPU once its requests have ended. Raises as ``switch``, and EvictionRefused."""
         self._check(name)
+        if eviction is not None:
+            self._check_eviction(eviction)
         await self._controller.command(lambda number: SleepRequested(number, name, eviction))
 
     def set_mode(self, *, manual: bool) -> None:
@@ -149,9 +159,24 @@ class Operations:
         self._controller.feed(ModeChanged(manual))
 
     def set_eviction(self, name: str, eviction: Eviction) -> None:
-        """Override how a model leaves the GPU, from the next time on and until llmux ends. Raises ModelNotFound."""
+        """Override how a model leaves the GPU, from the next time on and until llmux ends.
+
+        Raises ModelNotFound, EvictionRefused.
+        """
         self._check(name)
+        self._check_eviction(eviction)
         self._controller.feed(EvictionChanged(name, eviction))
+
+    def _check_eviction(self, eviction: Eviction) -> None:
+        try:
+            steps_of(eviction)
+        except UnsupportedEviction as unsupported:
+            raise EvictionRefused(str(unsupported)) from None
+        if eviction == NEVER_LEAVES and len(self._engines) > 1:
+            raise EvictionRefused(
+                f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
+                "use offload or discard with keep_running, or any with stop"
+            )
 
     def _check(self, name: str) -> None:
         if name not in self._engines:

@@ -1,0 +1,54 @@
+"""What a complete request asks for: which model, with which body, or which of llmux's own answers."""
+
+from llmux.errors import MalformedRequest, MethodNotAllowed, MissingModel, ModelNotFound, UnknownPath
+from llmux.gateway.body_model import is_form, model_in_form, model_in_json, model_in_json_or_none, replace_model
+from llmux.gateway.options import LocalAnswer, LocalRoutes
+from llmux.gateway.request_head import RequestHead
+from llmux.gateway.routing import Destination, Route
+
+
+def find_model(head: RequestHead, route: Route, body: bytes) -> tuple[str, bytes]:
+    """The model's name, and the body for the engine.
+
+    The header wins over the path, the path over the body. The body is changed only if it is JSON and names another
+    model than header or path. Raises MissingModel, InvalidJson or MalformedRequest.
+    """
+    if head.model_override is not None:
+        try:
+            name = head.model_override.decode().strip()
+        except UnicodeDecodeError:
+            raise MalformedRequest("the model-override header is not UTF-8") from None
+        if not name:
+            raise MissingModel
+    elif route.model is not None:
+        name = route.model
+    elif is_form(head.content_type):
+        return model_in_form(body, head.content_type), body
+    else:
+        return model_in_json(body), body
+    if body and not is_form(head.content_type):
+        inside = model_in_json_or_none(body)
+        if inside is not None and inside != name:
+            body = replace_model(body, name)
+    return name, body
+
+
+def answer_locally(method: bytes, route: Route, routes: LocalRoutes) -> LocalAnswer:
+    """The answer of one of llmux's own paths; raises MethodNotAllowed or ModelNotFound."""
+    if method not in (b"GET", b"HEAD"):
+        raise MethodNotAllowed(method.decode("latin-1"), route.endpoint, ("GET", "HEAD"))
+    match route.destination:
+        case Destination.HEALTH:
+            return routes.health()
+        case Destination.READY:
+            return routes.ready()
+        case Destination.MODELS:
+            return routes.models()
+        case Destination.ONE_MODEL:
+            name = route.model or ""
+            answer = routes.model(name) if routes.model is not None else None
+            if answer is None:
+                raise ModelNotFound(name, ())
+            return answer
+        case Destination.ENGINE | Destination.CONTROL:
+            raise UnknownPath(route.endpoint)

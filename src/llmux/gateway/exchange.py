@@ -1,0 +1,304 @@
+"""One request's life: from the desk to an engine and back, with everything that can go wrong on the way."""
+
+import time
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from llmux.errors import BadGateway, EngineDied, RequestError
+from llmux.gateway.engine_connection import EngineConnection
+from llmux.gateway.errors import error_event, shape_of
+from llmux.gateway.response_head import Framing, ResponseHead
+from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.runtime.lease import Lease, Outcome
+
+if TYPE_CHECKING:
+    from llmux.gateway.client_connection import ClientConnection
+    from llmux.gateway.pool import EnginePool
+    from llmux.gateway.state import GatewayState
+
+
+class _Phase(Enum):
+    WAITING = auto()
+    """The desk has the request."""
+    CONNECTING = auto()
+    """There is a lease, and no connection yet."""
+    SENT = auto()
+    """The engine has the request; nothing of its answer has gone to the client."""
+    RELAYING = auto()
+    """The client has the answer's head."""
+    OVER = auto()
+
+
+_NO_WAIT = b"x-llmux-queue-ms: 0\r\n"
+
+
+class Exchange:
+    """Holds the lease of one request; ends with exactly one ``answered``, ``refused`` or ``cut_off`` of its client.
+
+    The client's connection ends it from its side by ``client_gone``.
+    """
+
+    __slots__ = (
+        "_body",
+        "_client",
+        "_counts",
+        "_engine",
+        "_event_stream",
+        "_head",
+        "_http10",
+        "_keep_alive",
+        "_lease",
+        "_method",
+        "_model",
+        "_phase",
+        "_pool",
+        "_request",
+        "_request_id",
+        "_request_line",
+        "_retried",
+        "_started_at",
+        "_state",
+        "_status",
+    )
+
+    def __init__(
+        self,
+        state: "GatewayState",
+        client: "ClientConnection",
+        counts: EndpointCounts,
+        model: str,
+        target: bytes,
+        body: bytes,
+        started_at: float,
+    ) -> None:
+        head = client.head
+        self._state = state
+        self._client = client
+        self._counts = counts
+        self._model = model
+        self._method = head.method
+        self._http10 = head.http10
+        self._keep_alive = head.keep_alive
+        self._request_id = head.request_id or state.new_request_id()
+        self._request_line = head.method + b" " + target + b" HTTP/1.1\r\n"
+        self._head = head.kept() + b"x-request-id: " + self._request_id + b"\r\n"
+        if body or head.content_length is not None or head.chunked:
+            self._head += b"content-length: %d\r\n\r\n" % len(body)
+        else:
+            self._head += b"\r\n"
+        self._body = body
+        self._started_at = started_at
+        self._phase = _Phase.WAITING
+        self._request = 0
+        self._lease: Lease | None = None
+        self._pool: EnginePool | None = None
+        self._engine: EngineConnection | None = None
+        self._retried = False
+        self._event_stream = False
+        self._status = 0
+        counts.pending += 1
+
+    def start(self, *, may_wake: bool) -> None:
+        """Ask the desk for a lease."""
+        size_bytes = len(self._body) + len(self._head)
+        self._request = self._state.desk.acquire(self._model, self, size_bytes=size_bytes, may_wake=may_wake)
+
+    # Called by the desk.
+
+    def lease_granted(self, lease: Lease) -> None:
+        if self._phase is not _Phase.WAITING:
+            return
+        self._lease = lease
+        self._retried = False
+        pool = self._pool = self._state.pools.of(lease.upstream)
+        engine = pool.take()
+        if engine is None:
+            self._phase = _Phase.CONNECTING
+            self._state.spawn(pool.connect(_Attempt(self)))
+        else:
+            self._send(engine)
+
+    def lease_refused(self, error: RequestError) -> None:
+        if self._phase is _Phase.WAITING:
+            self._refuse(error)
+
+    def lease_revoked(self, error: RequestError) -> None:
+        lease, phase = self._lease, self._phase
+        if lease is None or phase is _Phase.OVER or phase is _Phase.WAITING:
+            return
+        engine = self._drop_engine()
+        if phase is _Phase.RELAYING and engine is not None:
+            self._break_off(error, engine)
+        elif isinstance(error, EngineDied):
+            self._give_back(lease, "the engine died")
+        else:
+            self._lease = None
+            self._refuse(error)
+
+    # Called by the client's connection.
+
+    def client_gone(self) -> None:
+        """The client left, or its connection is being closed."""
+        phase, lease = self._phase, self._lease
+        if phase is _Phase.OVER:
+            return
+        self._phase = _Phase.OVER
+        self._finish(CLIENT_GONE_STATUS)
+        if phase is _Phase.WAITING:
+            self._state.desk.cancel(self._request)
+        elif lease is not None:
+            self._drop_engine()
+            self._state.desk.end(lease, Outcome.CLIENT_GONE)
+
+    def client_is_full(self) -> None:
+        """The client reads more slowly than the engine writes."""
+        if self._engine is not None and self._phase is _Phase.RELAYING:
+            self._engine.pause_reading()
+
+    def client_has_room(self) -> None:
+        """The opposite."""
+        if self._engine is not None and self._phase is _Phase.RELAYING:
+            self._engine.resume_reading()
+
+    # Called by the engine's connection.
+
+    def answer_began(self, head: ResponseHead) -> None:
+        engine, lease = self._engine, self._lease
+        assert engine is not None
+        assert lease is not None
+        if head.status < 500:
+            self._relay(head)
+            return
+        engine.pause_reading()
+
+        def report(alive: bool) -> None:
+            if self._engine is not engine or self._lease is not lease or self._phase is not _Phase.SENT:
+                return
+            if alive:
+                engine.resume_reading()
+                self._relay(head)
+            else:
+                self._drop_engine()
+                self._give_back(lease, "the engine answered with an error and is dead")
+
+        self._state.desk.confirm_alive(lease, report)
+
+    def answer_ended(self) -> None:
+        engine, lease = self._engine, self._lease
+        assert engine is not None
+        assert lease is not None
+        self._phase = _Phase.OVER
+        self._engine = None
+        self._lease = None
+        self._finish(self._status, engine.body_bytes)
+        self._state.desk.end(lease, Outcome.COMPLETED)
+        self._client.answered(keep_alive=self._keep_alive)
+
+    def engine_lost(self, reason: str) -> None:
+        engine, lease = self._engine, self._lease
+        assert engine is not None
+        assert lease is not None
+        self._engine = None
+        if self._phase is _Phase.RELAYING:
+            self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
+            self._lease = None
+            self._state.desk.end(lease, Outcome.BROKEN)
+        elif engine.reused and not engine.heard and not self._retried:
+            assert self._pool is not None
+            self._retried = True
+            self._phase = _Phase.CONNECTING
+            self._state.statistics.engine_retries += 1
+            self._state.spawn(self._pool.connect(_Attempt(self)))
+        else:
+            self._give_back(lease, reason)
+
+    # Its own steps.
+
+    def use(self, engine: EngineConnection, lease: Lease | None) -> bool:
+        """A connection was made for this lease; False if it is not wanted any more."""
+        if self._phase is not _Phase.CONNECTING or self._lease is not lease:
+            return False
+        self._send(engine)
+        return True
+
+    def could_not_connect(self, reason: str, lease: Lease | None) -> None:
+        """No connection could be made for this lease."""
+        if self._phase is _Phase.CONNECTING and self._lease is lease and lease is not None:
+            self._give_back(lease, reason)
+
+    @property
+    def lease(self) -> Lease | None:
+        """What the exchange holds now."""
+        return self._lease
+
+    def _send(self, engine: EngineConnection) -> None:
+        assert self._pool is not None
+        self._phase = _Phase.SENT
+        self._engine = engine
+        head = self._request_line + self._pool.fixed_headers + self._head
+        engine.send(self, head, self._body, to_head_request=self._method == b"HEAD")
+
+    def _relay(self, head: ResponseHead) -> None:
+        engine, lease, client = self._engine, self._lease, self._client
+        assert engine is not None
+        assert lease is not None
+        self._phase = _Phase.RELAYING
+        self._status = head.status
+        self._event_stream = head.event_stream
+        self._body = b""
+        unchunk = self._http10 and head.framing is Framing.CHUNKED
+        if head.framing is Framing.UNTIL_CLOSE or unchunk or self._state.stopping:
+            self._keep_alive = False
+        waited = b"x-llmux-queue-ms: %d\r\n" % (lease.queue_seconds * 1000) if lease.queue_seconds else _NO_WAIT
+        if lease.switch_seconds is not None:
+            waited += b"x-llmux-switch-ms: %d\r\n" % (lease.switch_seconds * 1000)
+        if not self._keep_alive:
+            waited += b"connection: close\r\n"
+        fields = head.without_transfer_encoding() if unchunk else head.fields
+        own = b"x-request-id: " + self._request_id + b"\r\n" + waited
+        if client.is_full:
+            engine.pause_reading()
+        engine.relay(head.status_line + own + fields + b"\r\n", client.write, unchunk=unchunk)
+
+    def _give_back(self, lease: Lease, reason: str) -> None:
+        self._phase = _Phase.WAITING
+        self._lease = None
+        self._request = lease.request
+        self._state.desk.give_back(lease, reason)
+
+    def _refuse(self, error: RequestError) -> None:
+        self._phase = _Phase.OVER
+        self._finish(shape_of(error).status)
+        self._client.refused(error, self._request_id)
+
+    def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
+        """End a stream visibly: with an error event where that can be said, and never with a clean end."""
+        self._phase = _Phase.OVER
+        self._finish(self._status, engine.body_bytes)
+        self._client.cut_off(engine.frame_event(error_event(error)) if self._event_stream else b"")
+
+    def _drop_engine(self) -> EngineConnection | None:
+        """Close the engine's connection and forget it."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.abort()
+        return engine
+
+    def _finish(self, status: int, body_bytes: int = 0) -> None:
+        self._counts.finish(status, time.monotonic() - self._started_at, body_bytes)
+
+
+class _Attempt:
+    """One wish for a connection, which the exchange may have dropped when the connection is there."""
+
+    __slots__ = ("_exchange", "_lease")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._lease = exchange.lease
+
+    def connected(self, engine: EngineConnection) -> bool:
+        return self._exchange.use(engine, self._lease)
+
+    def connect_failed(self, reason: str) -> None:
+        self._exchange.could_not_connect(reason, self._lease)

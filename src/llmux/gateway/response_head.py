@@ -1,0 +1,93 @@
+"""The head of an engine's answer: its framing, and what of it the client gets."""
+
+import re
+from enum import Enum, auto
+
+from llmux.gateway.chunks import FramingError
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_UNCOMMON = re.compile(
+    rb"\r\n(?:connection|keep-alive|proxy-|te:|trailer|upgrade|x-request-id|x-llmux-|[ \t]|[^:\r]*[ \t]:)"
+)
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te")
+)
+_NOT_PASSED = _HOP_BY_HOP | {
+    *(b"trailer", b"upgrade", b"x-request-id", b"x-llmux-queue-ms", b"x-llmux-switch-ms", b"x-llmux-error")
+}
+
+
+class Framing(Enum):
+    """How the end of an answer's body is found."""
+
+    NONE = auto()
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
+
+
+class ResponseHead:
+    """What llmux reads of an answer's head, and the rest of it as it came."""
+
+    __slots__ = ("content_length", "event_stream", "fields", "framing", "reusable", "status", "status_line")
+
+    def __init__(self, head: bytes, *, to_head_request: bool) -> None:
+        """Read a whole head, the empty line included; raises FramingError."""
+        line_end = head.index(b"\r\n")
+        line = _STATUS_LINE.fullmatch(head, 0, line_end)
+        if line is None:
+            raise FramingError("the status line is malformed")
+        self.status = status = int(line[2])
+        self.reusable = line[1] == b"1"
+        self.status_line = head[: line_end + 2] if self.reusable else b"HTTP/1.1" + head[8 : line_end + 2]
+        self.fields = head[line_end + 2 : -2]
+        self.content_length = 0
+        lower = head.lower()
+        self.event_stream = b"\ncontent-type: text/event-stream" in lower
+        chunked = b"\r\ntransfer-encoding:" in lower
+        length_at = lower.find(b"\r\ncontent-length:")
+        if _UNCOMMON.search(lower) is not None or (chunked and length_at >= 0):
+            chunked, length_at, lower = self._read_fields()
+        bodiless = to_head_request or status < 200 or status in (204, 304)
+        self.framing = Framing.NONE if bodiless else self._find_framing(lower, chunked, length_at)
+
+    def _find_framing(self, lower: bytes, chunked: bool, length_at: int) -> Framing:
+        if chunked:
+            at = lower.find(b"\r\ntransfer-encoding:") + 20
+            if lower[at : lower.find(b"\r\n", at)].strip() != b"chunked" or lower.find(b"\r\ntransfer-enc", at) >= 0:
+                raise FramingError("the transfer encoding is not 'chunked'")
+            return Framing.CHUNKED
+        if length_at < 0:
+            self.reusable = False
+            return Framing.UNTIL_CLOSE
+        value = lower[length_at + 17 : lower.find(b"\r\n", length_at + 2)].strip()
+        if not value.isdigit() or len(value) > 18 or lower.find(b"\r\ncontent-length:", length_at + 2) >= 0:
+            raise FramingError("the Content-Length is malformed")
+        self.content_length = int(value)
+        return Framing.LENGTH if self.content_length else Framing.NONE
+
+    def _read_fields(self) -> tuple[bool, int, bytes]:
+        """Go through the fields one by one, dropping those that concern only this connection."""
+        pairs = []
+        for line in self.fields.split(b"\r\n")[:-1]:
+            field = _FIELD.fullmatch(line)
+            if field is None:
+                raise FramingError("a header is malformed")
+            pairs.append((field[1].lower(), field[2], line))
+        connection = b",".join(value for name, value, _ in pairs if name == b"connection").lower()
+        tokens = {token.strip() for token in connection.split(b",")}
+        if b"close" in tokens:
+            self.reusable = False
+        dropped = _NOT_PASSED | (tokens - {b"transfer-encoding", b"content-length", b"content-type"})
+        chunked = any(name == b"transfer-encoding" for name, _, _ in pairs)
+        if chunked and any(name == b"content-length" for name, _, _ in pairs):
+            raise FramingError("both Content-Length and Transfer-Encoding are given")
+        self.fields = b"".join(line + b"\r\n" for name, _, line in pairs if name not in dropped)
+        lower = b"\r\n" + self.fields.lower() + b"\r\n"
+        return chunked, lower.find(b"\r\ncontent-length:"), lower
+
+    def without_transfer_encoding(self) -> bytes:
+        """The fields for a client of HTTP/1.0, to whom a chunked body is sent unchunked."""
+        lines = self.fields.split(b"\r\n")[:-1]
+        return b"".join(line + b"\r\n" for line in lines if not line.lower().startswith(b"transfer-encoding:"))

@@ -1,0 +1,59 @@
+"""What the gateway counts about requests, as plain integers that are rendered when someone asks."""
+
+from dataclasses import dataclass, field
+
+from llmux.observability.histogram import Histogram
+
+DURATION_BOUNDS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CLIENT_GONE_STATUS = 499
+"""What a request counts as whose client left before its answer was complete."""
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+class EndpointCounts:
+    """Requests of one (method, endpoint), their durations by status."""
+
+    __slots__ = ("body_bytes", "durations", "endpoint", "finished", "method", "pending")
+
+    def __init__(self, method: str, endpoint: str) -> None:
+        self.method = method
+        self.endpoint = endpoint
+        self.pending = 0
+        self.finished = 0
+        self.body_bytes = 0
+        self.durations: dict[int, Histogram] = {}
+
+    def finish(self, status: int, seconds: float, body_bytes: int) -> None:
+        """Count a request that was pending."""
+        self.pending -= 1
+        self.finished += 1
+        self.body_bytes += body_bytes
+        durations = self.durations.get(status)
+        if durations is None:
+            durations = self.durations[status] = Histogram(DURATION_BOUNDS_SECONDS)
+        durations.observe(seconds)
+
+
+@dataclass(slots=True)
+class GatewayStatistics:
+    """Everything counted; methods and endpoints come from closed sets, so the number of series is bounded."""
+
+    endpoints: dict[tuple[bytes, str], EndpointCounts] = field(default_factory=dict)
+    connections_accepted: int = 0
+    connections_refused: int = 0
+    engine_connections_opened: int = 0
+    engine_connections_failed: int = 0
+    engine_retries: int = 0
+
+    def of(self, method: bytes, endpoint: str) -> EndpointCounts:
+        """The counts of a method (as it stood in the request) and an endpoint (a route's label)."""
+        counts = self.endpoints.get((method, endpoint))
+        if counts is None:
+            name = method.decode("latin-1")
+            if name not in _METHODS:
+                method, name = b"other", "other"
+                counts = self.endpoints.get((method, endpoint))
+            if counts is None:
+                counts = self.endpoints[method, endpoint] = EndpointCounts(name, endpoint)
+        return counts
