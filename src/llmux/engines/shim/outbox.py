@@ -85,4 +85,5 @@ class Outbox:
 
 
 def encode(event: str, **facts: Any) -> bytes:
+    """One event as it goes over the socket: a line of JSON."""
     return json.dumps({"event": event, **facts}).encode() + b"\n"

@@ -202,10 +202,12 @@ def attempt(action: Callable[[int, int], None], pid: int, number: int) -> None:
 
 
 def printable(text: str) -> str:
+    """The text without what cannot be encoded."""
     return text.encode(errors="replace").decode()
 
 
 def read_available(descriptor: int) -> bytes:
+    """What can be read without waiting."""
     try:
         return os.read(descriptor, READ_BYTES)
     except BlockingIOError:
@@ -234,6 +236,7 @@ def set_own_conditions() -> None:
 
 
 def main(descriptor: int) -> None:
+    """Be a shim on this socket until it ends, and leave nothing of the tree behind."""
     os.set_inheritable(descriptor, False)
     shim = Shim(descriptor)
     try:

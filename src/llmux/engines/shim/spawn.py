@@ -57,6 +57,7 @@ def become_engine(
 
 
 def explain_failure(error: BaseException, program: str, directory: str | None) -> str:
+    """Why the engine could not be started, and what to do."""
     match error:
         case FileNotFoundError() if directory and error.filename == directory:
             return f"the working directory {directory} does not exist"

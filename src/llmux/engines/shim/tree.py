@@ -39,6 +39,7 @@ def find_tree() -> list[int]:
 
 
 def parent_of(pid: int) -> int | None:
+    """The parent of a process that is there."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
             return int(file.read().rpartition(b")")[2].split()[1])
@@ -71,6 +72,7 @@ def remove_directory(path: str | None) -> None:
 
 
 def remove_entry(path: str) -> None:
+    """Remove a file or an empty directory, if it can be."""
     for remove in (os.unlink, os.rmdir):
         try:
             remove(path)
