@@ -47,7 +47,7 @@ class MissingModel(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the request names no model: put a top-level \"model\" into the JSON body, a form field \"model\", "
+            'the request names no model: put a top-level "model" into the JSON body, a form field "model", '
             "a model-override header, or use /upstream/MODEL/..."
         )
 

@@ -41,6 +41,7 @@ class ScriptedEngine:
         self.wake_error: Exception | None = None
         self.evict_error: Exception | None = None
         self.lost: str | None = None
+        self.ran_out_of_memory = False
         self.health = Health.ALIVE
         self.pid: int | None = None
         self.output_tail: tuple[str, ...] = ("a line", "the last line")

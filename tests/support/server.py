@@ -1,4 +1,4 @@
-"""A real ``llmux serve`` process for integration tests: started on free ports, heard, stopped, and searched for leftovers."""
+"""A real ``llmux serve`` process for integration tests: started on free ports, heard, stopped."""
 
 import asyncio
 import json
@@ -50,6 +50,10 @@ class LlmuxProcess:
                 seen = len(self.log)
                 await self._heard.wait()
 
+    def find_in_log(self, pattern: str) -> list[re.Match[str]]:
+        """What matches so far, a match for each line."""
+        return [match for line in self.log if (match := re.search(pattern, line))]
+
     async def terminate(self, timeout_seconds: float = STOP_SECONDS) -> int:
         """SIGTERM, and the exit code."""
         if self.process.returncode is None:
@@ -76,7 +80,7 @@ def simulated_config(
     if ledger is not None:
         if not ledger.exists():
             Ledger(ledger).create(1000)
-        quick += ["--sim-gpu-ledger", str(ledger), "--sim-gpu-memory", "900", "--sim-residue", "50"]
+        quick += ["--sim-gpu-ledger", str(ledger), "--sim-gpu-memory", "900", "--sim-residue", "20"]
     described = {
         name: {"model_path": f"models/{name}", **settings, "extra_args": [*quick, *settings.get("extra_args", ())]}
         for name, settings in models.items()

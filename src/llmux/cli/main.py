@@ -6,18 +6,15 @@ from typing import Annotated
 import typer
 
 from llmux import __version__
+from llmux.cli import control
 from llmux.cli.check import check
 from llmux.cli.legacy import translate
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
 
-application = typer.Typer(
-    name="llmux",
-    help="One OpenAI-compatible endpoint in front of many models that share the GPUs. Clients only change 'model'.",
-    no_args_is_help=False,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
+
+application = typer.Typer(name="llmux", add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -26,7 +23,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@application.callback()
+@application.callback(epilog=EPILOG)
 def root(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -35,9 +32,19 @@ def root(
     """One OpenAI-compatible endpoint in front of many models that share the GPUs. Clients only change 'model'."""
 
 
-application.command()(serve)
-application.command()(check)
-application.command()(schema)
+for command in (serve, check, schema):
+    application.command(rich_help_panel="Run")(command)
+for command in (
+    control.status,
+    control.switch,
+    control.pin,
+    control.unpin,
+    control.mode,
+    control.sleep,
+    control.wake,
+    control.eviction,
+):
+    application.command(rich_help_panel="Operate a running llmux")(command)
 
 
 def main() -> None:

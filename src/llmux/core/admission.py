@@ -1,5 +1,7 @@
 """Requests: into the queue, out to the engine, back again, or away."""
 
+from itertools import takewhile
+
 from llmux.core.actions import Admit, Reject, Revoke
 from llmux.core.events import RequestArrived, RequestReturned
 from llmux.core.identity import Seconds
@@ -46,18 +48,17 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
 def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
     """A request that lost its engine goes to the front of the queue, as often as is allowed."""
     model = world.models[event.model]
-    model.in_flight.discard(event.request)
-    if event.attempts >= world.limits.attempts_max:
-        world.emit(Reject(event.request, EngineDied(model.name, event.reason)))
-        return
+    finish(model, event.request, False, now)
     refusal = _standing_refusal(world, model, now)
+    if event.attempts >= world.limits.attempts_max:
+        refusal = EngineDied(model.name, event.reason)
     if refusal is not None:
         world.emit(Reject(event.request, refusal))
-        return
-    deadline = now + world.limits.request_timeout_seconds
-    _enqueue(world, model, event.request, Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes))
-    model.waiting.move_to_end(event.request, last=False)
-    world.refresh_turn(model, now)
+    else:
+        deadline = now + world.limits.request_timeout_seconds
+        _enqueue(world, model, event.request, Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes))
+        _move_before_the_younger(model, event.request)
+        world.refresh_turn(model, now)
     admit_waiting(world, model, now)
 
 
@@ -169,6 +170,13 @@ def _enqueue(world: World, model: Model, request: int, waiting: Waiting) -> None
     world.queued_requests += 1
     world.queued_bytes += waiting.size_bytes
     world.watch_deadline(request, model)
+
+
+def _move_before_the_younger(model: Model, request: int) -> None:
+    arrived_at = model.waiting[request].arrived_at
+    older = [other for other, _ in takewhile(lambda entry: entry[1].arrived_at < arrived_at, model.waiting.items())]
+    for other in (request, *reversed(older)):
+        model.waiting.move_to_end(other, last=False)
 
 
 def _dequeue(world: World, model: Model, request: int) -> None:

@@ -1,13 +1,15 @@
 """What the operator asks for: switch, pin, wake, sleep, mode, and the end."""
 
+from dataclasses import replace
+
 from llmux.core.actions import AbortWake, CommandDone
 from llmux.core.admission import refuse_all, refuse_disallowed
 from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
-from llmux.core.eviction import STOP, Eviction, Process
+from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Seconds
 from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
-from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Serving, Waking
+from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Mode, Serving, Waking
 from llmux.core.switching import NEVER_LEAVES
 from llmux.core.world import Command, SleepCommand, SwitchCommand, World
 from llmux.errors import CommandFailed, ShuttingDown
@@ -34,31 +36,31 @@ def change_mode(world: World, event: ModeChanged, now: Seconds) -> None:
 
 def request_switch(world: World, event: SwitchRequested, now: Seconds) -> None:
     """Bring a model; in manual mode, and with ``pin``, only this model is served from now on."""
-    mode_before = None
-    if event.pin or isinstance(world.mode, Manual):
-        mode_before = world.mode
+    sets_mode = event.pin or isinstance(world.mode, Manual)
+    if _accept(world, SwitchCommand(event.command, event.model, world.mode if sets_mode else None)) and sets_mode:
         world.mode = Manual(event.model, event.model)
         refuse_disallowed(world, now)
-    _accept(world, SwitchCommand(event.command, event.model, mode_before), now)
 
 
-def request_wake(world: World, event: WakeRequested, now: Seconds) -> None:
+def request_wake(world: World, event: WakeRequested) -> None:
     """Bring a model, the mode untouched."""
-    _accept(world, SwitchCommand(event.command, event.model, None), now)
+    _accept(world, SwitchCommand(event.command, event.model, None))
 
 
-def request_sleep(world: World, event: SleepRequested, now: Seconds) -> None:
+def request_sleep(world: World, event: SleepRequested) -> None:
     """Take a model off the GPU."""
-    _accept(world, SleepCommand(event.command, event.model, event.eviction), now)
+    _accept(world, SleepCommand(event.command, event.model, event.eviction))
 
 
-def _accept(world: World, command: Command, now: Seconds) -> None:
+def _accept(world: World, command: Command) -> bool:
     if world.stopping_until is not None:
         world.emit(CommandDone(command.number, CommandFailed("llmux is shutting down")))
-    elif len(world.commands) >= world.limits.commands_max:
+        return False
+    if len(world.commands) >= world.limits.commands_max:
         world.emit(CommandDone(command.number, CommandFailed("too many operator commands are waiting")))
-    else:
-        world.commands[command.number] = command
+        return False
+    world.commands[command.number] = command
+    return True
 
 
 def advance_commands(world: World, now: Seconds) -> None:
@@ -72,33 +74,42 @@ def advance_commands(world: World, now: Seconds) -> None:
             is_done = _advance_sleep(world, model, command.eviction or model.eviction, now)
         if not is_done:
             return
-        _end(world, command, None)
+        _end(world, command, None, now)
 
 
-def fail_switches(world: World, model: Model, reason: str) -> None:
+def fail_switches(world: World, model: Model, reason: str, now: Seconds) -> None:
     """A wake failed: so did every command that wanted it, and the mode goes back to what it was."""
     for command in list(world.commands.values()):
         if isinstance(command, SwitchCommand) and command.model == model.name:
-            _end(world, command, CommandFailed(reason))
+            _end(world, world.commands[command.number], CommandFailed(reason), now)
 
 
-def fail_sleep(world: World, model: Model, reason: str) -> None:
-    """An eviction failed: so did the command that wanted it."""
+def end_sleep(world: World, model: Model, eviction: Eviction, error: str | None, now: Seconds) -> None:
+    """An eviction ended: so did the command that wanted it, even if another way off the GPU was taken in the end."""
     command = next(iter(world.commands.values()), None)
-    if isinstance(command, SleepCommand) and command.model == model.name:
-        _end(world, command, CommandFailed(reason))
+    if not isinstance(command, SleepCommand) or command.model != model.name:
+        return
+    if error is not None:
+        _end(world, command, CommandFailed(error), now)
+    elif eviction == (command.eviction or model.eviction):
+        _end(world, command, None, now)
 
 
-def _end(world: World, command: Command, error: CommandFailed | None) -> None:
+def _end(world: World, command: Command, error: CommandFailed | None, now: Seconds) -> None:
     del world.commands[command.number]
-    if (
-        error is not None
-        and isinstance(command, SwitchCommand)
-        and command.mode_before is not None
-        and world.mode == Manual(command.model, command.model)
-    ):
-        world.mode = command.mode_before
     world.emit(CommandDone(command.number, error))
+    if error is not None and isinstance(command, SwitchCommand) and command.mode_before is not None:
+        _roll_back(world, Manual(command.model, command.model), command.mode_before, now)
+
+
+def _roll_back(world: World, failed: Mode, before: Mode, now: Seconds) -> None:
+    """Undo a failed command's mode, or, where a later command has set another one, leave it nothing to go back to."""
+    if world.mode == failed:
+        world.mode = before
+        refuse_disallowed(world, now)
+    for number, command in list(world.commands.items()):
+        if isinstance(command, SwitchCommand) and command.mode_before == failed:
+            world.commands[number] = replace(command, mode_before=before)
 
 
 def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds) -> bool:
@@ -107,14 +118,14 @@ def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds)
         case Cold() | Failed():
             return True
         case Asleep(eviction=asleep):
-            if eviction.process is Process.KEEP_RUNNING or eviction == asleep:
+            if not eviction.is_deeper_than(asleep):
                 return True
             begin_evict(world, model, eviction, now)
         case Serving():
             if eviction == NEVER_LEAVES:
                 return True
             begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
-        case Draining(since, serving_since, deadline, present) if present != eviction:
+        case Draining(since, serving_since, deadline, present) if eviction not in (present, NEVER_LEAVES):
             world.set_state(model, Draining(since, serving_since, deadline, eviction), now)
         case _:
             pass
@@ -128,12 +139,12 @@ def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None
         return
     world.stopping_until = now + event.drain_seconds
     world.claims.clear()
-    for command in list(world.commands.values()):
-        _end(world, command, CommandFailed("llmux is shutting down"))
     for model in world.models.values():
         refuse_all(world, model, ShuttingDown(), now)
         if isinstance(model.state, Waking):
             world.emit(AbortWake(model.instance))
+    for command in list(world.commands.values()):
+        _end(world, command, CommandFailed("llmux is shutting down"), now)
 
 
 def advance_shutdown(world: World, now: Seconds) -> None:

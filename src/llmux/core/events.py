@@ -49,10 +49,14 @@ class RequestReturned:
 
 @dataclass(frozen=True, slots=True)
 class WakeDone:
-    """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone."""
+    """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone.
+
+    ``out_of_memory``: it failed for want of GPU memory, so that what sleepers still hold there may be in its way.
+    """
 
     instance: InstanceId
     error: str | None = None
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class Eviction:
         """Whether the model can be woken afterwards without a cold start."""
         return self.process is not Process.STOP
 
+    def is_deeper_than(self, other: Self) -> bool:
+        """Whether a model that left by ``other`` can go on to leave by this, without being woken in between."""
+        order = tuple(Process)
+        return order.index(self.process) > order.index(other.process)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``weights+process``; raises ``ValueError`` naming the allowed words."""

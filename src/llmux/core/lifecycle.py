@@ -41,7 +41,12 @@ def finish_drain(world: World, model: Model, now: Seconds) -> None:
 def begin_evict(world: World, model: Model, eviction: Eviction, now: Seconds, crash: str | None = None) -> None:
     """Have an instance brought off the GPU; nothing of it may be in flight."""
     assert not model.in_flight
-    world.set_state(model, Evicting(now, eviction, crash), now)
+    match model.state:
+        case Asleep(eviction=asleep) | Stuck(asleep=asleep):
+            pass
+        case _:
+            asleep = None
+    world.set_state(model, Evicting(now, eviction, crash, asleep), now)
     world.emit(Evict(model.instance, eviction))
 
 
@@ -50,24 +55,43 @@ def begin_wake(world: World, model: Model, now: Seconds) -> None:
     asleep = model.state.eviction if isinstance(model.state, Asleep) else None
     if asleep is None:
         model.generation += 1
-    world.set_state(model, Waking(now, from_cold=asleep is None), now)
+    world.set_state(model, Waking(now, asleep), now)
     world.emit(Wake(model.instance, asleep))
 
 
 def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None:
     """The model serves and its waiters go first, or the attempt failed."""
-    if not isinstance(model.state, Waking) or event.instance != model.instance:
-        return
+    assert isinstance(model.state, Waking)
     claim = world.claims.pop(model.name, None)
     if event.error is not None:
-        _wake_failed(world, model, event.error, now)
+        sleeper = _cheapest_sleeper(world) if event.out_of_memory and not model.made_room else None
+        if claim is not None and sleeper is not None:
+            _make_room(world, model, claim, sleeper, event.error, now)
+        else:
+            _wake_failed(world, model, event.error, now)
         return
+    model.made_room = False
     world.costs.observe_wake(model.name, now - model.state.since)
     model.idle_since = now
     if claim is not None:
         _report_switch(world, claim, now)
     world.set_state(model, Serving(now), now)
     admit_waiting(world, model, now)
+
+
+def _cheapest_sleeper(world: World) -> Model | None:
+    """The sleeping model that was used the longest ago."""
+    sleepers = [model for model in world.models.values() if isinstance(model.state, Asleep)]
+    return min(sleepers, key=lambda model: model.last_turn_end, default=None)
+
+
+def _make_room(world: World, model: Model, claim: Claim, sleeper: Model, error: str, now: Seconds) -> None:
+    """Stop a sleeper, whose residue may be what was in the way, and try once more."""
+    model.made_room = True
+    world.emit(SwitchFailed(model.name, f"{error}; stopping the sleeping '{sleeper.name}' to make room"))
+    world.set_state(model, Failed(error, now, refusing=False), now)
+    world.claims[model.name] = Claim(model.name, (*claim.victims, sleeper.name), claim.wanted_at, claim.drain_began_at)
+    begin_evict(world, sleeper, STOP, now)
 
 
 def _wake_failed(world: World, model: Model, error: str, now: Seconds) -> None:
@@ -78,6 +102,7 @@ def _wake_failed(world: World, model: Model, error: str, now: Seconds) -> None:
     world.emit(SwitchFailed(model.name, error))
     model.last_turn_end = now
     model.failures += 1
+    model.made_room = False
     pause = world.limits.backoff_seconds(model.failures)
     _fail(world, model, error, pause, refusing=model.state.from_cold, now=now)
 
@@ -98,15 +123,15 @@ def _fail(world: World, model: Model, reason: str, pause: Seconds, *, refusing: 
 def evict_done(world: World, model: Model, event: EvictDone, now: Seconds) -> None:
     """The instance is off the GPU, or still holds it."""
     state = model.state
-    if not isinstance(state, Evicting) or event.instance != model.instance:
-        return
+    assert isinstance(state, Evicting)
     if event.error is not None:
         model.failures += 1
-        world.set_state(model, Stuck(event.error, now + world.limits.backoff_seconds(model.failures)), now)
+        retry_at = now + world.limits.backoff_seconds(model.failures)
+        world.set_state(model, Stuck(event.error, retry_at, state.asleep), now)
     elif state.crash is not None and world.stopping_until is None:
         _crashed(world, model, state.crash, now)
     else:
-        if state.eviction == model.eviction:
+        if state.eviction == model.eviction and state.asleep is None:
             world.costs.observe_evict(model.name, now - state.since)
         world.set_state(model, event.residency, now)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llmux.core.eviction import Eviction
 from llmux.core.identity import Footprint, InstanceId, Seconds
 from llmux.core.settings import ModelSpec
-from llmux.core.states import ON_GPU, Asleep, Cold, Failed, Serving, State
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 
 STORY_LENGTH = 64
 
@@ -41,6 +41,7 @@ class Model:
         "idle_since",
         "in_flight",
         "last_turn_end",
+        "made_room",
         "spec",
         "state",
         "story",
@@ -55,6 +56,7 @@ class Model:
         self.in_flight: set[int] = set()
         self.eviction_override: Eviction | None = None
         self.failures = 0
+        self.made_room = False
         self.idle_since: Seconds = 0.0
         self.last_turn_end: Seconds = float("-inf")
         self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
@@ -77,11 +79,13 @@ class Model:
     @property
     def held(self) -> Footprint:
         """The GPU memory the model holds in its present state."""
-        if isinstance(self.state, ON_GPU):
-            return self.spec.awake
-        if isinstance(self.state, Asleep):
-            return self.spec.residue(self.state.eviction)
-        return {}
+        match self.state:
+            case Asleep(eviction=asleep) | Evicting(asleep=Eviction() as asleep) | Stuck(asleep=Eviction() as asleep):
+                return self.spec.residue(asleep)
+            case Waking() | Serving() | Draining() | Evicting() | Stuck():
+                return self.spec.awake
+            case _:
+                return {}
 
     @property
     def has_room(self) -> bool:

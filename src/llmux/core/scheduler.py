@@ -30,7 +30,7 @@ from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId, Seconds
 from llmux.core.model import Chapter, Model
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import Draining, Mode, Serving, State, Stuck
+from llmux.core.states import Draining, Evicting, Mode, Serving, State, Stuck, Waking
 from llmux.core.world import World
 
 
@@ -88,15 +88,16 @@ class Scheduler:
                 admission.come_back(world, event, now)
             case WakeDone(instance, error):
                 model = world.models[instance.model]
-                is_current = model.instance == instance
-                lifecycle.wake_done(world, model, event, now)
-                if error is not None and is_current:
-                    commands.fail_switches(world, model, error)
+                if instance == model.instance and isinstance(model.state, Waking):
+                    lifecycle.wake_done(world, model, event, now)
+                    if error is not None and model.name not in world.claims:
+                        commands.fail_switches(world, model, error, now)
             case EvictDone(instance, _, error):
                 model = world.models[instance.model]
-                lifecycle.evict_done(world, model, event, now)
-                if error is not None:
-                    commands.fail_sleep(world, model, error)
+                if instance == model.instance and isinstance(model.state, Evicting):
+                    eviction = model.state.eviction
+                    lifecycle.evict_done(world, model, event, now)
+                    commands.end_sleep(world, model, eviction, error, now)
             case InstanceExited(instance):
                 lifecycle.instance_exited(world, world.models[instance.model], event, now)
             case TimerFired():
@@ -106,9 +107,9 @@ class Scheduler:
             case SwitchRequested():
                 commands.request_switch(world, event, now)
             case WakeRequested():
-                commands.request_wake(world, event, now)
+                commands.request_wake(world, event)
             case SleepRequested():
-                commands.request_sleep(world, event, now)
+                commands.request_sleep(world, event)
             case EvictionChanged(name, eviction):
                 world.models[name].eviction_override = eviction
             case ShutdownRequested():
@@ -129,8 +130,8 @@ class Scheduler:
                 world.shutdown_reported = True
                 world.emit(ShutdownDone())
         else:
-            commands.advance_commands(world, now)
             switching.call_off_unwanted(world, now)
+            commands.advance_commands(world, now)
             if world.commands or len(world.turns):
                 look_again_at = switching.decide(world, now)
             elif world.wanted_at:

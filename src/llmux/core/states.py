@@ -21,10 +21,15 @@ class Asleep:
 
 @dataclass(frozen=True, slots=True)
 class Waking:
-    """On the way onto the GPU; it holds its memory there from the decision on."""
+    """On the way onto the GPU; it holds its memory there from the decision on. ``asleep`` is how it had left."""
 
     since: Seconds
-    from_cold: bool
+    asleep: Eviction | None
+
+    @property
+    def from_cold(self) -> bool:
+        """Whether the engine has to be started."""
+        return self.asleep is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +51,27 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class Evicting:
-    """On the way off the GPU, still holding its memory; ``crash`` says why, if the engine died by itself."""
+    """On the way off the GPU, still holding its memory, or deeper asleep than ``asleep``, how it had left before.
+
+    ``crash`` says why, if the engine died by itself.
+    """
 
     since: Seconds
     eviction: Eviction
     crash: str | None = None
+    asleep: Eviction | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Could not be brought off the GPU and still holds its memory; stopping it is tried again at ``retry_at``."""
+    """Could not be brought off the GPU and still holds what it held; stopping it is tried again at ``retry_at``.
+
+    ``asleep`` is how it had left before, if it was asleep already.
+    """
 
     reason: str
     retry_at: Seconds
+    asleep: Eviction | None = None
 
 
 @dataclass(frozen=True, slots=True)

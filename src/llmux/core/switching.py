@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.identity import Footprint, GpuId, Seconds
-from llmux.core.lifecycle import begin_drain, begin_evict, begin_wake, stop_draining
+from llmux.core.lifecycle import begin_drain, begin_evict, begin_wake, finish_drain, stop_draining
 from llmux.core.model import Model
 from llmux.core.placement import Holder, fits, free_memory, victims
 from llmux.core.policies.base import Bring, Candidate, Incumbent
@@ -70,14 +70,15 @@ class View:
     """What a policy sees: the candidates that do not need a GPU that is spoken for."""
 
     world: World
-    spoken_for: set[GpuId] = field(default_factory=set)
+    spoken_for: set[GpuId]
+    looked_at: set[str] = field(default_factory=set)
 
     def oldest(self) -> Candidate | None:
         """See ``PolicyView``."""
         first = self.world.turns.first()
-        if first is None or not self.spoken_for:
-            return None if first is None else self._candidate(first[0])
-        return next(self.candidates(), None)
+        if first is None:
+            return None
+        return self._candidate(first[0]) if self.is_free(first[0]) else next(self.candidates(), None)
 
     def candidates(self) -> Iterator[Candidate]:
         """See ``PolicyView``."""
@@ -97,10 +98,13 @@ class View:
 
     def is_free(self, name: str) -> bool:
         """Whether no switch has been found for any of the GPUs that the model needs."""
-        return name not in self.world.claims and self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
+        if name in self.looked_at or name in self.world.claims:
+            return False
+        return self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
 
     def speak_for(self, model: Model) -> None:
-        """From here on no other candidate that needs one of the model's GPUs is considered."""
+        """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
+        self.looked_at.add(model.name)
         self.spoken_for.update(model.spec.awake)
 
     def _candidate(self, name: str) -> Candidate:
@@ -143,9 +147,11 @@ def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, 
     command = next(iter(world.commands.values()), None)
     if isinstance(command, SwitchCommand):
         commanded = world.models[command.model]
-        if commanded.can_be_woken(now) and view.is_free(commanded.name):
-            return commanded, float("inf")
-    oldest = view.oldest()
+        if commanded.can_be_woken(now):
+            if view.is_free(commanded.name):
+                return commanded, float("inf")
+            _keep_free(view, commanded)
+    oldest = _next_in_turn(world, view, now)
     if oldest is None:
         return None, float("inf")
     overdue_at = world.turns.overdue_at(oldest.model)
@@ -157,6 +163,23 @@ def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, 
     return None, min(choice.until, overdue_at)
 
 
+def _next_in_turn(world: World, view: View, now: Seconds) -> Candidate | None:
+    """The first candidate; the GPUs of overdue ones that still wait for another GPU are not given to anybody else."""
+    first = world.turns.first()
+    if first is None or view.is_free(first[0]):
+        return view.oldest()
+    for name in world.turns:
+        if world.turns.overdue_at(name) > now or view.is_free(name):
+            break
+        _keep_free(view, world.models[name])
+    return view.oldest()
+
+
+def _keep_free(view: View, model: Model) -> None:
+    if model.name not in view.world.claims:
+        view.speak_for(model)
+
+
 def _may_leave_at(world: World, name: str) -> Seconds:
     state = world.models[name].state
     return state.since + world.limits.min_active_seconds if isinstance(state, Serving) else float("-inf")
@@ -166,6 +189,10 @@ def _start(world: World, target: Model, made: Plan, now: Seconds) -> None:
     world.claims[target.name] = Claim(
         target.name, made.victims, world.wanted_at.get(target.name, now), now, None if made.victims else now
     )
+    _vacate(world, made, now)
+
+
+def _vacate(world: World, made: Plan, now: Seconds) -> None:
     for name in made.victims:
         model = world.models[name]
         if isinstance(model.state, Asleep):
@@ -173,6 +200,7 @@ def _start(world: World, target: Model, made: Plan, now: Seconds) -> None:
         else:
             eviction = STOP if made.by_stopping else model.eviction
             begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
+            finish_drain(world, model, now)
 
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
@@ -196,9 +224,17 @@ def advance(world: World, claim: Claim, now: Seconds) -> None:
         claim.evict_began_at = now
     if any(isinstance(state, Draining | Evicting) for state in leaving):
         return
-    if target.can_be_woken(now) and fits(target.spec.awake, _unreserved(world, target)):
+    if not target.can_be_woken(now):
+        return
+    if fits(target.spec.awake, _unreserved(world, target)):
         claim.wake_began_at = now
         begin_wake(world, target, now)
+        return
+    # A victim left in another way than planned and holds too much asleep, or a new one stands in the way.
+    made = plan(world, target)
+    if made is not None:
+        claim.victims = made.victims
+        _vacate(world, made, now)
 
 
 def is_wanted(world: World, model: Model) -> bool:

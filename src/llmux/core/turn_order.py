@@ -13,19 +13,20 @@ class TurnOrder:
     """
 
     def __init__(self) -> None:
-        self._current: dict[str, Seconds] = {}
+        self._current: dict[str, tuple[Seconds, int]] = {}
         self._heap: list[tuple[Seconds, int, str]] = []
         self._pushes = 0
 
     def place(self, model: str, overdue_at: Seconds) -> None:
         """Enter a model, or move it."""
-        if self._current.get(model) == overdue_at:
+        current = self._current.get(model)
+        if current is not None and current[0] == overdue_at:
             return
-        self._current[model] = overdue_at
         self._pushes += 1
+        self._current[model] = (overdue_at, self._pushes)
         heapq.heappush(self._heap, (overdue_at, self._pushes, model))
         if len(self._heap) > 2 * len(self._current) + 64:
-            self._heap = [(at, number, name) for at, number, name in self._heap if self._current.get(name) == at]
+            self._heap = [(at, number, name) for at, number, name in self._heap if self._is_current(at, number, name)]
             heapq.heapify(self._heap)
 
     def remove(self, model: str) -> None:
@@ -35,19 +36,22 @@ class TurnOrder:
     def first(self) -> tuple[str, Seconds] | None:
         """The model whose turn is next, and when it is overdue."""
         while self._heap:
-            overdue_at, _, model = self._heap[0]
-            if self._current.get(model) == overdue_at:
+            overdue_at, number, model = self._heap[0]
+            if self._is_current(overdue_at, number, model):
                 return model, overdue_at
             heapq.heappop(self._heap)
         return None
 
+    def _is_current(self, overdue_at: Seconds, number: int, model: str) -> bool:
+        return self._current.get(model) == (overdue_at, number)
+
     def overdue_at(self, model: str) -> Seconds:
         """When a model that is in the order is overdue."""
-        return self._current[model]
+        return self._current[model][0]
 
     def __iter__(self) -> Iterator[str]:
         """All models, in turn order; costs O(n log n)."""
-        return iter(sorted(self._current, key=lambda model: (self._current[model], model)))
+        return iter(sorted(self._current, key=self._current.__getitem__))
 
     def __contains__(self, model: object) -> bool:
         return model in self._current

@@ -56,7 +56,7 @@ class World:
     def __init__(
         self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Mapping[GpuId, int]
     ) -> None:
-        self.models = {spec.name: Model(spec) for spec in specs}
+        self.models = {spec.name: _fitting(spec, capacity) for spec in specs}
         self.limits = limits
         self.policy = policy
         self.capacity = dict(capacity)
@@ -140,6 +140,16 @@ class World:
     def is_empty_of_engines(self) -> bool:
         """Whether no engine runs any more (or none that could still be stopped)."""
         return all(isinstance(model.state, Cold | Failed | Stuck) for model in self.models.values())
+
+
+def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int]) -> Model:
+    for gpu, size in spec.awake.items():
+        if size > capacity.get(gpu, 0):
+            raise ValueError(
+                f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
+                "it could never be woken; give it more or other GPUs"
+            )
+    return Model(spec)
 
 
 def _keep(index: dict[str, Model], model: Model, member: bool) -> None:

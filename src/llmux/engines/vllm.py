@@ -3,6 +3,7 @@
 Sleep mode's endpoints exist only in vLLM's development mode, which is why every engine listens on loopback alone.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,12 @@ from llmux.residency.steps import Sleep, SleepLevel
 
 KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""
+
+
+_LACK_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|less than desired GPU memory utilization|No available memory for the cache blocks",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,11 @@ def environment(
         "VLLM_RPC_BASE_PATH": temporary_directory,
         **configured,
     }
+
+
+def tells_lack_of_memory(lines: Sequence[str]) -> bool:
+    """Whether an engine's last words are that the GPU had too little memory for it."""
+    return any(_LACK_OF_MEMORY.search(line) for line in lines)
 
 
 async def fall_asleep(endpoints: EngineEndpoints, step: Sleep, timeouts: ControlTimeouts) -> None:

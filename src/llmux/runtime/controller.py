@@ -47,6 +47,10 @@ class ManagedInstance(Protocol):
     def lost(self) -> str | None:
         """Why it does not run, if it should."""
 
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether it failed because the GPU had too little memory for it."""
+
     async def wake(self) -> None:
         """Bring it onto the GPU; raises LlmuxError, after which ``end`` must follow."""
 
@@ -216,10 +220,11 @@ class Controller:
         except Exception as failure:
             log.exception("unexpected error while waking", model=instance.model)
             error = f"{type(failure).__name__}: {failure}"
+        out_of_memory = error is not None and engine.ran_out_of_memory
         if error is not None:
             await engine.end()
         self._waking.discard(instance.model)
-        self.feed(WakeDone(instance, error))
+        self.feed(WakeDone(instance, error, out_of_memory))
 
     async def _evict(self, instance: InstanceId, eviction: Eviction) -> None:
         engine = self._instances[instance.model]

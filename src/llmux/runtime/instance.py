@@ -90,6 +90,11 @@ class Instance:
         """The engine's last lines of output."""
         return () if self._process is None else self._process.tail
 
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the engine says that the GPU had too little memory for it."""
+        return vllm.tells_lack_of_memory(self.output_tail)
+
     async def wake(self) -> None:
         """Bring the engine onto the GPU: a start, or the undoing of how it left. Raises EngineFailure.
 

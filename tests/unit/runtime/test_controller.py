@@ -141,3 +141,33 @@ async def test_an_error_in_the_scheduler_itself_ends_everything(monkeypatch: pyt
             with pytest.raises(ZeroDivisionError):
                 await runtime.controller.wait_stopped()
         runtime.controller._stopped = asyncio.get_running_loop().create_future()
+
+
+async def test_a_start_that_lacks_memory_stops_a_sleeper_and_is_tried_once_more() -> None:
+    async with scripted_runtime(model("a"), model("b")) as runtime:
+        await runtime.operations.wake("a")
+        runtime.engines["b"].wake_error = Scripted("CUDA out of memory")
+        runtime.engines["b"].ran_out_of_memory = True
+        runtime.engines["a"].evict_gate.clear()
+        holder = runtime.ask("b")
+        async with asyncio.timeout(5):
+            runtime.engines["a"].evict_gate.set()
+            while runtime.engines["a"].calls[-1] != "evict retain+stop":
+                await asyncio.sleep(0)
+        runtime.engines["b"].wake_error = None
+        await holder.wait("granted")
+        assert runtime.engines["a"].calls == ["wake", f"evict {OFFLOAD}", "evict retain+stop"]
+        assert runtime.engines["b"].calls == ["wake", "end", "wake"]
+
+
+async def test_a_second_lack_of_memory_is_a_failure() -> None:
+    async with scripted_runtime(model("a"), model("b"), model("c")) as runtime:
+        for name in ("a", "b"):
+            await runtime.operations.wake(name)
+        runtime.engines["c"].wake_error = Scripted("CUDA out of memory")
+        runtime.engines["c"].ran_out_of_memory = True
+        with pytest.raises(CommandFailed, match="out of memory"):
+            await runtime.operations.switch("c")
+        assert runtime.engines["c"].calls == ["wake", "end", "wake", "end"]
+        assert "evict retain+stop" in runtime.engines["a"].calls
+        assert "evict retain+stop" not in runtime.engines["b"].calls

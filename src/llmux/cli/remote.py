@@ -1,0 +1,73 @@
+"""How the command line talks to a running llmux."""
+
+import json
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+from llmux.errors import LlmuxError
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+READ_TIMEOUT_SECONDS = 30.0
+
+
+class Unreachable(LlmuxError):
+    """Nothing that is llmux answers at the address."""
+
+
+class Refused(LlmuxError):
+    """llmux answered that it will not, or could not, do what was asked for."""
+
+
+class RemoteControl:
+    """The control API of one running llmux."""
+
+    def __init__(self, url: str, admin_key: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._admin_key = admin_key
+        # A proxy meant for the internet would only make a local call look foreign.
+        self._opener = build_opener(ProxyHandler({}))
+
+    def get(self, path: str) -> Any:
+        """Ask for a document. Raises Unreachable, Refused."""
+        return self._call(Request(self._url + path), READ_TIMEOUT_SECONDS)
+
+    def post(self, path: str, document: object = None) -> str:
+        """Have something done and wait for its end, however long it takes; returns llmux's words. Raises as ``get``."""
+        request = Request(self._url + path, data=json.dumps(document or {}).encode(), method="POST")
+        request.add_header("Content-Type", "application/json")
+        answer = self._call(request, None)
+        return str(answer.get("message", "")) if isinstance(answer, dict) else ""
+
+    def _call(self, request: Request, timeout_seconds: float | None) -> Any:
+        if self._admin_key:
+            request.add_header("Authorization", f"Bearer {self._admin_key}")
+        try:
+            with self._opener.open(request, timeout=timeout_seconds) as answer:
+                return json.loads(answer.read(MAX_ANSWER_BYTES))
+        except HTTPError as error:
+            with error:
+                raise Refused(_reason(error)) from None
+        except URLError as error:
+            raise Unreachable(f"nothing listens at {self._url} ({error.reason}): is llmux running?") from None
+        except OSError as error:
+            raise Unreachable(f"{self._url} broke off ({error}): has llmux been stopped?") from None
+        except ValueError:
+            raise Unreachable(f"{self._url} answers, but it is not llmux") from None
+
+
+def check_url(url: str) -> str:
+    """The URL, if it is one of a web server; raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not of the form http://HOST:PORT")
+    return url
+
+
+def _reason(error: HTTPError) -> str:
+    try:
+        document = json.loads(error.read(MAX_ANSWER_BYTES))
+        return str(document["error"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"the answer was {error.code} {error.reason}; is this the address of llmux?"

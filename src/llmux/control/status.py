@@ -1,0 +1,77 @@
+"""What the control API shows: documents made of the operator's view."""
+
+from dataclasses import asdict
+from typing import Any
+
+from llmux.core.eviction import Eviction
+from llmux.core.model import Chapter
+from llmux.core.states import State
+from llmux.runtime.operations import ModelStatus, Operations, describe_mode
+
+_TIMES = frozenset(("since", "serving_since", "deadline", "retry_at"))
+"""Fields of states that are points on the scheduler's clock, which nobody outside can read."""
+
+
+def status_document(operations: Operations) -> dict[str, Any]:
+    """``GET /control/status``: the fields of 0.7.7, and ours."""
+    status = operations.status()
+    return {
+        "state": status.state,
+        "active_model": status.active_model,
+        "mode": describe_mode(status.mode),
+        "models": {model.name: _model_entry(model) for model in status.models},
+        "resident": list(status.resident),
+    }
+
+
+def eviction_document(operations: Operations) -> dict[str, Any]:
+    """``GET /control/eviction``: how each model leaves the GPU."""
+    return {
+        "models": {
+            model.name: {"eviction": eviction_words(model.eviction), "process_state": model.process_state}
+            for model in operations.status().models
+        }
+    }
+
+
+def story_document(operations: Operations, model: str) -> dict[str, Any]:
+    """A model's latest transitions, oldest first. Raises ModelNotFound."""
+    now = operations.now()
+    return {"model": model, "story": [_chapter(chapter, now) for chapter in operations.story(model)]}
+
+
+def logs_document(operations: Operations, model: str) -> dict[str, Any]:
+    """The last lines of output of a model's engine. Raises ModelNotFound."""
+    return {"model": model, "lines": list(operations.output_tail(model))}
+
+
+def eviction_words(eviction: Eviction) -> dict[str, str]:
+    """An eviction as the API writes it."""
+    return {"weights": eviction.weights.value, "process": eviction.process.value}
+
+
+def _model_entry(model: ModelStatus) -> dict[str, Any]:
+    return {
+        "in_flight": model.in_flight,
+        "queue_depth": model.queue_depth,
+        "process_state": model.process_state,
+        "eviction": eviction_words(model.eviction),
+        "on_gpu": model.on_gpu,
+        "pid": model.pid,
+        "failure": model.failure,
+        "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
+    }
+
+
+def _chapter(chapter: Chapter, now: float) -> dict[str, Any]:
+    return {
+        "seconds_ago": round(now - chapter.at, 3),
+        "event": chapter.event,
+        "before": _state_entry(chapter.before),
+        "after": _state_entry(chapter.after),
+    }
+
+
+def _state_entry(state: State) -> dict[str, Any]:
+    facts = {name: value for name, value in asdict(state).items() if name not in _TIMES}
+    return {"state": type(state).__name__.lower(), **facts}

@@ -1,0 +1,105 @@
+"""What the demo runs: three models on one virtual GPU that holds one of them, each with another way of leaving it."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmux.config.settings import Settings
+from llmux.errors import LlmuxError
+from llmux.simulation.ledger import Ledger
+
+ENGINE_PROGRAM = "llmux-sim-engine"
+CAPACITY_MIB = 24 << 10
+ASLEEP_MIB = 1 << 10
+FIRST_TOKEN_SECONDS = 0.06
+TOKEN_SECONDS = 0.02
+MIN_ACTIVE_SECONDS = 1.0
+
+
+class EngineMissing(LlmuxError):
+    """The simulated engine's program is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"the program {ENGINE_PROGRAM} is neither beside {sys.executable} nor on PATH; it comes with llmux: "
+            "install llmux with pip, in place of only putting its source on PYTHONPATH"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """One model of the demo: its share of the traffic, and how its engine behaves."""
+
+    name: str
+    eviction: str
+    share: float
+    memory_mib: int
+    start_seconds: float
+    sleep_seconds: float = 0.0
+    wake_seconds: float = 0.0
+    reload_seconds: float = 0.0
+    stop_seconds: float = 0.0
+
+
+MODELS = (
+    DemoModel("llama", "offload+keep_running", 0.45, 20 << 10, 1.2, sleep_seconds=0.2, wake_seconds=0.35),
+    DemoModel(
+        "qwen", "discard+keep_running", 0.35, 18 << 10, 1.0, sleep_seconds=0.1, wake_seconds=0.1, reload_seconds=0.5
+    ),
+    DemoModel("coder", "retain+stop", 0.2, 21 << 10, 1.2, stop_seconds=0.2),
+)
+"""With what sleepers leave on the GPU, any two of them are more than it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A server's settings and the virtual GPU of its engines."""
+
+    settings: Settings
+    ledger: Ledger
+
+
+def build_scenario(directory: Path, port: int = 0) -> Scenario:
+    """Make the virtual GPU in this directory, and the settings; raises EngineMissing."""
+    ledger = Ledger(directory / "gpu.json").create(CAPACITY_MIB)
+    settings = Settings.model_validate(
+        {
+            "models": {model.name: _model_settings(model, ledger) for model in MODELS},
+            "vllm_command": find_engine(),
+            "port": port,
+            "metrics_port": 0,
+            "policy": {"policy_type": "fifo", "min_active_seconds": MIN_ACTIVE_SECONDS, "max_wait_seconds": 10.0},
+            "start_timeout_seconds": 30.0,
+            "shutdown_timeout_seconds": 2.0,
+            "stop_timeout_seconds": 2.0,
+        }
+    )
+    return Scenario(settings, ledger)
+
+
+def find_engine() -> str:
+    """The simulated engine's program; raises EngineMissing."""
+    beside = Path(sys.executable).with_name(ENGINE_PROGRAM)
+    found = str(beside) if beside.is_file() else shutil.which(ENGINE_PROGRAM)
+    if found is None:
+        raise EngineMissing
+    return found
+
+
+def _model_settings(model: DemoModel, ledger: Ledger) -> dict[str, Any]:
+    flags: dict[str, object] = {
+        "--latency-ms": FIRST_TOKEN_SECONDS * 1000,
+        "--token-ms": TOKEN_SECONDS * 1000,
+        "--startup-delay-ms": model.start_seconds * 1000,
+        "--sim-gpu-ledger": ledger.path,
+        "--sim-gpu-memory": model.memory_mib,
+        "--sim-residue": ASLEEP_MIB,
+        "--sim-sleep-ms": model.sleep_seconds * 1000,
+        "--sim-wake-ms": model.wake_seconds * 1000,
+        "--sim-reload-ms": model.reload_seconds * 1000,
+        "--sim-stop-delay-ms": model.stop_seconds * 1000,
+    }
+    words = [word for flag, value in flags.items() for word in (flag, str(value))]
+    return {"model_path": f"simulated/{model.name}", "eviction": model.eviction, "extra_args": words}
