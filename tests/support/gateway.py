@@ -111,6 +111,7 @@ class EngineSide:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     requests: int = 0
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -189,6 +190,7 @@ class ScriptedEngine:
             pass
         finally:
             writer.close()
+            side.closed.set()
 
 
 @dataclass(slots=True)
@@ -201,8 +203,8 @@ class Bench:
     port: int
     clients: list[RawClient] = field(default_factory=list)
 
-    async def client(self) -> RawClient:
-        client = RawClient(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**26))
+    async def client(self, *, buffer_bytes: int = 2**26) -> RawClient:
+        client = RawClient(*await asyncio.open_connection("127.0.0.1", self.port, limit=buffer_bytes))
         self.clients.append(client)
         return client
 

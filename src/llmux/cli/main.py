@@ -1,6 +1,7 @@
 """The command line: one program with commands, and the spellings of 0.7.7."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -32,9 +33,8 @@ def root(
     """One OpenAI-compatible endpoint in front of many models that share the GPUs. Clients only change 'model'."""
 
 
-for command in (serve, check, schema):
-    application.command(rich_help_panel="Run")(command)
-for command in (
+RUN: tuple[Callable[..., None], ...] = (serve, check, schema)
+OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
     control.switch,
     control.pin,
@@ -43,8 +43,10 @@ for command in (
     control.sleep,
     control.wake,
     control.eviction,
-):
-    application.command(rich_help_panel="Operate a running llmux")(command)
+)
+for panel, commands in (("Run", RUN), ("Operate a running llmux", OPERATE)):
+    for command in commands:
+        application.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -128,6 +128,7 @@ class Scheduler:
             self._finish_drains(now)
             if world.is_empty_of_engines and not world.shutdown_reported:
                 world.shutdown_reported = True
+                world.backing_off.clear()
                 world.emit(ShutdownDone())
         else:
             switching.call_off_unwanted(world, now)

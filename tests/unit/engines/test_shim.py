@@ -189,6 +189,19 @@ signal.pause()
     assert shim.events_until("gone")
 
 
+def test_stop_passes_the_request_on_to_what_the_root_leaves(shim: Shim) -> None:
+    script = """
+import os, signal
+os.fork()
+print("ready", flush=True)
+signal.pause()
+"""
+    shim.start(script)
+    shim.next_lines(2)
+    shim.stop(terminate_seconds=60, leftover_seconds=60)
+    assert shim.events_until("gone")[0] == {"event": "exited", "status": -signal.SIGTERM}
+
+
 def test_stop_then_kill_does_not_wait(shim: Shim) -> None:
     shim.start(IGNORE_SIGTERM)
     shim.next_lines(1)
