@@ -18,6 +18,7 @@ from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 
 DEFAULT_URL = "http://127.0.0.1:3000"
+PIPE_WIDTH = 1000
 
 
 class ModeWord(StrEnum):
@@ -49,9 +50,9 @@ KeyOption = Annotated[
     typer.Option("--admin-key", envvar="LLMUX_ADMIN_KEY", metavar="KEY", help="Needed if llmux has an admin_key."),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A configured model.")]
-OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL", help="A configured model.")]
+OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="A configured model.")]
 EvictionArgument = Annotated[
-    Eviction | None, typer.Argument(metavar="W+P]", parser=_eviction, help="Such as offload+keep_running.")
+    Eviction | None, typer.Argument(metavar="W+P", parser=_eviction, help="Such as offload+keep_running.")
 ]
 EvictionOption = Annotated[
     Eviction | None,
@@ -183,4 +184,8 @@ def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     for row in rows:
         # Names and reasons are text, not rich's markup.
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        # Whoever reads a pipe wants one line per model.
+        console.width = PIPE_WIDTH
+    console.print(table)

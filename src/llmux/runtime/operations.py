@@ -190,7 +190,7 @@ def process_state(state: State) -> str:
             return "not_started"
         case Waking(asleep=None):
             return "starting"
-        case Serving() | Draining():
+        case Serving() | Draining() | Evicting(eviction=Eviction(process=Process.STOP)):
             return "running"
         case Waking(asleep=eviction) | Asleep(eviction) | Evicting(eviction=eviction):
             assert eviction is not None

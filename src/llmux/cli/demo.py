@@ -1,0 +1,79 @@
+"""``llmux demo``: see llmux at work without a GPU."""
+
+import json as json_text
+import logging
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llmux.cli.serve import run_server
+from llmux.observability.logging import configure_logging
+from llmux.simulation.demo.display import LiveDisplay, PlainDisplay
+from llmux.simulation.demo.report import render_summary
+from llmux.simulation.demo.run import Demo, DemoOptions
+
+INTERRUPTED = 130
+SIGNAL_EXIT = 128
+
+SecondsOption = Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="For how long clients come.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Another number, other traffic.")]
+ServeOption = Annotated[
+    bool, typer.Option("--serve", help="No clients: run until Ctrl-C and show a request to try by hand.")
+]
+PortOption = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0: any.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and the rest to standard error.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engines' output.")]
+
+
+def demo(
+    seconds: SecondsOption = 20.0,
+    seed: SeedOption = 1,
+    serve: ServeOption = False,
+    port: PortOption = 0,
+    json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Watch three models share one virtual GPU that holds one of them: no GPU needed.
+
+    Runs the real server over simulated engines, with clients that check every answer, and sums up at the end. Ctrl-C
+    ends it early, with the figures so far. Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost
+    or answered wrongly, the GPU was over-committed, or it could not start; 2 wrong usage; 128 and the signal's number
+    if interrupted (Ctrl-C: 130); 70 internal error.
+    """
+    if serve and json:
+        raise typer.BadParameter("with --serve there is no summary to print: leave one of the two out")
+    console = Console(stderr=json)
+    options = DemoOptions(seconds, seed, with_traffic=not serve, port=port)
+    live = console.file.isatty() and not console.is_dumb_terminal
+    run = Demo(options, LiveDisplay(console) if live else PlainDisplay(console))
+    try:
+        run_server(_run(run, verbose))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    _conclude(run, serve, json)
+
+
+async def _run(run: Demo, verbose: bool) -> None:
+    with run.display:
+        # Only now, so that on a terminal what is logged goes above the live view.
+        configure_logging("warning", verbose=verbose)
+        if not verbose:
+            logging.getLogger("engine").setLevel(logging.WARNING)
+        await run.run()
+
+
+def _conclude(run: Demo, serve: bool, json: bool) -> None:
+    """Show the figures, and end with the exit code that they deserve."""
+    summary, board = run.summary, run.board
+    if summary is None or board is None:
+        raise typer.Exit(INTERRUPTED)
+    if json:
+        typer.echo(json_text.dumps(summary.as_data(), indent=2))
+    elif not serve or not summary.is_good:
+        console = Console()
+        console.print(render_summary(summary, board, console.width), highlight=False)
+    if not summary.is_good:
+        raise typer.Exit(1)
+    if run.interrupted_by is not None and not serve:
+        raise typer.Exit(SIGNAL_EXIT + run.interrupted_by)

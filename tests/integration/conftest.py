@@ -1,0 +1,14 @@
+"""Fixtures for tests that start servers."""
+
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def unused_ports() -> tuple[int, int]:
+    """Two ports of this machine on which nobody listens now."""
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return int(first.getsockname()[1]), int(second.getsockname()[1])
