@@ -1,7 +1,6 @@
 """``llmux demo``: see llmux at work without a GPU."""
 
 import json as json_text
-import logging
 from typing import Annotated
 
 import typer
@@ -58,8 +57,6 @@ async def _run(run: Demo, verbose: bool) -> None:
     with run.display:
         # Only now, so that on a terminal what is logged goes above the live view.
         configure_logging("warning", verbose=verbose)
-        if not verbose:
-            logging.getLogger("engine").setLevel(logging.WARNING)
         await run.run()
 
 

@@ -9,6 +9,7 @@ import typer
 from llmux import __version__
 from llmux.cli import control
 from llmux.cli.check import check
+from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
@@ -33,7 +34,7 @@ def root(
     """One OpenAI-compatible endpoint in front of many models that share the GPUs. Clients only change 'model'."""
 
 
-RUN: tuple[Callable[..., None], ...] = (serve, check, schema)
+RUN: tuple[Callable[..., None], ...] = (demo, serve, check, schema)
 OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
     control.switch,

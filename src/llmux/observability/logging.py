@@ -61,8 +61,7 @@ def levels(configured: str, rust_log: str, *, verbose: bool) -> tuple[int, int]:
     """The levels of llmux's own logs and of the engines' output; words that RUST_LOG does not know are passed over."""
     if verbose:
         return logging.DEBUG, logging.DEBUG
-    own = LEVELS.get(configured, logging.INFO)
-    engine = logging.DEBUG if own == logging.DEBUG else logging.INFO
+    own = engine = LEVELS.get(configured, logging.INFO)
     for directive in rust_log.split(","):
         target, separator, word = directive.strip().rpartition("=")
         if word.lower() not in LEVELS:

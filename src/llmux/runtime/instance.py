@@ -20,7 +20,7 @@ from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
 from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit
 from llmux.errors import LlmuxError, ProcessStuck, SpawnFailed
-from llmux.hosts.local import create_temporary_directory, is_free
+from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 from llmux.residency.steps import Sleep, Step, StopProcess, UnsupportedEviction, steps_of
 from llmux.runtime.lease import Upstream
 
@@ -161,10 +161,13 @@ class Instance:
             raise EngineFailure(
                 f"port {self.spec.port} is taken by another process; free it, or give the model another port"
             )
-        command = self.spec.launch_command(create_temporary_directory(self.spec.model))
+        directory = create_temporary_directory(self.spec.model)
         try:
-            self._process = await EngineProcess.spawn(command, on_line=self._hear, on_exit=self._exited)
+            self._process = await EngineProcess.spawn(
+                self.spec.launch_command(directory), on_line=self._hear, on_exit=self._exited
+            )
         except SpawnFailed as failure:
+            remove_temporary_directory(directory)
             raise EngineFailure(failure.reason) from failure
         log.info("engine started", model=self.spec.model, pid=self._process.pid, port=self.spec.port)
         await self._guarded(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")

@@ -10,7 +10,7 @@ from llmux.observability.logging import levels
     [
         ("info", "", False, (logging.INFO, logging.INFO)),
         ("debug", "", False, (logging.DEBUG, logging.DEBUG)),
-        ("warning", "", False, (logging.WARNING, logging.INFO)),
+        ("warning", "", False, (logging.WARNING, logging.WARNING)),
         ("info", "debug", False, (logging.DEBUG, logging.DEBUG)),
         ("info", "warn,vllm=debug", False, (logging.WARNING, logging.DEBUG)),
         ("info", "llmux=error", False, (logging.ERROR, logging.INFO)),

@@ -44,11 +44,11 @@ class DemoModel:
 
 
 MODELS = (
-    DemoModel("llama", "offload+keep_running", 0.45, 20 << 10, 1.2, sleep_seconds=0.2, wake_seconds=0.35),
+    DemoModel("llama", "offload+keep_running", 0.45, 20 << 10, 0.7, sleep_seconds=0.2, wake_seconds=0.35),
     DemoModel(
-        "qwen", "discard+keep_running", 0.35, 18 << 10, 1.0, sleep_seconds=0.1, wake_seconds=0.1, reload_seconds=0.5
+        "qwen", "discard+keep_running", 0.35, 18 << 10, 0.7, sleep_seconds=0.1, wake_seconds=0.1, reload_seconds=0.4
     ),
-    DemoModel("coder", "retain+stop", 0.2, 21 << 10, 1.2, stop_seconds=0.2),
+    DemoModel("coder", "retain+stop", 0.2, 21 << 10, 0.9, stop_seconds=0.1),
 )
 """With what sleepers leave on the GPU, any two of them are more than it holds."""
 

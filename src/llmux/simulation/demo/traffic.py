@@ -44,11 +44,11 @@ class Traffic:
             for call in self._calls:
                 await asyncio.sleep(started_at + call.at_seconds - loop.time())
                 await self._places.acquire()
-                self.sent += 1
                 clients.create_task(self._run_one(session, call))
             self.all_sent = True
 
     async def _run_one(self, session: aiohttp.ClientSession, call: Call) -> None:
+        self.sent += 1
         record = Record(call, Ending.CUT_SHORT)
         try:
             record = await perform(session, call)
