@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -92,25 +92,22 @@ def simulated_config(
 
 @asynccontextmanager
 async def llmux_server(
-    config: Mapping[str, Any], directory: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    config: Mapping[str, Any] | None,
+    directory: Path,
+    *arguments: str,
+    command: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[LlmuxProcess]:
-    """A server with this configuration, listening; ended at the end, with everything it had started."""
+    """A server with this configuration, listening; ended at the end, with everything it had started.
+
+    ``command`` is the whole command line instead of ``serve -c FILE``; it runs in ``directory``.
+    """
     file = directory / "config.json"
-    file.write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llmux",
-        "serve",
-        "-c",
-        str(file),
-        *arguments,
-        stderr=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **(environment or {})},
-        limit=1 << 20,
+    if config is not None:
+        file.write_text(json.dumps(config))
+    server = await _start(
+        ["serve", "-c", str(file), *arguments] if command is None else command, directory, environment
     )
-    server = LlmuxProcess(process)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.read_log())
         try:
@@ -119,8 +116,42 @@ async def llmux_server(
             except TimeoutError:
                 raise AssertionError("llmux does not listen:\n" + "\n".join(server.log)) from None
             yield server
+        except Exception as error:
+            error.add_note("llmux's log ends with:\n" + "\n".join(server.log[-40:]))
+            raise
         finally:
             await _end(server)
+
+
+async def ended_early(
+    config: Mapping[str, Any], directory: Path, environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """The exit code and the log of a server that is expected to end by itself."""
+    file = directory / "config.json"
+    file.write_text(json.dumps(config))
+    server = await _start(["serve", "-c", str(file)], directory, environment)
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await server.read_log()
+            return await server.process.wait(), "\n".join(server.log)
+    finally:
+        if server.process.returncode is None:
+            await _end(server)
+
+
+async def _start(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None) -> LlmuxProcess:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "llmux",
+        *command,
+        cwd=directory,
+        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        limit=1 << 20,
+    )
+    return LlmuxProcess(process)
 
 
 async def _end(server: LlmuxProcess) -> None:

@@ -132,7 +132,7 @@ async def eventually(reached: Callable[[], Awaitable[bool]], what: str) -> None:
     """Wait for a condition that nothing announces."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while not await reached():  # noqa: ASYNC110
+            while not await reached():
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"not reached in {DEADLINE_SECONDS} s: {what}") from None

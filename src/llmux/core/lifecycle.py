@@ -3,7 +3,7 @@
 from llmux.core.actions import Evict, SwitchDone, SwitchFailed, Wake
 from llmux.core.admission import admit_waiting, refuse_all, revoke_all
 from llmux.core.events import EvictDone, InstanceExited, WakeDone
-from llmux.core.eviction import STOP, Drain, Eviction
+from llmux.core.eviction import STOP, Drain, Eviction, Process
 from llmux.core.identity import Seconds
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, Stuck, Waking
@@ -80,8 +80,12 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
 
 
 def _cheapest_sleeper(world: World) -> Model | None:
-    """The sleeping model that was used the longest ago."""
-    sleepers = [model for model in world.models.values() if isinstance(model.state, Asleep)]
+    """The sleeping model with a running engine that was used the longest ago; an image on disk holds no memory."""
+    sleepers = [
+        model
+        for model in world.models.values()
+        if isinstance(model.state, Asleep) and model.state.eviction.process is not Process.CHECKPOINT
+    ]
     return min(sleepers, key=lambda model: model.last_turn_end, default=None)
 
 

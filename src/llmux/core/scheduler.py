@@ -139,7 +139,7 @@ class Scheduler:
                 world.wanted_at = {}
             self._finish_drains(now)
             for claim in list(world.claims.values()):
-                switching.advance(world, claim, now)
+                look_again_at = min(look_again_at, switching.advance(world, claim, now))
         self._set_timer(look_again_at)
 
     def _retry_failures(self, now: Seconds) -> None:

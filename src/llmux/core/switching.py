@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.identity import Footprint, GpuId, Seconds
@@ -13,6 +14,9 @@ from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
 
 NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
+
+CANDIDATES_MAX = 8
+"""How many of the models whose turn is next a policy chooses among, so that a decision's cost has a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class View:
     world: World
     spoken_for: set[GpuId]
     looked_at: set[str] = field(default_factory=set)
+    _same_for_all: dict[int, Sequence[Incumbent]] = field(default_factory=dict)
 
     def oldest(self) -> Candidate | None:
         """See ``PolicyView``."""
@@ -82,15 +87,23 @@ class View:
 
     def candidates(self) -> Iterator[Candidate]:
         """See ``PolicyView``."""
-        for name in self.world.turns:
-            if self.is_free(name):
-                yield self._candidate(name)
+        return islice((self._candidate(name) for name in self.world.turns if self.is_free(name)), CANDIDATES_MAX)
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         """See ``PolicyView``."""
-        made = plan(self.world, self.world.models[candidate.model])
-        names = () if made is None else made.victims
-        return [_incumbent(model) for name in names if isinstance((model := self.world.models[name]).state, Serving)]
+        model = self.world.models[candidate.model]
+        if model.held:
+            return self._incumbents(model)
+        # Models that ask for the same memory and hold none of it have the same ones in their way.
+        key = id(model.spec.awake)
+        if key not in self._same_for_all:
+            self._same_for_all[key] = self._incumbents(model)
+        return self._same_for_all[key]
+
+    def _incumbents(self, model: Model) -> Sequence[Incumbent]:
+        made = plan(self.world, model)
+        others = [self.world.models[name] for name in (() if made is None else made.victims)]
+        return [_incumbent(other) for other in others if isinstance(other.state, Serving)]
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         """See ``PolicyView``."""
@@ -104,6 +117,7 @@ class View:
 
     def speak_for(self, model: Model) -> None:
         """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
+        self._same_for_all.clear()
         self.looked_at.add(model.name)
         self.spoken_for.update(model.spec.awake)
 
@@ -132,7 +146,7 @@ def decide(world: World, now: Seconds) -> Seconds:
         made = plan(world, target) if target.can_be_woken(now) else None
         if made is None:
             continue
-        ready_at = max((_may_leave_at(world, name) for name in made.victims), default=now)
+        ready_at = _ready_at(world, made)
         if ready_at > now:
             still_wanted[target.name] = world.wanted_at.get(target.name, now)
             look_again_at = min(look_again_at, ready_at)
@@ -180,6 +194,10 @@ def _keep_free(view: View, model: Model) -> None:
         view.speak_for(model)
 
 
+def _ready_at(world: World, made: Plan) -> Seconds:
+    return max((_may_leave_at(world, name) for name in made.victims), default=float("-inf"))
+
+
 def _may_leave_at(world: World, name: str) -> Seconds:
     state = world.models[name].state
     return state.since + world.limits.min_active_seconds if isinstance(state, Serving) else float("-inf")
@@ -214,27 +232,32 @@ def call_off_unwanted(world: World, now: Seconds) -> None:
         _call_off(world, claim, now)
 
 
-def advance(world: World, claim: Claim, now: Seconds) -> None:
-    """Take a switch as far as it can go: wake the target when its victims have left."""
+def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
+    """Take a switch as far as it can go; returns when to look again (infinity: when something happens)."""
     target = world.models[claim.target]
     if claim.wake_began_at is not None:
-        return
+        return float("inf")
     leaving = [world.models[name].state for name in claim.victims]
     if claim.evict_began_at is None and any(not isinstance(state, Draining) for state in leaving):
         claim.evict_began_at = now
     if any(isinstance(state, Draining | Evicting) for state in leaving):
-        return
+        return float("inf")
     if not target.can_be_woken(now):
-        return
+        return float("inf")
     if fits(target.spec.awake, _unreserved(world, target)):
         claim.wake_began_at = now
         begin_wake(world, target, now)
-        return
+        return float("inf")
     # A victim left in another way than planned and holds too much asleep, or a new one stands in the way.
     made = plan(world, target)
-    if made is not None:
-        claim.victims = made.victims
-        _vacate(world, made, now)
+    if made is None:
+        return float("inf")
+    ready_at = _ready_at(world, made)
+    if ready_at > now:
+        return ready_at
+    claim.victims = made.victims
+    _vacate(world, made, now)
+    return float("inf")
 
 
 def is_wanted(world: World, model: Model) -> bool:

@@ -48,10 +48,10 @@ class PolicyView(Protocol):
     """What a policy may look at."""
 
     def oldest(self) -> Candidate | None:
-        """The candidate whose turn is next; O(log n)."""
+        """The candidate whose turn is next."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """All candidates, in turn order; O(n log n)."""
+        """The candidates whose turn is next, in turn order; not more than a policy can look at in one decision."""
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         """The models that would have to leave; empty when there is room."""

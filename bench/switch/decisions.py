@@ -1,0 +1,116 @@
+"""What one decision of the scheduler costs: few models and requests against very many.
+
+The demand is steady (each request that ends is followed by a new one), the queues keep their length. Events are
+averaged per kind (arrival, end, eviction's and wake's outcome, timer) and a decision is the mean over the kinds,
+because long queues shift the mix towards the cheap ones. Run it with ``python bench/switch/decisions.py``.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from llmux.core.actions import Action, Admit, Evict, Wake
+from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
+from llmux.core.eviction import Eviction
+from llmux.core.policies.base import Policy
+from llmux.core.policies.cost_aware import CostAware
+from llmux.core.policies.fifo import Fifo
+from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Asleep
+
+OFFLOAD = Eviction.parse("offload+keep_running")
+POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "cost_aware": CostAware, "time_slice": TimeSlice}
+
+
+class Cycle:
+    """A scheduler under steady demand, of which each event's cost is taken."""
+
+    def __init__(self, models: int, queued: int, wanted: int, policy: str) -> None:
+        limits = Limits(min_active_seconds=0.0, request_timeout_seconds=1e9, queue_limit_requests=10**9)
+        specs = [ModelSpec(f"model-{number}", OFFLOAD, max_in_flight=4) for number in range(models)]
+        self.scheduler = Scheduler(specs, POLICIES[policy](), limits)
+        self.wanted = [spec.name for spec in specs[:wanted]]
+        self.now = 0.0
+        self.request = 0
+        self.in_flight: list[tuple[int, str]] = []
+        self.pending: Wake | Evict | None = None
+        self.seconds: dict[type, list[float]] = defaultdict(list)
+        for number in range(queued):
+            self.arrive(self.wanted[number % wanted])
+        self.seconds.clear()
+
+    def send(self, event: Event) -> None:
+        """One event: its cost, and what is to be done."""
+        began = time.perf_counter()
+        actions = self.scheduler.handle(event, self.now)
+        self.seconds[type(event)].append(time.perf_counter() - began)
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        if isinstance(action, Wake | Evict):
+            self.pending = action
+        elif isinstance(action, Admit):
+            self.in_flight.append((action.request, action.instance.model))
+
+    def arrive(self, model: str) -> None:
+        """A request for a model."""
+        self.request += 1
+        self.send(RequestArrived(self.request, model))
+
+    def turn(self) -> None:
+        """Whatever is due next; every request that ends is followed by a new one."""
+        self.now += 0.01
+        if self.pending is not None:
+            action, self.pending = self.pending, None
+            outcome = WakeDone(action.instance)
+            self.send(outcome if isinstance(action, Wake) else EvictDone(action.instance, Asleep(OFFLOAD)))
+        elif self.in_flight:
+            request, model = self.in_flight.pop()
+            self.send(RequestDone(request, model))
+            self.arrive(model)
+        else:
+            self.now += 15.0
+            self.send(TimerFired())
+
+
+def measure(models: int, queued: int, wanted: int, policy: str, switches: int) -> dict[str, float]:
+    """The mean cost of each kind of event, in microseconds, over so many switches."""
+    cycle = Cycle(models, queued, wanted, policy)
+    while len(cycle.seconds[WakeDone]) < switches:
+        cycle.turn()
+    return {kind.__name__: statistics.fmean(times) * 1e6 for kind, times in cycle.seconds.items() if times}
+
+
+def main() -> None:
+    """Print a table, and fail if a decision costs more than twice as much in the large case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--switches", type=int, default=60)
+    arguments = parser.parse_args()
+    cases = {"4 models, 10 queued": (4, 10, 4), "1,000, 10,000 for 4": (1_000, 10_000, 4)}
+    cases["1,000, 10,000 for all"] = (1_000, 10_000, 1_000)
+    worst = 0.0
+    for policy in POLICIES:
+        costs = {name: _median_of(arguments.rounds, case, policy, arguments.switches) for name, case in cases.items()}
+        small = statistics.fmean(next(iter(costs.values())).values())
+        for name, kinds in costs.items():
+            decision = statistics.fmean(kinds.values())
+            worst = max(worst, decision / small)
+            each = "  ".join(f"{kind} {cost:.1f}" for kind, cost in sorted(kinds.items()))
+            print(f"{policy:<11} {name:<22} {decision:7.1f} µs  ratio {decision / small:5.2f}   ({each})")
+    raise SystemExit(0 if worst <= 2.0 else 1)
+
+
+def _median_of(rounds: int, case: tuple[int, int, int], policy: str, switches: int) -> dict[str, float]:
+    measured = [measure(*case, policy, switches) for _ in range(rounds)]
+    kinds = set.intersection(*(set(kinds) for kinds in measured)) - {"TimerFired"}
+    return {kind: statistics.median(one[kind] for one in measured) for kind in kinds}
+
+
+if __name__ == "__main__":
+    main()

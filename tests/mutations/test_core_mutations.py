@@ -1,0 +1,140 @@
+"""Plants a fault in the core and asserts that the simulated runs notice it.
+
+A fault is a change of one line of source; the function's code is replaced in place and put back afterwards.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+
+import pytest
+
+from llmux.core import admission, commands, lifecycle, placement, switching
+from llmux.core.model import Model
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits
+from llmux.core.world import World
+from tests.simulation.test_core_simulation import (
+    test_a_steadily_busy_model_does_not_starve_a_cold_one as busy_against_cold,
+)
+from tests.simulation.test_core_simulation import test_a_switch_begins_within_the_bound as bounded_wait
+from tests.simulation.test_core_simulation import (
+    test_several_gpus_do_not_starve_a_model_that_needs_them_all as several_gpus,
+)
+from tests.support.core_scenarios import random_walk
+from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
+from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One planted fault: in a function, a piece of source is replaced by another."""
+
+    what: str
+    function: Callable[..., object]
+    old: str
+    new: str
+
+
+FAULTS = (
+    Fault("evicts under a request", lifecycle.finish_drain, "if not model.in_flight:", "if True:"),
+    Fault(
+        "begins an eviction with requests in flight",
+        lifecycle.instance_exited,
+        "revoke_all(world, model, EngineDied(model.name, event.reason), now)",
+        "pass",
+    ),
+    Fault("forgets the timer of a back-off", Scheduler._set_timer, "_retry_at(model) for model in", "1e9 for model in"),
+    Fault("forgets to look again when a policy waits", Scheduler._set_timer, "[look_again_at, ", "["),
+    Fault(
+        "leaves Waking after a failed wake",
+        lifecycle._fail,
+        "world.set_state(model, Failed(reason, now + pause, refusing), now)",
+        "pass",
+    ),
+    Fault(
+        "counts a departed waiter as demand",
+        switching.is_wanted,
+        "if model.waiting",
+        "if True or model.waiting",
+    ),
+    Fault(
+        "forgets to call off a switch",
+        switching.call_off_unwanted,
+        "in unwanted:",
+        "in unwanted[:0]:",
+    ),
+    Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_turn_end)", ", 0.0)"),
+    Fault("ignores who is overdue", switching._next_target, "if overdue_at <= now:", "if False:"),
+    Fault("ignores the drain's deadline", lifecycle.finish_drain, "now >= model.state.deadline", "False"),
+    Fault("believes that half the memory is enough", placement.fits, ">= size", ">= size // 2"),
+    Fault("forgets what sleepers hold", World.held, "self.with_residue.values()", "()"),
+    Fault(
+        "accepts the outcome of an old instance",
+        Scheduler._apply,
+        "if instance == model.instance and isinstance(model.state, Waking)",
+        "if isinstance(model.state, Waking)",
+    ),
+    Fault("forgets a woken model's waiters", lifecycle.wake_done, "    admit_waiting(world, model, now)\n", ""),
+    Fault("never resets the back-off", admission.finish, "model.failures = 0", "pass"),
+    Fault("always resets the back-off", admission.finish, "if completed:", "if True:"),
+    Fault("does not double the back-off", Limits.backoff_seconds, "* 2.0 **", "* 1.0 **"),
+    Fault("keeps the mode of a failed pin", commands._roll_back, "world.mode = before", "pass"),
+    Fault(
+        "puts a returned request at the back",
+        admission.come_back,
+        "        _move_before_the_younger(model, event.request)\n",
+        "",
+    ),
+    Fault("does not count attempts", admission.come_back, "event.attempts >=", "0 >="),
+    Fault("does not admit into a freed place", admission.come_back, "    admit_waiting(world, model, now)\n", ""),
+    Fault("ignores min_active_seconds", switching._may_leave_at, "+ world.limits.min_active_seconds", ""),
+    Fault("lets others take the GPUs that an overdue model waits for", switching._keep_free, "if ", "if False and "),
+    Fault("admits above max_in_flight", Model.has_room.fget, "< self", "<= self"),  # type: ignore[attr-defined]
+)
+
+
+@contextmanager
+def planted(fault: Fault) -> Iterator[None]:
+    """The fault in place, for every caller of the function."""
+    function = fault.function
+    assert isinstance(function, FunctionType)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(fault.old) == 1, (
+        f"the source has changed: {fault.old!r} is there {source.count(fault.old)} times"
+    )
+    namespace: dict[str, object] = {}
+    lines = [line for line in source.replace(fault.old, fault.new).splitlines() if not line.startswith("@")]
+    exec(compile("\n".join(lines), "planted", "exec"), function.__globals__, namespace)
+    mutated = namespace[function.__name__]
+    assert isinstance(mutated, FunctionType)
+    original: CodeType = function.__code__
+    function.__code__ = mutated.__code__
+    try:
+        yield
+    finally:
+        function.__code__ = original
+
+
+def _everything() -> None:
+    for seed in range(150):
+        random_walk(seed)
+    for seed_policy in ("fifo", "time_slice"):
+        bounded_wait(seed_policy, 3)
+    busy_against_cold("time_slice")
+    several_gpus("fifo")
+    pin_rolls_back()
+    back_off_resets()
+
+
+def test_without_a_fault_nothing_is_noticed():
+    _everything()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_planted_fault_is_noticed(fault: Fault):
+    with planted(fault), pytest.raises((AssertionError, KeyError, RuntimeError)):
+        _everything()

@@ -1,0 +1,445 @@
+"""Plays the runtime to the production ``Scheduler`` on virtual time, and keeps its own account of the truth.
+
+Every action is checked against that account, which knows nothing of the scheduler's: what each instance holds on the
+GPUs, which are awake, and where every request is.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmux.core.actions import (
+    AbortWake,
+    Action,
+    Admit,
+    CommandDone,
+    Evict,
+    Reject,
+    Revoke,
+    SetTimer,
+    ShutdownDone,
+    SwitchDone,
+    SwitchFailed,
+    Wake,
+)
+from llmux.core.events import (
+    Event,
+    EvictDone,
+    InstanceExited,
+    RequestArrived,
+    RequestDone,
+    RequestGone,
+    RequestReturned,
+    ShutdownRequested,
+    SleepRequested,
+    SwitchRequested,
+    TimerFired,
+    WakeDone,
+    WakeRequested,
+)
+from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId
+from llmux.core.policies.base import Policy
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Asleep, Cold, Manual
+from llmux.errors import EngineDied, RequestError
+from tests.support.core_truth import Engine, Fates, Held, Place, Request, evicted
+from tests.support.invariants import check_invariants
+
+
+@dataclass
+class CoreDriver:
+    """Sends events, performs actions, advances virtual time, and asserts the promises at every step."""
+
+    specs: Sequence[ModelSpec]
+    policy: Policy
+    limits: Limits = field(default_factory=Limits)
+    capacity: Mapping[GpuId, int] = field(default_factory=lambda: ALL_OF_IT)
+    fates: Fates = field(default_factory=Fates)
+    short_cuts: bool = True
+    check_bound: bool = False
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+        self.scheduler = Scheduler(self.specs, self.policy, self.limits, self.capacity)
+        self.engines = {spec.name: Engine(spec) for spec in self.specs}
+        self.requests: dict[int, Request] = {}
+        self.waiting: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
+        self.in_flight: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
+        self.commands: dict[int, Event] = {}
+        self.command_errors: dict[int, str | None] = {}
+        self.timer_at: float | None = None
+        self.stopping = False
+        self.stopped = False
+        self.log: list[Action] = []
+        self.switches: list[SwitchDone] = []
+        self.longest_wait = 0.0
+        self._numbers = itertools.count(1)
+        self._future: list[tuple[float, int, Callable[[], None]]] = []
+        self._backlog: list[Event] = []
+
+    # Driving
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        """Do something at a later time."""
+        heapq.heappush(self._future, (when, next(self._numbers), act))
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do something so many seconds from now."""
+        self.at(self.now + seconds, act)
+
+    def run_until(self, when: float) -> None:
+        """Let time pass, with everything that happens meanwhile."""
+        while (next_at := self._next_at()) <= when:
+            self._step(next_at)
+        self.now = max(self.now, when)
+
+    def run_while(self, busy: Callable[[], bool], until: float) -> None:
+        """Let time pass while something is the case; fails at ``until``."""
+        while busy():
+            next_at = self._next_at()
+            assert next_at <= until, f"still waiting at {self.now}, next event {next_at}, allowed until {until}"
+            self._step(next_at)
+
+    def _next_at(self) -> float:
+        future = self._future[0][0] if self._future else float("inf")
+        return min(future, self.timer_at if self.timer_at is not None else float("inf"))
+
+    def _step(self, at: float) -> None:
+        assert at >= self.now - 1e-9, "time goes back"
+        self.now = max(self.now, at)
+        if self.timer_at is not None and self.timer_at <= at:
+            self.timer_at = None
+            self.send(TimerFired())
+        else:
+            heapq.heappop(self._future)[2]()
+
+    def send(self, event: Event) -> list[Action]:
+        """Deliver an event, perform what follows, and check everything; also of events raised meanwhile."""
+        self._backlog.append(event)
+        first: list[Action] | None = None
+        while self._backlog:
+            actions = self._deliver(self._backlog.pop(0))
+            first = actions if first is None else first
+        return first or []
+
+    def _deliver(self, event: Event) -> list[Action]:
+        woken, waiters = self._woken_by(event)
+        actions = self.scheduler.handle(event, self.now)
+        for action in actions:
+            self._perform(action)
+        self.log += actions
+        if woken is not None:
+            self._check_waiters_went_first(woken, waiters, actions)
+        self.check()
+        return actions
+
+    def arrive(self, model: str, size_bytes: int = 0, *, may_wake: bool = True) -> Request:
+        """A client asks for a model."""
+        request = Request(next(self._numbers), model, self.now, size_bytes)
+        self.requests[request.number] = request
+        self.waiting[model][request.number] = None
+        if self.short_cuts:
+            instance = self.scheduler.admit(request.number, model, self.now)
+            if instance is not None:
+                self._perform(Admit(request.number, instance))
+                self.check()
+                return request
+        self.send(RequestArrived(request.number, model, size_bytes, may_wake))
+        assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
+        return request
+
+    def leave(self, request: Request) -> None:
+        """The client goes away, wherever its request is."""
+        if request.place is Place.WAITING:
+            self._place(request, Place.ENDED)
+            self.send(RequestGone(request.number, request.model))
+        elif request.place is Place.IN_FLIGHT:
+            self.complete(request, completed=False)
+
+    def complete(self, request: Request, *, completed: bool = True) -> None:
+        """An admitted request ends."""
+        if request.place is not Place.IN_FLIGHT:
+            return
+        self._place(request, Place.ENDED)
+        if completed:
+            self.engines[request.model].wake_failures = 0
+        if self.short_cuts and self.scheduler.done(request.number, request.model, completed, self.now):
+            self.check()
+            return
+        self.send(RequestDone(request.number, request.model, completed))
+
+    def give_back(self, request: Request, reason: str = "connection lost") -> None:
+        """An admitted request lost its connection before the first byte; the engine may well be alive."""
+        request.attempts += 1
+        self._place(request, Place.WAITING)
+        self.send(
+            RequestReturned(
+                request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+            )
+        )
+
+    def finish_wake(self, model: str, error: str | None = None, *, out_of_memory: bool = False) -> list[Action]:
+        """The outcome of the pending wake."""
+        engine = self.engines[model]
+        assert isinstance(engine.pending, Wake)
+        action, engine.pending = engine.pending, None
+        engine.awake = engine.running = error is None
+        engine.asleep = None
+        engine.dead = False
+        if error is None:
+            engine.awake_since = self.now
+        elif not out_of_memory:
+            engine.wake_failures += 1
+            engine.not_before = self.now + self.limits.backoff_first_seconds * 2 ** (engine.wake_failures - 1)
+            engine.not_before = min(engine.not_before, self.now + self.limits.backoff_max_seconds)
+        return self.send(WakeDone(action.instance, error, out_of_memory))
+
+    def finish_evict(self, model: str, outcome: EvictDone | None = None) -> list[Action]:
+        """The outcome of the pending eviction."""
+        engine = self.engines[model]
+        assert isinstance(engine.pending, Evict)
+        action, engine.pending = engine.pending, None
+        outcome = outcome or evicted(action)
+        if outcome.error is None:
+            engine.awake = False
+            engine.asleep = outcome.residency.eviction if isinstance(outcome.residency, Asleep) else None
+            engine.running = engine.asleep is not None
+            engine.dead = False
+        else:
+            engine.awake_since = float("-inf")
+        return self.send(outcome)
+
+    def exit(self, model: str, reason: str = "exit code 1") -> None:
+        """The model's engine dies by itself; under a wake the attempt fails too."""
+        engine = self.engines[model]
+        if not engine.running and engine.pending is None:
+            return
+        engine.dead = True
+        self.send(InstanceExited(InstanceId(model, engine.generation), reason))
+        if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
+            self.finish_wake(model, reason)
+
+    def command(self, make: type[SwitchRequested | WakeRequested | SleepRequested], model: str, **more: object) -> int:
+        """An operator's command; returns its number."""
+        number = next(self._numbers)
+        event = make(number, model, **more)  # type: ignore[arg-type]
+        self.commands[number] = event
+        self.send(event)
+        return number
+
+    def shut_down(self, drain_seconds: float) -> None:
+        """The end is asked for."""
+        self.stopping = True
+        self.send(ShutdownRequested(drain_seconds))
+
+    # Looking
+
+    def in_place(self, place: Place) -> list[Request]:
+        """All requests that are there."""
+        if place is Place.WAITING:
+            return [self.requests[number] for queue in self.waiting.values() for number in queue]
+        if place is Place.IN_FLIGHT:
+            return [self.requests[number] for flight in self.in_flight.values() for number in flight]
+        return [request for request in self.requests.values() if request.place is place]
+
+    @property
+    def pending(self) -> list[Wake | Evict]:
+        """The actions whose outcomes are still to come."""
+        return [engine.pending for engine in self.engines.values() if engine.pending is not None]
+
+    # Performing
+
+    def _place(self, request: Request, place: Place) -> None:
+        self.waiting[request.model].pop(request.number, None)
+        self.in_flight[request.model].pop(request.number, None)
+        if place is Place.WAITING:
+            self.waiting[request.model][request.number] = None
+        elif place is Place.IN_FLIGHT:
+            self.in_flight[request.model][request.number] = None
+        request.place = place
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Admit():
+                self._admit(action)
+            case Reject(number, error):
+                request = self.requests[number]
+                assert request.place is Place.WAITING, f"{action} for a request that is {request.place}"
+                request.error = error
+                self._place(request, Place.ENDED)
+            case Revoke(number, error):
+                self._revoke(self.requests[number], error)
+            case Wake():
+                self._wake(action)
+            case Evict():
+                self._evict(action)
+            case AbortWake(instance):
+                assert isinstance(self.engines[instance.model].pending, Wake), f"{action}: no wake to abort"
+            case SetTimer(at):
+                assert at >= self.now, f"a timer in the past: {at} < {self.now}"
+                self.timer_at = at
+            case CommandDone(number, failure):
+                assert number in self.commands, f"{action}: unknown, or ended before"
+                del self.commands[number]
+                self.command_errors[number] = None if failure is None else str(failure)
+            case SwitchDone():
+                times = (action.cooldown_seconds, action.drain_seconds, action.sleep_seconds, action.wake_seconds)
+                assert min(times) >= 0, f"negative times: {action}"
+                self.switches.append(action)
+            case SwitchFailed(model, _):
+                assert not self.engines[model].awake
+            case ShutdownDone():
+                assert self.stopping and not self.stopped, "shutdown reported twice, or unasked"
+                assert not self.pending, "shutdown reported with outcomes outstanding"
+                self.stopped = True
+
+    def _admit(self, action: Admit) -> None:
+        request, engine = self.requests[action.request], self.engines[action.instance.model]
+        assert request.place is Place.WAITING, f"{action} for a request that is {request.place}"
+        assert request.model == action.instance.model, f"{action}: the wrong model"
+        assert action.instance.generation == engine.generation, f"{action}: an old instance"
+        assert engine.awake and engine.pending is None, f"{action}: the engine is not awake now"
+        assert not self.stopping, f"{action} during shutdown"
+        assert request.attempts < self.limits.attempts_max, f"{action}: attempt number {request.attempts + 1}"
+        mode = self.scheduler.mode
+        assert not isinstance(mode, Manual) or mode.allowed == request.model, f"{action} against the mode"
+        request.admitted_at = self.now
+        self._place(request, Place.IN_FLIGHT)
+        assert len(self.in_flight[request.model]) <= engine.spec.max_in_flight, f"{action}: above max_in_flight"
+        fate = self.fates.request(request)
+        if fate is not None:
+            seconds, completed = fate
+            admitted_at = self.now
+
+            def end() -> None:
+                if request.admitted_at == admitted_at:
+                    self.complete(request, completed=completed)
+
+            self.after(seconds, end)
+
+    def _revoke(self, request: Request, error: RequestError) -> None:
+        assert request.place is Place.IN_FLIGHT, f"revoked while {request.place}"
+        if isinstance(error, EngineDied) and request.number % 3:
+            request.attempts += 1
+            self._place(request, Place.WAITING)
+            reason = str(error)
+            self._backlog.append(
+                RequestReturned(
+                    request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+                )
+            )
+        else:
+            request.error = error
+            self._place(request, Place.ENDED)
+
+    def _wake(self, action: Wake) -> None:
+        name = action.instance.model
+        engine = self.engines[name]
+        assert engine.pending is None, f"{action}: {engine.pending} is still under way"
+        assert not engine.awake, f"{action}: awake already"
+        assert not self.stopping, f"{action} during shutdown"
+        assert self.now >= engine.not_before, f"{action}: the back-off lasts until {engine.not_before}"
+        if action.asleep is None:
+            assert not engine.running, f"{action}: a cold start beside a running engine"
+            assert action.instance.generation == engine.generation + 1, f"{action}: not a new generation"
+        else:
+            assert engine.asleep == action.asleep, f"{action}: it left by {engine.asleep}"
+            assert action.instance.generation == engine.generation
+        engine.generation = action.instance.generation
+        asked = any(
+            isinstance(event, SwitchRequested | WakeRequested) and event.model == name
+            for event in self.commands.values()
+        )
+        assert self.waiting[name] or asked, f"{action}: nobody wants it"
+        engine.pending = action
+        engine.running = True
+        free = dict(self.capacity)
+        for other in self.engines.values():
+            for gpu, size in other.held.items():
+                free[gpu] -= size
+        assert all(size >= 0 for size in free.values()), f"{action}: over-committed, {free}"
+        fate = self.fates.wake(action)
+        if fate is not None:
+            seconds, error = fate
+            self.after(seconds, lambda: self.finish_wake(name, error) and None)
+
+    def _evict(self, action: Evict) -> None:
+        name = action.instance.model
+        engine = self.engines[name]
+        assert engine.pending is None, f"{action}: {engine.pending} is still under way"
+        assert engine.running, f"{action}: no engine runs"
+        assert action.instance.generation == engine.generation
+        assert not self.in_flight[name], f"{action}: requests are in flight"
+        assert not self.stopped, f"{action} after the shutdown was reported"
+        if engine.asleep is None:
+            engine.left_at = self.now
+            asked = any(isinstance(e, SleepRequested) and e.model == name for e in self.commands.values())
+            stays_until = engine.awake_since + self.limits.min_active_seconds
+            assert asked or engine.dead or self.stopping or self.now >= stays_until, f"{action} before {stays_until}"
+        engine.pending = action
+        fate = self.fates.evict(action)
+        if fate is not None:
+            seconds, outcome = fate
+            self.after(seconds, lambda: self.finish_evict(name, outcome) and None)
+
+    # Checking
+
+    def _woken_by(self, event: Event) -> tuple[str | None, list[int]]:
+        if not isinstance(event, WakeDone) or event.error is not None or self.stopping:
+            return None, []
+        name = event.instance.model
+        if event.instance.generation != self.engines[name].generation or self.engines[name].pending is not None:
+            return None, []
+        if not isinstance(self.scheduler.state(name), Asleep | Cold) and self.engines[name].awake:
+            return name, list(self.waiting[name])
+        return None, []
+
+    def _check_waiters_went_first(self, name: str, waiters: list[int], actions: Sequence[Action]) -> None:
+        evicted_at = next((i for i, a in enumerate(actions) if isinstance(a, Evict) and a.instance.model == name), None)
+        admitted = [a.request for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
+        refused = {a.request for a in actions if isinstance(a, Reject)}
+        arrivals = sorted(self.requests[number].arrived_at for number in waiters if number not in refused)
+        expected = arrivals[: self.engines[name].spec.max_in_flight]
+        went = [self.requests[number].arrived_at for number in admitted]
+        assert went == expected, f"{name} was woken, but its waiters were not admitted in order"
+
+    def check(self) -> None:
+        """Everything that must hold between two events."""
+        check_invariants(self.scheduler, self.now)
+        assert self.timer_at == self.scheduler._timer or self._timer_is_earlier(), "the timer was not announced"
+        for name in self.engines:
+            model = self.scheduler.model(name)
+            assert set(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
+            returning = {event.request for event in self._backlog if isinstance(event, RequestReturned)}
+            assert set(model.waiting) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
+        self._check_something_will_happen()
+        if self.check_bound:
+            self._check_wait_bound()
+
+    def _timer_is_earlier(self) -> bool:
+        return self.timer_at is not None and self.scheduler._timer is None
+
+    def _check_something_will_happen(self) -> None:
+        if self.pending or self.in_place(Place.IN_FLIGHT) or self._backlog:
+            return
+        if not self.commands and not any(self.waiting.values()):
+            return
+        limits = self.limits
+        latest = self.now + max(limits.min_active_seconds, limits.max_wait_seconds, limits.backoff_max_seconds)
+        assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
+        assert self.timer_at <= latest, f"somebody waits, and nothing happens before {self.timer_at}"
+
+    def _check_wait_bound(self) -> None:
+        """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch."""
+        bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds)
+        claims = self.scheduler._world.claims
+        for name, queue in self.waiting.items():
+            engine = self.engines[name]
+            if not queue or engine.awake or name in claims or isinstance(engine.pending, Wake):
+                continue
+            head = self.requests[next(iter(self.scheduler.model(name).waiting))]
+            waited = self.now - max(head.arrived_at, engine.left_at)
+            self.longest_wait = max(self.longest_wait, waited)
+            assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"

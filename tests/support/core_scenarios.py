@@ -1,0 +1,317 @@
+"""Configurations for tests of the core, and a random walk over everything that can happen to it."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from llmux.core.actions import Wake
+from llmux.core.events import (
+    EvictDone,
+    EvictionChanged,
+    ModeChanged,
+    SleepRequested,
+    SwitchRequested,
+    TimerFired,
+    WakeDone,
+    WakeRequested,
+)
+from llmux.core.eviction import STOP, Drain, Eviction
+from llmux.core.identity import ALL_OF_IT, Footprint, GpuId, InstanceId
+from llmux.core.policies.base import Policy
+from llmux.core.policies.cost_aware import CostAware
+from llmux.core.policies.fifo import Fifo
+from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Asleep, Cold, Failed
+from llmux.core.switching import NEVER_LEAVES
+from llmux.errors import Evicted, QueueTimeout
+from tests.support.core_driver import CoreDriver
+from tests.support.core_truth import Fates, Held, Place, evicted
+
+OFFLOAD = Eviction.parse("offload+keep_running")
+DISCARD = Eviction.parse("discard+keep_running")
+SUSPEND = Eviction.parse("retain+cuda_suspend")
+CHECKPOINT = Eviction.parse("discard+checkpoint")
+EVICTIONS = (OFFLOAD, DISCARD, SUSPEND, CHECKPOINT, STOP)
+
+GPUS = tuple(GpuId("local", str(number)) for number in range(3))
+
+POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "cost_aware": CostAware, "time_slice": TimeSlice}
+
+LIMITS = Limits(
+    request_timeout_seconds=100_000.0,
+    min_active_seconds=5.0,
+    max_wait_seconds=15.0,
+    drain_timeout_seconds=20.0,
+    queue_limit_requests=60,
+    queue_limit_bytes=1_000,
+    commands_max=3,
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One configuration of the scheduler."""
+
+    name: str
+    specs: tuple[ModelSpec, ...]
+    capacity: Footprint
+    limits: Limits = LIMITS
+
+
+def names(count: int) -> list[str]:
+    """Names of models."""
+    return list("abcdefghij"[:count])
+
+
+def _sized(name: str, eviction: Eviction, awake: Footprint, residue: int = 0, **more: object) -> ModelSpec:
+    asleep = {kind: dict.fromkeys(awake, residue) for kind in (OFFLOAD, DISCARD)} if residue else {}
+    return ModelSpec(name, eviction, awake=awake, asleep=asleep, **more)  # type: ignore[arg-type]
+
+
+SCENARIOS = (
+    Scenario(
+        "one GPU, all of it",
+        (
+            ModelSpec("a", OFFLOAD),
+            ModelSpec("b", DISCARD, max_in_flight=2),
+            ModelSpec("c", STOP, max_in_flight=1),
+            ModelSpec("d", CHECKPOINT, max_in_flight=4, drain=Drain.ABORT),
+        ),
+        ALL_OF_IT,
+    ),
+    Scenario(
+        "one GPU, two models, no minimum",
+        (ModelSpec("a", OFFLOAD, max_in_flight=1), ModelSpec("b", SUSPEND, max_in_flight=3)),
+        ALL_OF_IT,
+        replace(LIMITS, min_active_seconds=0.0),
+    ),
+    Scenario(
+        "short time-outs",
+        (ModelSpec("a", OFFLOAD, max_in_flight=2), ModelSpec("b", STOP), ModelSpec("c", DISCARD, max_in_flight=1)),
+        ALL_OF_IT,
+        replace(LIMITS, request_timeout_seconds=12.0, max_wait_seconds=4.0, min_active_seconds=1.0),
+    ),
+    Scenario(
+        "one GPU, sizes and residues",
+        (
+            _sized("a", OFFLOAD, {GPUS[0]: 6}, 2, max_in_flight=2),
+            _sized("b", DISCARD, {GPUS[0]: 4}, 1, max_in_flight=1),
+            _sized("c", STOP, {GPUS[0]: 10}),
+            _sized("d", OFFLOAD, {GPUS[0]: 3}, 1, max_in_flight=3),
+            _sized("e", NEVER_LEAVES, {GPUS[0]: 0}),
+            _sized("f", STOP, {}),
+        ),
+        {GPUS[0]: 10},
+    ),
+    Scenario(
+        "two GPUs",
+        (
+            _sized("a", OFFLOAD, {GPUS[0]: 8, GPUS[1]: 8}, 1, max_in_flight=2),
+            _sized("b", DISCARD, {GPUS[0]: 6}, 2, max_in_flight=1),
+            _sized("c", OFFLOAD, {GPUS[1]: 6}, 1, max_in_flight=2),
+            _sized("d", STOP, {GPUS[0]: 5}, max_in_flight=2),
+            _sized("e", SUSPEND, {GPUS[1]: 5}, max_in_flight=1, drain=Drain.ABORT),
+        ),
+        {GPUS[0]: 10, GPUS[1]: 10},
+    ),
+    Scenario(
+        "three GPUs",
+        (
+            _sized("a", OFFLOAD, dict.fromkeys(GPUS, 10), 1),
+            _sized("b", STOP, {GPUS[0]: 10, GPUS[1]: 4}, max_in_flight=2),
+            _sized("c", DISCARD, {GPUS[1]: 6, GPUS[2]: 6}, 2, max_in_flight=2),
+            _sized("d", OFFLOAD, {GPUS[2]: 7}, 1, max_in_flight=1),
+            _sized("e", OFFLOAD, {GPUS[0]: 9}, 1, max_in_flight=1),
+            _sized("f", OFFLOAD, {GPUS[1]: 9}, 1, max_in_flight=1),
+        ),
+        dict.fromkeys(GPUS, 10),
+        replace(LIMITS, min_active_seconds=0.0),
+    ),
+)
+
+
+class Walk:
+    """Everything that can happen to a scheduler, each as a method that takes small numbers as its choices."""
+
+    def __init__(self, scenario: Scenario, policy: str, *, short_cuts: bool = True) -> None:
+        self.driver = CoreDriver(
+            scenario.specs,
+            POLICIES[policy](),
+            scenario.limits,
+            scenario.capacity,
+            fates=Held(),
+            short_cuts=short_cuts,
+        )
+        self.names = [spec.name for spec in scenario.specs]
+
+    def arrive(self, pick: int, count: int = 1, size_bytes: int = 0, *, may_wake: bool = True) -> None:
+        for _ in range(count):
+            self.driver.arrive(self._name(pick), size_bytes, may_wake=may_wake)
+
+    def leave(self, pick: int) -> None:
+        waiting = self.driver.in_place(Place.WAITING)
+        if waiting:
+            self.driver.leave(waiting[pick % len(waiting)])
+
+    def leave_model(self, pick: int) -> None:
+        for number in list(self.driver.waiting[self._name(pick)]):
+            request = self.driver.requests[number]
+            if request.place is Place.WAITING:
+                self.driver.leave(request)
+
+    def complete(self, pick: int, *, completed: bool = True) -> None:
+        in_flight = self.driver.in_place(Place.IN_FLIGHT)
+        if in_flight:
+            self.driver.complete(in_flight[pick % len(in_flight)], completed=completed)
+
+    def complete_all(self, pick: int) -> None:
+        for number in list(self.driver.in_flight[self._name(pick)]):
+            self.driver.complete(self.driver.requests[number])
+
+    def give_back(self, pick: int) -> None:
+        in_flight = self.driver.in_place(Place.IN_FLIGHT)
+        if in_flight:
+            self.driver.give_back(in_flight[pick % len(in_flight)])
+
+    def outcome(self, pick: int, kind: int) -> None:
+        """A pending wake or eviction ends: mostly well, sometimes not as asked, sometimes badly."""
+        pending = self.driver.pending
+        if not pending:
+            return
+        action = pending[pick % len(pending)]
+        if isinstance(action, Wake):
+            error = "it broke" if kind in (0, 1) else None
+            self.driver.finish_wake(action.instance.model, error, out_of_memory=kind == 1)
+        else:
+            others: dict[int, EvictDone] = {
+                0: evicted(action, error="still there"),
+                1: evicted(action, Cold()),
+                2: evicted(action, Asleep(OFFLOAD)),
+            }
+            if action.eviction == STOP:
+                others.pop(1), others.pop(2)
+            self.driver.finish_evict(action.instance.model, others.get(kind))
+
+    def stale_outcome(self, pick: int, kind: int) -> None:
+        """An outcome of an instance that is no more."""
+        engine = self.driver.engines[self._name(pick)]
+        old = InstanceId(engine.spec.name, engine.generation - 1)
+        if kind % 2:
+            self.driver.send(WakeDone(old, "late" if kind % 3 else None))
+        else:
+            self.driver.send(EvictDone(old, Cold(), "late" if kind % 3 else None))
+
+    def exit(self, pick: int) -> None:
+        self.driver.exit(self._name(pick))
+
+    def early_timer(self) -> None:
+        self.driver.timer_at = None
+        self.driver.send(TimerFired())
+
+    def pass_time(self, pick: int) -> None:
+        self.driver.run_until(self.driver.now + (0.1, 0.6, 1.0, 2.5, 6.0, 16.0, 25.0, 70.0)[pick % 8])
+
+    def mode(self, *, manual: bool) -> None:
+        self.driver.send(ModeChanged(manual))
+
+    def switch(self, pick: int, *, pin: bool) -> None:
+        self.driver.command(SwitchRequested, self._name(pick), pin=pin)
+
+    def wake(self, pick: int) -> None:
+        self.driver.command(WakeRequested, self._name(pick))
+
+    def sleep(self, pick: int, kind: int) -> None:
+        eviction = (None, *EVICTIONS, NEVER_LEAVES)[kind % 7]
+        self.driver.command(SleepRequested, self._name(pick), eviction=eviction)
+
+    def override(self, pick: int, kind: int) -> None:
+        self.driver.send(EvictionChanged(self._name(pick), EVICTIONS[kind % 5]))
+
+    def shut_down(self, drain_seconds: float) -> None:
+        self.driver.shut_down(drain_seconds)
+
+    def end_well(self) -> None:
+        """Faults stop: everything that waits is served within the bound, commands end, and a shutdown completes."""
+        driver = self.driver
+        if not driver.stopping:
+            driver.send(ModeChanged(manual=False))
+        driver.fates = Fates()
+        for request in driver.in_place(Place.IN_FLIGHT):
+            driver.after(1.0, lambda request=request: driver.complete(request))  # type: ignore[misc]
+        for action in driver.pending:
+            finish = driver.finish_wake if isinstance(action, Wake) else driver.finish_evict
+            driver.after(1.0, lambda finish=finish, action=action: finish(action.instance.model) and None)  # type: ignore[misc]
+        crashed = {name for name in self.names if getattr(driver.scheduler.state(name), "crash", None)}
+        waiting = [request for request in driver.in_place(Place.WAITING) if request.model not in crashed]
+        turns = driver.scheduler.wait_bound(Fates.longest_switch_seconds) + driver.limits.backoff_max_seconds
+        # A queue of n requests may need n turns where the engine takes few at a time; each command is a turn too.
+        rounds = 1 + max((len(queue) for queue in driver.waiting.values()), default=0) + len(driver.commands)
+        driver.run_while(self._is_busy, until=driver.now + turns * rounds)
+        aborting = {spec.name for spec in driver.specs if spec.drain is Drain.ABORT}
+        for request in waiting:
+            legitimate = (QueueTimeout, Evicted) if request.model in aborting else QueueTimeout
+            assert request.error is None or isinstance(request.error, legitimate), f"refused: {request}"
+        if driver.limits.request_timeout_seconds > turns:
+            assert not any(isinstance(request.error, QueueTimeout) for request in waiting)
+        assert all(request.place is Place.ENDED for request in driver.requests.values())
+        assert not driver.commands, f"commands never ended: {driver.commands}"
+        assert not driver.pending
+        if driver.stopping:
+            assert all(not engine.running for engine in driver.engines.values() if not self._is_stuck(engine.spec.name))
+
+    def _is_busy(self) -> bool:
+        driver = self.driver
+        if driver.stopping:
+            return not driver.stopped
+        places = (Place.WAITING, Place.IN_FLIGHT)
+        return bool(driver.commands or driver.pending or any(driver.in_place(place) for place in places))
+
+    def _is_stuck(self, name: str) -> bool:
+        return not isinstance(self.driver.scheduler.state(name), Cold | Failed)
+
+    def _name(self, pick: int) -> str:
+        return self.names[pick % len(self.names)]
+
+
+def random_walk(seed: int, steps: int = 120) -> None:
+    """One seeded run over everything; the seed alone reproduces it."""
+    rng = random.Random(seed)
+    scenario = SCENARIOS[seed % len(SCENARIOS)]
+    walk = Walk(scenario, rng.choice(list(POLICIES)), short_cuts=rng.random() < 0.5)
+    few = rng.randrange(1 << 16)
+    ordinary: list[Callable[[], None]] = [
+        lambda: walk.arrive(rng.randrange(few % 7 + 1), rng.randrange(1, 4), rng.choice((0, 1, 90))),
+        lambda: walk.arrive(rng.randrange(9)),
+        lambda: walk.complete(rng.randrange(50), completed=rng.random() < 0.8),
+        lambda: walk.complete_all(rng.randrange(9)),
+        lambda: walk.outcome(rng.randrange(9), 9),
+        lambda: walk.outcome(rng.randrange(9), 9),
+        lambda: walk.pass_time(rng.randrange(8)),
+        lambda: walk.pass_time(rng.randrange(4)),
+    ]
+    rare: list[Callable[[], None]] = [
+        lambda: walk.leave(rng.randrange(50)),
+        lambda: walk.leave_model(rng.randrange(9)),
+        lambda: walk.arrive(rng.randrange(9), may_wake=False),
+        lambda: walk.give_back(rng.randrange(50)),
+        lambda: walk.outcome(rng.randrange(9), rng.randrange(5)),
+        lambda: walk.outcome(rng.randrange(9), rng.randrange(5)),
+        lambda: walk.stale_outcome(rng.randrange(9), rng.randrange(6)),
+        lambda: walk.exit(rng.randrange(9)),
+        lambda: walk.exit(rng.randrange(9)),
+        walk.early_timer,
+        lambda: walk.mode(manual=rng.random() < 0.4),
+        lambda: walk.switch(rng.randrange(9), pin=rng.random() < 0.5),
+        lambda: walk.wake(rng.randrange(9)),
+        lambda: walk.sleep(rng.randrange(9), rng.randrange(7)),
+        lambda: walk.override(rng.randrange(9), rng.randrange(5)),
+    ]
+    for step in range(steps):
+        rng.choice(rare if rng.random() < 0.25 else ordinary)()
+        if step == steps - 20 and rng.random() < 0.25:
+            walk.shut_down(rng.choice((0.0, 5.0, 20.0)))
+    walk.end_well()
+
+
+__all__ = ["EVICTIONS", "GPUS", "POLICIES", "SCENARIOS", "Scenario", "Walk", "random_walk"]

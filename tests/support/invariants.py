@@ -1,0 +1,98 @@
+"""The scheduler's internal consistency: every index equals what is computed anew from the models."""
+
+from llmux.core.identity import GpuId
+from llmux.core.model import Model
+from llmux.core.scheduler import Scheduler
+from llmux.core.states import ON_GPU, Asleep, Draining, Failed, Serving, Stuck, Waking
+from llmux.core.world import World
+
+
+def check_invariants(scheduler: Scheduler, now: float) -> None:
+    """Raise AssertionError naming what is out of order."""
+    world = scheduler._world
+    for model in world.models.values():
+        _check_model(world, model, now)
+    _check_indexes(world, now)
+    _check_memory(world)
+    _check_claims(world)
+    _check_bounds(world)
+    _check_timer(scheduler, now)
+    assert not world.actions, "actions were left over"
+
+
+def _check_model(world: World, model: Model, now: float) -> None:
+    assert len(model.in_flight) <= model.spec.max_in_flight, f"{model.name}: more in flight than allowed"
+    if model.in_flight:
+        assert isinstance(model.state, Serving | Draining), f"{model.name}: in flight while {model.state}"
+    arrivals = [waiting.arrived_at for waiting in model.waiting.values()]
+    assert arrivals == sorted(arrivals), f"{model.name}: the queue is not in order of arrival"
+    if model.waiting:
+        assert world.allows(model.name), f"{model.name}: requests wait though the mode refuses them"
+        assert world.stopping_until is None, f"{model.name}: requests wait during shutdown"
+        if isinstance(model.state, Serving):
+            assert not model.has_room, f"{model.name}: requests wait though it serves and has room"
+        if isinstance(model.state, Failed) and model.state.refusing:
+            assert model.state.retry_at <= now, f"{model.name}: requests wait though it refuses them"
+    if isinstance(model.state, Draining) and now >= model.state.deadline:
+        raise AssertionError(f"{model.name}: still draining after its deadline")
+    assert not isinstance(model.state, Draining) or model.in_flight, f"{model.name}: drained, but not evicted"
+
+
+def _check_indexes(world: World, now: float) -> None:
+    models = world.models.values()
+    assert world.on_gpu == {m.name: m for m in models if isinstance(m.state, ON_GPU)}
+    assert world.with_residue == {m.name: m for m in models if isinstance(m.state, Asleep) and m.held}
+    backing_off = {m.name: m for m in models if isinstance(m.state, Failed | Stuck) and m.state.retry_at > now}
+    assert world.backing_off == ({} if world.shutdown_reported else backing_off)
+    wanted = {m.name for m in models if m.waiting and m.can_be_woken(now) and world.allows(m.name)}
+    assert set(world.turns) == wanted, f"turn order {set(world.turns)}, wanted {wanted}"
+    for name in wanted:
+        model = world.models[name]
+        head = next(iter(model.waiting.values()))
+        expected = max(head.arrived_at + world.limits.max_wait_seconds, model.last_turn_end)
+        assert world.turns.overdue_at(name) == expected, f"{name}: wrong place in the turn order"
+    first = world.turns.first()
+    assert first is None or first[0] == next(iter(world.turns))
+    assert world.queued_requests == sum(len(m.waiting) for m in models)
+    assert world.queued_bytes == sum(w.size_bytes for m in models for w in m.waiting.values())
+
+
+def _check_memory(world: World) -> None:
+    free: dict[GpuId, int] = dict(world.capacity)
+    for model in world.models.values():
+        for gpu, size in model.held.items():
+            free[gpu] -= size
+    assert all(size >= 0 for size in free.values()), f"over-committed: {free}"
+
+
+def _check_claims(world: World) -> None:
+    taken: set[GpuId] = set()
+    for name, claim in world.claims.items():
+        assert name == claim.target
+        assert name not in claim.victims
+        waking = isinstance(world.models[name].state, Waking)
+        assert waking == (claim.wake_began_at is not None), f"{name}: claim and state disagree on waking"
+        gpus = set(world.models[name].spec.awake)
+        assert taken.isdisjoint(gpus), "two switches for one GPU"
+        taken |= gpus
+    waking = {m.name for m in world.models.values() if isinstance(m.state, Waking)}
+    assert world.stopping_until is not None or waking <= set(world.claims), "waking without a claim"
+    assert world.stopping_until is None or not world.claims
+
+
+def _check_bounds(world: World) -> None:
+    assert len(world._deadlines) <= 2 * world.queued_requests + 1024 + 1 + world.limits.queue_limit_requests
+    assert len(world.commands) <= world.limits.commands_max
+    assert world.queued_bytes <= world.limits.queue_limit_bytes + sum(
+        w.size_bytes for m in world.models.values() for w in m.waiting.values() if w.attempts
+    )
+
+
+def _check_timer(scheduler: Scheduler, now: float) -> None:
+    world = scheduler._world
+    due = [w.deadline for m in world.models.values() for w in m.waiting.values()]
+    due += [m.state.deadline for m in world.models.values() if isinstance(m.state, Draining)]
+    due += [m.state.retry_at for m in world.backing_off.values() if isinstance(m.state, Failed | Stuck)]
+    if due:
+        assert scheduler._timer is not None, "something is due and no timer is set"
+        assert scheduler._timer <= min(due), "the timer is later than what is due"

@@ -1,0 +1,247 @@
+"""The real vLLM for tests: where it is, how llmux is told to run it, and what it answers without llmux."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import openai
+import psutil
+
+from llmux.engines import vllm
+from llmux.hosts.local import choose_ports
+from tests.support.server import LlmuxProcess
+
+VARIABLES = ("LLMUX_TEST_VLLM", "LLMUX_TEST_MODELS", "LLMUX_TEST_VLLM_PLUGIN")
+MISSING = [name for name in VARIABLES if not os.environ.get(name)]
+SKIP_REASON = f"the real vLLM is not configured: set {', '.join(MISSING)}, see docs/testing.md"
+
+START_SECONDS = 240.0
+REQUEST_SECONDS = 300.0
+KV_CACHE = "64M"
+MAX_TOKENS = 12
+
+PROMPTS = (
+    "Hello",
+    "What is the capital of France?",
+    "sleep wake restart stop",
+    "one two three four",
+    "The quick brown fox",
+    "import os",
+    "There was once a model",
+    "we the people",
+    "A multiplexer switches between",
+    "0123456789",
+)
+
+Question = tuple[str, bool]
+"""A prompt, and whether it is asked as a chat."""
+
+QUESTIONS: tuple[Question, ...] = tuple((prompt, is_chat) for prompt in PROMPTS for is_chat in (False, True))
+
+
+def program() -> str:
+    """The vLLM command of the virtual environment."""
+    return str(Path(os.environ["LLMUX_TEST_VLLM"]) / "bin" / "vllm")
+
+
+def model_path(name: str) -> str:
+    """The directory of one of the tiny models."""
+    return str(Path(os.environ["LLMUX_TEST_MODELS"]) / name)
+
+
+def engine_environment(**more: str) -> dict[str, str]:
+    """What a CPU engine needs: the plugin whose sleep frees memory, no network, and one process fewer to start."""
+    return {
+        "PYTHONPATH": os.environ["LLMUX_TEST_VLLM_PLUGIN"],
+        "VLLM_CPU_OMP_THREADS_BIND": "auto",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **more,
+    }
+
+
+def engine_arguments(kv_cache: str = KV_CACHE, context: int = 512) -> list[str]:
+    """Arguments that keep a tiny model small, and its answers those of float32."""
+    return [
+        *("--dtype", "float32", "--max-model-len", str(context), "--max-num-seqs", "8"),
+        *("--enforce-eager", "--kv-cache-memory-bytes", kv_cache),
+    ]
+
+
+def real_model(
+    path: str, eviction: str, *, kv_cache: str = KV_CACHE, context: int = 512, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """One model of a configuration."""
+    return {
+        "model_path": model_path(path),
+        "eviction": eviction,
+        "extra_args": engine_arguments(kv_cache, context),
+        "env": engine_environment(**(env or {})),
+    }
+
+
+def real_config(models: Mapping[str, Mapping[str, Any]], **top_level: Any) -> dict[str, Any]:
+    """A configuration over real engines that switches as soon as it may."""
+    policy = {"min_active_seconds": 0.0, "request_timeout_seconds": REQUEST_SECONDS, **top_level.pop("policy", {})}
+    base = {"vllm_command": program(), "port": 0, "metrics_port": 0, "start_timeout_seconds": START_SECONDS}
+    return {**base, "policy": policy, "models": models, **top_level}
+
+
+def greedy_answers(models: Sequence[str]) -> dict[str, dict[Question, str]]:
+    """What each model says to ``QUESTIONS`` when it is asked without llmux."""
+    ports = choose_ports(len(models))
+    with ThreadPoolExecutor(len(models)) as threads:
+        return dict(zip(models, threads.map(_answers_alone, models, ports), strict=True))
+
+
+def _answers_alone(model: str, port: int) -> dict[Question, str]:
+    # Short and not pytest's own: vLLM puts its sockets there.
+    with tempfile.TemporaryDirectory(prefix="llmux-alone-") as directory:
+        output = Path(directory) / "output"
+        with output.open("wb") as sink:
+            engine = subprocess.Popen(
+                vllm.command_line(program(), model_path(model), port, [model], engine_arguments()),
+                env=vllm.environment(os.environ, engine_environment(), directory),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_healthy(engine, port, output)
+            return {question: _ask_alone(port, model, question) for question in QUESTIONS}
+        finally:
+            os.killpg(engine.pid, signal.SIGKILL)
+            engine.wait()
+
+
+def _wait_until_healthy(engine: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    deadline = monotonic() + START_SECONDS
+    while monotonic() < deadline and engine.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+        except OSError:
+            sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"vLLM alone does not start:\n{output.read_text(errors='replace')[-4000:]}")
+
+
+def _ask_alone(port: int, model: str, question: Question) -> str:
+    prompt, is_chat = question
+    asked = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+    body = {"model": model, "max_tokens": MAX_TOKENS, "temperature": 0, **asked}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/{'chat/' if is_chat else ''}completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        choice = json.load(response)["choices"][0]
+    text = choice["message"]["content"] if is_chat else choice["text"]
+    return str(text)
+
+
+def openai_client(server: LlmuxProcess) -> openai.AsyncOpenAI:
+    """The stock client, which repeats nothing by itself: what llmux loses is lost."""
+    return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=REQUEST_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client got."""
+
+    text: str
+    finish_reason: str | None
+    model: str
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, question: Question, *, is_stream: bool) -> Answer:
+    """One greedy request."""
+    prompt, is_chat = question
+    common: dict[str, Any] = {"model": model, "max_tokens": MAX_TOKENS, "temperature": 0, "stream": is_stream}
+    if is_chat:
+        common["messages"] = [{"role": "user", "content": prompt}]
+        reply: Any = await client.chat.completions.create(**common)
+    else:
+        reply = await client.completions.create(prompt=prompt, **common)
+    if not is_stream:
+        choice = reply.choices[0]
+        return Answer(choice.message.content if is_chat else choice.text, choice.finish_reason, reply.model)
+    text, finish_reason, echoed = "", None, ""
+    async for chunk in reply:
+        echoed = chunk.model
+        for choice in chunk.choices:
+            text += (choice.delta.content if is_chat else choice.text) or ""
+            finish_reason = choice.finish_reason or finish_reason
+    return Answer(text, finish_reason, echoed)
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEngine:
+    """One start that llmux logged."""
+
+    model: str
+    pid: int
+    port: int
+
+    def family(self) -> list[psutil.Process]:
+        """The root and all of its descendants that live."""
+        try:
+            root = psutil.Process(self.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def memory_mib(self) -> float:
+        """Resident memory of all of its processes together."""
+        return sum(process.memory_info().rss for process in self.family()) / (1 << 20)
+
+    def child(self, name: str) -> psutil.Process:
+        """The descendant whose name begins so, such as ``VLLM::EngineCore``."""
+        return next(process for process in self.family() if process.name().startswith(name[:15]))
+
+
+def starts(server: LlmuxProcess, model: str | None = None) -> list[StartedEngine]:
+    """Every start so far, in order; of one model, or of all."""
+    found = []
+    for line in server.log:
+        if "engine started" in line:
+            facts = dict(re.findall(r"(model|pid|port)=(\S+)", line))
+            found.append(StartedEngine(facts["model"], int(facts["pid"]), int(facts["port"])))
+    return [one for one in found if model in (None, one.model)]
+
+
+def switches(server: LlmuxProcess) -> int:
+    """How often a model came onto the GPU so far."""
+    return sum("switched" in line.split() for line in server.log)
+
+
+async def all_gone(processes: Sequence[psutil.Process], deadline_seconds: float) -> bool:
+    """Whether all of them end within the time; a zombie has ended."""
+    deadline = monotonic() + deadline_seconds
+    while any(_lives(process) for process in processes):
+        if monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,80 @@
+"""The table from exceptions to answers."""
+
+import json
+
+import pytest
+
+from llmux.errors import (
+    EngineUnavailable,
+    InvalidApiKey,
+    MethodNotAllowed,
+    ModelNotFound,
+    QueueFull,
+    QueueTimeout,
+    RequestError,
+)
+from llmux.gateway.errors import SHAPES, error_body, error_event, error_headers, shape_of
+
+
+def every_kind() -> list[type[RequestError]]:
+    found: list[type[RequestError]] = []
+    unseen = [RequestError]
+    while unseen:
+        children = unseen.pop().__subclasses__()
+        found += children
+        unseen += children
+    return [kind for kind in found if kind.__module__.startswith("llmux.")]
+
+
+@pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
+def test_every_request_error_has_a_shape_of_its_own(kind: type[RequestError]) -> None:
+    assert kind in SHAPES
+
+
+def test_pairs_of_status_and_code_are_unambiguous() -> None:
+    statuses: dict[str, int] = {}
+    for shape in SHAPES.values():
+        assert statuses.setdefault(shape.code, shape.status) == shape.status
+        assert 400 <= shape.status < 600
+
+
+def test_body_is_openais_envelope() -> None:
+    error = json.loads(error_body(ModelNotFound('x"y', ["a", "b"])))
+    assert error == {
+        "error": {
+            "message": "the model 'x\"y' does not exist; configured models: a, b",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+
+
+def test_event_is_one_line_between_blank_ones() -> None:
+    event = error_event(QueueTimeout("a\nb", 1.0))
+    assert event.startswith(b"\n\ndata: {")
+    assert event.endswith(b"}\n\n")
+    assert event.count(b"\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (EngineUnavailable("m", "x", 2.1), b"retry-after: 3\r\n"),
+        (EngineUnavailable("m", "x", 0.0), b"retry-after: 1\r\n"),
+        (QueueFull("10000 requests"), b"retry-after: 5\r\n"),
+        (InvalidApiKey(), b"www-authenticate: "),
+        (MethodNotAllowed("POST", "/health", ("GET", "HEAD")), b"allow: GET, HEAD\r\n"),
+    ],
+)
+def test_headers(error: RequestError, line: bytes) -> None:
+    assert error_headers(error).startswith(b"x-llmux-error: 1\r\n")
+    assert line in error_headers(error)
+
+
+def test_no_retry_after_where_coming_back_does_not_help() -> None:
+    assert b"retry-after" not in error_headers(ModelNotFound("x", []))
+
+
+def test_unmapped_error_is_an_internal_one() -> None:
+    assert shape_of(RequestError("?")).status == 500

@@ -1,0 +1,54 @@
+"""The watch over skips: it fails a run for a skip that nobody has allowed, and only for that."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CONFTEST = "from tests.support.skips import watch_skips\ndef pytest_configure(config): watch_skips(config)\n"
+PASSES = "def test_passes(): pass\n"
+SKIPS = "import pytest\n@pytest.mark.skip(reason='no such thing here')\ndef test_skips(): pass\n"
+SKIPS_ITSELF = "import pytest\npytest.skip('no such thing here', allow_module_level=True)\n"
+IS_EXPECTED_TO_FAIL = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_fails(): assert False\n"
+
+
+def run(directory: Path, source: str, *, allowed: str = "", watched: str = "1") -> subprocess.CompletedProcess[str]:
+    """Pytest over two files, of which one passes."""
+    (directory / "conftest.py").write_text(CONFTEST)
+    (directory / "test_it.py").write_text(source)
+    (directory / "test_passes.py").write_text(PASSES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMUX_CI": watched, "LLMUX_CI_ALLOWED_SKIPS": allowed}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(directory)],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF])
+def test_a_skip_that_nobody_has_allowed_fails_the_run(tmp_path: Path, source: str) -> None:
+    result = run(tmp_path, source, allowed="another reason")
+    assert result.returncode == 1
+    assert "NOT ALLOWED: 1 x Skipped: no such thing here" in result.stdout
+
+
+@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF])
+def test_an_allowed_skip_is_shown(tmp_path: Path, source: str) -> None:
+    result = run(tmp_path, source, allowed="another reason\nsuch thing")
+    assert result.returncode == 0, result.stdout
+    assert "skipped, allowed: 1 x Skipped: no such thing here" in result.stdout
+
+
+def test_expected_failures_are_not_skips(tmp_path: Path) -> None:
+    assert run(tmp_path, IS_EXPECTED_TO_FAIL).returncode == 0
+
+
+def test_without_the_variable_nothing_is_watched(tmp_path: Path) -> None:
+    assert run(tmp_path, SKIPS, watched="0").returncode == 0
