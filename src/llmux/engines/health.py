@@ -1,6 +1,7 @@
 """Whether an engine lives, and whether it is really ours that listens."""
 
 import asyncio
+import errno
 from enum import Enum, auto
 
 import psutil
@@ -9,6 +10,8 @@ from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0
+OWN_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+"""Failures to connect that are llmux's own and say nothing of the engine."""
 
 
 class Health(Enum):
@@ -17,7 +20,7 @@ class Health(Enum):
     ALIVE = auto()
     DEAD = auto()
     SILENT = auto()
-    """No answer in time: busy or hanging, not known to be dead."""
+    """No answer in time, or nobody could ask: busy or hanging, not known to be dead."""
 
 
 async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> Health:
@@ -25,7 +28,8 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> He
     try:
         await endpoints.get("/health", timeout_seconds)
     except ControlCallFailed as failure:
-        return Health.SILENT if failure.is_timeout else Health.DEAD
+        is_own_fault = getattr(failure.__cause__, "errno", None) in OWN_LACKS
+        return Health.SILENT if failure.is_timeout or is_own_fault else Health.DEAD
     return Health.ALIVE
 
 

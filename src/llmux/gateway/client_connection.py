@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from llmux.errors import (
     HeadTooLarge,
@@ -21,7 +21,8 @@ from llmux.errors import (
 )
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer
 from llmux.gateway.api_keys import is_authorized
-from llmux.gateway.chunks import ChunkReader, FramingError
+from llmux.gateway.body_reader import BodyReader
+from llmux.gateway.chunks import FramingError
 from llmux.gateway.dispatch import answer_locally, find_model
 from llmux.gateway.errors import shape_of
 from llmux.gateway.exchange import Exchange
@@ -40,11 +41,19 @@ _NEVER = math.inf
 class _Phase(Enum):
     HEAD = auto()
     BODY = auto()
-    CHUNKS = auto()
     ANSWERING = auto()
     LINGERING = auto()
     """Refused in the middle of a request: the rest of it is read and thrown away."""
     OVER = auto()
+
+
+# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
+_HEAD: Final = _Phase.HEAD
+_BODY: Final = _Phase.BODY
+_ANSWERING: Final = _Phase.ANSWERING
+_LINGERING: Final = _Phase.LINGERING
+_OVER: Final = _Phase.OVER
+_TO_ENGINE: Final = Destination.ENGINE
 
 
 def _nowhere(_data: bytes) -> None:
@@ -56,28 +65,29 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
-        "_chunks",
+        "_body",
         "_exchange",
-        "_missing_bytes",
         "_partial_head",
-        "_parts",
         "_pending",
         "_phase",
         "_reading_paused",
+        "_repeatable",
         "_route",
-        "_started_at",
         "_state",
         "_transport",
+        "counts",
         "deadline",
         "head",
         "is_full",
+        "request_line",
+        "started_at",
         "write",
     )
 
     def __init__(self, state: "GatewayState") -> None:
         self._state = state
         self.head = RequestHead()
-        self._phase = _Phase.HEAD
+        self._phase: _Phase = _HEAD
         self._transport: asyncio.Transport | None = None
         self.write: Callable[[bytes], None] = _nowhere
         """The transport's own ``write``."""
@@ -86,15 +96,19 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _NEVER
         """When (monotonic time) the present phase has lasted too long."""
         self._partial_head = bytearray()
-        self._parts: list[bytes] = []
-        self._missing_bytes = 0
-        self._chunks: ChunkReader | None = None
+        self._body: BodyReader | None = None
         self._pending = bytearray()
         self._advancing = False
         self._reading_paused = False
         self._exchange: Exchange | None = None
         self._route: Route | None = None
-        self._started_at = 0.0
+        self._repeatable = False
+        self.request_line = b""
+        """The first line of the present request as an engine gets it."""
+        self.counts = state.statistics.of(b"", "other")
+        """Where the present request is counted."""
+        self.started_at = 0.0
+        """When (monotonic time) the head of the present request was complete."""
 
     # Called by the event loop.
 
@@ -112,7 +126,9 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        self._advance(data)
+        repeated = self._repeatable and self._phase is _HEAD and not self._partial_head and self._take_repeated(data)
+        if not repeated:
+            self._advance(data)
 
     def eof_received(self) -> None:
         if self._exchange is not None:
@@ -122,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self.write = _nowhere
         self._state.forget(self)
         self.head.release()
@@ -135,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_full = False
-        if self._phase is _Phase.ANSWERING:
+        if self._phase is _ANSWERING:
             self.deadline = _NEVER
         if self._exchange is not None:
             self._exchange.client_has_room()
@@ -171,46 +187,56 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; an exchange ends as if the client had left."""
         self._leave()
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         if self._transport is not None:
             self._transport.abort()
 
     def close_if_idle(self) -> None:
         """Close unless a request has begun."""
-        if self._phase is _Phase.HEAD and not self._partial_head:
+        if self._phase is _HEAD and not self._partial_head:
             self._close()
 
     def time_out(self) -> None:
         """The deadline has passed."""
-        options = self._state.options
-        match self._phase:
-            case _Phase.HEAD if self._partial_head:
-                self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
-            case _Phase.HEAD:
-                self._close()
-            case _Phase.BODY | _Phase.CHUNKS:
-                self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
-            case _Phase.ANSWERING | _Phase.LINGERING | _Phase.OVER:
-                self.abort()
+        options, phase = self._state.options, self._phase
+        if phase is _HEAD and self._partial_head:
+            self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
+        elif phase is _HEAD:
+            self._close()
+        elif phase is _BODY:
+            self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
+        else:
+            self.abort()
 
     # Taking requests in. Each _take_... returns what it leaves of the data.
 
     def _advance(self, data: bytes) -> None:
         self._advancing = True
         while data:
-            match self._phase:
-                case _Phase.HEAD:
-                    data = self._take_head(data)
-                case _Phase.BODY:
-                    data = self._take_body(data)
-                case _Phase.CHUNKS:
-                    data = self._take_chunks(data)
-                case _Phase.ANSWERING:
+            phase = self._phase
+            if phase is _HEAD:
+                data = self._take_head(data)
+            elif phase is _BODY:
+                data = self._take_body(data)
+            else:
+                if phase is _ANSWERING:
                     self._keep_for_later(data)
-                    break
-                case _Phase.LINGERING | _Phase.OVER:
-                    break
+                break
         self._advancing = False
+
+    def _take_repeated(self, data: bytes) -> bool:
+        """Take a request whose head is the last one's again and whose body came with it; False if it is none."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self.head
+        if end < 4 or not head.repeat(data[:end]) or head.content_length != len(data) - end:
+            return False
+        if end > self._state.options.max_head_bytes or len(data) - end > self._state.options.max_body_bytes:
+            return False
+        self.started_at = time.monotonic()
+        self._advancing = True
+        self._take_request(data[end:])
+        self._advancing = False
+        return True
 
     def _take_head(self, data: bytes) -> bytes:
         limit = self._state.options.max_head_bytes
@@ -227,7 +253,9 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
             return b""
         head, rest = data[: end + 4], data[end + 4 :]
-        self._started_at = time.monotonic()
+        self._repeatable = False
+        self._route = None
+        self.started_at = time.monotonic()
         try:
             self.head.parse(head)
             return self._open_request(head, rest)
@@ -262,61 +290,39 @@ class ClientConnection(asyncio.Protocol):
         """Decide by the head what becomes of the request; raises RequestError."""
         state, head = self._state, self.head
         route = self._route = state.router.find(head.path)
+        self.counts = state.statistics.of(head.method, route.endpoint)
+        self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
             return self._hand_over(head_bytes, rest)
         if route.destination not in _WITHOUT_KEY and not is_authorized(head, state.options.api_keys):
             raise InvalidApiKey
         length = head.content_length
-        if head.chunked:
-            self._phase = _Phase.CHUNKS
-            self._chunks = ChunkReader(collect=True)
-        elif not length:
+        if not head.chunked and not length:
             self._take_request(b"")
             return rest
-        elif length > state.options.max_body_bytes:
-            raise RequestTooLarge(state.options.max_body_bytes)
-        elif length == len(rest):
-            self._take_request(rest)
-            return b""
-        else:
-            self._phase = _Phase.BODY
-            self._missing_bytes = length
-        self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
+        self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
+        self._phase = _BODY
         if head.expects_continue and not rest and not head.http10:
             self.write(CONTINUE)
+        self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
         return rest
 
     def _take_body(self, data: bytes) -> bytes:
-        missing = self._missing_bytes
-        if len(data) < missing:
-            self._parts.append(data)
-            self._missing_bytes = missing - len(data)
-            self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
-            return b""
-        self._parts.append(data[:missing])
-        body = b"".join(self._parts)
-        self._parts.clear()
-        self._take_request(body)
-        return data[missing:]
-
-    def _take_chunks(self, data: bytes) -> bytes:
-        chunks = self._chunks
-        assert chunks is not None
-        assert chunks.payload is not None
-        limit = self._state.options.max_body_bytes
-        self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
+        reader = self._body
+        assert reader is not None
         try:
-            end = chunks.feed(data)
+            end = reader.feed(data)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return b""
-        if chunks.collected_bytes > limit:
-            self._refuse_and_close(RequestTooLarge(limit))
+        except RequestTooLarge as error:
+            self._refuse_and_close(error)
             return b""
         if end < 0:
+            self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
             return b""
-        self._chunks = None
-        self._take_request(b"".join(chunks.payload))
+        self._body = None
+        self._take_request(reader.body)
         return data[end:]
 
     def _keep_for_later(self, data: bytes) -> None:
@@ -332,10 +338,10 @@ class ClientConnection(asyncio.Protocol):
         state, head, route = self._state, self.head, self._route
         assert route is not None
         head.finish(body)
-        self._phase = _Phase.ANSWERING
+        self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
-            if route.destination is not Destination.ENGINE:
+            if route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
                 return
             model, body = find_model(head, route, body)
@@ -344,9 +350,9 @@ class ClientConnection(asyncio.Protocol):
         except RequestError as error:
             self._answer_error(error)
             return
-        counts = state.statistics.of(head.method, route.endpoint)
-        target = route.path + head.query
-        exchange = self._exchange = Exchange(state, self, counts, model, target, body, self._started_at)
+        self._repeatable = route.model is None
+        self.counts.pending += 1
+        exchange = self._exchange = Exchange(state, self, model, body)
         exchange.start(may_wake=head.method not in _WITHOUT_WAKING)
 
     def _answer_locally(self, route: Route) -> None:
@@ -368,15 +374,14 @@ class ClientConnection(asyncio.Protocol):
         """Refuse a request in the middle, and see that the client can read why before the connection is gone."""
         transport = self._transport
         assert transport is not None
-        if self._phase is _Phase.HEAD:
-            self._started_at = time.monotonic()
+        if self._phase is _HEAD:
+            self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
         self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
-        self._parts.clear()
         self._partial_head.clear()
-        self._chunks = None
-        self._phase = _Phase.LINGERING
+        self._body = None
+        self._phase = _LINGERING
         self.deadline = time.monotonic() + self._state.options.linger_seconds
         if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
@@ -385,14 +390,14 @@ class ClientConnection(asyncio.Protocol):
         endpoint = self._route.endpoint if self._route is not None else "other"
         counts = self._state.statistics.of(self.head.method, endpoint)
         counts.pending += 1
-        counts.finish(status, time.monotonic() - self._started_at, body_bytes)
+        counts.finish(status, time.monotonic() - self.started_at, body_bytes)
 
     def _hand_over(self, head_bytes: bytes, rest: bytes) -> bytes:
         factory = self._state.options.control_protocol_factory
         if factory is None:
             raise UnknownPath(self.head.path.decode("latin-1"))
         assert self._transport is not None
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self.deadline = _NEVER
         self.write = _nowhere
         self._state.forget(self)
@@ -406,9 +411,8 @@ class ClientConnection(asyncio.Protocol):
         return self.head.keep_alive and not self._state.stopping
 
     def _await_next_request(self) -> None:
-        self._phase = _Phase.HEAD
-        self._route = None
-        self.deadline = time.monotonic() + self._state.options.keep_alive_seconds
+        self._phase = _HEAD
+        self.deadline = self._state.now + self._state.options.keep_alive_seconds
         if self._reading_paused and self._transport is not None:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -419,7 +423,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()

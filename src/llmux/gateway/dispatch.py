@@ -1,7 +1,7 @@
 """What a complete request asks for: which model, with which body, or which of llmux's own answers."""
 
 from llmux.errors import MalformedRequest, MethodNotAllowed, MissingModel, ModelNotFound, UnknownPath
-from llmux.gateway.body_model import is_form, model_in_form, model_in_json, model_in_json_or_none, replace_model
+from llmux.gateway.body_model import model_in_form, model_in_json, model_in_json_or_none, replace_model
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 from llmux.gateway.request_head import RequestHead
 from llmux.gateway.routing import Destination, Route
@@ -22,11 +22,11 @@ def find_model(head: RequestHead, route: Route, body: bytes) -> tuple[str, bytes
             raise MissingModel
     elif route.model is not None:
         name = route.model
-    elif is_form(head.content_type):
+    elif head.is_form:
         return model_in_form(body, head.content_type), body
     else:
         return model_in_json(body), body
-    if body and not is_form(head.content_type):
+    if body and not head.is_form:
         inside = model_in_json_or_none(body)
         if inside is not None and inside != name:
             body = replace_model(body, name)

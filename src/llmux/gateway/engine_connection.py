@@ -1,10 +1,9 @@
 """One connection to an engine: sends a request, follows the framing of its answer, relays the bytes untouched."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llmux.gateway.chunks import ChunkReader, FramingError
 from llmux.gateway.response_head import Framing, ResponseHead
@@ -39,6 +38,23 @@ class _Phase(Enum):
     CLOSED = auto()
 
 
+# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
+_IDLE: Final = _Phase.IDLE
+_HEAD: Final = _Phase.HEAD
+_HELD: Final = _Phase.HELD
+_LENGTH: Final = _Phase.LENGTH
+_CHUNKED: Final = _Phase.CHUNKED
+_UNTIL_CLOSE: Final = _Phase.UNTIL_CLOSE
+_CLOSED: Final = _Phase.CLOSED
+_BY_LENGTH: Final = Framing.LENGTH
+_BY_CHUNKS: Final = Framing.CHUNKED
+_WITHOUT_BODY: Final = Framing.NONE
+
+
+def _nowhere(_data: bytes) -> None:
+    """Where a connection writes that is not open."""
+
+
 class EngineConnection(asyncio.Protocol):
     """Carries one request at a time; ``heard`` tells whether a byte of the present answer has arrived."""
 
@@ -52,6 +68,7 @@ class EngineConnection(asyncio.Protocol):
         "_pool",
         "_receiver",
         "_remaining",
+        "_send_bytes",
         "_to_head_request",
         "_transport",
         "_until_close",
@@ -65,8 +82,9 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, pool: "EnginePool") -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
+        self._send_bytes: Callable[[bytes], None] = _nowhere
         self._receiver: AnswerReceiver | None = None
-        self._phase = _Phase.IDLE
+        self._phase: _Phase = _IDLE
         self._head: ResponseHead | None = None
         self._body = b""
         self._chunks: ChunkReader | None = None
@@ -84,7 +102,7 @@ class EngineConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request can be sent on it."""
-        return self._phase is _Phase.IDLE and self._transport is not None and not self._transport.is_closing()
+        return self._phase is _IDLE and self._transport is not None and not self._transport.is_closing()
 
     def frame_event(self, event: bytes) -> bytes:
         """How to write an event into the answer at this point, also after a loss; empty if that is impossible."""
@@ -97,43 +115,46 @@ class EngineConnection(asyncio.Protocol):
 
     def send(self, receiver: AnswerReceiver, head: bytes, body: bytes, *, to_head_request: bool) -> None:
         """Send a request; the receiver is told about its answer."""
-        transport = self._transport
-        assert transport is not None
         self._receiver = receiver
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._to_head_request = to_head_request
         self.heard = False
         if len(body) < _LARGE_REQUEST_BYTES:
             self._large_request = False
-            transport.write(head + body)
+            self._send_bytes(head + body)
         else:
             self._large_request = True
-            transport.write(head)
-            transport.write(body)
+            self._send_bytes(head)
+            self._send_bytes(body)
 
     def relay(self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool) -> None:
         """Write ``head`` and then the answer's body as it comes; ``unchunk`` takes a chunked body apart."""
         assert self._head is not None
+        answer = self._head
+        framing = answer.framing
         body, self._body = self._body, b""
-        self._write = write
-        self.body_bytes = 0
-        match self._head.framing:
-            case Framing.NONE:
-                write(head)
-                self._complete(clean=not body)
-            case Framing.LENGTH:
-                self._phase = _Phase.LENGTH
-                self._remaining = self._head.content_length
-                self._relay_length(body, head)
-            case Framing.CHUNKED:
-                self._phase = _Phase.CHUNKED
-                self._chunks = ChunkReader(collect=unchunk)
-                self._relay_chunked(body, head)
-            case Framing.UNTIL_CLOSE:
-                self._phase = _Phase.UNTIL_CLOSE
-                self._until_close = True
-                self.body_bytes = len(body)
-                write(head + body)
+        if framing is _BY_LENGTH:
+            self._write = write
+            self.body_bytes = 0
+            self._remaining = answer.content_length
+            self._phase = _LENGTH
+            self._relay_length(body, head)
+        elif framing is _BY_CHUNKS:
+            self._write = write
+            self.body_bytes = 0
+            self._phase = _CHUNKED
+            self._chunks = ChunkReader(collect=unchunk)
+            self._relay_chunked(body, head)
+        elif framing is _WITHOUT_BODY:
+            self.body_bytes = 0
+            write(head)
+            self._complete(clean=not body)
+        else:
+            self._write = write
+            self._phase = _UNTIL_CLOSE
+            self._until_close = True
+            self.body_bytes = len(body)
+            write(head + body)
 
     def pause_reading(self) -> None:
         """Let the engine wait; its closing is not noticed meanwhile."""
@@ -151,54 +172,59 @@ class EngineConnection(asyncio.Protocol):
         """Close at once; the receiver hears nothing more."""
         self._receiver = None
         self._write = None
-        self._phase = _Phase.CLOSED
+        self._phase = _CLOSED
         if self._transport is not None:
             self._transport.abort()
 
     def become_idle(self) -> None:
         """Wait in the pool for the next request."""
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         if self._paused:
             self.resume_reading()
         self.reused = True
-        self.idle_since = time.monotonic()
         self._pool.put(self)
 
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._send_bytes = self._transport.write
         self._pool.open_count += 1
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
-        if phase is _Phase.CHUNKED:
+        if phase is _CHUNKED:
             self._relay_chunked(data)
-        elif phase is _Phase.HEAD:
+        elif phase is _HEAD:
             self.heard = True
             self._take_head(self._body + data if self._body else data)
-        elif phase is _Phase.LENGTH:
+        elif phase is _LENGTH:
             self._relay_length(data)
-        elif phase is _Phase.UNTIL_CLOSE:
+        elif phase is _UNTIL_CLOSE:
             self.body_bytes += len(data)
             assert self._write is not None
             self._write(data)
-        elif phase is _Phase.HELD:
+        elif phase is _HELD:
             self._body += data
-        elif phase is _Phase.IDLE:
+        elif phase is _IDLE:
             self._pool.discard(self)
             self.abort()
 
+    def eof_received(self) -> None:
+        if self._phase is _IDLE:
+            self._phase = _CLOSED
+            self._pool.discard(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.open_count -= 1
-        phase, self._phase = self._phase, _Phase.CLOSED
+        phase, self._phase = self._phase, _CLOSED
         receiver, self._receiver = self._receiver, None
         self._write = None
-        if phase is _Phase.IDLE:
+        if phase is _IDLE:
             self._pool.discard(self)
         elif receiver is None:
             pass
-        elif phase is _Phase.UNTIL_CLOSE and exc is None:
+        elif phase is _UNTIL_CLOSE and exc is None:
             receiver.answer_ended()
         elif self.heard:
             receiver.engine_lost("the engine closed the connection in the middle of its answer")
@@ -226,7 +252,7 @@ class EngineConnection(asyncio.Protocol):
                 return
         self._head = head
         self._body = data
-        self._phase = _Phase.HELD
+        self._phase = _HELD
         assert self._receiver is not None
         self._receiver.answer_began(head)
 
@@ -234,15 +260,19 @@ class EngineConnection(asyncio.Protocol):
         length = len(data)
         write = self._write
         assert write is not None
-        if length < self._remaining:
-            self._remaining -= length
+        remaining = self._remaining
+        if length < remaining:
+            self._remaining = remaining - length
             self.body_bytes += length
             write(head + data)
             return
-        self.body_bytes += self._remaining
-        clean = length == self._remaining
-        write(head + (data if clean else data[: self._remaining]))
-        self._complete(clean=clean)
+        self.body_bytes += remaining
+        if length == remaining:
+            write(head + data)
+            self._complete(clean=True)
+        else:
+            write(head + data[:remaining])
+            self._complete(clean=False)
 
     def _relay_chunked(self, data: bytes, head: bytes = b"") -> None:
         chunks = self._chunks
@@ -279,7 +309,7 @@ class EngineConnection(asyncio.Protocol):
         assert head is not None
         assert self._transport is not None
         unsent = self._large_request and self._transport.get_write_buffer_size() > 0
-        if clean and head.reusable and not unsent and not self._transport.is_closing():
+        if clean and head.reusable and not unsent:
             self.become_idle()
         else:
             self.abort()

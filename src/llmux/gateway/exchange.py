@@ -2,13 +2,13 @@
 
 import time
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llmux.errors import BadGateway, EngineDied, RequestError
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.errors import error_event, shape_of
 from llmux.gateway.response_head import Framing, ResponseHead
-from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.gateway.statistics import CLIENT_GONE_STATUS
 from llmux.runtime.lease import Lease, Outcome
 
 if TYPE_CHECKING:
@@ -29,7 +29,22 @@ class _Phase(Enum):
     OVER = auto()
 
 
-_NO_WAIT = b"x-llmux-queue-ms: 0\r\n"
+# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
+_WAITING: Final = _Phase.WAITING
+_CONNECTING: Final = _Phase.CONNECTING
+_SENT: Final = _Phase.SENT
+_RELAYING: Final = _Phase.RELAYING
+_OVER: Final = _Phase.OVER
+
+_UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
+_NO_WAIT = b"\r\nx-llmux-queue-ms: 0\r\n"
+
+
+def _waiting_times(lease: Lease) -> bytes:
+    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (lease.queue_seconds * 1000)
+    if lease.switch_seconds is not None:
+        lines += b"x-llmux-switch-ms: %d\r\n" % (lease.switch_seconds * 1000)
+    return lines
 
 
 class Exchange:
@@ -39,95 +54,61 @@ class Exchange:
     """
 
     __slots__ = (
+        "_answer",
         "_body",
         "_client",
-        "_counts",
         "_engine",
-        "_event_stream",
-        "_head",
-        "_http10",
         "_keep_alive",
         "_lease",
-        "_method",
         "_model",
         "_phase",
-        "_pool",
         "_request",
         "_request_id",
-        "_request_line",
         "_retried",
-        "_started_at",
         "_state",
-        "_status",
     )
 
-    def __init__(
-        self,
-        state: "GatewayState",
-        client: "ClientConnection",
-        counts: EndpointCounts,
-        model: str,
-        target: bytes,
-        body: bytes,
-        started_at: float,
-    ) -> None:
-        head = client.head
+    def __init__(self, state: "GatewayState", client: "ClientConnection", model: str, body: bytes) -> None:
         self._state = state
         self._client = client
-        self._counts = counts
         self._model = model
-        self._method = head.method
-        self._http10 = head.http10
-        self._keep_alive = head.keep_alive
-        self._request_id = head.request_id or state.new_request_id()
-        self._request_line = head.method + b" " + target + b" HTTP/1.1\r\n"
-        self._head = head.kept() + b"x-request-id: " + self._request_id + b"\r\n"
-        if body or head.content_length is not None or head.chunked:
-            self._head += b"content-length: %d\r\n\r\n" % len(body)
-        else:
-            self._head += b"\r\n"
         self._body = body
-        self._started_at = started_at
-        self._phase = _Phase.WAITING
+        self._request_id = client.head.request_id or state.new_request_id()
+        self._phase: _Phase = _WAITING
         self._request = 0
         self._lease: Lease | None = None
-        self._pool: EnginePool | None = None
         self._engine: EngineConnection | None = None
         self._retried = False
-        self._event_stream = False
-        self._status = 0
-        counts.pending += 1
 
     def start(self, *, may_wake: bool) -> None:
         """Ask the desk for a lease."""
-        size_bytes = len(self._body) + len(self._head)
+        size_bytes = len(self._body) + len(self._client.head.forwarded)
         self._request = self._state.desk.acquire(self._model, self, size_bytes=size_bytes, may_wake=may_wake)
 
     # Called by the desk.
 
     def lease_granted(self, lease: Lease) -> None:
-        if self._phase is not _Phase.WAITING:
+        if self._phase is not _WAITING:
             return
         self._lease = lease
-        self._retried = False
-        pool = self._pool = self._state.pools.of(lease.upstream)
+        pool = self._state.pools.of(lease.upstream)
         engine = pool.take()
-        if engine is None:
-            self._phase = _Phase.CONNECTING
-            self._state.spawn(pool.connect(_Attempt(self)))
+        if engine is not None:
+            self._send(engine, pool)
         else:
-            self._send(engine)
+            self._retried = False
+            self._connect(pool)
 
     def lease_refused(self, error: RequestError) -> None:
-        if self._phase is _Phase.WAITING:
+        if self._phase is _WAITING:
             self._refuse(error)
 
     def lease_revoked(self, error: RequestError) -> None:
         lease, phase = self._lease, self._phase
-        if lease is None or phase is _Phase.OVER or phase is _Phase.WAITING:
+        if lease is None or phase is _OVER or phase is _WAITING:
             return
         engine = self._drop_engine()
-        if phase is _Phase.RELAYING and engine is not None:
+        if phase is _RELAYING and engine is not None:
             self._break_off(error, engine)
         elif isinstance(error, EngineDied):
             self._give_back(lease, "the engine died")
@@ -140,11 +121,11 @@ class Exchange:
     def client_gone(self) -> None:
         """The client left, or its connection is being closed."""
         phase, lease = self._phase, self._lease
-        if phase is _Phase.OVER:
+        if phase is _OVER:
             return
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._finish(CLIENT_GONE_STATUS)
-        if phase is _Phase.WAITING:
+        if phase is _WAITING:
             self._state.desk.cancel(self._request)
         elif lease is not None:
             self._drop_engine()
@@ -152,12 +133,12 @@ class Exchange:
 
     def client_is_full(self) -> None:
         """The client reads more slowly than the engine writes."""
-        if self._engine is not None and self._phase is _Phase.RELAYING:
+        if self._engine is not None and self._phase is _RELAYING:
             self._engine.pause_reading()
 
     def client_has_room(self) -> None:
         """The opposite."""
-        if self._engine is not None and self._phase is _Phase.RELAYING:
+        if self._engine is not None and self._phase is _RELAYING:
             self._engine.resume_reading()
 
     # Called by the engine's connection.
@@ -172,7 +153,7 @@ class Exchange:
         engine.pause_reading()
 
         def report(alive: bool) -> None:
-            if self._engine is not engine or self._lease is not lease or self._phase is not _Phase.SENT:
+            if self._engine is not engine or self._lease is not lease or self._phase is not _SENT:
                 return
             if alive:
                 engine.resume_reading()
@@ -187,10 +168,10 @@ class Exchange:
         engine, lease = self._engine, self._lease
         assert engine is not None
         assert lease is not None
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._engine = None
         self._lease = None
-        self._finish(self._status, engine.body_bytes)
+        self._finish(self._answer.status, engine.body_bytes)
         self._state.desk.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
 
@@ -199,16 +180,14 @@ class Exchange:
         assert engine is not None
         assert lease is not None
         self._engine = None
-        if self._phase is _Phase.RELAYING:
+        if self._phase is _RELAYING:
             self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
             self._lease = None
             self._state.desk.end(lease, Outcome.BROKEN)
         elif engine.reused and not engine.heard and not self._retried:
-            assert self._pool is not None
             self._retried = True
-            self._phase = _Phase.CONNECTING
             self._state.statistics.engine_retries += 1
-            self._state.spawn(self._pool.connect(_Attempt(self)))
+            self._connect(self._state.pools.of(lease.upstream))
         else:
             self._give_back(lease, reason)
 
@@ -216,14 +195,15 @@ class Exchange:
 
     def use(self, engine: EngineConnection, lease: Lease | None) -> bool:
         """A connection was made for this lease; False if it is not wanted any more."""
-        if self._phase is not _Phase.CONNECTING or self._lease is not lease:
+        if self._phase is not _CONNECTING or self._lease is not lease:
             return False
-        self._send(engine)
+        assert lease is not None
+        self._send(engine, self._state.pools.of(lease.upstream))
         return True
 
     def could_not_connect(self, reason: str, lease: Lease | None) -> None:
         """No connection could be made for this lease."""
-        if self._phase is _Phase.CONNECTING and self._lease is lease and lease is not None:
+        if self._phase is _CONNECTING and self._lease is lease and lease is not None:
             self._give_back(lease, reason)
 
     @property
@@ -231,51 +211,61 @@ class Exchange:
         """What the exchange holds now."""
         return self._lease
 
-    def _send(self, engine: EngineConnection) -> None:
-        assert self._pool is not None
-        self._phase = _Phase.SENT
+    def _connect(self, pool: "EnginePool") -> None:
+        self._phase = _CONNECTING
+        self._state.spawn(pool.connect(_Attempt(self)))
+
+    def _send(self, engine: EngineConnection, pool: "EnginePool") -> None:
+        self._phase = _SENT
         self._engine = engine
-        head = self._request_line + self._pool.fixed_headers + self._head
-        engine.send(self, head, self._body, to_head_request=self._method == b"HEAD")
+        client, body = self._client, self._body
+        head = client.head
+        if body or head.content_length is not None or head.chunked:
+            tail = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id, len(body))
+        else:
+            tail = b"x-request-id: %b\r\n\r\n" % self._request_id
+        head_bytes = client.request_line + pool.fixed_headers + head.forwarded + tail
+        engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD")
 
     def _relay(self, head: ResponseHead) -> None:
         engine, lease, client = self._engine, self._lease, self._client
         assert engine is not None
         assert lease is not None
-        self._phase = _Phase.RELAYING
-        self._status = head.status
-        self._event_stream = head.event_stream
+        self._phase = _RELAYING
+        self._answer = head
         self._body = b""
-        unchunk = self._http10 and head.framing is Framing.CHUNKED
-        if head.framing is Framing.UNTIL_CLOSE or unchunk or self._state.stopping:
-            self._keep_alive = False
-        waited = b"x-llmux-queue-ms: %d\r\n" % (lease.queue_seconds * 1000) if lease.queue_seconds else _NO_WAIT
-        if lease.switch_seconds is not None:
-            waited += b"x-llmux-switch-ms: %d\r\n" % (lease.switch_seconds * 1000)
-        if not self._keep_alive:
+        fields = head.fields
+        keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
+        unchunk = client.head.http10 and head.framing is Framing.CHUNKED
+        if unchunk:
+            fields = head.without_transfer_encoding()
+        waited = _NO_WAIT
+        if lease.queue_seconds or lease.switch_seconds is not None:
+            waited = _waiting_times(lease)
+        if not keep_alive:
             waited += b"connection: close\r\n"
-        fields = head.without_transfer_encoding() if unchunk else head.fields
-        own = b"x-request-id: " + self._request_id + b"\r\n" + waited
+        self._keep_alive = keep_alive
         if client.is_full:
             engine.pause_reading()
+        own = b"x-request-id: " + self._request_id + waited
         engine.relay(head.status_line + own + fields + b"\r\n", client.write, unchunk=unchunk)
 
     def _give_back(self, lease: Lease, reason: str) -> None:
-        self._phase = _Phase.WAITING
+        self._phase = _WAITING
         self._lease = None
         self._request = lease.request
         self._state.desk.give_back(lease, reason)
 
     def _refuse(self, error: RequestError) -> None:
-        self._phase = _Phase.OVER
+        self._phase = _OVER
         self._finish(shape_of(error).status)
         self._client.refused(error, self._request_id)
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where that can be said, and never with a clean end."""
-        self._phase = _Phase.OVER
-        self._finish(self._status, engine.body_bytes)
-        self._client.cut_off(engine.frame_event(error_event(error)) if self._event_stream else b"")
+        self._phase = _OVER
+        self._finish(self._answer.status, engine.body_bytes)
+        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.event_stream else b"")
 
     def _drop_engine(self) -> EngineConnection | None:
         """Close the engine's connection and forget it."""
@@ -285,7 +275,8 @@ class Exchange:
         return engine
 
     def _finish(self, status: int, body_bytes: int = 0) -> None:
-        self._counts.finish(status, time.monotonic() - self._started_at, body_bytes)
+        client = self._client
+        client.counts.finish(status, time.monotonic() - client.started_at, body_bytes)
 
 
 class _Attempt:

@@ -1,6 +1,7 @@
 """Connections to engines: kept while idle, newest first, and made when there is none."""
 
 import asyncio
+import time
 from typing import Protocol
 
 from llmux.gateway.engine_connection import EngineConnection
@@ -22,10 +23,24 @@ class ConnectionSeeker(Protocol):
 class EnginePool:
     """The connections to one upstream."""
 
-    __slots__ = ("_idle", "_options", "_statistics", "closed", "connecting", "fixed_headers", "open_count", "upstream")
+    __slots__ = (
+        "_idle",
+        "_max_idle",
+        "_options",
+        "_pools",
+        "_statistics",
+        "closed",
+        "connecting",
+        "fixed_headers",
+        "open_count",
+        "upstream",
+    )
 
-    def __init__(self, upstream: Upstream, options: GatewayOptions, statistics: GatewayStatistics) -> None:
+    def __init__(self, pools: "EnginePools", upstream: Upstream) -> None:
+        options, statistics = pools.options, pools.statistics
         self.upstream = upstream
+        self._pools = pools
+        self._max_idle = options.max_idle_per_engine
         self._options = options
         self._statistics = statistics
         self._idle: list[EngineConnection] = []
@@ -46,18 +61,16 @@ class EnginePool:
 
     def take(self) -> EngineConnection | None:
         """The idle connection that was used last, if there is one."""
-        while self._idle:
-            engine = self._idle.pop()
-            if engine.usable:
-                return engine
-        return None
+        return self._idle.pop() if self._idle else None
 
     def put(self, engine: EngineConnection) -> None:
-        """Keep a connection whose answer is complete."""
-        if self.closed or len(self._idle) >= self._options.max_idle_per_engine:
+        """Keep a connection whose answer is complete; it is discarded as soon as the engine closes it."""
+        idle = self._idle
+        if self.closed or len(idle) >= self._max_idle:
             engine.abort()
         else:
-            self._idle.append(engine)
+            engine.idle_since = self._pools.now
+            idle.append(engine)
 
     def discard(self, engine: EngineConnection) -> None:
         """Forget an idle connection that was closed; nothing happens if it is not here."""
@@ -115,15 +128,21 @@ class EnginePools:
     """One pool per upstream that was asked for lately."""
 
     def __init__(self, options: GatewayOptions, statistics: GatewayStatistics) -> None:
-        self._options = options
-        self._statistics = statistics
+        self.options = options
+        self.statistics = statistics
+        self.now = time.monotonic()
+        """The time of the last sweep."""
         self._pools: dict[Upstream, EnginePool] = {}
+        self._by_identity: dict[int, EnginePool] = {}
+        """The same by ``id(pool.upstream)``: hashing an Upstream costs more than all the rest of finding its pool."""
 
     def of(self, upstream: Upstream) -> EnginePool:
         """The upstream's pool, made if there is none."""
-        pool = self._pools.get(upstream)
+        pool = self._by_identity.get(id(upstream))
         if pool is None:
-            pool = self._pools[upstream] = EnginePool(upstream, self._options, self._statistics)
+            pool = self._pools.get(upstream)
+        if pool is None:
+            pool = self._pools[upstream] = self._by_identity[id(upstream)] = EnginePool(self, upstream)
         return pool
 
     def expire(self, now: float) -> None:
@@ -131,16 +150,21 @@ class EnginePools:
         for upstream, pool in list(self._pools.items()):
             pool.expire(now)
             if not pool.open_count and not pool.connecting:
-                del self._pools[upstream]
+                self._remove(upstream)
 
     def forget(self, upstream: Upstream) -> None:
         """Close the idle connections to an engine that is about to be stopped or frozen."""
-        pool = self._pools.pop(upstream, None)
-        if pool is not None:
-            pool.close()
+        if upstream in self._pools:
+            self._remove(upstream).close()
 
     def close(self) -> None:
         """Close every idle connection."""
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
+        self._by_identity.clear()
+
+    def _remove(self, upstream: Upstream) -> EnginePool:
+        pool = self._pools.pop(upstream)
+        del self._by_identity[id(pool.upstream)]
+        return pool

@@ -5,6 +5,7 @@ import re
 import httptools
 
 from llmux.errors import MalformedRequest, UpgradeRefused
+from llmux.gateway.body_model import is_form
 from llmux.gateway.chunks import FramingError
 
 _DROPPED = frozenset(
@@ -32,6 +33,7 @@ _DROPPED = frozenset(
 )
 _TO_READ = frozenset((*_DROPPED, b"content-type"))
 _AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_MAX_LENGTH_DIGITS = 15
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -39,10 +41,13 @@ class RequestHead:
     """One request's head; the same object serves all requests of a connection, one after the other."""
 
     __slots__ = (
+        "_after_length",
+        "_before_length",
         "_complete",
         "_connection",
         "_content_length",
         "_hosts",
+        "_is_fed",
         "_kept",
         "_parser",
         "_transfer_encoding",
@@ -51,7 +56,9 @@ class RequestHead:
         "content_length",
         "content_type",
         "expects_continue",
+        "forwarded",
         "http10",
+        "is_form",
         "keep_alive",
         "method",
         "model_override",
@@ -71,11 +78,15 @@ class RequestHead:
         self._kept.clear()
         self._hosts = 0
         self._complete = False
+        self._is_fed = True
+        self._before_length = b""
+        self._after_length = b""
         self._connection = b""
         self._transfer_encoding: bytes | None = None
         self._content_length: bytes | None = None
         self.content_length: int | None = None
         self.content_type = b""
+        self.is_form = False
         self.chunked = False
         self.http10 = False
         self.keep_alive = True
@@ -84,6 +95,8 @@ class RequestHead:
         self.x_api_key: bytes | None = None
         self.model_override: bytes | None = None
         self.request_id: bytes | None = None
+        self.forwarded = b""
+        """The header lines that an engine gets, each ended by CRLF."""
 
     def release(self) -> None:
         """Break the reference cycle with the parser; the head cannot be used again."""
@@ -174,17 +187,42 @@ class RequestHead:
             self._be_chunked()
         if self._connection:
             self._read_connection()
+        self.is_form = is_form(self.content_type)
+        self.forwarded = b"".join(self._kept)
+        self._remember(head)
 
-    def finish(self, body: bytes | memoryview) -> None:
+    def repeat(self, head: bytes) -> bool:
+        """Whether a whole head is the last one again, but for the digits of its Content-Length.
+
+        The clients of one connection repeat themselves, and what llhttp has judged need not be judged again. If so,
+        ``content_length`` is the new one and all the rest stays.
+        """
+        before = self._before_length
+        if not before or not head.startswith(before):
+            return False
+        end = head.find(b"\r\n", len(before))
+        digits = head[len(before) : end]
+        if head[end:] != self._after_length or not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
+            return False
+        self.content_length = int(digits)
+        return True
+
+    def _remember(self, head: bytes) -> None:
+        if self._content_length is not None and self.method == b"POST" and self.request_id is None:
+            at = head.lower().find(b"\r\ncontent-length:") + 17
+            start = head.find(self._content_length, at)
+            self._before_length = head[:start]
+            self._after_length = head[head.find(b"\r\n", start) :]
+
+    def finish(self, body: bytes) -> None:
         """Tell the parser that a body of ``content_length`` bytes has passed, so that the next head can follow."""
+        if not self._is_fed:
+            return
+        self._is_fed = False
         if self.chunked:
             body = b"0\r\n\r\n"
         if body and self._parser is not None:
             self._parser.feed_data(body)
-
-    def kept(self) -> bytes:
-        """The header lines that an engine gets, each ended by CRLF."""
-        return b"".join(self._kept)
 
     def _be_http10(self, version: bytes) -> None:
         if version != b"HTTP/1.0":

@@ -2,14 +2,19 @@
 
 import re
 from enum import Enum, auto
+from typing import Final
 
 from llmux.gateway.chunks import FramingError
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _UNCOMMON = re.compile(
-    rb"\r\n(?:connection|keep-alive|proxy-|te:|trailer|upgrade|x-request-id|x-llmux-|[ \t]|[^:\r]*[ \t]:)"
+    rb"\r\n(?=[ckptux \t])(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])| :"
 )
+"""Fields that are not just passed on, and signs of malformed ones."""
+_COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
+_LENGTH_FIELD = b"\r\ncontent-length:"
+_MAX_LENGTH_DIGITS = 18
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te")
 )
@@ -27,28 +32,48 @@ class Framing(Enum):
     UNTIL_CLOSE = auto()
 
 
+_BY_LENGTH: Final = Framing.LENGTH
+_WITHOUT_BODY: Final = Framing.NONE
+
+
 class ResponseHead:
     """What llmux reads of an answer's head, and the rest of it as it came."""
 
-    __slots__ = ("content_length", "event_stream", "fields", "framing", "reusable", "status", "status_line")
+    __slots__ = ("content_length", "fields", "framing", "reusable", "status", "status_line")
 
     def __init__(self, head: bytes, *, to_head_request: bool) -> None:
         """Read a whole head, the empty line included; raises FramingError."""
-        line_end = head.index(b"\r\n")
-        line = _STATUS_LINE.fullmatch(head, 0, line_end)
+        line_end = head.find(b"\r\n") + 2
+        status = _COMMON_STATUSES.get(head[:13])
+        lower = head.lower()
+        if status is not None and not to_head_request and _UNCOMMON.search(lower) is None:
+            at = lower.find(_LENGTH_FIELD)
+            value = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
+            if at >= 0 and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lower.rfind(_LENGTH_FIELD) == at:
+                self.status = status
+                self.reusable = True
+                self.status_line = head[:line_end]
+                self.fields = head[line_end:-2]
+                self.content_length = length = int(value)
+                self.framing = _BY_LENGTH if length else _WITHOUT_BODY
+                return
+        self._read_slowly(head, line_end, to_head_request=to_head_request)
+
+    @property
+    def event_stream(self) -> bool:
+        """Whether the body consists of server-sent events."""
+        return b"content-type: text/event-stream" in self.fields.lower()
+
+    def _read_slowly(self, head: bytes, line_end: int, *, to_head_request: bool) -> None:
+        line = _STATUS_LINE.fullmatch(head, 0, line_end - 2)
         if line is None:
             raise FramingError("the status line is malformed")
         self.status = status = int(line[2])
         self.reusable = line[1] == b"1"
-        self.status_line = head[: line_end + 2] if self.reusable else b"HTTP/1.1" + head[8 : line_end + 2]
-        self.fields = head[line_end + 2 : -2]
+        self.status_line = head[:line_end] if self.reusable else b"HTTP/1.1" + head[8:line_end]
+        self.fields = head[line_end:-2]
         self.content_length = 0
-        lower = head.lower()
-        self.event_stream = b"\ncontent-type: text/event-stream" in lower
-        chunked = b"\r\ntransfer-encoding:" in lower
-        length_at = lower.find(b"\r\ncontent-length:")
-        if _UNCOMMON.search(lower) is not None or (chunked and length_at >= 0):
-            chunked, length_at, lower = self._read_fields()
+        chunked, length_at, lower = self._read_fields()
         bodiless = to_head_request or status < 200 or status in (204, 304)
         self.framing = Framing.NONE if bodiless else self._find_framing(lower, chunked, length_at)
 
@@ -62,7 +87,11 @@ class ResponseHead:
             self.reusable = False
             return Framing.UNTIL_CLOSE
         value = lower[length_at + 17 : lower.find(b"\r\n", length_at + 2)].strip()
-        if not value.isdigit() or len(value) > 18 or lower.find(b"\r\ncontent-length:", length_at + 2) >= 0:
+        if (
+            not value.isdigit()
+            or len(value) > _MAX_LENGTH_DIGITS
+            or lower.find(b"\r\ncontent-length:", length_at + 2) >= 0
+        ):
             raise FramingError("the Content-Length is malformed")
         self.content_length = int(value)
         return Framing.LENGTH if self.content_length else Framing.NONE

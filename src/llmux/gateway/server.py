@@ -1,6 +1,7 @@
 """The gateway: its listeners, its sweep for deadlines, and its end."""
 
 import asyncio
+import contextlib
 import time
 
 from llmux.gateway.client_connection import ClientConnection
@@ -13,6 +14,8 @@ from llmux.runtime.lease import LeaseDesk, Upstream
 _BACKLOG = 4096
 _MIN_SWEEP_SECONDS = 0.01
 _MAX_SWEEP_SECONDS = 1.0
+_ABORT_SECONDS = 1.0
+"""How long the event loop may take to report aborted connections as closed."""
 
 
 class Gateway:
@@ -30,7 +33,6 @@ class Gateway:
         self._state = GatewayState(desk, options, spawn, self._pools, self.statistics, self._emptied)
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
-        self._empty.set()
         shortest = min(
             options.head_timeout_seconds,
             options.body_idle_timeout_seconds,
@@ -71,17 +73,20 @@ class Gateway:
         """Stop accepting, wait for the requests in progress, and after the deadline cut off those that are left."""
         self.stop_accepting()
         try:
-            if self._state.connections:
-                self._empty.clear()
-                async with asyncio.timeout(deadline_seconds):
-                    await self._empty.wait()
-        except TimeoutError:
-            pass
+            await self._until_empty(deadline_seconds)
         finally:
             for connection in list(self._state.connections):
                 connection.abort()
             self._pools.close()
             self._sweep_timer.cancel()
+        await self._until_empty(_ABORT_SECONDS)
+
+    async def _until_empty(self, limit_seconds: float) -> None:
+        if self._state.connections:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_seconds):
+                    await self._empty.wait()
 
     def _accept(self) -> ClientConnection:
         return ClientConnection(self._state)
@@ -90,7 +95,7 @@ class Gateway:
         self._empty.set()
 
     def _sweep(self) -> None:
-        now = time.monotonic()
+        now = self._state.now = self._pools.now = time.monotonic()
         for connection in [one for one in self._state.connections if one.deadline < now]:
             connection.time_out()
         self._pools.expire(now)

@@ -1,6 +1,7 @@
 """What all connections of one gateway share."""
 
 import os
+import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class GatewayState:
         "_requests",
         "connections",
         "desk",
+        "now",
         "options",
         "pools",
         "router",
@@ -52,6 +54,8 @@ class GatewayState:
         self.router = Router(options.control_paths, desk.knows, lambda: desk.models)
         self.connections: set[ClientConnection] = set()
         self.stopping = False
+        self.now = time.monotonic()
+        """The time of the last sweep: good enough for deadlines of many seconds, and free."""
         self._identifier_prefix = b"req-" + os.urandom(6).hex().encode() + b"-%x"
         self._requests = 0
 

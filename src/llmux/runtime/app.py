@@ -76,6 +76,9 @@ class Server:
         if settings.admin_port is not None:
             await self._control.listen_admin(settings.host, settings.admin_port)
         self.port = await self._listen(settings.host, settings.port)
+        if self._scheduler.is_stopping:
+            self.gateway.stop_accepting()
+            return
         self._listing.is_ready = True
         log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
 

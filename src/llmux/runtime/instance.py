@@ -71,6 +71,7 @@ class Instance:
         self._applied: tuple[Step, ...] = ()
         self._scope: asyncio.Timeout | None = None
         self._interruption: str | None = None
+        self._is_given_up = False
 
     @property
     def lost(self) -> str | None:
@@ -100,7 +101,6 @@ class Instance:
 
         After a failure the engine is in no known state: ``end`` must follow.
         """
-        self._interruption = None
         if self._process is None:
             await self._start()
             return
@@ -133,21 +133,30 @@ class Instance:
         return Asleep(eviction)
 
     async def end(self) -> None:
-        """Kill whatever is left of the engine and return when all of it is gone, however long that takes."""
+        """Kill whatever is left of the engine and return when all of it is gone, however long that takes.
+
+        After ``interrupt`` it waits only once: llmux is ending, and the shim goes on killing without it.
+        """
         while self._process is not None:
             self._process.kill()
             try:
                 await self._process.stop(0.0, KILL_SECONDS)
             except ProcessStuck as stuck:
                 log.error("engine does not die", model=self.spec.model, reason=str(stuck))
+                if self._is_given_up:
+                    return
                 await asyncio.sleep(STUCK_RETRY_SECONDS)
             else:
                 self._forget()
 
     def interrupt(self, reason: str) -> None:
-        """Make the ``wake`` under way fail now."""
+        """Make the ``wake`` under way fail now, for good: nothing is woken after it."""
+        self._is_given_up = True
+        self._break_off(reason)
+
+    def _break_off(self, reason: str) -> None:
         self._interruption = reason
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def check_health(self, timeout_seconds: float) -> Health:
@@ -189,6 +198,8 @@ class Instance:
             async with asyncio.timeout(limit_seconds) as self._scope:
                 if self._process is not None and self._process.exit_status is not None:
                     self._exited(self._process.exit_status)
+                elif self._interruption is not None:
+                    self._break_off(self._interruption)
                 await work
         except TimeoutError:
             reason = self._interruption or f"{what} took longer than {limit_seconds:g} s{self._shown_tail()}"
@@ -216,10 +227,11 @@ class Instance:
     def _forget(self) -> None:
         self._process = None
         self._applied = ()
+        self._interruption = None
 
     def _exited(self, status: int) -> None:
         reason = self._last_words(status)
-        self.interrupt(reason)
+        self._break_off(reason)
         self._on_exit(reason)
 
     def _last_words(self, status: int) -> str:
