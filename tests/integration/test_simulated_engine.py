@@ -12,10 +12,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.simulated_engine import DEADLINE_SECONDS, EngineProcess, engine, eventually, launched, ready_port
 
 from llmux.simulation.engine.text import embedding, expected_text
 from llmux.simulation.ledger import Ledger
+from tests.support.simulated_engine import DEADLINE_SECONDS, EngineProcess, engine, eventually, launched, ready_port
 
 SLOW = ("--token-ms", "20")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.simulated_engine import EngineProcess, engine, eventually, is_alive, launched
 
 from llmux.simulation.engine.text import expected_text
 from llmux.simulation.ledger import Ledger
+from tests.support.simulated_engine import EngineProcess, engine, eventually, is_alive, launched
 
 
 @pytest.fixture

@@ -1,0 +1,415 @@
+"""Engines that break, leases that are taken back, clients that leave."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from llmux.errors import EngineDied, Evicted, QueueTimeout, RequestError, ShuttingDown
+from llmux.runtime.lease import Lease, Outcome, Upstream
+from tests.support.desk import FakeDesk
+from tests.support.gateway import EngineSide, Message, RawClient, get, post, running_gateway
+
+BODY = b'{"model":"m"}'
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+def grant_again(desk: FakeDesk, lease: Lease) -> None:
+    desk.grant(lease.request)
+
+
+def refuse_second(desk: FakeDesk, lease: Lease) -> None:
+    if len(desk.given_back) < 2:
+        desk.grant(lease.request)
+    else:
+        desk.refuse(lease.request, EngineDied("m"))
+
+
+def code(answer: Message) -> str:
+    assert answer.get("x-llmux-error") == b"1"
+    error = json.loads(answer.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return str(error["code"])
+
+
+async def cut_off(client: RawClient) -> bytes:
+    """What still comes before the connection ends, cleanly or not."""
+    try:
+        return await client.rest()
+    except ConnectionError:
+        return b""
+
+
+async def test_engine_that_dies_without_an_answer_gives_the_request_back() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        if len(bench.engine.seen) == 1:
+            engine.reset()
+        else:
+            engine.answer(b"at last")
+
+    async with running_gateway(script) as bench:
+        bench.desk.on_give_back = grant_again
+        assert (await bench.ask(post(BODY))).body == b"at last"
+        assert [request for request, _ in bench.desk.given_back] == [1]
+        assert bench.engine.seen[1].body == BODY
+        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+
+
+@pytest.mark.parametrize(
+    "partial", [b"", b"HTTP/1.1 200 OK\r\nconte", b"HTTP/1.1 100 Continue\r\n\r\n", b"SSH-2.0\r\n\r\n"]
+)
+async def test_engine_that_dies_twice_is_an_error(partial: bytes) -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.send(partial)
+        engine.writer.close()
+
+    async with running_gateway(script) as bench:
+        bench.desk.on_give_back = refuse_second
+        answer = await bench.ask(post(BODY))
+        assert (answer.status, code(answer)) == (502, "engine_died")
+        assert len(bench.engine.seen) == 2
+
+
+async def test_engine_that_cannot_be_reached_gives_the_request_back() -> None:
+    async with running_gateway() as bench:
+        bench.engine.stop()
+        bench.desk.on_give_back = refuse_second
+        answer = await bench.ask(post(BODY))
+        assert answer.status == 502
+        assert "Errno" not in answer.body.decode()
+        assert "Errno" not in str(bench.desk.given_back)
+        assert bench.gateway.statistics.engine_connections_failed == 2
+
+
+async def test_stale_pooled_connection_is_retried_once_without_the_desk() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        if engine.requests == 2:
+            engine.reset()
+        else:
+            engine.answer(request.body)
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        for _ in range(2):
+            client.send(post(BODY))
+            assert (await client.answer()).body == BODY
+        assert len(bench.engine.seen) == 3
+        assert bench.desk.given_back == []
+        assert bench.gateway.statistics.engine_retries == 1
+
+
+async def test_connection_closed_while_idle_is_not_used_again() -> None:
+    async with running_gateway() as bench:
+        await bench.ask(post(BODY))
+        await bench.ask(post(BODY))
+        assert len(bench.engine.connections) == 1
+        bench.engine.connections[0].writer.close()
+        await bench.engine.connections[0].closed.wait()
+        assert (await bench.ask(post(BODY))).body == BODY
+        assert bench.desk.given_back == []
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_stream_that_breaks_ends_with_an_error_event_and_no_clean_end(reset: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.begin_stream()
+        engine.chunk(b"data: 1\n\n")
+        await go_on.wait()
+        if reset:
+            engine.reset()
+        else:
+            engine.writer.close()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        assert await client.chunk() == b"data: 1\n\n"
+        go_on.set()
+        event = (await client.chunk()).strip()
+        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "bad_gateway"
+        assert await client.rest() == b""
+        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+
+
+async def test_stream_that_breaks_inside_a_chunk_gets_no_event() -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.begin_stream()
+        engine.send(b"20\r\ndata: half")
+        await go_on.wait()
+        engine.writer.close()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        await client.reader.readexactly(14)
+        go_on.set()
+        assert await cut_off(client) == b""
+        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+
+
+async def test_other_answer_that_breaks_is_cut_off() -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+        await go_on.wait()
+        engine.writer.close()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        await client.reader.readexactly(4)
+        go_on.set()
+        assert await cut_off(client) == b""
+        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+
+
+@pytest.mark.parametrize("garbage", [b"zz\r\n", b"+5\r\nhello\r\n", b"5\r\nhelloXX", b"0x5\r\nhello\r\n"])
+async def test_bad_chunk_of_an_engine_is_a_broken_answer(garbage: bytes) -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.begin_stream()
+        engine.chunk(b"data: 1\n\n")
+        await go_on.wait()
+        engine.send(garbage)
+        await engine.until_closed()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        assert await client.chunk() == b"data: 1\n\n"
+        go_on.set()
+        assert b"[DONE]" not in await cut_off(client)
+        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+
+
+async def test_server_error_of_a_living_engine_passes_as_it_is() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.answer(b'{"error":"busy"}', status="503 Service Unavailable")
+
+    async with running_gateway(script) as bench:
+        bench.desk.alive = None
+        client = await bench.client()
+        client.send(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.reports) == 1)
+        assert bench.desk.ended == []
+        bench.desk.reports[0](True)
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (503, b'{"error":"busy"}')
+        assert answer.get("x-llmux-error") is None
+        client.send(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.reports) == 2)
+        bench.desk.reports[1](True)
+        assert (await client.answer()).status == 503
+        assert len(bench.engine.connections) == 1
+
+
+async def test_server_error_of_a_dead_engine_gives_the_request_back() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        if len(bench.engine.seen) == 1:
+            engine.answer(b"last words", status="500 Internal Server Error")
+        else:
+            engine.answer(b"at last")
+
+    async with running_gateway(script) as bench:
+        bench.desk.alive = False
+        bench.desk.on_give_back = grant_again
+        assert (await bench.ask(post(BODY))).body == b"at last"
+        assert len(bench.desk.given_back) == 1
+
+
+async def test_late_health_report_is_ignored_after_the_client_left() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.answer(b"last words", status="500 Internal Server Error")
+
+    async with running_gateway(script) as bench:
+        bench.desk.alive = None
+        client = await bench.client()
+        client.send(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.reports) == 1)
+        await client.close()
+        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+        bench.desk.reports[0](False)
+        assert bench.desk.given_back == []
+
+
+async def until_sent(request: Message, engine: EngineSide) -> None:
+    await engine.until_closed()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Evicted("m"), 503), (ShuttingDown(), 503), (QueueTimeout("m", 1.0), 504)]
+)
+async def test_revoked_before_the_answer_is_an_error(error: RequestError, status: int) -> None:
+    async with running_gateway(until_sent) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.leases) == 1)
+        bench.desk.revoke(1, error)
+        answer = await client.answer()
+        assert answer.status == status
+        assert code(answer)
+        assert bench.desk.ended == []
+        client.send(get("/health"))
+        assert (await client.answer()).status == 200
+
+
+async def test_revoked_by_the_engines_death_before_the_answer_is_given_back() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        arrived.set()
+        if len(bench.engine.seen) == 1:
+            await engine.until_closed()
+        else:
+            engine.answer(b"at last")
+
+    arrived = asyncio.Event()
+    async with running_gateway(script) as bench:
+        bench.desk.on_give_back = grant_again
+        client = await bench.client()
+        client.send(post(BODY))
+        await arrived.wait()
+        bench.desk.revoke(1, EngineDied("m"))
+        assert (await client.answer()).body == b"at last"
+
+
+async def test_revoked_in_a_stream_is_an_error_event() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.begin_stream()
+        engine.chunk(b"data: 1\n\n")
+        await engine.until_closed()
+        closed.set()
+
+    closed = asyncio.Event()
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        await client.chunk()
+        bench.desk.revoke(1, Evicted("m"))
+        event = (await client.chunk()).strip()
+        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "evicted"
+        assert await client.rest() == b""
+        async with asyncio.timeout(5):
+            await closed.wait()
+        assert bench.desk.ended == []
+
+
+async def leave(client: RawClient, how: str) -> None:
+    match how:
+        case "reset":
+            client.writer.transport.abort()
+        case "close":
+            client.writer.close()
+        case _:
+            client.writer.write_eof()
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "half-close"])
+async def test_client_that_leaves_while_waiting_is_no_demand(how: str) -> None:
+    async with running_gateway() as bench:
+        client = await bench.client()
+        client.send(post(b'{"model":"cold"}'))
+        await bench.desk.until(lambda: len(bench.desk.waiting) == 1)
+        await leave(client, how)
+        await bench.desk.until(lambda: bench.desk.cancelled == [1])
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "half-close"])
+@pytest.mark.parametrize("begun", [False, True], ids=["before", "within"])
+async def test_client_that_leaves_cancels_the_engines_work(how: str, begun: bool) -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        arrived.set()
+        if begun:
+            engine.begin_stream()
+            engine.chunk(b"data: 1\n\n")
+        await engine.until_closed()
+        cancelled.set()
+
+    arrived, cancelled = asyncio.Event(), asyncio.Event()
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await arrived.wait()
+        if begun:
+            await client.read_head()
+            await client.chunk()
+        await leave(client, how)
+        async with asyncio.timeout(5):
+            await cancelled.wait()
+        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+
+
+async def test_client_that_leaves_after_a_give_back_cancels() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.reset()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.given_back) == 1)
+        await client.close()
+        await bench.desk.until(lambda: bench.desk.cancelled == [1])
+        assert bench.desk.ended == []
+
+
+async def test_idle_connections_can_be_forgotten_before_an_engine_is_frozen() -> None:
+    async with running_gateway() as bench:
+        await bench.ask(post(BODY))
+        await bench.desk.until(lambda: len(bench.desk.ended) == 1)
+        bench.gateway.forget_upstream(Upstream("127.0.0.1", bench.engine.port))
+        await bench.engine.connections[0].closed.wait()
+        assert (await bench.ask(post(BODY))).body == BODY
+        assert len(bench.engine.connections) == 2
+
+
+async def test_slow_client_holds_back_its_engine_and_only_its_own() -> None:
+    sent = 0
+    stalled = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        nonlocal sent
+        if b"quick" in request.body:
+            engine.answer(b"quick")
+            return
+        engine.begin_stream()
+        piece = b"x" * 65536
+        for _ in range(800):
+            engine.chunk(piece)
+            sent += len(piece)
+            try:
+                async with asyncio.timeout(0.5):
+                    await engine.writer.drain()
+            except TimeoutError:
+                stalled.set()
+                await engine.writer.drain()
+        engine.end_stream()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client(buffer_bytes=2**16)
+        client.send(post(BODY))
+        async with asyncio.timeout(20):
+            await stalled.wait()
+        assert sent < 40_000_000
+        assert (await bench.ask(post(b'{"model":"m","quick":1}'))).body == b"quick"
+        await client.read_head()
+        received, end = 0, b""
+        while not end.endswith(b"\r\n0\r\n\r\n"):
+            piece = await client.reader.read(2**18)
+            assert piece
+            received, end = received + len(piece), (end + piece)[-9:]
+        assert received == 800 * (65536 + len(b"10000\r\n\r\n")) + len(b"0\r\n\r\n")
+        assert bench.desk.ended[-1] == (1, Outcome.COMPLETED)
