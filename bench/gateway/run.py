@@ -1,0 +1,239 @@
+"""CPU of llmux's data plane beside nginx: per 1 KB request, and per streamed chunk.
+
+``python bench/gateway/run.py [--rounds N] [--llmux COMMAND]``; README.md says what is measured and how.
+"""
+
+import argparse
+import asyncio
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODELS = 40
+CONNECTIONS = 64
+STREAMS = 200
+SPACING_MS = 20
+CHUNK_BYTES = 250
+PROXY_CPU, OTHER_CPU = "1", "0"
+BARS = {"request": 1.5, "chunk": 1.2}
+
+NGINX = """
+daemon off;
+user root;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  tcp_nodelay on;
+  keepalive_requests 1000000000;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  upstream engine {{
+    server 127.0.0.1:{upstream};
+    keepalive 512;
+    keepalive_requests 1000000000;
+  }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://engine;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+@dataclass(slots=True)
+class Proxy:
+    """A running candidate."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    microseconds: dict[str, list[float]] = field(default_factory=lambda: {"request": [], "chunk": []})
+
+    def cpu_microseconds(self) -> float:
+        """CPU time of all threads of the whole process tree so far."""
+        return sum(map(_own_cpu_microseconds, _tree(self.process.pid)))
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from _tree(int(child))
+
+
+def _own_cpu_microseconds(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
+
+
+def _pinned(cpu: str, command: Sequence[str]) -> list[str]:
+    return ["taskset", "-c", cpu, *command]
+
+
+@contextmanager
+def _running(command: Sequence[str], cpu: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(_pinned(cpu, command), stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _ask(port: int, model: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"model":"%b"}' % model.encode()
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n")
+    writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    answer = b""
+    try:
+        async with asyncio.timeout(10):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            answer = await reader.readexactly(2048)
+    finally:
+        writer.close()
+    return answer
+
+
+def _check(proxy: Proxy, upstream_port: int) -> None:
+    """Wait until it serves, and see that every model's answer is the upstream's."""
+    expected = asyncio.run(_ask(upstream_port, "any"))
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            asyncio.run(_ask(proxy.port, "model-00"))
+            break
+        except (OSError, asyncio.IncompleteReadError, AssertionError):
+            if time.monotonic() > deadline or proxy.process.poll() is not None:
+                raise SystemExit(f"{proxy.name} does not answer on port {proxy.port}") from None
+            time.sleep(0.1)
+    for number in range(MODELS):
+        if asyncio.run(_ask(proxy.port, f"model-{number:02d}")) != expected:
+            raise SystemExit(f"{proxy.name} changes the answer")
+
+
+def _requests(port: int, seconds: float) -> tuple[int, int]:
+    """Requests answered and errors."""
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(HERE / "post.lua")]
+    command += [f"http://127.0.0.1:{port}", "--", str(MODELS)]
+    output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
+    result = next(line for line in output.splitlines() if line.startswith("RESULT"))
+    answered, errors = map(int, result.split()[1:])
+    return answered, errors
+
+
+def _streams(program: Path, port: int, chunks: int) -> tuple[int, int]:
+    """Chunks received and errors."""
+    command = [str(program), *map(str, (port, STREAMS, chunks, MODELS, SPACING_MS))]
+    output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
+    received, errors = map(int, output.split())
+    return received, errors
+
+
+def _measure(proxy: Proxy, kind: str, streams: Path, seconds: float) -> None:
+    before = proxy.cpu_microseconds()
+    if kind == "request":
+        count, errors = _requests(proxy.port, seconds)
+    else:
+        count, errors = _streams(streams, proxy.port, round(seconds * 1000 / SPACING_MS))
+    used = proxy.cpu_microseconds() - before
+    if errors or not count:
+        raise SystemExit(f"{proxy.name}, {kind}: {errors} errors in {count}: the benchmark has failed")
+    proxy.microseconds[kind].append(used / count)
+
+
+def _compile(folder: Path, name: str) -> Path:
+    program = folder / name
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(HERE / f"{name}.c")], check=True)
+    return program
+
+
+def _report(nginx: Proxy, llmux: Proxy) -> bool:
+    print(f"{'':8} {'nginx':>18} {'llmux':>18} {'llmux/nginx':>22}   bar")
+    passed = True
+    for kind, bar in BARS.items():
+        ours, theirs = llmux.microseconds[kind], nginx.microseconds[kind]
+        ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+        ratio = statistics.median(ratios)
+        passed = passed and ratio <= bar
+        print(
+            f"{kind:8} {statistics.median(theirs):15.1f} us {statistics.median(ours):15.1f} us "
+            f"{ratio:7.2f} [{min(ratios):.2f}..{max(ratios):.2f}]   {bar} {'ok' if ratio <= bar else 'MISSED'}"
+        )
+    return passed
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--only", choices=list(BARS), action="append", help="measure only this")
+    parser.add_argument("--ports", type=int, default=18600, help="the first of three free ports")
+    parser.add_argument(
+        "--llmux",
+        default=f"{sys.executable} {HERE / 'fake_server.py'} {{port}} {{upstream}} {MODELS}",
+        help="the command that serves model-00 to model-39; {port} and {upstream} are replaced by port numbers",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = _arguments()
+    for program in ("gcc", "wrk", "nginx", "taskset"):
+        if shutil.which(program) is None and not Path(f"/usr/sbin/{program}").exists():
+            raise SystemExit(f"{program} is not installed")
+    upstream, nginx_port, llmux_port = range(arguments.ports, arguments.ports + 3)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmux-bench-")))
+        streams = _compile(folder, "streams")
+        chunks = round(arguments.seconds * 1000 / SPACING_MS)
+        engine = [str(_compile(folder, "upstream")), *map(str, (upstream, SPACING_MS, chunks, CHUNK_BYTES))]
+        stack.enter_context(_running(engine, OTHER_CPU))
+        (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=nginx_port, upstream=upstream))
+        nginx_program = shutil.which("nginx") or "/usr/sbin/nginx"
+        nginx_command = [nginx_program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        nginx = Proxy("nginx", stack.enter_context(_running(nginx_command, PROXY_CPU)), nginx_port)
+        llmux_command = shlex.split(arguments.llmux.format(port=llmux_port, upstream=upstream))
+        llmux = Proxy("llmux", stack.enter_context(_running(llmux_command, PROXY_CPU)), llmux_port)
+        for proxy in (nginx, llmux):
+            _check(proxy, upstream)
+        for kind in list(BARS):
+            if arguments.only and kind not in arguments.only:
+                del BARS[kind]
+        for kind in BARS:
+            for proxy in (nginx, llmux):
+                _measure(proxy, kind, streams, arguments.seconds)
+                proxy.microseconds[kind].clear()
+            for _ in range(arguments.rounds):
+                for proxy in (nginx, llmux):
+                    _measure(proxy, kind, streams, arguments.seconds)
+        return 0 if _report(nginx, llmux) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
