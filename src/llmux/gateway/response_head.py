@@ -9,7 +9,8 @@ from llmux.gateway.chunks import FramingError
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _UNCOMMON = re.compile(
-    rb"\r\n(?=[ckptux \t])(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])| :"
+    rb"\r\n(?=[ckptux \t])"
+    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])| :"
 )
 """Fields that are not just passed on, and signs of malformed ones."""
 _COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
