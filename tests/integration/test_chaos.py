@@ -96,7 +96,7 @@ async def test_every_answer_is_right_or_says_what_went_wrong(tmp_path: Path, see
 
         assert results["right"] >= 50, results
         assert set(results) <= {"right", *OUR_CODES, "engine's own error"}, results
-        assert chaos.done.total() >= 10, chaos.done
+        assert chaos.done.total() >= 3, chaos.done
         for model in MODELS:
             await eventually(lambda model=model: serves(bench, model), f"{model} is served again", 40.0)
         models = (await bench.status())["models"].values()
