@@ -30,8 +30,8 @@ schema reference: $(VENV)/.installed ## write the committed JSON schema and the 
 	$(BIN)/python -c "from pathlib import Path; from llmux.config import reference; reference.update(Path('docs/configuration.md'))"
 
 bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, wrk and gcc
-	$(BIN)/python bench/gateway/run.py
-	$(BIN)/python bench/switch/run.py
+	$(BIN)/python bench/gateway/run.py --check
+	$(BIN)/python bench/switch/run.py --check
 
 ifdef UV
 $(VENV)/bin/python:

@@ -1,11 +1,11 @@
 """CPU of llmux's data plane beside nginx: per 1 KB request, and per streamed chunk.
 
-``python bench/gateway/run.py [--rounds N] [--llmux COMMAND]``; README.md says what is measured and how.
+``python bench/gateway/run.py [--rounds N] [--check]``; README.md says what is measured and how.
 """
 
 import argparse
 import asyncio
-import shlex
+import json
 import shutil
 import statistics
 import subprocess
@@ -23,6 +23,7 @@ CONNECTIONS = 64
 STREAMS = 200
 SPACING_MS = 20
 CHUNK_BYTES = 250
+ENGINE = "upstream"
 PROXY_CPU, OTHER_CPU = "1", "0"
 BARS = {"request": 1.5, "chunk": 1.2}
 
@@ -70,11 +71,13 @@ class Proxy:
     microseconds: dict[str, list[float]] = field(default_factory=lambda: {"request": [], "chunk": []})
 
     def cpu_microseconds(self) -> float:
-        """CPU time of all threads of the whole process tree so far."""
+        """CPU time of all threads of the whole process tree so far, but for the engine that llmux has started."""
         return sum(map(_own_cpu_microseconds, _tree(self.process.pid)))
 
 
 def _tree(pid: int) -> Iterator[int]:
+    if Path(f"/proc/{pid}/comm").read_text().strip() == ENGINE:
+        return
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -121,8 +124,7 @@ async def _ask(port: int, model: str) -> bytes:
 
 
 def _check(proxy: Proxy, upstream_port: int) -> None:
-    """Wait until it serves, and see that every model's answer is the upstream's."""
-    expected = asyncio.run(_ask(upstream_port, "any"))
+    """Wait until it serves, and see that its answer is the engine's."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -132,15 +134,14 @@ def _check(proxy: Proxy, upstream_port: int) -> None:
             if time.monotonic() > deadline or proxy.process.poll() is not None:
                 raise SystemExit(f"{proxy.name} does not answer on port {proxy.port}") from None
             time.sleep(0.1)
-    for number in range(MODELS):
-        if asyncio.run(_ask(proxy.port, f"model-{number:02d}")) != expected:
-            raise SystemExit(f"{proxy.name} changes the answer")
+    if asyncio.run(_ask(proxy.port, "model-00")) != asyncio.run(_ask(upstream_port, "any")):
+        raise SystemExit(f"{proxy.name} changes the answer")
 
 
 def _requests(port: int, seconds: float) -> tuple[int, int]:
     """Requests answered and errors."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(HERE / "post.lua")]
-    command += [f"http://127.0.0.1:{port}", "--", str(MODELS)]
+    command += [f"http://127.0.0.1:{port}", "--", "1"]
     output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
     result = next(line for line in output.splitlines() if line.startswith("RESULT"))
     answered, errors = map(int, result.split()[1:])
@@ -149,7 +150,7 @@ def _requests(port: int, seconds: float) -> tuple[int, int]:
 
 def _streams(program: Path, port: int, chunks: int) -> tuple[int, int]:
     """Chunks received and errors."""
-    command = [str(program), *map(str, (port, STREAMS, chunks, MODELS, SPACING_MS))]
+    command = [str(program), *map(str, (port, STREAMS, chunks, 1, SPACING_MS))]
     output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
     received, errors = map(int, output.split())
     return received, errors
@@ -173,6 +174,18 @@ def _compile(folder: Path, name: str) -> Path:
     return program
 
 
+def _write_config(folder: Path, engine: Path, port: int, engine_port: int, chunks: int) -> Path:
+    """A configuration of 40 models with metrics on; the engine of the one that is asked for runs beside the clients."""
+    program = folder / "engine"
+    program.write_text(f'#!/bin/sh\nexec taskset -c {OTHER_CPU} {engine} "$@"\n')
+    program.chmod(0o755)
+    models: dict[str, dict[str, object]] = {f"model-{number:02d}": {"model_path": "m"} for number in range(MODELS)}
+    models["model-00"] |= {"port": engine_port, "env": {"BENCH_STREAM": f"{SPACING_MS} {chunks} {CHUNK_BYTES}"}}
+    config = folder / "config.json"
+    config.write_text(json.dumps({"vllm_command": str(program), "port": port, "metrics_port": 0, "models": models}))
+    return config
+
+
 def _report(nginx: Proxy, llmux: Proxy) -> bool:
     print(f"{'':8} {'nginx':>18} {'llmux':>18} {'llmux/nginx':>22}   bar")
     passed = True
@@ -192,13 +205,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a bar is missed")
     parser.add_argument("--only", choices=list(BARS), action="append", help="measure only this")
     parser.add_argument("--ports", type=int, default=18600, help="the first of three free ports")
-    parser.add_argument(
-        "--llmux",
-        default=f"{sys.executable} {HERE / 'fake_server.py'} {{port}} {{upstream}} {MODELS}",
-        help="the command that serves model-00 to model-39; {port} and {upstream} are replaced by port numbers",
-    )
     return parser.parse_args()
 
 
@@ -212,15 +221,15 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmux-bench-")))
         streams = _compile(folder, "streams")
         chunks = round(arguments.seconds * 1000 / SPACING_MS)
-        engine = [str(_compile(folder, "upstream")), *map(str, (upstream, SPACING_MS, chunks, CHUNK_BYTES))]
-        stack.enter_context(_running(engine, OTHER_CPU))
+        config = _write_config(folder, _compile(folder, ENGINE), llmux_port, upstream, chunks)
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=nginx_port, upstream=upstream))
         nginx_program = shutil.which("nginx") or "/usr/sbin/nginx"
         nginx_command = [nginx_program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
         nginx = Proxy("nginx", stack.enter_context(_running(nginx_command, PROXY_CPU)), nginx_port)
-        llmux_command = shlex.split(arguments.llmux.format(port=llmux_port, upstream=upstream))
+        llmux_command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
         llmux = Proxy("llmux", stack.enter_context(_running(llmux_command, PROXY_CPU)), llmux_port)
-        for proxy in (nginx, llmux):
+        # llmux first: its first request starts the engine that both are measured with.
+        for proxy in (llmux, nginx):
             _check(proxy, upstream)
         for kind in list(BARS):
             if arguments.only and kind not in arguments.only:
@@ -232,7 +241,8 @@ def main() -> int:
             for _ in range(arguments.rounds):
                 for proxy in (nginx, llmux):
                     _measure(proxy, kind, streams, arguments.seconds)
-        return 0 if _report(nginx, llmux) else 1
+        passed = _report(nginx, llmux)
+        return int(arguments.check and not passed)
 
 
 if __name__ == "__main__":

@@ -128,10 +128,14 @@ static void accept_all(int listener, int poll) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 5) return 2;
-    int port = atoi(arguments[1]), bytes = atoi(arguments[4]), one = 1;
-    spacing = atoi(arguments[2]) * 1000000LL;
-    chunks = atoi(arguments[3]) + 1;
+    int port = 0, one = 1;
+    for (int index = 1; index + 1 < count; index++)
+        if (!strcmp(arguments[index], "--port")) port = atoi(arguments[index + 1]);
+    const char *shape = getenv("BENCH_STREAM");
+    int spacing_ms, events_wanted, bytes;
+    if (!port || !shape || sscanf(shape, "%d %d %d", &spacing_ms, &events_wanted, &bytes) != 3) return 2;
+    spacing = spacing_ms * 1000000LL;
+    chunks = events_wanted + 1;
     char text[4096];
     memset(text, 'x', sizeof text);
     plain_length = sprintf(plain,
