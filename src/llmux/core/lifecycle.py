@@ -54,7 +54,7 @@ def begin_wake(world: World, model: Model, now: Seconds) -> None:
     """Have a model brought onto the GPU; its memory is held from now on."""
     asleep = model.state.eviction if isinstance(model.state, Asleep) else None
     if asleep is None:
-        model.generation += 1
+        model.begin_generation()
     world.set_state(model, Waking(now, asleep), now)
     world.emit(Wake(model.instance, asleep))
 

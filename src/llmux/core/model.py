@@ -40,6 +40,7 @@ class Model:
         "generation",
         "idle_since",
         "in_flight",
+        "instance",
         "last_turn_end",
         "made_room",
         "spec",
@@ -52,6 +53,8 @@ class Model:
         self.spec = spec
         self.state: State = Cold()
         self.generation = 0
+        self.instance = InstanceId(spec.name, 0)
+        """The model's present engine, or its last one."""
         self.waiting: OrderedDict[int, Waiting] = OrderedDict()
         self.in_flight: set[int] = set()
         self.eviction_override: Eviction | None = None
@@ -66,10 +69,10 @@ class Model:
         """The name clients ask for."""
         return self.spec.name
 
-    @property
-    def instance(self) -> InstanceId:
-        """The model's present engine, or its last one."""
-        return InstanceId(self.spec.name, self.generation)
+    def begin_generation(self) -> None:
+        """A new engine: what is still heard of the last one is not about it."""
+        self.generation += 1
+        self.instance = InstanceId(self.spec.name, self.generation)
 
     @property
     def eviction(self) -> Eviction:

@@ -10,9 +10,9 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _UNCOMMON = re.compile(
     rb"\r\n(?=[ckptux \t])"
-    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])| :"
+    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])"
 )
-"""Fields that are not just passed on, and signs of malformed ones."""
+"""Fields that are not just passed on, and folded ones."""
 _COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
 _LENGTH_FIELD = b"\r\ncontent-length:"
 _MAX_LENGTH_DIGITS = 18
@@ -47,7 +47,7 @@ class ResponseHead:
         line_end = head.find(b"\r\n") + 2
         status = _COMMON_STATUSES.get(head[:13])
         lower = head.lower()
-        if status is not None and not to_head_request and _UNCOMMON.search(lower) is None:
+        if status is not None and not to_head_request and b" :" not in lower and not _UNCOMMON.search(lower):
             at = lower.find(_LENGTH_FIELD)
             value = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
             if at >= 0 and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lower.rfind(_LENGTH_FIELD) == at:

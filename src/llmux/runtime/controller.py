@@ -98,6 +98,8 @@ class Controller:
         self._spawn = spawn
         self._observer = observer
         self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        """The scheduler's clock."""
         self._instances: Mapping[str, ManagedInstance] = {}
         self._requests: Requests | None = None
         self._events: deque[Event] = deque()
@@ -112,10 +114,6 @@ class Controller:
         """Complete the circle: the engines and the desk know the controller, and it knows them."""
         self._instances = instances
         self._requests = requests
-
-    def now(self) -> float:
-        """The scheduler's clock."""
-        return self._loop.time()
 
     def feed(self, event: Event) -> None:
         """Let the scheduler handle an event and perform what follows from it."""
