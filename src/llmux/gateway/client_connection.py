@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, cast
 
 from llmux.errors import (
@@ -23,10 +22,12 @@ from llmux.gateway.answers import CONTINUE, error_answer, local_answer
 from llmux.gateway.api_keys import is_authorized
 from llmux.gateway.body_reader import BodyReader
 from llmux.gateway.chunks import FramingError
+from llmux.gateway.client_phase import ANSWERING, BODY, HEAD, LINGERING, OVER, ClientPhase
 from llmux.gateway.dispatch import answer_locally, find_model
 from llmux.gateway.errors import shape_of
 from llmux.gateway.exchange import Exchange
 from llmux.gateway.handover import hand_over
+from llmux.gateway.partial_head import PartialHead
 from llmux.gateway.request_head import RequestHead
 from llmux.gateway.routing import Destination, Route
 
@@ -36,23 +37,6 @@ if TYPE_CHECKING:
 _WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
 _NEVER = math.inf
-
-
-class _Phase(Enum):
-    HEAD = auto()
-    BODY = auto()
-    ANSWERING = auto()
-    LINGERING = auto()
-    """Refused in the middle of a request: the rest of it is read and thrown away."""
-    OVER = auto()
-
-
-# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
-_HEAD: Final = _Phase.HEAD
-_BODY: Final = _Phase.BODY
-_ANSWERING: Final = _Phase.ANSWERING
-_LINGERING: Final = _Phase.LINGERING
-_OVER: Final = _Phase.OVER
 _TO_ENGINE: Final = Destination.ENGINE
 
 
@@ -87,7 +71,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, state: "GatewayState") -> None:
         self._state = state
         self.head = RequestHead()
-        self._phase: _Phase = _HEAD
+        self._phase: ClientPhase = HEAD
         self._transport: asyncio.Transport | None = None
         self.write: Callable[[bytes], None] = _nowhere
         """The transport's own ``write``."""
@@ -95,7 +79,7 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
         """When (monotonic time) the present phase has lasted too long."""
-        self._partial_head = bytearray()
+        self._partial_head = PartialHead()
         self._body: BodyReader | None = None
         self._pending = bytearray()
         self._advancing = False
@@ -126,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        repeated = self._repeatable and self._phase is _HEAD and not self._partial_head and self._take_repeated(data)
+        repeated = self._repeatable and self._phase is HEAD and not self._partial_head and self._take_repeated(data)
         if not repeated:
             self._advance(data)
 
@@ -138,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
-        self._phase = _OVER
+        self._phase = OVER
         self.write = _nowhere
         self._state.forget(self)
         self.head.release()
@@ -151,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_full = False
-        if self._phase is _ANSWERING:
+        if self._phase is ANSWERING:
             self.deadline = _NEVER
         if self._exchange is not None:
             self._exchange.client_has_room()
@@ -187,23 +171,23 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; an exchange ends as if the client had left."""
         self._leave()
-        self._phase = _OVER
+        self._phase = OVER
         if self._transport is not None:
             self._transport.abort()
 
     def close_if_idle(self) -> None:
         """Close unless a request has begun."""
-        if self._phase is _HEAD and not self._partial_head:
+        if self._phase is HEAD and not self._partial_head:
             self._close()
 
     def time_out(self) -> None:
         """The deadline has passed."""
         options, phase = self._state.options, self._phase
-        if phase is _HEAD and self._partial_head:
+        if phase is HEAD and self._partial_head:
             self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
-        elif phase is _HEAD:
+        elif phase is HEAD:
             self._close()
-        elif phase is _BODY:
+        elif phase is BODY:
             self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
         else:
             self.abort()
@@ -214,12 +198,12 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = True
         while data:
             phase = self._phase
-            if phase is _HEAD:
+            if phase is HEAD:
                 data = self._take_head(data)
-            elif phase is _BODY:
+            elif phase is BODY:
                 data = self._take_body(data)
             else:
-                if phase is _ANSWERING:
+                if phase is ANSWERING:
                     self._keep_for_later(data)
                 break
         self._advancing = False
@@ -239,18 +223,17 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _take_head(self, data: bytes) -> bytes:
-        limit = self._state.options.max_head_bytes
-        if self._partial_head or data.startswith(b"\r"):
-            data = self._join_head(data)
+        limit, partial = self._state.options.max_head_bytes, self._partial_head
+        if partial or data.startswith(b"\r") or b"\r\n\r\n" not in data:
+            begins = not partial
+            data = partial.join(data, limit)
             if not data:
+                if begins and partial:
+                    self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
                 return b""
         end = data.find(b"\r\n\r\n")
-        if end < 0 or end > limit:
-            if len(data) > limit:
-                self._refuse_and_close(HeadTooLarge(limit))
-                return b""
-            self._partial_head += data
-            self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
+        if not 0 <= end <= limit:
+            self._refuse_and_close(HeadTooLarge(limit))
             return b""
         head, rest = data[: end + 4], data[end + 4 :]
         self._repeatable = False
@@ -269,23 +252,6 @@ class ClientConnection(asyncio.Protocol):
                 return rest
         return b""
 
-    def _join_head(self, data: bytes) -> bytes:
-        """Add to a head that came in pieces; returns nothing while it is incomplete."""
-        partial = self._partial_head
-        searched = max(0, len(partial) - 3)
-        begins = not partial
-        partial += data
-        while partial.startswith(b"\r\n"):
-            del partial[:2]
-            searched = 0
-        if partial.find(b"\r\n\r\n", searched) < 0 and len(partial) <= self._state.options.max_head_bytes:
-            if begins and partial:
-                self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
-            return b""
-        data = bytes(partial)
-        partial.clear()
-        return data
-
     def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
         """Decide by the head what becomes of the request; raises RequestError."""
         state, head = self._state, self.head
@@ -301,7 +267,7 @@ class ClientConnection(asyncio.Protocol):
             self._take_request(b"")
             return rest
         self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
-        self._phase = _BODY
+        self._phase = BODY
         if head.expects_continue and not rest and not head.http10:
             self.write(CONTINUE)
         self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
@@ -338,7 +304,7 @@ class ClientConnection(asyncio.Protocol):
         state, head, route = self._state, self.head, self._route
         assert route is not None
         head.finish(body)
-        self._phase = _ANSWERING
+        self._phase = ANSWERING
         self.deadline = _NEVER
         try:
             if route.destination is not _TO_ENGINE:
@@ -374,14 +340,14 @@ class ClientConnection(asyncio.Protocol):
         """Refuse a request in the middle, and see that the client can read why before the connection is gone."""
         transport = self._transport
         assert transport is not None
-        if self._phase is _HEAD:
+        if self._phase is HEAD:
             self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
         self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
         self._partial_head.clear()
         self._body = None
-        self._phase = _LINGERING
+        self._phase = LINGERING
         self.deadline = time.monotonic() + self._state.options.linger_seconds
         if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
@@ -397,7 +363,7 @@ class ClientConnection(asyncio.Protocol):
         if factory is None:
             raise UnknownPath(self.head.path.decode("latin-1"))
         assert self._transport is not None
-        self._phase = _OVER
+        self._phase = OVER
         self.deadline = _NEVER
         self.write = _nowhere
         self._state.forget(self)
@@ -411,7 +377,7 @@ class ClientConnection(asyncio.Protocol):
         return self.head.keep_alive and not self._state.stopping
 
     def _await_next_request(self) -> None:
-        self._phase = _HEAD
+        self._phase = HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
         if self._reading_paused and self._transport is not None:
             self._reading_paused = False
@@ -423,7 +389,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
-        self._phase = _OVER
+        self._phase = OVER
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()
