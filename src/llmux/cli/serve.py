@@ -1,6 +1,7 @@
 """``llmux serve``: run the gateway."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -12,6 +13,7 @@ from llmux.config.load import load
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, LlmuxError
 from llmux.observability.logging import configure_logging
+from llmux.runtime.app import SIGNALS
 from llmux.runtime.app import serve as serve_forever
 
 EXIT_INTERNAL_ERROR = 70
@@ -58,7 +60,7 @@ def run_server(main: Coroutine[Any, Any, None]) -> None:
     """Run a server to its end on the best event loop there is, and turn its errors into exit codes."""
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(main)
+            runner.run(_deaf_afterwards(main))
     except LlmuxError as error:
         _explain(error)
         raise typer.Exit(1) from None
@@ -70,6 +72,15 @@ def run_server(main: Coroutine[Any, Any, None]) -> None:
             raise typer.Exit(1) from None
         sys.excepthook(type(group), group, group.__traceback__)
         raise typer.Exit(EXIT_INTERNAL_ERROR) from None
+
+
+async def _deaf_afterwards(main: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; signals that come between it and the process's exit have nothing left to stop."""
+    try:
+        await main
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _explain(error: BaseException) -> None:

@@ -121,19 +121,18 @@ async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None
     problems = unsupported(settings)
     if problems:
         raise ConfigError(problems)
+    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
+        # Undone last: a signal that comes while everything is being closed must not kill what is about to end well.
+        for number in SIGNALS:
+            stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         server = Server(settings, tasks.create_task)
         stack.push_async_callback(server.close)
-        loop = asyncio.get_running_loop()
         stopper = _Stopper(server)
         for number in SIGNALS:
             loop.add_signal_handler(number, stopper.signalled, number)
-        try:
-            await _run(server, stopper, on_ready)
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+        await _run(server, stopper, on_ready)
 
 
 async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server], None] | None) -> None:
