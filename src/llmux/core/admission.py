@@ -50,7 +50,7 @@ def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
     model = world.models[event.model]
     finish(model, event.request, False, now)
     refusal = _standing_refusal(world, model, now)
-    if event.attempts >= world.limits.attempts_max:
+    if event.attempts >= world.limits.attempts_max or not event.may_wake:
         refusal = EngineDied(model.name, event.reason)
     if refusal is not None:
         world.emit(Reject(event.request, refusal))

@@ -37,7 +37,10 @@ class RequestDone:
 
 @dataclass(frozen=True, slots=True)
 class RequestReturned:
-    """An admitted request lost its engine before any of its answer was sent on; it wants another try."""
+    """An admitted request lost its engine before any of its answer was sent on; it wants another try.
+
+    ``may_wake`` false: it gets none, since it could mean a start.
+    """
 
     request: int
     model: str
@@ -45,6 +48,7 @@ class RequestReturned:
     attempts: int
     size_bytes: int
     reason: str
+    may_wake: bool = True
 
 
 @dataclass(frozen=True, slots=True)

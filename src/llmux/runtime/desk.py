@@ -25,7 +25,7 @@ SECOND_LOOK_SECONDS = 0.15
 class _Pending:
     """A request that waits for its first or its next lease."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "model", "queued_at", "size_bytes")
+    __slots__ = ("arrived_at", "attempts", "holder", "may_wake", "model", "queued_at", "size_bytes")
 
     def __init__(self, holder: LeaseHolder, model: str, arrived_at: float, size_bytes: int, attempts: int = 0) -> None:
         self.holder = holder
@@ -34,18 +34,20 @@ class _Pending:
         self.queued_at = arrived_at
         self.size_bytes = size_bytes
         self.attempts = attempts
+        self.may_wake = True
 
 
 class _DeskLease(Lease):
     """A lease with what the desk must remember of its request."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "instance", "size_bytes")
+    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "size_bytes")
 
     holder: LeaseHolder
     instance: InstanceId
     arrived_at: float
     attempts: int
     size_bytes: int
+    may_wake: bool
 
 
 class Desk:
@@ -89,11 +91,13 @@ class Desk:
             lease.arrived_at = now
             lease.attempts = 1
             lease.size_bytes = size_bytes
+            lease.may_wake = may_wake
             self._leases[request] = lease
             self._metrics.admitted_at_once(model)
             holder.lease_granted(lease)
         else:
-            self._pending[request] = _Pending(holder, model, now, size_bytes)
+            pending = self._pending[request] = _Pending(holder, model, now, size_bytes)
+            pending.may_wake = may_wake
             self._controller.feed(RequestArrived(request, model, size_bytes, may_wake))
         return request
 
@@ -141,6 +145,7 @@ class Desk:
         lease.arrived_at = pending.arrived_at
         lease.attempts = pending.attempts + 1
         lease.size_bytes = pending.size_bytes
+        lease.may_wake = pending.may_wake
         self._leases[request] = lease
         self._metrics.admitted(pending.model, waited)
         pending.holder.lease_granted(lease)
@@ -166,7 +171,15 @@ class Desk:
             self._controller.feed(RequestDone(lease.request, lease.model, completed=False))
             return
         self._controller.feed(
-            RequestReturned(lease.request, lease.model, lease.arrived_at, lease.attempts, lease.size_bytes, reason)
+            RequestReturned(
+                lease.request,
+                lease.model,
+                lease.arrived_at,
+                lease.attempts,
+                lease.size_bytes,
+                reason,
+                lease.may_wake,
+            )
         )
 
     async def _confirm(self, lease: _DeskLease, report: Callable[[bool], None]) -> None:

@@ -123,3 +123,18 @@ async def test_waiting_has_an_end() -> None:
         await holder.wait("refused")
         assert isinstance(holder.error, QueueTimeout)
         assert holder.error.waited_seconds >= 0.02
+
+
+async def test_a_get_whose_engine_died_does_not_start_it_again() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        _, lease = await granted(runtime, "a")
+        runtime.desk.end(lease, Outcome.COMPLETED)
+        holder = Holder()
+        runtime.desk.acquire("a", holder, size_bytes=0, may_wake=False)
+        runtime.engines["a"].health = Health.DEAD
+        runtime.controller.engine_exited("a", "exit code 1")
+        assert holder.lease is not None
+        runtime.desk.give_back(holder.lease, "its connection broke")
+        await holder.wait("granted", "revoked", "refused")
+        assert isinstance(holder.error, EngineDied)
+        assert runtime.engines["a"].calls.count("wake") == 1
