@@ -78,6 +78,22 @@ async def test_a_second_sigterm_hurries(tmp_path: Path) -> None:
         assert await bench.server.terminate() == 0
 
 
+async def test_signals_that_keep_coming_do_not_cut_the_end_short(tmp_path: Path) -> None:
+    async with serving(THREE, tmp_path) as bench:
+        await bench.expect("a")
+        family = bench.server.descendants()
+        process = bench.server.process
+
+        async def ended() -> bool:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            return process.returncode is not None
+
+        await eventually(ended, "the end")
+        assert process.returncode == 0
+        await everybody_gone(family)
+
+
 async def test_sigint_is_the_same(tmp_path: Path) -> None:
     async with serving({"a": OFFLOAD}, tmp_path) as bench:
         await bench.expect("a")

@@ -20,6 +20,7 @@ from llmux.errors import (
 )
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer
 from llmux.gateway.api_keys import is_authorized
+from llmux.gateway.backlog import Backlog
 from llmux.gateway.body_reader import BodyReader
 from llmux.gateway.chunks import FramingError
 from llmux.gateway.client_phase import ANSWERING, BODY, HEAD, LINGERING, OVER, ClientPhase
@@ -49,12 +50,11 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_advancing",
+        "_backlog",
         "_body",
         "_exchange",
         "_partial_head",
-        "_pending",
         "_phase",
-        "_reading_paused",
         "_repeatable",
         "_route",
         "_state",
@@ -81,9 +81,8 @@ class ClientConnection(asyncio.Protocol):
         """When (monotonic time) the present phase has lasted too long."""
         self._partial_head = PartialHead()
         self._body: BodyReader | None = None
-        self._pending = bytearray()
+        self._backlog = Backlog(state.options.max_pipelined_bytes)
         self._advancing = False
-        self._reading_paused = False
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._repeatable = False
@@ -135,10 +134,11 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_full = False
-        if self._phase is ANSWERING:
-            self.deadline = _NEVER
         if self._exchange is not None:
+            self.deadline = _NEVER
             self._exchange.client_has_room()
+        elif self._phase is ANSWERING:
+            self._await_next_request()
 
     # Called by the exchange.
 
@@ -204,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
                 data = self._take_body(data)
             else:
                 if phase is ANSWERING:
-                    self._keep_for_later(data)
+                    self._backlog.keep(data, self._transport)
                 break
         self._advancing = False
 
@@ -291,12 +291,6 @@ class ClientConnection(asyncio.Protocol):
         self._take_request(reader.body)
         return data[end:]
 
-    def _keep_for_later(self, data: bytes) -> None:
-        self._pending += data
-        if len(self._pending) > self._state.options.max_pipelined_bytes and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
     # Answering.
 
     def _take_request(self, body: bytes) -> None:
@@ -377,14 +371,14 @@ class ClientConnection(asyncio.Protocol):
         return self.head.keep_alive and not self._state.stopping
 
     def _await_next_request(self) -> None:
+        if self.is_full:
+            # Until it has read its answers, a client gets no more of them: they would pile up here.
+            self._phase = ANSWERING
+            self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
+            return
         self._phase = HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
-        if self._reading_paused and self._transport is not None:
-            self._reading_paused = False
-            self._transport.resume_reading()
-        if self._pending and not self._advancing:
-            data = bytes(self._pending)
-            self._pending.clear()
+        if not self._advancing and (data := self._backlog.take(self._transport)):
             self._advance(data)
 
     def _close(self) -> None:
