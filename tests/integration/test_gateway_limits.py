@@ -286,6 +286,22 @@ async def test_pipelining_is_bounded() -> None:
             assert (await client.answer()).body == b'{"status":"ok"}'
 
 
+async def test_answers_do_not_pile_up_for_a_client_that_does_not_read() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.answer(b"x" * 100_000)
+
+    options = GatewayOptions(client_stall_timeout_seconds=0.3)
+    async with running_gateway(script, options=options) as bench:
+        client = await bench.client(buffer_bytes=2**10)
+        client.send(post(BODY) * 1000)
+        await bench.desk.until(lambda: len(bench.desk.ended) > 0)
+        async with asyncio.timeout(10):
+            while bench.gateway.connection_count:
+                await asyncio.sleep(0.01)
+        assert 0 < len(bench.desk.ended) < 200
+        assert not bench.desk.leases
+
+
 async def test_stopping_closes_idle_connections_and_lets_answers_end() -> None:
     go_on = asyncio.Event()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import resource
 import shutil
 import socket
 import tempfile
@@ -17,6 +18,10 @@ HIGHEST_PORT = 65_535
 USUAL_EPHEMERAL_PORTS = (32_768, 60_999)
 EPHEMERAL_PORTS_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 FEWEST_PORTS = 1_000
+
+FILES_MAX = 65_536
+FILES_FOR_THE_REST = 512
+FEWEST_CONNECTIONS = 64
 
 NAME_CHARACTERS = 24
 SOCKET_PATH_BYTES = 107
@@ -115,3 +120,14 @@ def encode_name(model: str) -> str:
     if "%" in start[-2:]:
         start = start[: start.rindex("%")]
     return f"{start}~{digest}"
+
+
+def connections_that_fit() -> int:
+    """Raise this process's limit of open files as far as it goes, and say how many clients fit below it.
+
+    Each may need a connection to an engine as well; some files are left for everything else.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(FEWEST_CONNECTIONS, (files - FILES_FOR_THE_REST) // 2)

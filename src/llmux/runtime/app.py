@@ -19,6 +19,7 @@ from llmux.engines.control_calls import EngineEndpoints
 from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
+from llmux.hosts.local import connections_that_fit
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.build import build_scheduler, engine_specs
@@ -114,6 +115,7 @@ class Server:
             control_protocol_factory=self._control.protocol_factory,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             max_body_bytes=self.settings.max_body_bytes,
+            max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
         )
 

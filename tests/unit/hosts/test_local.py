@@ -1,5 +1,6 @@
 """Ports and directories of this machine."""
 
+import resource
 import socket
 from pathlib import Path
 
@@ -104,3 +105,16 @@ def test_parent_is_used_where_it_is_short_enough(monkeypatch: pytest.MonkeyPatch
     directory = create_temporary_directory("model", parent)
     assert directory.parent == parent
     remove_temporary_directory(parent)
+
+
+def test_the_limit_of_open_files_is_raised_and_clients_fit_below_it() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        clients = local.connections_that_fit()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == min(before[1], local.FILES_MAX)
+        assert hard == before[1]
+        assert 2 * clients < soft
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
