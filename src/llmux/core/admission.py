@@ -25,7 +25,7 @@ def is_open(world: World, model: Model) -> bool:
     return (
         type(model.state) is Serving
         and not model.waiting
-        and model.has_room
+        and len(model.in_flight) < model.spec.max_in_flight
         and world.stopping_until is None
         and world.allows(model.name)
     )

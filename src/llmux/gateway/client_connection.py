@@ -378,8 +378,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self._phase = HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
-        if not self._advancing and (data := self._backlog.take(self._transport)):
-            self._advance(data)
+        if self._backlog.data and not self._advancing:
+            self._advance(self._backlog.take(self._transport))
 
     def _close(self) -> None:
         """Close when everything written has been sent."""

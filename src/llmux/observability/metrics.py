@@ -26,7 +26,8 @@ class RuntimeMetrics:
         self._scheduler = scheduler
         self._now = now
         self._queue_wait = {model: Histogram() for model in models}
-        self._at_once = dict.fromkeys(models, 0)
+        self.at_once = dict.fromkeys(models, 0)
+        """Requests per model that were admitted in the call in which they came; counted by the desk itself."""
         self._not_waited = dict.fromkeys(models, 0)
         self._waited = dict.fromkeys(models, 0)
         self._switches: Counter[tuple[str, str]] = Counter()
@@ -35,10 +36,6 @@ class RuntimeMetrics:
         self._totals: dict[str, Histogram] = {}
         self._last_switch: dict[str, tuple[float, float]] = {}
         self._was_active: dict[str, None] = {}
-
-    def admitted_at_once(self, model: str) -> None:
-        """A request was admitted in the call in which it came."""
-        self._at_once[model] += 1
 
     def admitted(self, model: str, waited_seconds: float) -> None:
         """A queued request was admitted."""
@@ -112,7 +109,7 @@ class RuntimeMetrics:
         for record in self._scheduler.models:
             model = record.name
             histogram = self._queue_wait[model]
-            at_once = self._at_once[model]
+            at_once = self.at_once[model]
             buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
             waits.add_metric([model], buckets, histogram.total)
             requests.add_metric([model, "true"], self._waited[model])

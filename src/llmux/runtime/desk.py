@@ -64,6 +64,7 @@ class Desk:
         self._controller = controller
         self._instances = instances
         self._metrics = metrics
+        self._at_once = metrics.at_once
         self._numbers = count(1)
         self._now = controller.now
         self._pending: dict[int, _Pending] = {}
@@ -93,7 +94,7 @@ class Desk:
             lease.size_bytes = size_bytes
             lease.may_wake = may_wake
             self._leases[request] = lease
-            self._metrics.admitted_at_once(model)
+            self._at_once[model] += 1
             holder.lease_granted(lease)
         else:
             pending = self._pending[request] = _Pending(holder, model, now, size_bytes)

@@ -27,7 +27,7 @@ def exposed(metrics: RuntimeMetrics) -> list[str]:
 
 def test_admissions_are_counted_by_whether_they_waited() -> None:
     metrics, _ = metrics_of("a", "b")
-    metrics.admitted_at_once("a")
+    metrics.at_once["a"] += 1
     metrics.admitted("a", 0.0005)
     metrics.admitted("a", 3.0)
     lines = exposed(metrics)
