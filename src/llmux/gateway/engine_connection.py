@@ -240,7 +240,7 @@ class EngineConnection(asyncio.Protocol):
                     self._break("the head of the engine's answer is too large")
                 return
             try:
-                head = ResponseHead(data[: end + 4], to_head_request=self._to_head_request)
+                head = self._pool.heads.read(data[: end + 4], to_head_request=self._to_head_request)
             except FramingError as error:
                 self._break(f"the engine's answer is malformed: {error}")
                 return

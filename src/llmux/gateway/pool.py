@@ -6,6 +6,7 @@ from typing import Protocol
 
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.options import GatewayOptions
+from llmux.gateway.response_head import HeadReader
 from llmux.gateway.statistics import GatewayStatistics
 from llmux.runtime.lease import Upstream
 
@@ -32,6 +33,7 @@ class EnginePool:
         "closed",
         "connecting",
         "fixed_headers",
+        "heads",
         "open_count",
         "upstream",
     )
@@ -39,6 +41,7 @@ class EnginePool:
     def __init__(self, pools: "EnginePools", upstream: Upstream) -> None:
         options, statistics = pools.options, pools.statistics
         self.upstream = upstream
+        self.heads = HeadReader()
         self._pools = pools
         self._max_idle = options.max_idle_per_engine
         self._options = options

@@ -60,6 +60,17 @@ class ResponseHead:
                 return
         self._read_slowly(head, line_end, to_head_request=to_head_request)
 
+    def again(self, head: bytes, length: int) -> "ResponseHead":
+        """The same head with another Content-Length."""
+        copy = ResponseHead.__new__(ResponseHead)
+        copy.status = self.status
+        copy.reusable = True
+        copy.status_line = self.status_line
+        copy.fields = head[len(self.status_line) : -2]
+        copy.content_length = length
+        copy.framing = _BY_LENGTH if length else _WITHOUT_BODY
+        return copy
+
     @property
     def event_stream(self) -> bool:
         """Whether the body consists of server-sent events."""
@@ -121,3 +132,38 @@ class ResponseHead:
         """The fields for a client of HTTP/1.0, to whom a chunked body is sent unchunked."""
         lines = self.fields.split(b"\r\n")[:-1]
         return b"".join(line + b"\r\n" for line in lines if not line.lower().startswith(b"transfer-encoding:"))
+
+
+class HeadReader:
+    """Reads the heads of one engine's answers.
+
+    The answers of one second usually differ in nothing but their length, and what has been judged once need not be
+    judged again.
+    """
+
+    __slots__ = ("_after_length", "_before_length", "_last")
+
+    def __init__(self) -> None:
+        self._before_length = b""
+        self._after_length = b""
+        self._last: ResponseHead | None = None
+
+    def read(self, head: bytes, *, to_head_request: bool) -> ResponseHead:
+        """Read a whole head, the empty line included; raises FramingError."""
+        before, last = self._before_length, self._last
+        if last is not None and head.startswith(before) and not to_head_request:
+            end = head.find(b"\r\n", len(before))
+            digits = head[len(before) : end]
+            if head[end:] == self._after_length and digits.isdigit() and len(digits) <= _MAX_LENGTH_DIGITS:
+                return last.again(head, int(digits))
+        read = ResponseHead(head, to_head_request=to_head_request)
+        if read.framing is _BY_LENGTH and read.reusable:
+            self._remember(head, read)
+        return read
+
+    def _remember(self, head: bytes, read: ResponseHead) -> None:
+        at = head.lower().find(_LENGTH_FIELD) + len(_LENGTH_FIELD)
+        end = head.find(b"\r\n", at)
+        start = end - len(head[at:end].lstrip())
+        if read.status_line + read.fields == head[:-2] and head[start:end].isdigit():
+            self._before_length, self._after_length, self._last = head[:start], head[end:], read
