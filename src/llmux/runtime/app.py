@@ -63,6 +63,7 @@ class Server:
                 images=images.get(name),
                 on_leaving=self._forget_upstream,
             )
+        self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         desk = Desk(self._scheduler, self.controller, instances, self.metrics)
         self.controller.attach(instances, desk)
