@@ -48,6 +48,20 @@ def _parse_size(line: bytes) -> int:
     return size
 
 
+def _skip_whole_chunks(data: bytes) -> int:
+    """Pass over the whole chunks in front whose size lines have been judged before; returns where the rest begins."""
+    position = 0
+    while True:
+        line_end = data.find(b"\r\n", position, position + _MAX_SIZE_DIGITS + 2)
+        size = _sizes.get(data[position:line_end]) if line_end >= 0 else None
+        if not size:
+            return position
+        end = line_end + 2 + size + 2
+        if data[end - 2 : end] != b"\r\n":
+            return position
+        position = end
+
+
 class ChunkReader:
     """Reads one chunked body in pieces of any size.
 
@@ -69,17 +83,18 @@ class ChunkReader:
 
     def feed(self, data: bytes) -> int:
         """Read on; returns where in ``data`` the body ended, or -1 if it goes on. Raises FramingError."""
+        position = 0
         if self.between_chunks and self.payload is None:
             # A stream's data comes as one small chunk in almost every read.
             size_line = _SIZE_LINES.get(len(data))
             if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
                 return -1
-        end = self._feed(data)
+            position = _skip_whole_chunks(data)
+        end = self._feed(data, position)
         self.between_chunks = self._state is _State.SIZE and not self._line
         return end
 
-    def _feed(self, data: bytes) -> int:
-        position = 0
+    def _feed(self, data: bytes, position: int) -> int:
         length = len(data)
         while position < length:
             match self._state:

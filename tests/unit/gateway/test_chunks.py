@@ -18,7 +18,7 @@ def encode(pieces: list[bytes], size_line: bytes = b"%X\r\n") -> bytes:
 )
 def test_contents_and_end_do_not_depend_on_the_pieces(pieces: list[bytes], sizes: list[int], after: bytes) -> None:
     message = encode(pieces) + after
-    for collect in (True, False):
+    for collect in (True, False, False):
         reader = ChunkReader(collect=collect)
         position = turn = 0
         end = -1
@@ -41,10 +41,13 @@ def test_one_read_of_one_whole_chunk_is_followed_like_any_other(size: int, size_
     assert reader.between_chunks
     assert reader.feed(chunk[:-1]) == -1
     assert not reader.between_chunks
-    assert reader.feed(b"\n0\r\n\r\n") == 6
+    assert reader.feed(b"\n" + chunk * 3 + chunk[:-1]) == -1
+    assert not reader.between_chunks
+    assert reader.feed(b"\n" + chunk * 2 + b"0\r\n\r\n") == 6 + 2 * len(chunk)
     for wrong in (chunk[:-2] + b"xx", chunk[:-2] + b"\r\r", chunk[:-3] + b"\r\n\n"):
-        with pytest.raises(FramingError):
-            ChunkReader().feed(wrong)
+        for before in (b"", chunk):
+            with pytest.raises(FramingError):
+                ChunkReader().feed(before + wrong)
 
 
 def feed_all(reader: ChunkReader, pieces: list[bytes]) -> None:
