@@ -13,6 +13,7 @@ from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
+from llmux.cli.simulate import simulate_command
 
 EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
 
@@ -45,6 +46,7 @@ OPERATE: tuple[Callable[..., None], ...] = (
     control.wake,
     control.eviction,
 )
+application.command("simulate", rich_help_panel="Plan")(simulate_command)
 for panel, commands in (("Run", RUN), ("Operate a running llmux", OPERATE)):
     for command in commands:
         application.command(rich_help_panel=panel)(command)
