@@ -9,20 +9,21 @@ import typer
 from rich.console import Console, RenderableType
 
 from llmux.cli.serve import load_settings
+from llmux.cli.steps import Steps
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 from llmux.simulation.report.document import document
-from llmux.simulation.report.figures import RunFigures
 from llmux.simulation.report.table import render
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.simulate import build_scenario, check_models, simulate, summarise
+from llmux.simulation.virtual.scenario import bound_of, build_scenario, check_models, simulate, summarise
 from llmux.simulation.workload.call import TracedCall
 from llmux.simulation.workload.reading import read_trace
 from llmux.simulation.workload.selection import Selection, merge, models_of, select
 
 REPORT_CELLS = 120
+INTERRUPTED = 130
 
 TraceArgument = Annotated[
     list[str], typer.Argument(metavar="TRACE...", help="FILE, or NAME=FILE where the file has no column of models.")
@@ -44,10 +45,10 @@ CostsOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="For --thin and --stretch: another number, other requests.")]
-ThinOption = Annotated[float, typer.Option("--thin", help="Share of the requests that is kept, 0 to 1.")]
-StretchOption = Annotated[float, typer.Option("--stretch", help="Make answers so many times as long.")]
+ThinOption = Annotated[float, typer.Option("--thin", min=0, max=1, help="Share of the requests that is kept.")]
+StretchOption = Annotated[float, typer.Option("--stretch", min=0, help="Make answers so many times as long.")]
 SkipOption = Annotated[float, typer.Option("--skip", min=0, metavar="SECONDS", help="Leave out the beginning.")]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", help="Take only so much of the trace.")]
+SecondsOption = Annotated[float | None, typer.Option("--seconds", min=0, help="Take only so much of the trace.")]
 AlignOption = Annotated[bool, typer.Option("--align", help="Let each file begin with its own first request.")]
 BatchOption = Annotated[
     int | None, typer.Option("--batch-limit", min=1, help="Requests per engine, over the models' max_in_flight.")
@@ -82,8 +83,13 @@ def simulate_command(
 ) -> None:
     """Try policies on recorded traffic, in virtual time, with the scheduler that serves.
 
-    Traces are CSV files with the columns timestamp, model, prompt_tokens and output_tokens, those of Azure or BurstGPT,
-    or llmux's access log. Exit codes: 0 done; 1 the trace or the configuration cannot be used; 2 wrong usage.
+    A TRACE is a CSV file with the columns timestamp, model, prompt_tokens and output_tokens, or those of Azure or
+    BurstGPT, or it is llmux's access log. Several are played together. No engine is started: docs/simulation.md says
+    how engines are modelled, and what the lower bound means that stands below the policies.
+
+    Example: llmux simulate code=azure-code.csv chat=azure-conv.csv -c llmux.yaml --costs 2 --thin 0.4
+
+    Exit codes: 0 done; 1 the trace or the configuration cannot be used; 2 wrong usage; 130 interrupted.
     """
     policies = chosen_policies(policy or [])
     speed = engine_speed(prefill, decode)
@@ -95,14 +101,22 @@ def simulate_command(
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )
-        runs: list[RunFigures] = [summarise(name.value, calls, simulate(scenario, calls, name)) for name in policies]
+        with Steps() as steps:
+            runs = [
+                summarise(name.value, calls, simulate(scenario, calls, name, steps.begin(name.value, len(calls))))
+                for name in policies
+            ]
+            steps.begin("lower bound", None)
+            bound = bound_of(scenario, calls)
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     if json:
-        typer.echo(json_text.dumps(document(traces, len(calls), runs, None, seed=seed), indent=2))
+        typer.echo(json_text.dumps(document(traces, len(calls), runs, bound, seed=seed), indent=2))
     else:
-        print_report(render(runs, None))
+        print_report(render(runs, bound))
 
 
 def print_report(report: RenderableType) -> None:

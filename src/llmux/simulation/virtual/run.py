@@ -107,7 +107,7 @@ class VirtualRun:
         speed: EngineSpeed | None = None,
         *,
         warm: bool = False,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         """``warm``: the engines have been started before. ``progress`` is told how many calls have come."""
         self._scheduler = scheduler
@@ -207,9 +207,11 @@ class VirtualRun:
         now = self._now
         for action in self._scheduler.handle(event, now):
             self._perform(action)
+        somebody_left = False
         for place in self._on_gpu:
             place.look(now)
-        if any(place.phase is Phase.OFF for place in self._on_gpu):
+            somebody_left |= place.phase is Phase.OFF
+        if somebody_left:
             self._on_gpu = [place for place in self._on_gpu if place.phase is not Phase.OFF]
 
     def _perform(self, action: Action) -> None:

@@ -9,7 +9,8 @@ from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
-from llmux.simulation.report.figures import Fate, RunFigures, figures_of
+from llmux.simulation.bound.lower import lower_bound
+from llmux.simulation.report.figures import Distribution, Fate, RunFigures, figures_of
 from llmux.simulation.virtual.costs import SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.run import Outcome, VirtualRun
@@ -63,12 +64,19 @@ def simulate(
     scenario: Scenario,
     calls: Sequence[TracedCall],
     policy: PolicyType,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run the trace under one policy."""
     settings = _with_policy(scenario.settings, policy_type=policy)
     scheduler = build_scheduler(settings)
     return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=settings.warmup, progress=progress).run()
+
+
+def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> Distribution:
+    """The times to first token that no policy can be below."""
+    settings = scenario.settings
+    specs = [model.spec for model in build_scheduler(settings).models]
+    return lower_bound(calls, specs, scenario.costs, scenario.speed, settings.policy.min_active_seconds)
 
 
 def summarise(name: str, calls: Sequence[TracedCall], outcome: Outcome) -> RunFigures:
