@@ -220,6 +220,7 @@ class VirtualRun:
                 self._begin(request, self._places[instance.model])
             case Reject(request, _):
                 self._give_up(request)
+                self._places[self._calls[request].model].look(self._now)
             case Revoke(request, _):
                 self._places[self._calls[request].model].engine.remove(request, self._now)
                 self._give_up(request)
