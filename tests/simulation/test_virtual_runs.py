@@ -52,7 +52,7 @@ def test_no_policy_is_better_than_the_lower_bound(
     scenario = build_scenario(
         settings(models, min_active, max_in_flight), costs, EngineSpeed(), request_timeout_seconds=0
     )
-    least = bound_of(scenario, calls)
+    least = bound_of(scenario, calls).ttft
     for policy in PolicyType:
         reached = summarise(policy, calls, simulate(scenario, calls, policy)).total
         assert reached.unserved == 0

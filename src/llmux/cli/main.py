@@ -13,7 +13,7 @@ from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
-from llmux.cli.simulate import simulate_command
+from llmux.cli.simulate import simulate
 
 EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
 
@@ -36,6 +36,7 @@ def root(
 
 
 RUN: tuple[Callable[..., None], ...] = (demo, serve, check, schema)
+PLAN: tuple[Callable[..., None], ...] = (simulate,)
 OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
     control.switch,
@@ -46,8 +47,7 @@ OPERATE: tuple[Callable[..., None], ...] = (
     control.wake,
     control.eviction,
 )
-application.command("simulate", rich_help_panel="Plan")(simulate_command)
-for panel, commands in (("Run", RUN), ("Operate a running llmux", OPERATE)):
+for panel, commands in (("Run", RUN), ("Plan with recorded traffic", PLAN), ("Operate a running llmux", OPERATE)):
     for command in commands:
         application.command(rich_help_panel=panel)(command)
 

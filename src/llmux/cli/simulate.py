@@ -1,33 +1,42 @@
 """``llmux simulate``: what a configuration would do with recorded traffic."""
 
-import json as json_text
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
 from llmux.cli.serve import load_settings
 from llmux.cli.steps import Steps
+from llmux.cli.traces import (
+    INTERRUPTED,
+    AlignOption,
+    JsonOption,
+    SecondsOption,
+    SeedOption,
+    SkipOption,
+    StretchOption,
+    ThinOption,
+    TraceArgument,
+    print_document,
+    print_report,
+    read_calls,
+    selection_of,
+)
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
-from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 from llmux.simulation.report.document import document
+from llmux.simulation.report.files import check_plot_file, write_plot
+from llmux.simulation.report.picture import curves, gantt
 from llmux.simulation.report.table import render
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.scenario import bound_of, build_scenario, check_models, simulate, summarise
+from llmux.simulation.virtual.scenario import Study, build_scenario, check_models, study
 from llmux.simulation.workload.call import TracedCall
-from llmux.simulation.workload.reading import read_trace
-from llmux.simulation.workload.selection import Selection, merge, models_of, select
+from llmux.simulation.workload.selection import models_of
 
-REPORT_CELLS = 120
-INTERRUPTED = 130
+DEFAULT_EVICTION = "offload+keep_running"
 
-TraceArgument = Annotated[
-    list[str], typer.Argument(metavar="TRACE...", help="FILE, or NAME=FILE where the file has no column of models.")
-]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="Configuration; without: the trace's models and defaults."),
@@ -44,12 +53,6 @@ CostsOption = Annotated[
         help="Seconds of a switch: 2, or evict=0.5,wake=1.5,cold=30; repeatable. Without: by the model's eviction.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="For --thin and --stretch: another number, other requests.")]
-ThinOption = Annotated[float, typer.Option("--thin", min=0, max=1, help="Share of the requests that is kept.")]
-StretchOption = Annotated[float, typer.Option("--stretch", min=0, help="Make answers so many times as long.")]
-SkipOption = Annotated[float, typer.Option("--skip", min=0, metavar="SECONDS", help="Leave out the beginning.")]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", min=0, help="Take only so much of the trace.")]
-AlignOption = Annotated[bool, typer.Option("--align", help="Let each file begin with its own first request.")]
 BatchOption = Annotated[
     int | None, typer.Option("--batch-limit", min=1, help="Requests per engine, over the models' max_in_flight.")
 ]
@@ -61,10 +64,13 @@ PrefillOption = Annotated[float, typer.Option("--prefill", min=1e-3, help="Token
 DecodeOption = Annotated[
     str, typer.Option("--decode", metavar="ALONE[:FULL]", help="Tokens a second per answer, alone and in a full batch.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+PlotOption = Annotated[
+    list[Path] | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the runs into FILE.html or FILE.png; repeatable."),
+]
 
 
-def simulate_command(
+def simulate(
     traces: TraceArgument,
     config: ConfigOption = None,
     policy: PolicyOption = None,
@@ -80,6 +86,7 @@ def simulate_command(
     prefill: PrefillOption = 8000.0,
     decode: DecodeOption = "40:20",
     json: JsonOption = False,
+    plot: PlotOption = None,
 ) -> None:
     """Try policies on recorded traffic, in virtual time, with the scheduler that serves.
 
@@ -93,43 +100,28 @@ def simulate_command(
     """
     policies = chosen_policies(policy or [])
     speed = engine_speed(prefill, decode)
-    selection = Selection(skip, float("inf") if seconds is None else seconds, thin, stretch, seed, align)
     try:
-        calls = read_calls(traces, selection)
+        for file in plot or ():
+            check_plot_file(file)
+        calls = read_calls(traces, selection_of(seed, thin, stretch, skip, seconds, align))
         settings = load_settings(config, None, None) if config is not None else default_settings(calls)
         check_models(settings, calls)
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )
         with Steps() as steps:
-            runs = [
-                summarise(name.value, calls, simulate(scenario, calls, name, steps.begin(name.value, len(calls))))
-                for name in policies
-            ]
-            steps.begin("lower bound", None)
-            bound = bound_of(scenario, calls)
+            found = study(scenario, calls, policies, steps.begin)
+        for file in plot or ():
+            _draw(file, traces, calls, found)
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if json:
-        typer.echo(json_text.dumps(document(traces, len(calls), runs, bound, seed=seed), indent=2))
+        print_document(document(traces, len(calls), found.runs, found.bound, seed=seed))
     else:
-        print_report(render(runs, bound))
-
-
-def print_report(report: RenderableType) -> None:
-    """Print tables; into files and pipes at their full width."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=REPORT_CELLS)
-    console.print(report, highlight=False)
-
-
-def read_calls(traces: Sequence[str], selection: Selection) -> list[TracedCall]:
-    """The chosen calls of some traces; raises ``TraceError``."""
-    return select(merge([read_trace(trace) for trace in traces], align=selection.align), selection)
+        print_report(render(found.runs, found.bound))
 
 
 def chosen_policies(names: Sequence[str]) -> list[PolicyType]:
@@ -156,7 +148,13 @@ def engine_speed(prefill: float, decode: str) -> EngineSpeed:
 
 def default_settings(calls: Sequence[TracedCall]) -> Settings:
     """A configuration for those who give none: the trace's models, one at a time on the GPU."""
-    eviction = Eviction.parse("offload+keep_running")
     return Settings.model_validate(
-        {"models": {name: {"model_path": name, "eviction": str(eviction)} for name in models_of(calls)}}
+        {"models": {name: {"model_path": name, "eviction": DEFAULT_EVICTION} for name in models_of(calls)}}
     )
+
+
+def _draw(file: Path, traces: Sequence[str], calls: Sequence[TracedCall], found: Study) -> None:
+    models = models_of(calls)
+    pictures = [gantt(found.plotted, models), curves(found.plotted, models, found.bound.durations)]
+    facts = [f"{len(calls)} requests over {calls[-1].at_seconds:.0f} s from {' '.join(traces)}"]
+    write_plot(file, "llmux simulate", facts, found.runs, found.bound, pictures)

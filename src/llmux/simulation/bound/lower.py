@@ -1,13 +1,14 @@
 """The lower bound of a trace: what every policy's time to first token is compared with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llmux.core.identity import ALL_OF_IT, Footprint, Seconds
 from llmux.core.placement import fits, free_memory
 from llmux.core.settings import ModelSpec
 from llmux.simulation.bound.alone import Earliest, alone
 from llmux.simulation.bound.turns import Side, least_waiting
-from llmux.simulation.report.figures import Distribution
+from llmux.simulation.report.figures import Distribution, LowerBound, within_of
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.workload.call import TracedCall
@@ -23,7 +24,7 @@ def lower_bound(
     speed: EngineSpeed,
     turn_seconds_min: Seconds,
     capacity: Footprint = ALL_OF_IT,
-) -> Distribution:
+) -> LowerBound:
     """Times to first token, each number of which no policy can be below while every request is served.
 
     The percentiles are those of models that never have to leave; the mean adds what taking turns costs at least.
@@ -35,13 +36,12 @@ def lower_bound(
     earliest = {
         name: alone(some, speed, by_name[name].max_in_flight, costs[name].least_wake) for name, some in own.items()
     }
-    firsts = Distribution.of(
-        entry.first_token_at - entry.arrived_at for entries in earliest.values() for entry in entries
-    )
-    if firsts.mean is None:
-        return firsts
-    turns = _turns_seconds(earliest, by_name, costs, turn_seconds_min, capacity)
-    return Distribution(firsts.mean + turns / len(calls), firsts.p50, firsts.p90, firsts.p99, firsts.max)
+    durations = sorted(entry.first_token_at - entry.arrived_at for entries in earliest.values() for entry in entries)
+    firsts = Distribution.of(durations)
+    if firsts.mean is not None:
+        turns = _turns_seconds(earliest, by_name, costs, turn_seconds_min, capacity)
+        firsts = replace(firsts, mean=firsts.mean + turns / len(calls))
+    return LowerBound(firsts, within_of(durations, len(calls)), durations)
 
 
 def _turns_seconds(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmux.simulation.report.figures import Distribution, Figures, RunFigures
+from llmux.simulation.report.figures import Distribution, Figures, LowerBound, RunFigures
 from llmux.simulation.virtual.timeline import Shares
 
 DIGITS = 6
@@ -43,13 +43,13 @@ def distribution_document(distribution: Distribution) -> dict[str, float | None]
 
 
 def document(
-    trace: Sequence[str], requests: int, runs: Sequence[RunFigures], bound: Distribution | None, **more: Any
+    trace: Sequence[str], requests: int, runs: Sequence[RunFigures], bound: LowerBound | None, **more: Any
 ) -> Mapping[str, Any]:
     """The whole. Without a lower bound there is none in it."""
     result: dict[str, Any] = {"trace": " ".join(trace), "requests": requests, **more}
     result["policies"] = {run.name: run_document(run) for run in runs}
     if bound is not None:
-        result["lower_bound"] = {"ttft": distribution_document(bound)}
+        result["lower_bound"] = {"ttft": distribution_document(bound.ttft)}
     return result
 
 

@@ -59,6 +59,15 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class LowerBound:
+    """What no policy can be below. ``durations`` is the least time to first token of each request, in no order."""
+
+    ttft: Distribution
+    within: Mapping[int, float]
+    durations: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class RunFigures:
     """A whole run, and each model's part of it."""
 
@@ -67,20 +76,22 @@ class RunFigures:
     models: Mapping[str, Figures]
 
 
-def figures_of(
-    fates: Sequence[Fate], switches: int, share: Shares, starvation: float, within: Sequence[int] = WITHIN_SECONDS
-) -> Figures:
+def within_of(ordered: Sequence[float], whole: int) -> dict[int, float]:
+    """Which share of so many requests had its first token within some times, from sorted durations."""
+    return {seconds: bisect_right(ordered, seconds) / max(1, whole) for seconds in WITHIN_SECONDS}
+
+
+def figures_of(fates: Sequence[Fate], switches: int, share: Shares, starvation: float) -> Figures:
     """Add the requests up. Durations are those of the requests that were served."""
     served = [fate for fate in fates if fate.served]
     first_tokens = sorted(fate.first_token_at - fate.arrived_at for fate in served if fate.first_token_at is not None)
-    whole = max(1, len(fates))
     return Figures(
         requests=len(fates),
         unserved=len(fates) - len(served),
         wait=Distribution.of(fate.admitted_at - fate.arrived_at for fate in served if fate.admitted_at is not None),
         ttft=Distribution.of(first_tokens),
         latency=Distribution.of(fate.ended_at - fate.arrived_at for fate in served if fate.ended_at is not None),
-        within={seconds: bisect_right(first_tokens, seconds) / whole for seconds in within},
+        within=within_of(first_tokens, len(fates)),
         switches=switches,
         share=share,
         starvation=starvation,

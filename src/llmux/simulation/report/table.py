@@ -1,14 +1,15 @@
 """The figures as tables for a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmux.simulation.report.figures import Distribution, Figures, RunFigures
+from llmux.simulation.report.figures import WITHIN_SECONDS, Distribution, Figures, LowerBound, RunFigures
 
-WAIT_HEADS = ("first token", "calls", "lost", "mean", "p50", "p90", "p99", "max", "≤5 s", "≤10 s", "≤30 s")
+WAIT_HEADS = ("first token", "calls", "lost", "mean", "p50", "p90", "p99", "max")
 REST_HEADS = (
     "last token",
     "mean",
@@ -29,19 +30,30 @@ NOTE = (
 )
 
 
-def render(runs: Sequence[RunFigures], bound: Distribution | None) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One table: its heads, and rows of which some are about a whole run."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[bool, tuple[str, ...]], ...]
+
+
+def render(runs: Sequence[RunFigures], bound: LowerBound | None) -> RenderableType:
     """Two tables: how long requests waited for their first token, and what the rest was."""
-    waits, rest = _table(WAIT_HEADS), _table(REST_HEADS)
-    for run in runs:
-        waits.add_row(*_waits(run.name, run.total), style="bold")
-        rest.add_row(*_rest(run.name, run.total), style="bold")
-        if len(run.models) > 1:
-            for model, figures in run.models.items():
-                waits.add_row(*_waits(f"  {model}", figures))
-                rest.add_row(*_rest(f"  {model}", figures))
+    return Group(_table(wait_rows(runs, bound)), Text(), _table(rest_rows(runs)), Text(), Text(NOTE, style="dim"))
+
+
+def wait_rows(runs: Sequence[RunFigures], bound: LowerBound | None) -> Rows:
+    """How long requests waited for their first token; the lower bound comes last."""
+    rows = [(is_whole, _waits(name, figures)) for is_whole, name, figures in _parts(runs)]
     if bound is not None:
-        waits.add_row("lower bound", "", "", *_distribution(bound), style="italic")
-    return Group(waits, Text(), rest, Text(), Text(NOTE, style="dim"))
+        rows.append((False, ("lower bound", "", "", *_distribution(bound.ttft), *_within(bound.within))))
+    return Rows((*WAIT_HEADS, *(f"≤{seconds} s" for seconds in WITHIN_SECONDS)), tuple(rows))
+
+
+def rest_rows(runs: Sequence[RunFigures]) -> Rows:
+    """How long requests took, and what the GPU did."""
+    return Rows(REST_HEADS, tuple((is_whole, _rest(name, figures)) for is_whole, name, figures in _parts(runs)))
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -52,16 +64,26 @@ def seconds_text(seconds: float | None) -> str:
     return f"{seconds:.{digits}f}"
 
 
-def _table(heads: Sequence[str]) -> Table:
+def _parts(runs: Sequence[RunFigures]) -> list[tuple[bool, str, Figures]]:
+    parts = []
+    for run in runs:
+        parts.append((True, run.name, run.total))
+        if len(run.models) > 1:
+            parts += [(False, f"  {model}", figures) for model, figures in run.models.items()]
+    return parts
+
+
+def _table(rows: Rows) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for number, head in enumerate(heads):
+    for number, head in enumerate(rows.heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for is_whole, cells in rows.rows:
+        table.add_row(*map(Text, cells), style="bold" if is_whole else "")
     return table
 
 
 def _waits(name: str, figures: Figures) -> tuple[str, ...]:
-    within = (f"{share:.0%}" for share in figures.within.values())
-    return (name, str(figures.requests), str(figures.unserved), *_distribution(figures.ttft), *within)
+    return (name, str(figures.requests), str(figures.unserved), *_distribution(figures.ttft), *_within(figures.within))
 
 
 def _rest(name: str, figures: Figures) -> tuple[str, ...]:
@@ -69,6 +91,10 @@ def _rest(name: str, figures: Figures) -> tuple[str, ...]:
     parts = (f"{part:.1%}" for part in (share.serving, share.switching, share.draining, share.idle))
     latency = _distribution(figures.latency)
     return (name, *latency, str(figures.switches), seconds_text(figures.starvation), *parts)
+
+
+def _within(shares: Mapping[int, float]) -> tuple[str, ...]:
+    return tuple(f"{share:.0%}" for share in shares.values())
 
 
 def _distribution(durations: Distribution) -> tuple[str, ...]:

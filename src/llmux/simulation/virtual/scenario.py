@@ -10,7 +10,8 @@ from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
-from llmux.simulation.report.figures import Distribution, Fate, RunFigures, figures_of
+from llmux.simulation.report.figures import Fate, LowerBound, RunFigures, figures_of
+from llmux.simulation.report.picture import PlottedRun
 from llmux.simulation.virtual.costs import SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.run import Outcome, VirtualRun
@@ -72,11 +73,43 @@ def simulate(
     return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=settings.warmup, progress=progress).run()
 
 
-def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> Distribution:
+def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:
     """The times to first token that no policy can be below."""
     settings = scenario.settings
     specs = [model.spec for model in build_scheduler(settings).models]
     return lower_bound(calls, specs, scenario.costs, scenario.speed, settings.policy.min_active_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What was found: each policy's figures and what to draw of it, and what no policy can be below."""
+
+    runs: Sequence[RunFigures]
+    plotted: Sequence[PlottedRun]
+    bound: LowerBound
+
+
+def study(
+    scenario: Scenario,
+    calls: Sequence[TracedCall],
+    policies: Sequence[PolicyType],
+    begin: Callable[[str, int | None], Callable[[float], None]],
+) -> Study:
+    """Run the trace under each policy; ``begin`` is told of each step, and what it returns of the progress."""
+    runs, plotted = [], []
+    for policy in policies:
+        outcome = simulate(scenario, calls, policy, begin(policy.value, len(calls)))
+        runs.append(summarise(policy.value, calls, outcome))
+        plotted.append(_plotted(policy.value, calls, outcome))
+    begin("lower bound", None)
+    return Study(runs, plotted, bound_of(scenario, calls))
+
+
+def _plotted(name: str, calls: Sequence[TracedCall], outcome: Outcome) -> PlottedRun:
+    ttfts: dict[str, list[float]] = {}
+    for call, first, served in zip(calls, outcome.first_token_at, outcome.served, strict=True):
+        ttfts.setdefault(call.model, []).append(first - call.at_seconds if served else math.inf)
+    return PlottedRun(name, outcome.timeline, outcome.end, ttfts)
 
 
 def summarise(name: str, calls: Sequence[TracedCall], outcome: Outcome) -> RunFigures:
