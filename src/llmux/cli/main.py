@@ -11,6 +11,7 @@ from llmux.cli import control
 from llmux.cli.check import check
 from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
+from llmux.cli.replay import replay
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
 from llmux.cli.simulate import simulate
@@ -36,7 +37,7 @@ def root(
 
 
 RUN: tuple[Callable[..., None], ...] = (demo, serve, check, schema)
-PLAN: tuple[Callable[..., None], ...] = (simulate,)
+PLAN: tuple[Callable[..., None], ...] = (simulate, replay)
 OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
     control.switch,

@@ -92,6 +92,7 @@ class SimulatedEngine:
         self._ended = ended
         self._asleep: set[str] = set()
         self._weights_valid = True
+        self._has_read_at = 0.0
         self._pause_kind = _Pause.NONE
         self._idle = asyncio.Event()
         self._idle.set()
@@ -134,7 +135,7 @@ class SimulatedEngine:
         if generation.produced == generation.limit:
             return None
         goes_on = await self._turn(generation)
-        delay = self.timings.before_token(generation.produced, generation.prompt_tokens)
+        delay = self._delay_before_token(generation)
         if goes_on and delay:
             await generation.wait(delay)
             goes_on = await self._turn(generation)
@@ -145,6 +146,17 @@ class SimulatedEngine:
         if generation.produced == generation.limit:
             self._release(generation)
         return token
+
+    def _delay_before_token(self, generation: Generation) -> float:
+        if generation.produced:
+            share = (self.running - 1) / max(1, self.options.max_running - 1)
+            return self.timings.before_token(share)
+        reading = self.timings.reading_seconds(generation.prompt_tokens)
+        if not reading:
+            return self.timings.first_token_seconds
+        now = asyncio.get_running_loop().time()
+        self._has_read_at = max(self._has_read_at, now) + reading
+        return self.timings.first_token_seconds + self._has_read_at - now
 
     async def _turn(self, generation: Generation) -> bool:
         """Wait while the engine is paused or full; False: the request was aborted."""

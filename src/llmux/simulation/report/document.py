@@ -53,7 +53,9 @@ def document(
     return result
 
 
-def _share_document(share: Shares) -> dict[str, float]:
+def _share_document(share: Shares | None) -> dict[str, float] | None:
+    if share is None:
+        return None
     return {
         "serving": round(share.serving, DIGITS),
         "switching": round(share.switching, DIGITS),

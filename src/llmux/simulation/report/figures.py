@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.simulation.percentile import percentile
+from llmux.simulation.report.fate import Fate
 from llmux.simulation.virtual.timeline import Shares
 
 WITHIN_SECONDS = (5, 10, 30)
@@ -31,20 +32,11 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
-    """What came of one request. Times are on the trace's clock; None where it did not come to that."""
-
-    model: str
-    arrived_at: float
-    admitted_at: float | None
-    first_token_at: float | None
-    ended_at: float | None
-    served: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Figures:
-    """What some requests had to bear. ``within`` counts those that were not served as not within any time."""
+    """What some requests had to bear. ``within`` counts those that were not served as not within any time.
+
+    ``share`` is None where it is not known.
+    """
 
     requests: int
     unserved: int
@@ -53,9 +45,9 @@ class Figures:
     latency: Distribution
     within: Mapping[int, float]
     switches: int
-    share: Shares
+    share: Shares | None
     starvation: float
-    """The longest time that somebody waited for a model and it served nobody."""
+    """The longest time that somebody waited for a model and nobody was admitted to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +73,7 @@ def within_of(ordered: Sequence[float], whole: int) -> dict[int, float]:
     return {seconds: bisect_right(ordered, seconds) / max(1, whole) for seconds in WITHIN_SECONDS}
 
 
-def figures_of(fates: Sequence[Fate], switches: int, share: Shares, starvation: float) -> Figures:
+def figures_of(fates: Sequence[Fate], switches: int, share: Shares | None, starvation: float) -> Figures:
     """Add the requests up. Durations are those of the requests that were served."""
     served = [fate for fate in fates if fate.served]
     first_tokens = sorted(fate.first_token_at - fate.arrived_at for fate in served if fate.first_token_at is not None)

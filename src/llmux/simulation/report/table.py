@@ -26,7 +26,7 @@ REST_HEADS = (
 )
 NOTE = (
     "In seconds from the request's arrival. lost: not served. starved: the longest time that somebody waited for a "
-    "model and it served nobody. serving … idle: how the GPU's time went."
+    "model and nobody was admitted to it. serving … idle: how the GPU's time went."
 )
 
 
@@ -88,7 +88,9 @@ def _waits(name: str, figures: Figures) -> tuple[str, ...]:
 
 def _rest(name: str, figures: Figures) -> tuple[str, ...]:
     share = figures.share
-    parts = (f"{part:.1%}" for part in (share.serving, share.switching, share.draining, share.idle))
+    parts = ["", "", "", ""]
+    if share is not None:
+        parts = [f"{part:.1%}" for part in (share.serving, share.switching, share.draining, share.idle)]
     latency = _distribution(figures.latency)
     return (name, *latency, str(figures.switches), seconds_text(figures.starvation), *parts)
 

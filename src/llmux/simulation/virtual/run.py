@@ -45,15 +45,13 @@ class Outcome:
     served: Sequence[bool]
     switches: Sequence[SwitchDone]
     timeline: Timeline
-    starvation: Mapping[str, Seconds]
-    """Per model, the longest time that somebody waited for it and it served nobody."""
     end: Seconds
 
 
 class _Place:
     """One model's part: its engine, and what is known of it."""
 
-    __slots__ = ("cost", "engine", "name", "phase", "phases", "record", "starved", "starving_since", "was_started")
+    __slots__ = ("cost", "engine", "name", "phase", "phases", "record", "was_started")
 
     def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
         self.name = name
@@ -63,8 +61,6 @@ class _Place:
         self.was_started = warm
         self.phase = Phase.OFF
         self.phases: list[tuple[Seconds, Phase]] = []
-        self.starving_since: Seconds | None = None
-        self.starved: Seconds = 0.0
 
     def enter(self, phase: Phase, now: Seconds) -> None:
         """Note what the model does from now on."""
@@ -75,12 +71,6 @@ class _Place:
     def look(self, now: Seconds) -> None:
         """Note what the scheduler made of the model."""
         self.enter(self._present_phase(), now)
-        if not self.record.waiting or type(self.record.state) is Serving:
-            if self.starving_since is not None:
-                self.starved = max(self.starved, now - self.starving_since)
-                self.starving_since = None
-        elif self.starving_since is None:
-            self.starving_since = now
 
     def _present_phase(self) -> Phase:
         match self.record.state:
@@ -153,7 +143,6 @@ class VirtualRun:
             [bool(served) for served in self._served],
             self._switches,
             Timeline({name: place.phases for name, place in self._places.items()}),
-            {name: place.starved for name, place in self._places.items()},
             self._now,
         )
 
@@ -164,7 +153,6 @@ class VirtualRun:
         now = self._now = max(self._now, call.at_seconds)
         if self._scheduler.admit(request, call.model, now) is None:
             self._handle(RequestArrived(request, call.model))
-            self._places[call.model].look(now)
         else:
             self._begin(request, self._places[call.model])
         if self._progress is not None and not request % PROGRESS_EVERY:
@@ -220,7 +208,6 @@ class VirtualRun:
                 self._begin(request, self._places[instance.model])
             case Reject(request, _):
                 self._give_up(request)
-                self._places[self._calls[request].model].look(self._now)
             case Revoke(request, _):
                 self._places[self._calls[request].model].engine.remove(request, self._now)
                 self._give_up(request)

@@ -10,8 +10,10 @@ from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
-from llmux.simulation.report.figures import Fate, LowerBound, RunFigures, figures_of
+from llmux.simulation.report.fate import Fate
+from llmux.simulation.report.figures import LowerBound, RunFigures, figures_of
 from llmux.simulation.report.picture import PlottedRun
+from llmux.simulation.report.starvation import starvation
 from llmux.simulation.virtual.costs import SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.run import Outcome, VirtualRun
@@ -122,17 +124,18 @@ def summarise(name: str, calls: Sequence[TracedCall], outcome: Outcome) -> RunFi
     own: dict[str, list[Fate]] = {}
     for fate in fates:
         own.setdefault(fate.model, []).append(fate)
+    starved = {model: starvation(some) for model, some in own.items()}
     models = {
         model: figures_of(
             own[model],
             sum(switch.model == model for switch in outcome.switches),
             outcome.timeline.shares(outcome.end, [model]),
-            outcome.starvation[model],
+            starved[model],
         )
         for model in own
     }
     share = outcome.timeline.shares(outcome.end)
-    total = figures_of(fates, len(outcome.switches), share, max(outcome.starvation.values()))
+    total = figures_of(fates, len(outcome.switches), share, max(starved.values()))
     return RunFigures(name, total, models)
 
 

@@ -1,7 +1,8 @@
 import json
 
 from llmux.simulation.report.document import document
-from llmux.simulation.report.figures import Distribution, Fate, LowerBound, RunFigures, figures_of
+from llmux.simulation.report.fate import Fate
+from llmux.simulation.report.figures import Distribution, LowerBound, RunFigures, figures_of
 from llmux.simulation.virtual.timeline import Shares
 
 FIGURES = figures_of([Fate("a", 0.0, 1.0, 2.0, 3.0, True)], 4, Shares(0.1, 0.2, 0.3, 0.4), 1.0)

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmux.simulation.report.figures import Distribution, Fate, figures_of
+from llmux.simulation.report.fate import Fate
+from llmux.simulation.report.figures import Distribution, figures_of
 from llmux.simulation.virtual.timeline import Shares
 
 SHARE = Shares(0.1, 0.2, 0.3, 0.4)

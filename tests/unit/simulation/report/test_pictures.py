@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from llmux.simulation.report.figures import Distribution, Fate, LowerBound, RunFigures, figures_of
+from llmux.simulation.report.fate import Fate
+from llmux.simulation.report.figures import Distribution, LowerBound, RunFigures, figures_of
 from llmux.simulation.report.files import PlotFailed, check_plot_file, write_plot
 from llmux.simulation.report.picture import PHASE_COLOURS, PlottedRun, curves, gantt, time_text
 from llmux.simulation.report.raster import PillowMissing

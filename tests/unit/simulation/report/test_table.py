@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from llmux.simulation.report.figures import Distribution, Fate, LowerBound, RunFigures, figures_of
+from llmux.simulation.report.fate import Fate
+from llmux.simulation.report.figures import Distribution, LowerBound, RunFigures, figures_of
 from llmux.simulation.report.table import render, seconds_text
 from llmux.simulation.virtual.timeline import Shares
 
