@@ -175,6 +175,43 @@ class SpawnFailed(LlmuxError):
         super().__init__(f"the engine could not be started: {reason}")
 
 
+class DumpFailed(LlmuxError):
+    """An engine could not be put into an image.
+
+    It runs on, unless ``engine_runs`` says that it ended with the attempt.
+    """
+
+    def __init__(self, reason: str, *, engine_runs: bool = True) -> None:
+        self.reason = reason
+        self.engine_runs = engine_runs
+        what_became = "it runs on" if engine_runs else "it has ended"
+        super().__init__(f"the engine could not be put into an image ({what_became}): {reason}")
+
+
+class RestoreFailed(LlmuxError):
+    """An engine could not be brought back from its image now; nothing of it is left but the image."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the engine could not be restored from its image: {reason}")
+
+
+class ImageUnusable(LlmuxError):
+    """An image from which no engine can be restored, now or later; it may as well be deleted."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the image {path} cannot be used: {reason}")
+
+
+class CriuUnusable(LlmuxError):
+    """criu is missing, too old, or may not do its work here; nothing can be put into an image."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"criu cannot be used: {reason}")
+
+
 class ProcessStuck(LlmuxError):
     """Processes of an engine are still there though they have been killed; what they hold is not free."""
 

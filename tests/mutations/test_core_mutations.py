@@ -26,6 +26,8 @@ from tests.simulation.test_core_simulation import (
 )
 from tests.support.core_scenarios import random_walk
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
+from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_is_drained as drains_instead
+from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
 from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
 
 
@@ -58,8 +60,8 @@ FAULTS = (
     Fault(
         "counts a departed waiter as demand",
         switching.is_wanted,
-        "if model.waiting",
-        "if True or model.waiting",
+        "if model.head_since is not None",
+        "if True",
     ),
     Fault(
         "forgets to call off a switch",
@@ -93,6 +95,22 @@ FAULTS = (
     Fault("does not admit into a freed place", admission.come_back, "    admit_waiting(world, model, now)\n", ""),
     Fault("ignores min_active_seconds", switching._may_leave_at, "+ world.limits.min_active_seconds", ""),
     Fault("lets others take the GPUs that an overdue model waits for", switching._keep_free, "if ", "if False and "),
+    Fault("forgets to thaw", lifecycle.wake_done, "    thaw_all(world, model)\n", ""),
+    Fault(
+        "stops an engine with requests frozen in it",
+        lifecycle.begin_evict,
+        "if not eviction.keeps_process:",
+        "if False:",
+    ),
+    Fault(
+        "forgets the frozen of an engine that was lost",
+        lifecycle.evict_done,
+        "isinstance(event.residency, Cold)",
+        "False",
+    ),
+    Fault("freezes what the mode would keep frozen", lifecycle.freezes, "and world.allows(model.name)", ""),
+    Fault("does not count the frozen as demand", Model.head_since.fget, "and not self.frozen", ""),  # type: ignore[attr-defined]
+    Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
     Fault("admits above max_in_flight", Model.has_room.fget, "< self", "<= self"),  # type: ignore[attr-defined]
 )
 
@@ -128,6 +146,8 @@ def _everything() -> None:
     several_gpus("fifo")
     pin_rolls_back()
     back_off_resets()
+    drains_instead()
+    dies_asleep()
 
 
 def test_without_a_fault_nothing_is_noticed():

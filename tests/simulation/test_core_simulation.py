@@ -74,7 +74,8 @@ def _bursts(driver: CoreDriver, rng: random.Random, until: float) -> None:
 
 def _run_out(driver: CoreDriver, until: float) -> None:
     driver.run_until(until)
-    driver.run_while(lambda: bool(driver.in_place(Place.WAITING) or driver.in_place(Place.IN_FLIGHT)), until * 50)
+    places = (Place.WAITING, Place.IN_FLIGHT, Place.FROZEN)
+    driver.run_while(lambda: any(driver.in_place(place) for place in places), until * 50)
     assert all(request.place is Place.ENDED for request in driver.requests.values())
 
 

@@ -15,12 +15,14 @@ from llmux.core.actions import (
     Admit,
     CommandDone,
     Evict,
+    Freeze,
     Reject,
     Revoke,
     SetTimer,
     ShutdownDone,
     SwitchDone,
     SwitchFailed,
+    Thaw,
     Wake,
 )
 from llmux.core.events import (
@@ -38,6 +40,7 @@ from llmux.core.events import (
     WakeDone,
     WakeRequested,
 )
+from llmux.core.eviction import Drain, Process
 from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
 from llmux.core.scheduler import Scheduler
@@ -46,6 +49,8 @@ from llmux.core.states import Asleep, Cold, Manual
 from llmux.errors import EngineDied, RequestError
 from tests.support.core_truth import Engine, Fates, Held, Place, Request, evicted
 from tests.support.invariants import check_invariants
+
+STEPS_AT_ONCE_MAX = 10_000
 
 
 @dataclass
@@ -62,11 +67,14 @@ class CoreDriver:
 
     def __post_init__(self) -> None:
         self.now = 0.0
+        self._steps_now = 0
         self.scheduler = Scheduler(self.specs, self.policy, self.limits, self.capacity)
         self.engines = {spec.name: Engine(spec) for spec in self.specs}
         self.requests: dict[int, Request] = {}
         self.waiting: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.in_flight: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
+        self.frozen: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
+        self.freezes = 0
         self.commands: dict[int, Event] = {}
         self.command_errors: dict[int, str | None] = {}
         self.timer_at: float | None = None
@@ -108,6 +116,8 @@ class CoreDriver:
 
     def _step(self, at: float) -> None:
         assert at >= self.now - 1e-9, "time goes back"
+        self._steps_now = self._steps_now + 1 if at <= self.now else 0
+        assert self._steps_now < STEPS_AT_ONCE_MAX, f"time stands still at {self.now}"
         self.now = max(self.now, at)
         if self.timer_at is not None and self.timer_at <= at:
             self.timer_at = None
@@ -155,12 +165,12 @@ class CoreDriver:
         if request.place is Place.WAITING:
             self._place(request, Place.ENDED)
             self.send(RequestGone(request.number, request.model))
-        elif request.place is Place.IN_FLIGHT:
+        else:
             self.complete(request, completed=False)
 
     def complete(self, request: Request, *, completed: bool = True) -> None:
-        """An admitted request ends."""
-        if request.place is not Place.IN_FLIGHT:
+        """An admitted request ends, also a frozen one whose last words were on their way."""
+        if request.place not in (Place.IN_FLIGHT, Place.FROZEN):
             return
         self._place(request, Place.ENDED)
         if completed:
@@ -180,7 +190,9 @@ class CoreDriver:
             )
         )
 
-    def finish_wake(self, model: str, error: str | None = None, *, out_of_memory: bool = False) -> list[Action]:
+    def finish_wake(
+        self, model: str, error: str | None = None, *, out_of_memory: bool = False, unfaithful: bool = False
+    ) -> list[Action]:
         """The outcome of the pending wake."""
         engine = self.engines[model]
         assert isinstance(engine.pending, Wake)
@@ -192,9 +204,12 @@ class CoreDriver:
             engine.awake_since = self.now
         elif not out_of_memory:
             engine.wake_failures += 1
-            engine.not_before = self.now + self.limits.backoff_first_seconds * 2 ** (engine.wake_failures - 1)
-            engine.not_before = min(engine.not_before, self.now + self.limits.backoff_max_seconds)
-        return self.send(WakeDone(action.instance, error, out_of_memory))
+            by_image = action.asleep is not None and action.asleep.process is Process.CHECKPOINT
+            if engine.wake_failures > 1 or not (unfaithful or by_image):
+                engine.not_before = self.now + self.limits.backoff_first_seconds * 2 ** (engine.wake_failures - 1)
+                engine.not_before = min(engine.not_before, self.now + self.limits.backoff_max_seconds)
+        can_freeze = error is None and engine.spec.drain is Drain.FREEZE
+        return self.send(WakeDone(action.instance, error, out_of_memory, unfaithful, can_freeze))
 
     def finish_evict(self, model: str, outcome: EvictDone | None = None) -> list[Action]:
         """The outcome of the pending eviction."""
@@ -242,6 +257,8 @@ class CoreDriver:
             return [self.requests[number] for queue in self.waiting.values() for number in queue]
         if place is Place.IN_FLIGHT:
             return [self.requests[number] for flight in self.in_flight.values() for number in flight]
+        if place is Place.FROZEN:
+            return [self.requests[number] for frozen in self.frozen.values() for number in frozen]
         return [request for request in self.requests.values() if request.place is place]
 
     @property
@@ -254,10 +271,13 @@ class CoreDriver:
     def _place(self, request: Request, place: Place) -> None:
         self.waiting[request.model].pop(request.number, None)
         self.in_flight[request.model].pop(request.number, None)
+        self.frozen[request.model].pop(request.number, None)
         if place is Place.WAITING:
             self.waiting[request.model][request.number] = None
         elif place is Place.IN_FLIGHT:
             self.in_flight[request.model][request.number] = None
+        elif place is Place.FROZEN:
+            self.frozen[request.model][request.number] = None
         request.place = place
 
     def _perform(self, action: Action) -> None:
@@ -271,6 +291,10 @@ class CoreDriver:
                 self._place(request, Place.ENDED)
             case Revoke(number, error):
                 self._revoke(self.requests[number], error)
+            case Freeze(number):
+                self._freeze(self.requests[number])
+            case Thaw(number):
+                self._thaw(self.requests[number])
             case Wake():
                 self._wake(action)
             case Evict():
@@ -308,19 +332,48 @@ class CoreDriver:
         request.admitted_at = self.now
         self._place(request, Place.IN_FLIGHT)
         assert len(self.in_flight[request.model]) <= engine.spec.max_in_flight, f"{action}: above max_in_flight"
-        fate = self.fates.request(request)
-        if fate is not None:
-            seconds, completed = fate
-            admitted_at = self.now
+        self._run(request, self.fates.request(request))
 
-            def end() -> None:
-                if request.admitted_at == admitted_at:
-                    self.complete(request, completed=completed)
+    def _run(self, request: Request, fate: tuple[float, bool] | None) -> None:
+        """Let an admitted request end in time, unless it is frozen or taken back before."""
+        if fate is None:
+            return
+        seconds, completed = fate
+        began_at = request.admitted_at = self.now
+        request.remaining = fate
 
-            self.after(seconds, end)
+        def end() -> None:
+            if request.place is Place.IN_FLIGHT and request.admitted_at == began_at:
+                self.complete(request, completed=completed)
+
+        self.after(seconds, end)
+
+    def _freeze(self, request: Request) -> None:
+        engine = self.engines[request.model]
+        assert request.place is Place.IN_FLIGHT, f"frozen while {request.place}"
+        assert engine.awake and engine.spec.drain is Drain.FREEZE, f"{request.model} cannot freeze"
+        assert not self.stopping, "frozen during shutdown"
+        mode = self.scheduler.mode
+        assert not isinstance(mode, Manual) or mode.allowed == request.model, "frozen, and the mode keeps it so"
+        self.freezes += 1
+        request.frozen_at = self.now
+        if request.remaining is not None:
+            assert request.admitted_at is not None
+            seconds, completed = request.remaining
+            request.remaining = (max(0.0, request.admitted_at + seconds - self.now), completed)
+        request.admitted_at = None
+        self._place(request, Place.FROZEN)
+
+    def _thaw(self, request: Request) -> None:
+        engine = self.engines[request.model]
+        assert request.place is Place.FROZEN, f"thawed while {request.place}"
+        assert engine.awake and engine.pending is None, "thawed, and its engine is not awake"
+        request.admitted_at = self.now
+        self._place(request, Place.IN_FLIGHT)
+        self._run(request, request.remaining)
 
     def _revoke(self, request: Request, error: RequestError) -> None:
-        assert request.place is Place.IN_FLIGHT, f"revoked while {request.place}"
+        assert request.place in (Place.IN_FLIGHT, Place.FROZEN), f"revoked while {request.place}"
         if isinstance(error, EngineDied) and request.number % 3:
             request.attempts += 1
             self._place(request, Place.WAITING)
@@ -352,7 +405,7 @@ class CoreDriver:
             isinstance(event, SwitchRequested | WakeRequested) and event.model == name
             for event in self.commands.values()
         )
-        assert self.waiting[name] or asked, f"{action}: nobody wants it"
+        assert self.waiting[name] or self.frozen[name] or asked, f"{action}: nobody wants it"
         engine.pending = action
         engine.running = True
         free = dict(self.capacity)
@@ -372,6 +425,8 @@ class CoreDriver:
         assert engine.running, f"{action}: no engine runs"
         assert action.instance.generation == engine.generation
         assert not self.in_flight[name], f"{action}: requests are in flight"
+        assert action.freeze == bool(self.frozen[name]), f"{action}, but frozen are {self.frozen[name]}"
+        assert not action.freeze or action.eviction.keeps_process, f"{action}: stopped with requests frozen in it"
         assert not self.stopped, f"{action} after the shutdown was reported"
         if engine.asleep is None:
             engine.left_at = self.now
@@ -401,7 +456,8 @@ class CoreDriver:
         admitted = [a.request for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
         refused = {a.request for a in actions if isinstance(a, Reject)}
         arrivals = sorted(self.requests[number].arrived_at for number in waiters if number not in refused)
-        expected = arrivals[: self.engines[name].spec.max_in_flight]
+        thawed = sum(isinstance(a, Thaw) and self.requests[a.request].model == name for a in actions)
+        expected = arrivals[: self.engines[name].spec.max_in_flight - thawed]
         went = [self.requests[number].arrived_at for number in admitted]
         assert went == expected, f"{name} was woken, but its waiters were not admitted in order"
 
@@ -412,6 +468,7 @@ class CoreDriver:
         for name in self.engines:
             model = self.scheduler.model(name)
             assert set(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
+            assert set(model.frozen) == set(self.frozen[name]), f"{name}: frozen differs from the truth"
             returning = {event.request for event in self._backlog if isinstance(event, RequestReturned)}
             assert set(model.waiting) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
         self._check_something_will_happen()
@@ -424,10 +481,12 @@ class CoreDriver:
     def _check_something_will_happen(self) -> None:
         if self.pending or self.in_place(Place.IN_FLIGHT) or self._backlog:
             return
-        if not self.commands and not any(self.waiting.values()):
+        if not self.commands and not any(self.waiting.values()) and not any(self.frozen.values()):
             return
         limits = self.limits
         latest = self.now + max(limits.min_active_seconds, limits.max_wait_seconds, limits.backoff_max_seconds)
+        if isinstance(self.scheduler.mode, Manual):
+            latest = max(latest, self.now + limits.request_timeout_seconds)
         assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
         assert self.timer_at <= latest, f"somebody waits, and nothing happens before {self.timer_at}"
 
@@ -435,11 +494,11 @@ class CoreDriver:
         """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch."""
         bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds)
         claims = self.scheduler._world.claims
-        for name, queue in self.waiting.items():
-            engine = self.engines[name]
-            if not queue or engine.awake or name in claims or isinstance(engine.pending, Wake):
+        for name, engine in self.engines.items():
+            since = [self.requests[number].arrived_at for number in self.waiting[name]]
+            since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
+            if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
                 continue
-            head = self.requests[next(iter(self.scheduler.model(name).waiting))]
-            waited = self.now - max(head.arrived_at, engine.left_at)
+            waited = self.now - max(min(since), engine.left_at)
             self.longest_wait = max(self.longest_wait, waited)
             assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"

@@ -24,7 +24,7 @@ from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Failed
 from llmux.core.switching import NEVER_LEAVES
-from llmux.errors import Evicted, QueueTimeout
+from llmux.errors import EngineDied, Evicted, QueueTimeout
 from tests.support.core_driver import CoreDriver
 from tests.support.core_truth import Fates, Held, Place, evicted
 
@@ -93,9 +93,20 @@ SCENARIOS = (
         replace(LIMITS, request_timeout_seconds=12.0, max_wait_seconds=4.0, min_active_seconds=1.0),
     ),
     Scenario(
+        "one GPU, requests are frozen",
+        (
+            ModelSpec("a", OFFLOAD, max_in_flight=2, drain=Drain.FREEZE),
+            ModelSpec("b", CHECKPOINT, max_in_flight=3, drain=Drain.FREEZE),
+            ModelSpec("c", STOP, max_in_flight=2, drain=Drain.FREEZE),
+            ModelSpec("d", DISCARD, max_in_flight=1),
+        ),
+        ALL_OF_IT,
+        replace(LIMITS, request_timeout_seconds=400.0),
+    ),
+    Scenario(
         "one GPU, sizes and residues",
         (
-            _sized("a", OFFLOAD, {GPUS[0]: 6}, 2, max_in_flight=2),
+            _sized("a", OFFLOAD, {GPUS[0]: 6}, 2, max_in_flight=2, drain=Drain.FREEZE),
             _sized("b", DISCARD, {GPUS[0]: 4}, 1, max_in_flight=1),
             _sized("c", STOP, {GPUS[0]: 10}),
             _sized("d", OFFLOAD, {GPUS[0]: 3}, 1, max_in_flight=3),
@@ -111,7 +122,7 @@ SCENARIOS = (
             _sized("b", DISCARD, {GPUS[0]: 6}, 2, max_in_flight=1),
             _sized("c", OFFLOAD, {GPUS[1]: 6}, 1, max_in_flight=2),
             _sized("d", STOP, {GPUS[0]: 5}, max_in_flight=2),
-            _sized("e", SUSPEND, {GPUS[1]: 5}, max_in_flight=1, drain=Drain.ABORT),
+            _sized("e", SUSPEND, {GPUS[1]: 5}, max_in_flight=1, drain=Drain.FREEZE),
         ),
         {GPUS[0]: 10, GPUS[1]: 10},
     ),
@@ -161,18 +172,18 @@ class Walk:
                 self.driver.leave(request)
 
     def complete(self, pick: int, *, completed: bool = True) -> None:
-        in_flight = self.driver.in_place(Place.IN_FLIGHT)
-        if in_flight:
-            self.driver.complete(in_flight[pick % len(in_flight)], completed=completed)
+        admitted = self.driver.in_place(Place.IN_FLIGHT) + self.driver.in_place(Place.FROZEN)
+        if admitted:
+            self.driver.complete(admitted[pick % len(admitted)], completed=completed)
 
     def complete_all(self, pick: int) -> None:
         for number in list(self.driver.in_flight[self._name(pick)]):
             self.driver.complete(self.driver.requests[number])
 
     def give_back(self, pick: int) -> None:
-        in_flight = self.driver.in_place(Place.IN_FLIGHT)
-        if in_flight:
-            self.driver.give_back(in_flight[pick % len(in_flight)])
+        admitted = self.driver.in_place(Place.IN_FLIGHT) + self.driver.in_place(Place.FROZEN)
+        if admitted:
+            self.driver.give_back(admitted[pick % len(admitted)])
 
     def outcome(self, pick: int, kind: int) -> None:
         """A pending wake or eviction ends: mostly well, sometimes not as asked, sometimes badly."""
@@ -181,8 +192,9 @@ class Walk:
             return
         action = pending[pick % len(pending)]
         if isinstance(action, Wake):
-            error = "it broke" if kind in (0, 1) else None
-            self.driver.finish_wake(action.instance.model, error, out_of_memory=kind == 1)
+            error = "it broke" if kind in (0, 1, 2) else None
+            unfaithful = kind == 2 and action.asleep is not None
+            self.driver.finish_wake(action.instance.model, error, out_of_memory=kind == 1, unfaithful=unfaithful)
         else:
             others: dict[int, EvictDone] = {
                 0: evicted(action, error="still there"),
@@ -237,7 +249,7 @@ class Walk:
         if not driver.stopping:
             driver.send(ModeChanged(manual=False))
         driver.fates = Fates()
-        for request in driver.in_place(Place.IN_FLIGHT):
+        for request in driver.in_place(Place.IN_FLIGHT) + driver.in_place(Place.FROZEN):
             driver.after(1.0, lambda request=request: driver.complete(request))  # type: ignore[misc]
         for action in driver.pending:
             finish = driver.finish_wake if isinstance(action, Wake) else driver.finish_evict
@@ -248,9 +260,11 @@ class Walk:
         # A queue of n requests may need n turns where the engine takes few at a time; each command is a turn too.
         rounds = 1 + max((len(queue) for queue in driver.waiting.values()), default=0) + len(driver.commands)
         driver.run_while(self._is_busy, until=driver.now + turns * rounds)
-        aborting = {spec.name for spec in driver.specs if spec.drain is Drain.ABORT}
+        # A model that holds memory asleep is stopped, with what is frozen in it, where another could else never run.
+        reasons = {Drain.ABORT: (QueueTimeout, Evicted), Drain.FREEZE: (QueueTimeout, EngineDied)}
+        drains = {spec.name: spec.drain for spec in driver.specs}
         for request in waiting:
-            legitimate = (QueueTimeout, Evicted) if request.model in aborting else QueueTimeout
+            legitimate = reasons.get(drains[request.model], (QueueTimeout,))
             assert request.error is None or isinstance(request.error, legitimate), f"refused: {request}"
         if driver.limits.request_timeout_seconds > turns:
             assert not any(isinstance(request.error, QueueTimeout) for request in waiting)
@@ -264,7 +278,7 @@ class Walk:
         driver = self.driver
         if driver.stopping:
             return not driver.stopped
-        places = (Place.WAITING, Place.IN_FLIGHT)
+        places = (Place.WAITING, Place.IN_FLIGHT, Place.FROZEN)
         return bool(driver.commands or driver.pending or any(driver.in_place(place) for place in places))
 
     def _is_stuck(self, name: str) -> bool:

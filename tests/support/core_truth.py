@@ -17,6 +17,7 @@ class Place(Enum):
 
     WAITING = auto()
     IN_FLIGHT = auto()
+    FROZEN = auto()
     RETURNING = auto()
     ENDED = auto()
 
@@ -33,6 +34,9 @@ class Request:
     attempts: int = 0
     error: RequestError | None = None
     admitted_at: float | None = None
+    frozen_at: float | None = None
+    remaining: tuple[float, bool] | None = None
+    """How much longer a frozen request takes once it goes on, and whether it completes."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from llmux.core.identity import GpuId
 from llmux.core.model import Model
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import ON_GPU, Asleep, Draining, Failed, Serving, Stuck, Waking
+from llmux.core.states import ON_GPU, Asleep, Draining, Evicting, Failed, Serving, Stuck, Waking
 from llmux.core.world import World
 
 
@@ -24,6 +24,13 @@ def _check_model(world: World, model: Model, now: float) -> None:
     assert len(model.in_flight) <= model.spec.max_in_flight, f"{model.name}: more in flight than allowed"
     if model.in_flight:
         assert isinstance(model.state, Serving | Draining), f"{model.name}: in flight while {model.state}"
+    if model.frozen:
+        assert isinstance(model.state, Evicting | Asleep | Waking), f"{model.name}: frozen while {model.state}"
+        assert not isinstance(model.state, Evicting) or model.state.eviction.keeps_process, (
+            f"{model.name}: being stopped"
+        )
+        assert not isinstance(model.state, Waking) or not model.state.from_cold, f"{model.name}: a cold start"
+        assert world.stopping_until is None, f"{model.name}: frozen during shutdown"
     arrivals = [waiting.arrived_at for waiting in model.waiting.values()]
     assert arrivals == sorted(arrivals), f"{model.name}: the queue is not in order of arrival"
     if model.waiting:
@@ -44,16 +51,18 @@ def _check_indexes(world: World, now: float) -> None:
     assert world.with_residue == {m.name: m for m in models if isinstance(m.state, Asleep) and m.held}
     backing_off = {m.name: m for m in models if isinstance(m.state, Failed | Stuck) and m.state.retry_at > now}
     assert world.backing_off == ({} if world.shutdown_reported else backing_off)
-    wanted = {m.name for m in models if m.waiting and m.can_be_woken(now) and world.allows(m.name)}
+    demanded = {m.name for m in models if m.waiting or m.frozen}
+    wanted = {m.name for m in models if m.name in demanded and m.can_be_woken(now) and world.allows(m.name)}
     assert set(world.turns) == wanted, f"turn order {set(world.turns)}, wanted {wanted}"
     for name in wanted:
         model = world.models[name]
-        head = next(iter(model.waiting.values()))
-        expected = max(head.arrived_at + world.limits.max_wait_seconds, model.last_turn_end)
+        since = [w.arrived_at for w in model.waiting.values()] + [f.since for f in model.frozen.values()]
+        expected = max(min(since) + world.limits.max_wait_seconds, model.last_turn_end)
         assert world.turns.overdue_at(name) == expected, f"{name}: wrong place in the turn order"
     first = world.turns.first()
     assert first is None or first[0] == next(iter(world.turns))
     assert world.queued_requests == sum(len(m.waiting) for m in models)
+    assert world.frozen_requests == sum(len(m.frozen) for m in models)
     assert world.queued_bytes == sum(w.size_bytes for m in models for w in m.waiting.values())
 
 
@@ -81,7 +90,10 @@ def _check_claims(world: World) -> None:
 
 
 def _check_bounds(world: World) -> None:
-    assert len(world._deadlines) <= 2 * world.queued_requests + 1024 + 1 + world.limits.queue_limit_requests
+    assert (
+        len(world._deadlines)
+        <= 2 * (world.queued_requests + world.frozen_requests) + 1024 + 1 + world.limits.queue_limit_requests
+    )
     assert len(world.commands) <= world.limits.commands_max
     assert world.queued_bytes <= world.limits.queue_limit_bytes + sum(
         w.size_bytes for m in world.models.values() for w in m.waiting.values() if w.attempts
@@ -90,7 +102,7 @@ def _check_bounds(world: World) -> None:
 
 def _check_timer(scheduler: Scheduler, now: float) -> None:
     world = scheduler._world
-    due = [w.deadline for m in world.models.values() for w in m.waiting.values()]
+    due = [entry.deadline for m in world.models.values() for entry in (*m.waiting.values(), *m.frozen.values())]
     due += [m.state.deadline for m in world.models.values() if isinstance(m.state, Draining)]
     due += [m.state.retry_at for m in world.backing_off.values() if isinstance(m.state, Failed | Stuck)]
     if due:

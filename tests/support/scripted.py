@@ -99,6 +99,15 @@ class Holder:
         self.revocation = error
         self._tell("revoked")
 
+    def lease_frozen(self) -> None:
+        self._tell("frozen")
+
+    def lease_held(self) -> None:
+        self._tell("held")
+
+    def lease_thawed(self) -> None:
+        self._tell("thawed")
+
     async def wait(self, *told: str) -> None:
         """Wait until exactly this has been told, in this order."""
         async with asyncio.timeout(DEADLINE_SECONDS):

@@ -33,6 +33,20 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """An admitted request is suspended with its instance, which is about to leave the GPU."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """A frozen request goes on: its instance is back and says the same as before."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Bring the instance onto the GPU: a cold start, or the undoing of how it left."""
 
@@ -49,10 +63,11 @@ class AbortWake:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Bring the instance off the GPU; nothing of it is in flight any more."""
+    """Bring the instance off the GPU; nothing of it is in flight any more. ``freeze``: it has requests to suspend."""
 
     instance: InstanceId
     eviction: Eviction
+    freeze: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,8 @@ Action: TypeAlias = (
     Admit
     | Reject
     | Revoke
+    | Freeze
+    | Thaw
     | Wake
     | AbortWake
     | Evict

@@ -2,10 +2,10 @@
 
 from itertools import takewhile
 
-from llmux.core.actions import Admit, Reject, Revoke
+from llmux.core.actions import Admit, Freeze, Reject, Revoke, Thaw
 from llmux.core.events import RequestArrived, RequestReturned
 from llmux.core.identity import Seconds
-from llmux.core.model import Model, Waiting
+from llmux.core.model import Frozen, Model, Waiting
 from llmux.core.states import Failed, Manual, Serving
 from llmux.core.world import World
 from llmux.errors import (
@@ -48,7 +48,7 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
 def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
     """A request that lost its engine goes to the front of the queue, as often as is allowed."""
     model = world.models[event.model]
-    finish(model, event.request, False, now)
+    finish(world, model, event.request, False, now)
     refusal = _standing_refusal(world, model, now)
     if event.attempts >= world.limits.attempts_max or not event.may_wake:
         refusal = EngineDied(model.name, event.reason)
@@ -86,12 +86,15 @@ def leave(world: World, model: Model, request: int, now: Seconds) -> None:
         world.refresh_turn(model, now)
 
 
-def finish(model: Model, request: int, completed: bool, now: Seconds) -> None:
-    """An admitted request ended; ends that were already taken account of are ignored."""
-    if request not in model.in_flight:
+def finish(world: World, model: Model, request: int, completed: bool, now: Seconds) -> None:
+    """An admitted request ended, frozen or not; ends that were already taken account of are ignored."""
+    if request in model.in_flight:
+        model.in_flight.discard(request)
+        model.idle_since = now
+    elif request in model.frozen:
+        _take_frozen(world, model, request, now)
+    else:
         return
-    model.in_flight.discard(request)
-    model.idle_since = now
     if completed:
         model.failures = 0
 
@@ -99,8 +102,13 @@ def finish(model: Model, request: int, completed: bool, now: Seconds) -> None:
 def expire(world: World, now: Seconds) -> None:
     """End the requests that have waited too long."""
     for request, model in world.overdue_requests(now):
-        arrived_at = model.waiting[request].arrived_at
-        refuse(world, model, request, QueueTimeout(model.name, now - arrived_at), now)
+        if request in model.frozen:
+            since = model.frozen[request].since
+            _take_frozen(world, model, request, now)
+            world.emit(Revoke(request, QueueTimeout(model.name, now - since)))
+        else:
+            arrived_at = model.waiting[request].arrived_at
+            refuse(world, model, request, QueueTimeout(model.name, now - arrived_at), now)
 
 
 def refuse(world: World, model: Model, request: int, error: RequestError, now: Seconds) -> None:
@@ -124,15 +132,42 @@ def revoke_all(world: World, model: Model, error: RequestError, now: Seconds) ->
     model.idle_since = now
 
 
+def freeze_all(world: World, model: Model, now: Seconds) -> None:
+    """Suspend what is in flight: it waits with its engine."""
+    deadline = now + world.limits.request_timeout_seconds
+    for request in sorted(model.in_flight):
+        model.frozen[request] = Frozen(now, deadline)
+        world.frozen_requests += 1
+        world.watch_deadline(request, model, deadline)
+        world.emit(Freeze(request))
+    model.in_flight.clear()
+    model.idle_since = now
+
+
+def thaw_all(world: World, model: Model) -> None:
+    """Let what is frozen go on; it is in flight again, before anything that waits."""
+    for request in model.frozen:
+        model.in_flight.add(request)
+        world.emit(Thaw(request))
+    world.frozen_requests -= len(model.frozen)
+    model.frozen.clear()
+
+
+def lose_frozen(world: World, model: Model, error: RequestError, now: Seconds) -> None:
+    """The engine that the frozen requests were suspended in is lost: their leases are taken back."""
+    for request in list(model.frozen):
+        _take_frozen(world, model, request, now)
+        world.emit(Revoke(request, error))
+
+
 def refuse_disallowed(world: World, now: Seconds) -> None:
-    """The mode changed: whoever waits for a model that is not served in it, need not wait."""
+    """The mode changed: whoever waits for a model that is not served in it, need not wait. What is frozen stays so."""
     for model in world.models.values():
-        if not model.waiting:
+        if model.head_since is None:
             continue
-        if world.allows(model.name):
-            world.refresh_turn(model, now)
-        else:
+        if not world.allows(model.name):
             refuse_all(world, model, _not_allowed(world, model), now)
+        world.refresh_turn(model, now)
 
 
 def _refusal(world: World, model: Model, event: RequestArrived, now: Seconds) -> RequestError | None:
@@ -169,7 +204,7 @@ def _enqueue(world: World, model: Model, request: int, waiting: Waiting) -> None
     model.waiting[request] = waiting
     world.queued_requests += 1
     world.queued_bytes += waiting.size_bytes
-    world.watch_deadline(request, model)
+    world.watch_deadline(request, model, waiting.deadline)
 
 
 def _move_before_the_younger(model: Model, request: int) -> None:
@@ -183,3 +218,9 @@ def _dequeue(world: World, model: Model, request: int) -> None:
     waiting = model.waiting.pop(request)
     world.queued_requests -= 1
     world.queued_bytes -= waiting.size_bytes
+
+
+def _take_frozen(world: World, model: Model, request: int, now: Seconds) -> None:
+    del model.frozen[request]
+    world.frozen_requests -= 1
+    world.refresh_turn(model, now)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llmux.core.actions import AbortWake, CommandDone
-from llmux.core.admission import refuse_all, refuse_disallowed
+from llmux.core.admission import lose_frozen, refuse_all, refuse_disallowed
 from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Seconds
@@ -132,6 +132,12 @@ def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds)
     return False
 
 
+def change_eviction(model: Model, eviction: Eviction) -> None:
+    """Override how a model leaves from now on, also if that was found to change what it says."""
+    model.eviction_override = eviction
+    model.unfaithful.discard(eviction)
+
+
 def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None:
     """Refuse what waits, give up what is under way, and let what is in flight end within the time given."""
     if world.stopping_until is not None:
@@ -141,6 +147,7 @@ def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None
     world.claims.clear()
     for model in world.models.values():
         refuse_all(world, model, ShuttingDown(), now)
+        lose_frozen(world, model, ShuttingDown(), now)
         if isinstance(model.state, Waking):
             world.emit(AbortWake(model.instance))
     for command in list(world.commands.values()):

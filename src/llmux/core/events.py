@@ -56,11 +56,14 @@ class WakeDone:
     """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone.
 
     ``out_of_memory``: it failed for want of GPU memory, so that what sleepers still hold there may be in its way.
+    ``unfaithful``: it came back saying something else than before it left. ``can_freeze``: it can suspend requests.
     """
 
     instance: InstanceId
     error: str | None = None
     out_of_memory: bool = False
+    unfaithful: bool = False
+    can_freeze: bool = False
 
 
 @dataclass(frozen=True, slots=True)

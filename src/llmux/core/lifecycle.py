@@ -1,7 +1,7 @@
 """One model's way onto the GPU and off it: the transitions, and what each outcome means."""
 
 from llmux.core.actions import Evict, SwitchDone, SwitchFailed, Wake
-from llmux.core.admission import admit_waiting, refuse_all, revoke_all
+from llmux.core.admission import admit_waiting, freeze_all, lose_frozen, refuse_all, revoke_all, thaw_all
 from llmux.core.events import EvictDone, InstanceExited, WakeDone
 from llmux.core.eviction import STOP, Drain, Eviction, Process
 from llmux.core.identity import Seconds
@@ -11,6 +11,7 @@ from llmux.core.world import Claim, World
 from llmux.errors import EngineDied, EngineUnavailable, Evicted, ShuttingDown
 
 CRASHES_BEFORE_REFUSING = 2
+STOPPED_WHILE_FROZEN = "the engine had to be stopped while the request was suspended in it"
 
 
 def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Seconds, now: Seconds) -> None:
@@ -19,6 +20,17 @@ def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Second
     world.set_state(model, Draining(now, model.state.since, deadline, eviction), now)
     if model.spec.drain is Drain.ABORT:
         revoke_all(world, model, Evicted(model.name), now)
+
+
+def freezes(world: World, model: Model, eviction: Eviction) -> bool:
+    """Whether a switch suspends the model's requests; not where nobody could bring them back."""
+    return model.spec.drain is Drain.FREEZE and model.can_freeze and eviction.keeps_process and world.allows(model.name)
+
+
+def begin_freeze(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:
+    """Have a serving model leave at once, its requests suspended with it."""
+    freeze_all(world, model, now)
+    begin_evict(world, model, eviction, now)
 
 
 def stop_draining(world: World, model: Model, now: Seconds) -> None:
@@ -39,15 +51,17 @@ def finish_drain(world: World, model: Model, now: Seconds) -> None:
 
 
 def begin_evict(world: World, model: Model, eviction: Eviction, now: Seconds, crash: str | None = None) -> None:
-    """Have an instance brought off the GPU; nothing of it may be in flight."""
+    """Have an instance brought off the GPU; nothing of it may be in flight. Stopping it loses what is frozen in it."""
     assert not model.in_flight
+    if not eviction.keeps_process:
+        lose_frozen(world, model, EngineDied(model.name, crash or STOPPED_WHILE_FROZEN), now)
     match model.state:
         case Asleep(eviction=asleep) | Stuck(asleep=asleep):
             pass
         case _:
             asleep = None
     world.set_state(model, Evicting(now, eviction, crash, asleep), now)
-    world.emit(Evict(model.instance, eviction))
+    world.emit(Evict(model.instance, eviction, freeze=bool(model.frozen)))
 
 
 def begin_wake(world: World, model: Model, now: Seconds) -> None:
@@ -64,29 +78,35 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
     assert isinstance(model.state, Waking)
     claim = world.claims.pop(model.name, None)
     if event.error is not None:
+        lose_frozen(world, model, EngineDied(model.name, event.error), now)
         sleeper = _cheapest_sleeper(world) if event.out_of_memory and not model.made_room else None
         if claim is not None and sleeper is not None:
             _make_room(world, model, claim, sleeper, event.error, now)
         else:
-            _wake_failed(world, model, event.error, now)
+            _wake_failed(world, model, event.error, unfaithful=event.unfaithful, now=now)
         return
     model.made_room = False
+    model.can_freeze = event.can_freeze
     world.costs.observe_wake(model.name, now - model.state.since)
     model.idle_since = now
     if claim is not None:
         _report_switch(world, claim, now)
     world.set_state(model, Serving(now), now)
+    thaw_all(world, model)
     admit_waiting(world, model, now)
 
 
 def _cheapest_sleeper(world: World) -> Model | None:
-    """The sleeping model with a running engine that was used the longest ago; an image on disk holds no memory."""
+    """The sleeping model with a running engine that was used the longest ago, rather one with nothing frozen in it.
+
+    An image on disk holds no memory.
+    """
     sleepers = [
         model
         for model in world.models.values()
         if isinstance(model.state, Asleep) and model.state.eviction.process is not Process.CHECKPOINT
     ]
-    return min(sleepers, key=lambda model: model.last_turn_end, default=None)
+    return min(sleepers, key=lambda model: (bool(model.frozen), model.last_turn_end), default=None)
 
 
 def _make_room(world: World, model: Model, claim: Claim, sleeper: Model, error: str, now: Seconds) -> None:
@@ -98,8 +118,12 @@ def _make_room(world: World, model: Model, claim: Claim, sleeper: Model, error: 
     begin_evict(world, sleeper, STOP, now)
 
 
-def _wake_failed(world: World, model: Model, error: str, now: Seconds) -> None:
+def _wake_failed(world: World, model: Model, error: str, *, unfaithful: bool, now: Seconds) -> None:
+    """Back off; but where only the way back was bad, start the engine anew at once."""
     assert isinstance(model.state, Waking)
+    asleep = model.state.asleep
+    if unfaithful and asleep is not None:
+        model.unfaithful.add(asleep)
     if world.stopping_until is not None:
         world.set_state(model, Cold(), now)
         return
@@ -107,7 +131,8 @@ def _wake_failed(world: World, model: Model, error: str, now: Seconds) -> None:
     model.last_turn_end = now
     model.failures += 1
     model.made_room = False
-    pause = world.limits.backoff_seconds(model.failures)
+    bad_way_back = unfaithful or (asleep is not None and asleep.process is Process.CHECKPOINT)
+    pause = 0.0 if bad_way_back and model.failures == 1 else world.limits.backoff_seconds(model.failures)
     _fail(world, model, error, pause, refusing=model.state.from_cold, now=now)
 
 
@@ -128,6 +153,8 @@ def evict_done(world: World, model: Model, event: EvictDone, now: Seconds) -> No
     """The instance is off the GPU, or still holds it."""
     state = model.state
     assert isinstance(state, Evicting)
+    if event.error is not None or isinstance(event.residency, Cold):
+        lose_frozen(world, model, EngineDied(model.name, event.error or STOPPED_WHILE_FROZEN), now)
     if event.error is not None:
         model.failures += 1
         retry_at = now + world.limits.backoff_seconds(model.failures)

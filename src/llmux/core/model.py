@@ -3,7 +3,7 @@
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Footprint, InstanceId, Seconds
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
@@ -22,6 +22,14 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """A request that is suspended with its engine, ``since`` when; at its ``deadline`` it has been so for too long."""
+
+    since: Seconds
+    deadline: Seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Chapter:
     """One transition in a model's story."""
 
@@ -35,8 +43,10 @@ class Model:
     """Everything the scheduler knows of one model. Only ``World`` changes ``state``."""
 
     __slots__ = (
+        "can_freeze",
         "eviction_override",
         "failures",
+        "frozen",
         "generation",
         "idle_since",
         "in_flight",
@@ -46,6 +56,7 @@ class Model:
         "spec",
         "state",
         "story",
+        "unfaithful",
         "waiting",
     )
 
@@ -57,6 +68,12 @@ class Model:
         """The model's present engine, or its last one."""
         self.waiting: OrderedDict[int, Waiting] = OrderedDict()
         self.in_flight: set[int] = set()
+        self.frozen: OrderedDict[int, Frozen] = OrderedDict()
+        """What was in flight when the engine left, and goes on when it is back."""
+        self.can_freeze = False
+        """Whether the present engine can suspend its requests."""
+        self.unfaithful: set[Eviction] = set()
+        """Evictions after which the model was found to say something else than before."""
         self.eviction_override: Eviction | None = None
         self.failures = 0
         self.made_room = False
@@ -76,8 +93,9 @@ class Model:
 
     @property
     def eviction(self) -> Eviction:
-        """How the model leaves the GPU: the operator's override, else the configured one."""
-        return self.eviction_override or self.spec.eviction
+        """How the model leaves the GPU: the operator's override, else the configured one, unless that changes it."""
+        chosen = self.eviction_override or self.spec.eviction
+        return STOP if chosen in self.unfaithful else chosen
 
     @property
     def held(self) -> Footprint:
@@ -89,6 +107,15 @@ class Model:
                 return self.spec.awake
             case _:
                 return {}
+
+    @property
+    def head_since(self) -> Seconds | None:
+        """Since when the longest-waiting request waits, queued or frozen; None if nothing does."""
+        if not self.waiting and not self.frozen:
+            return None
+        queued = next(iter(self.waiting.values())).arrived_at if self.waiting else float("inf")
+        frozen = next(iter(self.frozen.values())).since if self.frozen else float("inf")
+        return min(queued, frozen)
 
     @property
     def has_room(self) -> bool:

@@ -14,7 +14,7 @@ class Holder:
     frees: Footprint
     """What its leaving gives back on each GPU."""
     price: tuple[int, float]
-    """Orders holders: sleepers' residue before awake models, idle before busy, longest-serving first."""
+    """Orders holders: sleepers' residue, idle models, busy ones, sleepers in whom requests are frozen; oldest first."""
 
 
 def free_memory(capacity: Mapping[GpuId, int], held: Iterable[Footprint]) -> dict[GpuId, int]:

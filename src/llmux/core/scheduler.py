@@ -63,7 +63,7 @@ class Scheduler:
             return False
         if len(model.in_flight) <= 1 and len(world.turns):
             return False
-        admission.finish(model, request, completed, now)
+        admission.finish(world, model, request, completed, now)
         return True
 
     def handle(self, event: Event, now: Seconds) -> list[Action]:
@@ -82,7 +82,7 @@ class Scheduler:
             case RequestGone(request, name):
                 admission.leave(world, world.models[name], request, now)
             case RequestDone(request, name, completed):
-                admission.finish(world.models[name], request, completed, now)
+                admission.finish(world, world.models[name], request, completed, now)
                 admission.admit_waiting(world, world.models[name], now)
             case RequestReturned():
                 admission.come_back(world, event, now)
@@ -111,7 +111,7 @@ class Scheduler:
             case SleepRequested():
                 commands.request_sleep(world, event)
             case EvictionChanged(name, eviction):
-                world.models[name].eviction_override = eviction
+                commands.change_eviction(world.models[name], eviction)
             case ShutdownRequested():
                 commands.begin_shutdown(world, event, now)
             case _:

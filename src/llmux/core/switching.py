@@ -6,7 +6,15 @@ from itertools import islice
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.identity import Footprint, GpuId, Seconds
-from llmux.core.lifecycle import begin_drain, begin_evict, begin_wake, finish_drain, stop_draining
+from llmux.core.lifecycle import (
+    begin_drain,
+    begin_evict,
+    begin_freeze,
+    begin_wake,
+    finish_drain,
+    freezes,
+    stop_draining,
+)
 from llmux.core.model import Model
 from llmux.core.placement import Holder, fits, free_memory, victims
 from llmux.core.policies.base import Bring, Candidate, Incumbent
@@ -62,7 +70,7 @@ def _holders(world: World, model: Model) -> Iterator[Model]:
 
 def _holder(world: World, model: Model, *, by_stopping: bool) -> Holder:
     if isinstance(model.state, Asleep):
-        return Holder(model.name, model.held, (0, model.last_turn_end))
+        return Holder(model.name, model.held, (3 if model.frozen else 0, model.last_turn_end))
     assert isinstance(model.state, Serving)
     remains: Footprint = {} if by_stopping else model.spec.residue(model.eviction)
     frees = {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
@@ -123,7 +131,8 @@ class View:
 
     def _candidate(self, name: str) -> Candidate:
         model = self.world.models[name]
-        return Candidate(name, next(iter(model.waiting.values())).arrived_at, len(model.waiting))
+        assert model.head_since is not None
+        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen))
 
 
 def _incumbent(model: Model) -> Incumbent:
@@ -216,9 +225,15 @@ def _vacate(world: World, made: Plan, now: Seconds) -> None:
         if isinstance(model.state, Asleep):
             begin_evict(world, model, STOP, now)
         else:
-            eviction = STOP if made.by_stopping else model.eviction
-            begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
-            finish_drain(world, model, now)
+            _leave(world, model, STOP if made.by_stopping else model.eviction, now)
+
+
+def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:
+    if freezes(world, model, eviction):
+        begin_freeze(world, model, eviction, now)
+    else:
+        begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
+        finish_drain(world, model, now)
 
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
@@ -262,7 +277,7 @@ def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
 
 def is_wanted(world: World, model: Model) -> bool:
     """Whether somebody waits for the model: a client that it may serve, or the operator."""
-    if model.waiting and world.allows(model.name):
+    if model.head_since is not None and world.allows(model.name):
         return True
     return any(
         isinstance(command, SwitchCommand) and command.model == model.name for command in world.commands.values()

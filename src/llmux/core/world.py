@@ -73,6 +73,7 @@ class World:
         self.turns = TurnOrder()
         self.queued_requests = 0
         self.queued_bytes = 0
+        self.frozen_requests = 0
         self.actions: list[Action] = []
         self.event_name = ""
         self._deadlines: list[tuple[Seconds, int, str]] = []
@@ -98,21 +99,21 @@ class World:
 
     def refresh_turn(self, model: Model, now: Seconds) -> None:
         """Bring the turn order in line after the model's queue or state changed."""
-        if model.waiting and model.can_be_woken(now) and self.allows(model.name):
-            head = next(iter(model.waiting.values()))
-            self.turns.place(model.name, max(head.arrived_at + self.limits.max_wait_seconds, model.last_turn_end))
+        head_since = model.head_since
+        if head_since is not None and model.can_be_woken(now) and self.allows(model.name):
+            self.turns.place(model.name, max(head_since + self.limits.max_wait_seconds, model.last_turn_end))
         else:
             self.turns.remove(model.name)
 
-    def watch_deadline(self, request: int, model: Model) -> None:
-        """Remember when a queued request has waited too long."""
-        heapq.heappush(self._deadlines, (model.waiting[request].deadline, request, model.name))
-        if len(self._deadlines) > 2 * self.queued_requests + 1024:
+    def watch_deadline(self, request: int, model: Model, deadline: Seconds) -> None:
+        """Remember when a queued or frozen request has waited too long."""
+        heapq.heappush(self._deadlines, (deadline, request, model.name))
+        if len(self._deadlines) > 2 * (self.queued_requests + self.frozen_requests) + 1024:
             self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
             heapq.heapify(self._deadlines)
 
     def next_deadline(self) -> Seconds:
-        """When the next queued request has waited too long, or infinity."""
+        """When the next queued or frozen request has waited too long, or infinity."""
         while self._deadlines:
             if self._is_waiting(*self._deadlines[0]):
                 return self._deadlines[0][0]
@@ -120,14 +121,15 @@ class World:
         return float("inf")
 
     def overdue_requests(self, now: Seconds) -> Iterator[tuple[int, Model]]:
-        """Take out, one by one, the queued requests that have waited too long."""
+        """Take out, one by one, the queued and frozen requests that have waited too long."""
         while self.next_deadline() <= now:
             _, request, name = heapq.heappop(self._deadlines)
             yield request, self.models[name]
 
     def _is_waiting(self, deadline: Seconds, request: int, name: str) -> bool:
-        waiting = self.models[name].waiting.get(request)
-        return waiting is not None and waiting.deadline == deadline
+        model = self.models[name]
+        entry = model.waiting.get(request) or model.frozen.get(request)
+        return entry is not None and entry.deadline == deadline
 
     def held(self) -> Iterator[Footprint]:
         """Everything that is held or reserved on the GPUs."""

@@ -3,29 +3,35 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVarTuple, assert_never
+from typing import Any, Self, TypeVarTuple, assert_never
 
 from llmux.engines.output import OutputTail, clean_line
 from llmux.engines.sessions import find_living, kill_session
 from llmux.engines.shim_connection import (
     Dropped,
+    Dumped,
+    DumpRefused,
     Exited,
     Failed,
     Gone,
     Output,
     Refused,
+    RestoreRefused,
     ShimConnection,
     ShimEvent,
     SpawnRefused,
     Started,
 )
-from llmux.errors import ProcessStuck, SpawnFailed
+from llmux.engines.waiting import outlast
+from llmux.errors import DumpFailed, ProcessStuck, RestoreFailed, SpawnFailed
 
 SPAWN_SECONDS = 30.0
 SHIM_END_SECONDS = 2.0
+CRIU_END_SECONDS = 10.0
+"""From the end of criu's time until the shim must have told what became of it."""
 LEFTOVER_SECONDS = 5.0
 """vLLM's worker lives up to 3.4 s longer than its root."""
 LOST = -signal.SIGKILL
@@ -41,23 +47,42 @@ class LaunchCommand:
     """How to start an engine.
 
     The environment is the whole one. ``temporary_directory`` is made for the engine, is its TMPDIR, and is removed
-    with all that is in it when the last of its processes is gone.
+    with all that is in it when the last of its processes is gone. ``checkpointable``: it can make no io_uring, which
+    criu could not dump.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     working_directory: Path | None = None
     temporary_directory: Path | None = None
+    checkpointable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCommand:
+    """How to restore an engine: criu's whole command line but for the pipes, and what the image says of the engine.
+
+    ``pipes`` are the inodes of the stdout and stderr that it was dumped with. The temporary directory is there already,
+    and belongs to the engine from now on.
+    """
+
+    argv: tuple[str, ...]
+    timeout_seconds: float
+    pid: int
+    pipes: tuple[int, int]
+    temporary_directory: Path | None = None
 
 
 class EngineProcess:
-    """An engine's tree of processes under a shim of its own; made by ``spawn``."""
+    """An engine's tree of processes under a shim of its own; made by ``spawn`` or ``restore``."""
 
-    def __init__(self, command: LaunchCommand, on_line: LineReceiver, on_exit: Callable[[int], None]) -> None:
+    def __init__(self, temporary_directory: Path | None, on_line: LineReceiver, on_exit: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         """The root's, and the number of its group and session."""
-        self._command = command
+        self.pipes = (0, 0)
+        """The inodes of its stdout and stderr."""
+        self.temporary_directory = temporary_directory
         self._on_line = on_line
         self._on_exit = on_exit
         self._tail = OutputTail()
@@ -67,6 +92,9 @@ class EngineProcess:
         self._exited: asyncio.Future[int] = loop.create_future()
         self._gone: asyncio.Future[None] = loop.create_future()
         self._tree_gone = False
+        self._restored_pid = 0
+        self._dumping: asyncio.Future[str | None] = loop.create_future()
+        """Why the engine could not be dumped, or None."""
 
     @classmethod
     async def spawn(cls, command: LaunchCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
@@ -75,21 +103,50 @@ class EngineProcess:
         ``on_exit`` is called exactly once, with the root's exit code or its signal's number, negative; both callbacks
         may be called before this returns. A cancelled ``spawn`` leaves no process behind and calls no ``on_exit``.
         """
-        process = cls(command, on_line, on_exit)
-        connection = await ShimConnection.open(process._event, process._shim_ended)
-        process._connection = connection
-        connection.send("start", **_start_facts(command))
-        try:
-            await asyncio.wait((process._started,), timeout=SPAWN_SECONDS)
-        except asyncio.CancelledError:
-            process._abandon()
-            raise
-        reason = process._started.result() if process._started.done() else f"no answer within {SPAWN_SECONDS:.0f} s"
+        process = cls(command.temporary_directory, on_line, on_exit)
+        reason = await process._begin("start", _start_facts(command), SPAWN_SECONDS)
         if reason is not None:
-            process._abandon()
-            await asyncio.wait((process._gone,), timeout=SHIM_END_SECONDS)
             raise SpawnFailed(reason)
         return process
+
+    @classmethod
+    async def restore(cls, command: RestoreCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
+        """Have criu make the engine anew, as if it had been spawned; raises RestoreFailed, SpawnFailed.
+
+        The numbers of its processes must be free. After a failure or a cancellation neither a process is left nor the
+        temporary directory.
+        """
+        process = cls(command.temporary_directory, on_line, on_exit)
+        facts = {
+            "argv": list(command.argv),
+            "timeout_seconds": command.timeout_seconds,
+            "pid": command.pid,
+            "pipes": list(command.pipes),
+            "temporary_directory": None if command.temporary_directory is None else str(command.temporary_directory),
+        }
+        # Unless its shim is killed as well: then what it has half made is found by this number.
+        process._restored_pid = command.pid
+        reason = await process._begin("restore", facts, command.timeout_seconds + CRIU_END_SECONDS)
+        if reason is not None:
+            raise RestoreFailed(reason)
+        return process
+
+    async def _begin(self, command: str, facts: dict[str, object], limit_seconds: float) -> str | None:
+        """Give a fresh shim the command; the reason where there is no engine after it, and then nothing is left."""
+        self._connection = connection = await ShimConnection.open(self._event, self._shim_ended)
+        connection.send(command, **facts)
+        try:
+            await asyncio.wait((self._started,), timeout=limit_seconds)
+        except asyncio.CancelledError:
+            self._abandon()
+            if self._restored_pid:
+                await outlast(self._gone)
+            raise
+        reason = self._started.result() if self._started.done() else f"no answer within {limit_seconds:.0f} s"
+        if reason is not None:
+            self._abandon()
+            await asyncio.wait((self._gone,), timeout=SHIM_END_SECONDS)
+        return reason
 
     @property
     def exit_status(self) -> int | None:
@@ -142,7 +199,43 @@ class EngineProcess:
         if not self._gone.done():
             raise ProcessStuck(find_living(self.pid), waited_seconds)
 
-    def _send(self, command: str, **facts: float) -> None:
+    async def dump(self, argv: Sequence[str], timeout_seconds: float) -> None:
+        """Have criu (its whole command line is given) put the engine into an image; raises DumpFailed.
+
+        On success the engine's processes are gone and ``on_exit`` is not called; its temporary directory is there until
+        ``release``. A cancelled dump is broken off, and what became of the engine is known before this returns: it
+        either runs on or ``is_dumped``.
+        """
+        if self._exited.done() or self._gone.done():
+            raise DumpFailed("it has ended already", engine_runs=False)
+        self._dumping = asyncio.get_running_loop().create_future()
+        self._send("dump", argv=list(argv), timeout_seconds=timeout_seconds)
+        limit_seconds = timeout_seconds + CRIU_END_SECONDS
+        try:
+            await asyncio.wait((self._dumping,), timeout=limit_seconds)
+        except asyncio.CancelledError:
+            self._send("break_off")
+            await outlast(self._dumping, CRIU_END_SECONDS)
+            raise
+        if not self._dumping.done():
+            self.kill()
+            raise DumpFailed(f"no answer within {limit_seconds:.0f} s", engine_runs=False)
+        reason = self._dumping.result()
+        if reason is not None:
+            raise DumpFailed(reason, engine_runs=self.exit_status is None)
+
+    @property
+    def is_dumped(self) -> bool:
+        """Whether the engine is in an image instead of running."""
+        return self._dumping.done() and self._dumping.result() is None
+
+    async def release(self) -> None:
+        """After a dump: let the shim end, and the temporary directory with it."""
+        if self._connection is not None:
+            self._connection.close()
+        await outlast(self._gone)
+
+    def _send(self, command: str, **facts: Any) -> None:
         if self._connection is not None:
             self._connection.send(command, **facts)
 
@@ -153,8 +246,9 @@ class EngineProcess:
 
     def _event(self, event: ShimEvent) -> None:
         match event:
-            case Started(pid):
+            case Started(pid, pipes):
                 self.pid = pid
+                self.pipes = pipes
                 self._set_started(None)
             case SpawnRefused(reason) | Failed(reason):
                 self._set_started(reason)
@@ -168,6 +262,14 @@ class EngineProcess:
                 self._hear("shim", reason)
             case Exited(status):
                 self._set_exited(status)
+            case Dumped():
+                self._tree_gone = True
+                self._set_dumped(None)
+            case DumpRefused(status, reason):
+                self._set_dumped(describe_criu_end(status, reason))
+            case RestoreRefused(status, reason):
+                self._restored_pid = 0
+                self._set_started(describe_criu_end(status, reason))
             case Gone():
                 self._tree_gone = True
                 if self._connection is not None:
@@ -183,6 +285,10 @@ class EngineProcess:
         if not self._started.done():
             self._started.set_result(reason)
 
+    def _set_dumped(self, reason: str | None) -> None:
+        if not self._dumping.done():
+            self._dumping.set_result(reason)
+
     def _set_exited(self, status: int) -> None:
         if not self._exited.done():
             self._exited.set_result(status)
@@ -190,16 +296,28 @@ class EngineProcess:
 
     def _shim_ended(self) -> None:
         self._set_started("its shim was killed before it had started the engine")
-        if self._tree_gone or self.pid == 0:
+        session = self.pid or self._restored_pid
+        if session == 0 or (self._tree_gone and not self.is_dumped):
             self._gone.set_result(None)
+        elif self._tree_gone or (self._connection is not None and self._connection.shim_status == 0):
+            self._swept()
         else:
-            kill_session(self.pid, self._swept)
+            kill_session(session, self._swept)
 
     def _swept(self) -> None:
-        if self._command.temporary_directory is not None:
-            shutil.rmtree(self._command.temporary_directory, ignore_errors=True)
-        self._set_exited(LOST)
+        if self.temporary_directory is not None:
+            shutil.rmtree(self.temporary_directory, ignore_errors=True)
+        if not self.is_dumped:
+            self._set_exited(LOST)
+        self._set_dumped("its shim was killed")
         self._gone.set_result(None)
+
+
+def describe_criu_end(status: int | None, reason: str) -> str:
+    """How a criu that failed has ended; its log says more, unless it was killed."""
+    if reason:
+        return f"criu was killed: {reason}" if status is not None else reason
+    return f"criu ended with {describe_exit(status or 0)}"
 
 
 def describe_exit(status: int) -> str:
@@ -222,6 +340,7 @@ def _start_facts(command: LaunchCommand) -> dict[str, object]:
         "env": environment,
         "cwd": None if command.working_directory is None else str(command.working_directory),
         "temporary_directory": None if temporary is None else str(temporary),
+        "block_io_uring": command.checkpointable,
     }
 
 

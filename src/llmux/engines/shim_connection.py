@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 
 import msgspec
 
+from llmux.engines.sessions import kill_session
 from llmux.errors import SpawnFailed
 
 SHIM = Path(__file__).with_name("shim")
@@ -19,9 +20,13 @@ MESSAGE_BYTES = 4_194_304
 
 
 class Started(msgspec.Struct, frozen=True, tag_field="event", tag="started"):
-    """The engine runs; ``pid`` is also the number of its group and session."""
+    """The engine runs; ``pid`` is also the number of its group and session.
+
+    ``pipes`` are the inodes of its stdout and stderr, by which criu knows them again.
+    """
 
     pid: int
+    pipes: tuple[int, int]
 
 
 class SpawnRefused(msgspec.Struct, frozen=True, tag_field="event", tag="spawn_failed"):
@@ -65,7 +70,27 @@ class Failed(msgspec.Struct, frozen=True, tag_field="event", tag="failed"):
     reason: str
 
 
-ShimEvent = Started | SpawnRefused | Output | Dropped | Exited | Gone | Refused | Failed
+class Dumped(msgspec.Struct, frozen=True, tag_field="event", tag="dumped"):
+    """The engine is in its image, and nothing of its tree is left but the temporary directory."""
+
+
+class DumpRefused(msgspec.Struct, frozen=True, tag_field="event", tag="dump_failed"):
+    """criu failed, or was killed for the reason given; the engine runs on, unless its end was told before."""
+
+    status: int | None
+    reason: str
+
+
+class RestoreRefused(msgspec.Struct, frozen=True, tag_field="event", tag="restore_failed"):
+    """criu failed, or was killed for the reason given; nothing of the tree is left."""
+
+    status: int | None
+    reason: str
+
+
+ShimEvent = (
+    Started | SpawnRefused | Output | Dropped | Exited | Gone | Refused | Failed | Dumped | DumpRefused | RestoreRefused
+)
 
 
 class ShimConnection(asyncio.Protocol):
@@ -103,6 +128,11 @@ class ShimConnection(asyncio.Protocol):
         """The shim's own process."""
         return None if self._shim is None else self._shim.pid
 
+    @property
+    def shim_status(self) -> int | None:
+        """The shim's exit code or its signal's number, negative; 0 where it has cleaned up, None while it lives."""
+        return None if self._shim is None else self._shim.returncode
+
     def send(self, command: str, **facts: Any) -> None:
         """Give the shim a command; does nothing once the connection has ended."""
         if self._transport is not None and not self._transport.is_closing():
@@ -130,6 +160,11 @@ class ShimConnection(asyncio.Protocol):
     def _shim_ended(self, descriptor: int) -> None:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
+        if self._shim is not None:
+            # A shim that was killed leaves its criu. Before the shim is reaped: until then nobody else has its number.
+            kill_session(self._shim.pid, self._reap_shim)
+
+    def _reap_shim(self) -> None:
         if self._shim is not None:
             self._shim.wait()
         self._finish()

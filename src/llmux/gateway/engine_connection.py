@@ -63,6 +63,7 @@ class EngineConnection(asyncio.Protocol):
         "_chunks",
         "_head",
         "_large_request",
+        "_last_piece",
         "_paused",
         "_phase",
         "_pool",
@@ -87,6 +88,7 @@ class EngineConnection(asyncio.Protocol):
         self._phase: _Phase = _IDLE
         self._head: ResponseHead | None = None
         self._body = b""
+        self._last_piece = b""
         self._chunks: ChunkReader | None = None
         self._write: Callable[[bytes], None] | None = None
         self._remaining = 0
@@ -112,6 +114,11 @@ class EngineConnection(asyncio.Protocol):
         if chunks.payload is not None:
             return event
         return b"%x\r\n%b\r\n" % (len(event), event) if chunks.between_chunks else b""
+
+    def frame_comment(self, comment: bytes) -> bytes:
+        """How to write a comment between two events of the answer; empty where it would stand in the middle of one."""
+        piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
+        return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
 
     def send(self, receiver: AnswerReceiver, head: bytes, body: bytes, *, to_head_request: bool) -> None:
         """Send a request; the receiver is told about its answer."""
@@ -202,6 +209,7 @@ class EngineConnection(asyncio.Protocol):
             self._relay_length(data)
         elif phase is _UNTIL_CLOSE:
             self.body_bytes += len(data)
+            self._last_piece = data
             assert self._write is not None
             self._write(data)
         elif phase is _HELD:
@@ -280,6 +288,7 @@ class EngineConnection(asyncio.Protocol):
         assert chunks is not None
         assert write is not None
         self.body_bytes += len(data)
+        self._last_piece = data
         try:
             end = chunks.feed(data)
         except FramingError as error:
@@ -305,6 +314,7 @@ class EngineConnection(asyncio.Protocol):
         head, self._head = self._head, None
         self._write = None
         self._chunks = None
+        self._last_piece = b""
         assert receiver is not None
         assert head is not None
         assert self._transport is not None

@@ -22,6 +22,8 @@ class _Phase(Enum):
     """The desk has the request."""
     CONNECTING = auto()
     """There is a lease, and no connection yet."""
+    PARKED = auto()
+    """There is a lease, but its engine was frozen before it was sent the request."""
     SENT = auto()
     """The engine has the request; nothing of its answer has gone to the client."""
     RELAYING = auto()
@@ -32,11 +34,13 @@ class _Phase(Enum):
 # Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
 _WAITING: Final = _Phase.WAITING
 _CONNECTING: Final = _Phase.CONNECTING
+_PARKED: Final = _Phase.PARKED
 _SENT: Final = _Phase.SENT
 _RELAYING: Final = _Phase.RELAYING
 _OVER: Final = _Phase.OVER
 
 _UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
+_KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 _NO_WAIT = b"\r\nx-llmux-queue-ms: 0\r\n"
 
 
@@ -58,7 +62,11 @@ class Exchange:
         "_body",
         "_client",
         "_engine",
+        "_frozen",
+        "_head_on_hold",
+        "_held",
         "_keep_alive",
+        "_kept_alive_at",
         "_lease",
         "_model",
         "_phase",
@@ -79,6 +87,10 @@ class Exchange:
         self._lease: Lease | None = None
         self._engine: EngineConnection | None = None
         self._retried = False
+        self._frozen = False
+        self._held = False
+        self._head_on_hold: ResponseHead | None = None
+        self._kept_alive_at = 0.0
 
     def start(self, *, may_wake: bool) -> None:
         """Ask the desk for a lease."""
@@ -91,13 +103,8 @@ class Exchange:
         if self._phase is not _WAITING:
             return
         self._lease = lease
-        pool = self._state.pools.of(lease.upstream)
-        engine = pool.take()
-        if engine is not None:
-            self._send(engine, pool)
-        else:
-            self._retried = False
-            self._connect(pool)
+        self._retried = False
+        self._begin(lease)
 
     def lease_refused(self, error: RequestError) -> None:
         if self._phase is _WAITING:
@@ -107,6 +114,7 @@ class Exchange:
         lease, phase = self._lease, self._phase
         if lease is None or phase is _OVER or phase is _WAITING:
             return
+        self._forget_freeze()
         engine = self._drop_engine()
         if phase is _RELAYING and engine is not None:
             self._break_off(error, engine)
@@ -116,6 +124,43 @@ class Exchange:
             self._lease = None
             self._refuse(error)
 
+    def lease_frozen(self) -> None:
+        self._frozen = True
+        self._kept_alive_at = time.monotonic()
+        self._state.frozen.add(self)
+
+    def lease_held(self) -> None:
+        self._held = True
+        if self._engine is not None:
+            self._engine.pause_reading()
+
+    def lease_thawed(self) -> None:
+        self._forget_freeze()
+        lease, engine = self._lease, self._engine
+        if engine is None:
+            if self._phase is _PARKED and lease is not None:
+                self._begin(lease)
+            return
+        head, self._head_on_hold = self._head_on_hold, None
+        if head is not None:
+            engine.resume_reading()
+            self._relay(head)
+        elif not self._client.is_full or self._phase is not _RELAYING:
+            engine.resume_reading()
+
+    # Called by the gateway's sweep.
+
+    def keep_alive(self, now: float) -> None:
+        """Let the client of a frozen event stream know that it is not forgotten: a comment, which clients pass over."""
+        engine = self._engine
+        if engine is None or self._phase is not _RELAYING or not self._answer.event_stream or self._client.is_full:
+            return
+        if now - self._kept_alive_at >= self._state.options.keepalive_seconds:
+            self._kept_alive_at = now
+            comment = engine.frame_comment(_KEEP_ALIVE_COMMENT)
+            if comment:
+                self._client.write(comment)
+
     # Called by the client's connection.
 
     def client_gone(self) -> None:
@@ -124,6 +169,7 @@ class Exchange:
         if phase is _OVER:
             return
         self._phase = _OVER
+        self._forget_freeze()
         self._finish(CLIENT_GONE_STATUS)
         if phase is _WAITING:
             self._state.desk.cancel(self._request)
@@ -138,7 +184,7 @@ class Exchange:
 
     def client_has_room(self) -> None:
         """The opposite."""
-        if self._engine is not None and self._phase is _RELAYING:
+        if self._engine is not None and self._phase is _RELAYING and not self._held:
             self._engine.resume_reading()
 
     # Called by the engine's connection.
@@ -155,7 +201,9 @@ class Exchange:
         def report(alive: bool) -> None:
             if self._engine is not engine or self._lease is not lease or self._phase is not _SENT:
                 return
-            if alive:
+            if alive and self._held:
+                self._head_on_hold = head
+            elif alive:
                 engine.resume_reading()
                 self._relay(head)
             else:
@@ -171,6 +219,8 @@ class Exchange:
         self._phase = _OVER
         self._engine = None
         self._lease = None
+        if self._frozen:
+            self._forget_freeze()
         self._finish(self._answer.status, engine.body_bytes)
         self._state.desk.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
@@ -180,6 +230,8 @@ class Exchange:
         assert engine is not None
         assert lease is not None
         self._engine = None
+        frozen = self._frozen
+        self._forget_freeze()
         if self._phase is _RELAYING:
             self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
             self._lease = None
@@ -187,7 +239,10 @@ class Exchange:
         elif engine.reused and not engine.heard and not self._retried:
             self._retried = True
             self._state.statistics.engine_retries += 1
-            self._connect(self._state.pools.of(lease.upstream))
+            if frozen:
+                self._park()
+            else:
+                self._connect(self._state.pools.of(lease.upstream))
         else:
             self._give_back(lease, reason)
 
@@ -198,6 +253,9 @@ class Exchange:
         if self._phase is not _CONNECTING or self._lease is not lease:
             return False
         assert lease is not None
+        if self._frozen:
+            self._park()
+            return False
         self._send(engine, self._state.pools.of(lease.upstream))
         return True
 
@@ -210,6 +268,24 @@ class Exchange:
     def lease(self) -> Lease | None:
         """What the exchange holds now."""
         return self._lease
+
+    def _begin(self, lease: Lease) -> None:
+        """Send the request by an idle connection, or make one for it."""
+        pool = self._state.pools.of(lease.upstream)
+        engine = pool.take()
+        if engine is not None:
+            self._send(engine, pool)
+        else:
+            self._connect(pool)
+
+    def _park(self) -> None:
+        """Wait for the thaw with a request that no engine has got."""
+        self.lease_frozen()
+        self._phase = _PARKED
+
+    def _forget_freeze(self) -> None:
+        self._frozen = self._held = False
+        self._state.frozen.discard(self)
 
     def _connect(self, pool: "EnginePool") -> None:
         self._phase = _CONNECTING

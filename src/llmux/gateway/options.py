@@ -58,4 +58,6 @@ class GatewayOptions:
     connect_timeout_seconds: float = 5.0
     engine_keep_alive_seconds: float = 4.0
     """Idle connections to engines are closed after this; keep it below the engine's own keep-alive (vLLM: 5 s)."""
+    keepalive_seconds: float = 15.0
+    """How often the client of a frozen event stream gets a comment."""
     max_idle_per_engine: int = 512

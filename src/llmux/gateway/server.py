@@ -40,6 +40,7 @@ class Gateway:
             options.client_stall_timeout_seconds,
             options.linger_seconds,
             options.engine_keep_alive_seconds,
+            options.keepalive_seconds,
         )
         self._sweep_seconds = min(_MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, shortest / 4))
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)
@@ -98,5 +99,7 @@ class Gateway:
         now = self._state.now = self._pools.now = time.monotonic()
         for connection in [one for one in self._state.connections if one.deadline < now]:
             connection.time_out()
+        for exchange in list(self._state.frozen):
+            exchange.keep_alive(now)
         self._pools.expire(now)
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -12,6 +12,7 @@ from llmux.runtime.lease import LeaseDesk
 
 if TYPE_CHECKING:
     from llmux.gateway.client_connection import ClientConnection
+    from llmux.gateway.exchange import Exchange
     from llmux.gateway.pool import EnginePools
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
@@ -27,6 +28,7 @@ class GatewayState:
         "_requests",
         "connections",
         "desk",
+        "frozen",
         "now",
         "options",
         "pools",
@@ -53,6 +55,8 @@ class GatewayState:
         self._emptied = emptied
         self.router = Router(options.control_paths, desk.knows, lambda: desk.models)
         self.connections: set[ClientConnection] = set()
+        self.frozen: set[Exchange] = set()
+        """Those whose requests are suspended with their engine."""
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: good enough for deadlines of many seconds, and free."""

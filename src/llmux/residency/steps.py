@@ -26,7 +26,17 @@ class StopProcess:
     """The engine ends; coming back is a cold start, so nothing is left to undo."""
 
 
-Step: TypeAlias = Sleep | StopProcess
+@dataclass(frozen=True, slots=True)
+class PauseRequests:
+    """The engine's scheduler is paused with its requests kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpProcess:
+    """The engine is put into an image on disk and ends; coming back is a restore."""
+
+
+Step: TypeAlias = Sleep | StopProcess | PauseRequests | DumpProcess
 
 _LEVELS = {Weights.OFFLOAD: SleepLevel.OFFLOAD, Weights.DISCARD: SleepLevel.DISCARD}
 

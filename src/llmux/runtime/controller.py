@@ -13,12 +13,14 @@ from llmux.core.actions import (
     Admit,
     CommandDone,
     Evict,
+    Freeze,
     Reject,
     Revoke,
     SetTimer,
     ShutdownDone,
     SwitchDone,
     SwitchFailed,
+    Thaw,
     Wake,
 )
 from llmux.core.events import Event, EvictDone, InstanceExited, TimerFired, WakeDone
@@ -78,6 +80,15 @@ class Requests(Protocol):
 
     def revoked(self, request: int, error: RequestError) -> None:
         """The request's lease has been taken back."""
+
+    def frozen(self, request: int) -> None:
+        """The request is suspended with its engine, which is about to leave."""
+
+    def held(self, instance: InstanceId) -> None:
+        """The engine is coming back: what it says to frozen requests is held back until they are thawed."""
+
+    def thawed(self, request: int) -> None:
+        """A frozen request goes on."""
 
 
 class Observer(Protocol):
@@ -162,7 +173,12 @@ class Controller:
                 self._requests.rejected(request, error)
             case Revoke(request, error):
                 self._requests.revoked(request, error)
+            case Freeze(request):
+                self._requests.frozen(request)
+            case Thaw(request):
+                self._requests.thawed(request)
             case Wake(instance):
+                self._requests.held(instance)
                 self._waking.add(instance.model)
                 self._spawn(self._wake(instance))
             case AbortWake(instance):

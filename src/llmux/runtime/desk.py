@@ -163,6 +163,24 @@ class Desk:
         if lease is not None:
             lease.holder.lease_revoked(error)
 
+    def frozen(self, request: int) -> None:
+        """See ``Requests``."""
+        lease = self._leases.get(request)
+        if lease is not None:
+            lease.holder.lease_frozen()
+
+    def held(self, instance: InstanceId) -> None:
+        """See ``Requests``."""
+        # Nothing of an instance that is being woken is in flight: all its leases are frozen.
+        for lease in [lease for lease in self._leases.values() if lease.instance == instance]:
+            lease.holder.lease_held()
+
+    def thawed(self, request: int) -> None:
+        """See ``Requests``."""
+        lease = self._leases.get(request)
+        if lease is not None:
+            lease.holder.lease_thawed()
+
     async def _return(self, lease: _DeskLease, reason: str) -> None:
         """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""
         health = await self._instances[lease.model].check_health(PROBE_SECONDS)

@@ -21,7 +21,7 @@ from llmux.engines.health import Health, check_health, listens, wait_until_healt
 from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit
 from llmux.errors import LlmuxError, ProcessStuck, SpawnFailed
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
-from llmux.residency.steps import Sleep, Step, StopProcess, UnsupportedEviction, steps_of
+from llmux.residency.steps import DumpProcess, PauseRequests, Sleep, Step, StopProcess, UnsupportedEviction, steps_of
 from llmux.runtime.lease import Upstream
 
 log = structlog.get_logger("engine")
@@ -124,6 +124,8 @@ class Instance:
                     case StopProcess():
                         await self._stop()
                         return Cold()
+                    case DumpProcess() | PauseRequests():
+                        raise NotImplementedError
                     case _:
                         assert_never(step)
         except (EngineFailure, UnsupportedEviction) as failure:
@@ -189,6 +191,8 @@ class Instance:
                 await self._guarded(vllm.wake_up(self._endpoints, step, self.spec.timeouts), None, "waking up")
             case StopProcess():
                 pass
+            case DumpProcess() | PauseRequests():
+                raise NotImplementedError
             case _:
                 assert_never(step)
 

@@ -65,6 +65,18 @@ class LeaseHolder(Protocol):
         stream with it. ``LeaseDesk.end`` is not called after a revocation.
         """
 
+    def lease_frozen(self) -> None:
+        """The request is being suspended with its engine; its last words may still come, even its end.
+
+        What has not been sent to the engine must not be sent before the lease is thawed.
+        """
+
+    def lease_held(self) -> None:
+        """A frozen request's engine is on its way back: nothing that it says may reach the client before the thaw."""
+
+    def lease_thawed(self) -> None:
+        """The request goes on."""
+
 
 class LeaseDesk(Protocol):
     """The runtime's side: where the gateway asks for leases and brings them back."""

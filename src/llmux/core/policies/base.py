@@ -9,7 +9,7 @@ from llmux.core.identity import Seconds
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that is wanted and not on the GPU."""
+    """A model that is wanted and not on the GPU. Frozen requests count as queued, since when they were frozen."""
 
     model: str
     head_arrived_at: Seconds

@@ -1,6 +1,5 @@
 """The shim's loop: commands in, events out, and every process of the tree reaped."""
 
-import ctypes
 import json
 import os
 import selectors
@@ -9,15 +8,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .conditions import READ_BYTES, read_available, set_own_conditions, watch_children
+from .criu_run import CriuRun, inherit_options
 from .outbox import Outbox
 from .output_pipe import OutputPipe
-from .spawn import IGNORED_SIGNALS, SpawnError, spawn
+from .spawn import SpawnError, spawn
 from .tree import FIRST_KILL_INTERVAL_SECONDS, LAST_KILL_INTERVAL_SECONDS, end_tree, remove_directory, signal_tree
 
-READ_BYTES = 65_536
 COMMAND_BYTES = 8_388_608
-PR_SET_NAME = 15
-PR_SET_CHILD_SUBREAPER = 36
+LEFT_BY_CRIU_SECONDS = 5.0
+"""What criu dumped is dead when it ends; whatever else is then left gets so long."""
 
 
 class Shim:
@@ -28,12 +28,16 @@ class Shim:
         self.outbox = Outbox(descriptor)
         self.selector = selectors.DefaultSelector()
         self.pipes: list[OutputPipe] = []
+        self.pipe_inodes: list[int] = []
         self.received = b""
         self.root: int | None = None
         """The engine's process while it has not been reaped, and so its number not been given to another."""
         self.alive = False
         """Whether there is any process of the tree."""
         self.temporary_directory: str | None = None
+        self.criu: CriuRun | None = None
+        self.last_event: tuple[str, dict[str, Any]] = ("gone", {})
+        """What to say when nothing of the tree is left."""
         self.kill_after: float | None = None
         self.leftover_seconds = 0.0
         """What the rest of a stopping tree gets once its root is gone."""
@@ -43,6 +47,9 @@ class Shim:
             "signal": self.signal,
             "stop": self.stop,
             "kill": self.kill,
+            "dump": self.dump,
+            "restore": self.restore,
+            "break_off": self.break_off,
         }
 
     def run(self) -> None:
@@ -59,6 +66,8 @@ class Shim:
                 elif ready & selectors.EVENT_READ:
                     connected = self.receive()
             now = time.monotonic()
+            if self.criu is not None:
+                self.criu.kill_at_deadline(now)
             if self.alive and self.kill_after is not None and now >= self.kill_after:
                 self._kill_once(now)
             connected = self.outbox.flush(now) and connected
@@ -93,19 +102,65 @@ class Shim:
         try:
             if self.temporary_directory:
                 os.makedirs(self.temporary_directory, mode=0o700, exist_ok=True)  # noqa: PTH103
-            self.root, readers = spawn(command["argv"], command["env"], command.get("cwd"))
+            self.root, readers = spawn(
+                command["argv"], command["env"], command.get("cwd"), command.get("block_io_uring", False)
+            )
         except (OSError, SpawnError) as error:
             remove_directory(self.temporary_directory)
             self.outbox.add_event("spawn_failed", reason=printable(str(error)))
             return
+        self._begin(readers)
+        self._tell_started()
+
+    def dump(self, command: dict[str, Any]) -> None:
+        """Have criu write the tree into an image and end it; where that fails, the engine runs on."""
+        if self.root is None or self.criu is not None or self.kill_after is not None:
+            self.outbox.add_event("dump_failed", status=None, reason="the engine does not run, or is being stopped")
+            return
+        try:
+            self.criu = CriuRun("dump", command["argv"], command["timeout_seconds"])
+        except OSError as error:
+            self.outbox.add_event("dump_failed", status=None, reason=f"criu could not be started: {error}")
+
+    def restore(self, command: dict[str, Any]) -> None:
+        """Have criu make the tree anew from an image, with its root as our child and our pipes in it."""
+        if self.alive:
+            self.outbox.add_event("restore_failed", status=None, reason="this shim has an engine already")
+            return
+        self.temporary_directory = command.get("temporary_directory")
+        (out_reader, out_writer), (err_reader, err_writer) = os.pipe(), os.pipe()
+        writers = (out_writer, err_writer)
+        argv = [*command["argv"], *inherit_options(command["pipes"], writers)]
+        self._begin((out_reader, err_reader))
+        try:
+            self.criu = CriuRun("restore", argv, command["timeout_seconds"], writers)
+            self.criu.root = command["pid"]
+        except OSError as error:
+            self.last_event = ("restore_failed", {"status": None, "reason": f"criu could not be started: {error}"})
+            self._tree_gone()
+        finally:
+            for writer in writers:
+                os.close(writer)
+
+    def break_off(self, command: dict[str, Any]) -> None:
+        """Kill criu: a dump or restore under way fails, one that has just succeeded stays so."""
+        if self.criu is not None:
+            self.criu.kill("llmux broke it off")
+
+    def _begin(self, readers: tuple[int, int]) -> None:
         self.alive = True
         self.kill_after = None
         self.kill_interval_seconds = FIRST_KILL_INTERVAL_SECONDS
+        self.last_event = ("gone", {})
+        self.pipe_inodes = [os.fstat(reader).st_ino for reader in readers]
         for stream, reader in zip(("stdout", "stderr"), readers, strict=True):
+            os.set_blocking(reader, False)
             pipe = OutputPipe(stream, reader, self.outbox.add_line)
             self.pipes.append(pipe)
             self.selector.register(reader, selectors.EVENT_READ, lambda pipe=pipe: self.read(pipe))
-        self.outbox.add_event("started", pid=self.root)
+
+    def _tell_started(self) -> None:
+        self.outbox.add_event("started", pid=self.root, pipes=self.pipe_inodes)
 
     def signal(self, command: dict[str, Any]) -> None:
         """Signal the engine's group; without its root, all that is left of the tree."""
@@ -113,6 +168,7 @@ class Shim:
 
     def stop(self, command: dict[str, Any]) -> None:
         """Ask the root (without it, the rest) to end, and kill the tree at the deadline."""
+        self.break_off(command)
         patience_seconds = command["terminate_seconds"]
         self.leftover_seconds = command["leftover_seconds"]
         if self.root is None:
@@ -123,6 +179,7 @@ class Shim:
         self._kill_not_later_than(time.monotonic() + patience_seconds)
 
     def kill(self, command: dict[str, Any]) -> None:
+        self.break_off(command)
         self._kill_not_later_than(0.0)
 
     def read(self, pipe: OutputPipe) -> None:
@@ -141,10 +198,38 @@ class Shim:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if pid == self.root:
-                    self._root_exited(os.waitstatus_to_exitcode(status))
+                self._child_ended(pid, os.waitstatus_to_exitcode(status))
         except ChildProcessError:
             self._tree_gone()
+
+    def _child_ended(self, pid: int, status: int) -> None:
+        if self.criu is not None and pid == self.criu.pid:
+            self._criu_ended(self.criu, status)
+        elif self.criu is not None and pid in (self.root, self.criu.root):
+            self.root = None
+            self.criu.root_status = status
+        elif pid == self.root:
+            self._root_exited(status)
+
+    def _criu_ended(self, criu: CriuRun, status: int) -> None:
+        self.criu = None
+        match criu.verb, status:
+            case "dump", 0:
+                self.root = None
+                self.last_event = ("dumped", {})
+                self._kill_not_later_than(time.monotonic() + LEFT_BY_CRIU_SECONDS)
+            case "dump", _:
+                if criu.root_status is not None:
+                    self._root_exited(criu.root_status)
+                self.outbox.add_event("dump_failed", status=status, reason=criu.reason)
+            case _, 0:
+                self.root = criu.root
+                self._tell_started()
+                if criu.root_status is not None:
+                    self._root_exited(criu.root_status)
+            case _:
+                self.last_event = ("restore_failed", {"status": status, "reason": criu.reason})
+                self._kill_not_later_than(0.0)
 
     def _root_exited(self, status: int) -> None:
         self.root = None
@@ -161,8 +246,10 @@ class Shim:
             self.selector.unregister(pipe.descriptor)
             os.close(pipe.descriptor)
         self.pipes.clear()
-        remove_directory(self.temporary_directory)
-        self.outbox.add_event("gone")
+        event, facts = self.last_event
+        if event != "dumped":  # what is in the directory belongs to the image: llmux takes it, and then lets us end
+            remove_directory(self.temporary_directory)
+        self.outbox.add_event(event, **facts)
 
     def _read_pipes(self) -> None:
         """Take the output that is there, so that an engine's last words precede the news of its end."""
@@ -190,6 +277,8 @@ class Shim:
         waits = [self.outbox.wait_seconds(now) if not self.outbox.unsent else None]
         if self.alive and self.kill_after is not None:
             waits.append(max(0.0, self.kill_after - now))
+        if self.criu is not None and self.criu.deadline is not None:
+            waits.append(max(0.0, self.criu.deadline - now))
         return min((wait for wait in waits if wait is not None), default=None)
 
 
@@ -204,35 +293,6 @@ def attempt(action: Callable[[int, int], None], pid: int, number: int) -> None:
 def printable(text: str) -> str:
     """The text without what cannot be encoded."""
     return text.encode(errors="replace").decode()
-
-
-def read_available(descriptor: int) -> bytes:
-    """What can be read without waiting."""
-    try:
-        return os.read(descriptor, READ_BYTES)
-    except BlockingIOError:
-        return b""
-
-
-def watch_children() -> int:
-    """Make every end of a child readable on the descriptor that is returned."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    return reader
-
-
-def set_own_conditions() -> None:
-    """Deaf to the terminal and to whoever stops llmux, and the parent of every orphan of the tree."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in IGNORED_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_NAME, b"llmux-shim", 0, 0, 0)
-    if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "cannot become the child subreaper")
 
 
 def main(descriptor: int) -> None:

@@ -4,6 +4,8 @@ import os
 import signal
 from typing import Never
 
+from .system_calls import block_io_uring
+
 REASON_BYTES = 65_536
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 """What the shim does not listen to, and the engine does."""
@@ -13,14 +15,16 @@ class SpawnError(Exception):
     """The engine could not be started; says why, for the operator."""
 
 
-def spawn(argv: list[str], environment: dict[str, str], directory: str | None) -> tuple[int, tuple[int, int]]:
+def spawn(
+    argv: list[str], environment: dict[str, str], directory: str | None, without_io_uring: bool
+) -> tuple[int, tuple[int, int]]:
     """Start the engine in a session of its own; returns its pid and the reading ends of its stdout and stderr."""
     out_reader, out_writer = os.pipe()
     err_reader, err_writer = os.pipe()
     failure_reader, failure_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        become_engine(argv, environment, directory, (out_writer, err_writer), failure_writer)
+        become_engine(argv, environment, directory, without_io_uring, (out_writer, err_writer), failure_writer)
     for descriptor in (out_writer, err_writer, failure_writer):
         os.close(descriptor)
     failure = os.read(failure_reader, REASON_BYTES)
@@ -30,13 +34,36 @@ def spawn(argv: list[str], environment: dict[str, str], directory: str | None) -
         os.close(out_reader)
         os.close(err_reader)
         raise SpawnError(failure.decode(errors="replace"))
-    os.set_blocking(out_reader, False)
-    os.set_blocking(err_reader, False)
     return pid, (out_reader, err_reader)
 
 
+def spawn_criu(argv: list[str], inherited: tuple[int, ...] = ()) -> int:
+    """Start criu, silent, with some descriptors under the numbers that they have here; returns its pid.
+
+    Raises OSError.
+    """
+    for descriptor in inherited:
+        os.set_inheritable(descriptor, True)
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsigdef=(*IGNORED_SIGNALS, signal.SIGXFSZ),
+    )
+
+
 def become_engine(
-    argv: list[str], environment: dict[str, str], directory: str | None, outputs: tuple[int, int], failure_writer: int
+    argv: list[str],
+    environment: dict[str, str],
+    directory: str | None,
+    without_io_uring: bool,
+    outputs: tuple[int, int],
+    failure_writer: int,
 ) -> Never:
     """In the forked child: set the spawn conditions and turn into the engine."""
     try:
@@ -49,6 +76,8 @@ def become_engine(
         os.dup2(outputs[1], 2)
         if directory:
             os.chdir(directory)
+        if without_io_uring:
+            block_io_uring()
         os.execvpe(argv[0], argv, environment)
     except BaseException as error:  # whatever it is, the fork must not live on as a second shim
         os.write(failure_writer, explain_failure(error, argv[0], directory).encode(errors="replace"))

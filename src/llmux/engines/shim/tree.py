@@ -8,9 +8,9 @@ FIRST_KILL_INTERVAL_SECONDS = 0.01
 LAST_KILL_INTERVAL_SECONDS = 0.5
 
 
-def signal_tree(number: int) -> None:
-    """Signal every descendant, whatever its session, and nobody else."""
-    tree = find_tree()
+def signal_tree(number: int, root: int | None = None) -> None:
+    """Signal every descendant (of a child of ours: that child too), whatever its session, and nobody else."""
+    tree = find_tree(os.getpid() if root is None else root)
     for pid in tree[1:]:
         try:
             descriptor = os.pidfd_open(pid)
@@ -24,15 +24,17 @@ def signal_tree(number: int) -> None:
             continue
         finally:
             os.close(descriptor)
+    if root is not None:
+        os.kill(root, number)
 
 
-def find_tree() -> list[int]:
-    """This process and its descendants, parents before their children."""
+def find_tree(root: int) -> list[int]:
+    """A process and its descendants, parents before their children."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit() and (parent := parent_of(int(name))) is not None:
             children.setdefault(parent, []).append(int(name))
-    tree = [os.getpid()]
+    tree = [root]
     for pid in tree:
         tree.extend(children.get(pid, ()))
     return tree

@@ -1,0 +1,21 @@
+"""Waiting that a cancellation does not cut short, for work that must not be left half done."""
+
+import asyncio
+from typing import Any
+
+
+async def outlast(future: asyncio.Future[Any], limit_seconds: float | None = None) -> None:
+    """Wait until the future is done, or for so long at most; a cancellation meanwhile is raised only then."""
+    loop = asyncio.get_running_loop()
+    end = None if limit_seconds is None else loop.time() + limit_seconds
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        left_seconds = None if end is None else end - loop.time()
+        if left_seconds is not None and left_seconds <= 0:
+            break
+        try:
+            await asyncio.wait((future,), timeout=left_seconds)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

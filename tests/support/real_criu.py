@@ -1,0 +1,189 @@
+"""Engines for the tests with the real criu, and what may not be left of them."""
+
+import asyncio
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmux.checkpoints import firewall, netlink
+from llmux.checkpoints.identity import identity_of
+from llmux.checkpoints.manifest import Manifest
+from llmux.core.eviction import Eviction
+from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
+from llmux.engines.process import EngineProcess, LaunchCommand
+from llmux.hosts.local import choose_ports, create_temporary_directory
+from tests.support.processes import exists, until
+
+CRIU = os.environ.get("LLMUX_TEST_CRIU", "")
+SKIP_REASON = "the real criu is not configured: set LLMUX_TEST_CRIU, see docs/testing.md"
+SHM = Path("/dev/shm")
+ANSWER_SECONDS = 10.0
+
+STUB = """
+import http.server, json, os, sys
+blob = os.urandom(int(sys.argv[2]) << 20)
+count = 0
+class Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *words):
+        print("GET", self.path, flush=True)
+    def do_GET(self):
+        global count
+        count += 1
+        if self.path == "/exit": os._exit(7)
+        facts = {"pid": os.getpid(), "count": count, "first": blob[:8].hex(), "last": blob[-8:].hex()}
+        body = json.dumps(facts).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers)
+print("ready", flush=True)
+server.serve_forever()
+"""
+"""Answers with random bytes from both ends of its memory, and logs each request on stdout."""
+
+FAMILY = """
+import http.server, json, multiprocessing, os, sys, tempfile
+from multiprocessing import shared_memory
+def work(entered, left, name, connection):
+    memory = shared_memory.SharedMemory(name)
+    while True:
+        entered.acquire()
+        memory.buf[0] = (memory.buf[0] + 1) % 256
+        left.release()
+        connection.send(os.getpid())
+def main():
+    context = multiprocessing.get_context("spawn")
+    entered, left = context.Semaphore(0), context.Semaphore(0)
+    memory = shared_memory.SharedMemory(create=True, size=8 << 20)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=work, args=(entered, left, memory.name, theirs))
+    child.start()
+    notes = open(os.path.join(tempfile.gettempdir(), "notes"), "w+")
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *words):
+            print("GET", self.path, flush=True)
+        def do_GET(self):
+            entered.release()
+            left.acquire()
+            pid = ours.recv()
+            notes.write("x")
+            notes.flush()
+            size = os.stat(notes.name).st_size
+            facts = {"pid": os.getpid(), "child": pid, "count": memory.buf[0], "notes": size}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(facts).encode())
+    server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers)
+    print("ready", flush=True)
+    server.serve_forever()
+if __name__ == "__main__":
+    main()
+"""
+"""Counts in memory that it shares with a child, to which it speaks by semaphores of the spawn context."""
+
+
+@dataclass(slots=True)
+class Engine:
+    """A stub engine, running or in an image."""
+
+    model: str
+    port: int
+    argv: tuple[str, ...]
+    imager: Imager
+    process: EngineProcess
+    lines: list[str] = field(default_factory=list)
+    exits: list[int] = field(default_factory=list)
+
+    async def get(self, path: str = "/") -> dict[str, Any]:
+        return await asyncio.to_thread(fetch, self.port, path)
+
+    def facts(self, *, has_frozen: bool = False) -> ImageFacts:
+        return ImageFacts(
+            model=self.model,
+            port=self.port,
+            identity=identity_of(self.argv, os.environ),
+            steps=(),
+            eviction=Eviction.parse("retain+checkpoint"),
+            has_frozen=has_frozen,
+            argv=self.argv,
+        )
+
+    @property
+    def path(self) -> Path:
+        return self.imager.image_path(self.model)
+
+    async def dump(self) -> Manifest:
+        manifest = await self.imager.dump(self.process, self.facts())
+        assert self.process.is_gone
+        return manifest
+
+    async def restore(self, path: Path | None = None) -> Manifest:
+        self.process, manifest = await self.imager.restore(
+            path or self.path, on_line=self.hear, on_exit=self.exits.append
+        )
+        return manifest
+
+    def hear(self, stream: str, line: str) -> None:
+        self.lines.append(line)
+
+    async def heard(self, count: int, text: str) -> None:
+        """Wait until so many lines with the text have come."""
+        await until(lambda: sum(text in line for line in self.lines) >= count, f"{count} lines with {text!r}")
+
+
+def fetch(port: int, path: str = "/") -> dict[str, Any]:
+    """The engine's answer."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_SECONDS) as answer:
+        return dict(json.load(answer))
+
+
+def imager(images: Path, **settings: Any) -> Imager:
+    """An imager of its own for one test."""
+    return Imager(CriuSettings(CRIU, None, images, **settings))
+
+
+@asynccontextmanager
+async def started(
+    imager: Imager, script: str = STUB, *arguments: str, model: str = "stub", checkpointable: bool = True
+) -> AsyncIterator[Engine]:
+    """An engine that answers; whatever it is in the end, it is killed with the block."""
+    (port,) = choose_ports(1)
+    directory = create_temporary_directory(model)
+    file = directory / "engine.py"
+    file.write_text(script)
+    argv = (sys.executable, str(file), str(port), *(arguments or ("64",)))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    launch = LaunchCommand(argv, environment, None, directory, checkpointable)
+    lines: list[str] = []
+    exits: list[int] = []
+    process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
+    engine = Engine(model, port, argv, imager, process, lines, exits)
+    try:
+        await engine.heard(1, "ready")
+        yield engine
+    finally:
+        engine.process.kill()
+        await engine.process.wait_gone()
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Whatever the block does, it leaves nothing in /dev/shm and in the firewall, and no child of ours."""
+    shared, tables = set(SHM.iterdir()), set(netlink.list_tables())
+    yield
+    assert set(SHM.iterdir()) - shared == set()
+    assert set(netlink.list_tables()) - tables == set()
+    assert firewall.list_tables() <= tables
+
+
+def none_exists(manifest: Manifest) -> bool:
+    """Whether all numbers of the engine's processes and threads are free again."""
+    return not any(map(exists, manifest.numbers))
