@@ -14,12 +14,14 @@ from llmux.core.actions import (
     Admit,
     CommandDone,
     Evict,
+    Freeze,
     Reject,
     Revoke,
     SetTimer,
     ShutdownDone,
     SwitchDone,
     SwitchFailed,
+    Thaw,
     Wake,
 )
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
@@ -32,6 +34,8 @@ from llmux.simulation.virtual.timeline import Phase, Timeline
 from llmux.simulation.workload.call import TracedCall
 
 PROGRESS_EVERY = 4096
+STANDSTILL_SECONDS: Seconds = 21_600.0
+"""If nothing came and nothing ended for so long, what is left never will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class VirtualRun:
         self._came = 0
         self._open = len(calls)
         self._now: Seconds = 0.0
+        self._moved_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
         self._due_at: Seconds = math.inf
         self._outcomes: list[tuple[Seconds, int, Event]] = []
@@ -118,6 +123,8 @@ class VirtualRun:
         self._switches: list[SwitchDone] = []
         nothing = [math.nan] * len(calls)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
+        self._frozen: dict[int, int] = {}
+        """How many tokens each request has yet to write that is suspended with its engine."""
         self._served = bytearray(len(calls))
 
     def run(self) -> Outcome:
@@ -150,7 +157,7 @@ class VirtualRun:
         request = self._came
         call = self._calls[request]
         self._came = request + 1
-        now = self._now = max(self._now, call.at_seconds)
+        now = self._now = self._moved_at = max(self._now, call.at_seconds)
         if self._scheduler.admit(request, call.model, now) is None:
             self._handle(RequestArrived(request, call.model))
         else:
@@ -172,7 +179,7 @@ class VirtualRun:
             self._first_token_at[request] = now
         if not has_ended:
             return
-        self._ended_at[request] = now
+        self._ended_at[request] = self._moved_at = now
         self._served[request] = True
         self._open -= 1
         if not self._scheduler.done(request, place.name, True, now):
@@ -183,6 +190,9 @@ class VirtualRun:
     def _settle(self) -> None:
         """Deliver the timer or the outcome that is due."""
         now = self._now = max(self._now, self._due_at)
+        if now > self._moved_at + STANDSTILL_SECONDS and self._came == len(self._calls):
+            self._stand_still()
+            return
         if self._timer_at <= now:
             self._timer_at = math.inf
             event: Event = TimerFired()
@@ -209,8 +219,13 @@ class VirtualRun:
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
-                self._places[self._calls[request].model].engine.remove(request, self._now)
+                if self._frozen.pop(request, None) is None:
+                    self._engine_of(request).remove(request, self._now)
                 self._give_up(request)
+            case Freeze(request):
+                self._frozen[request] = self._engine_of(request).remove(request, self._now)
+            case Thaw(request):
+                self._thaw(request)
             case Wake():
                 self._wake(action)
             case Evict():
@@ -225,15 +240,30 @@ class VirtualRun:
             case _:
                 assert_never(action)
 
+    def _engine_of(self, request: int) -> VirtualEngine:
+        return self._places[self._calls[request].model].engine
+
+    def _thaw(self, request: int) -> None:
+        """Go on with a request: what it had read and written has to be read again."""
+        call, left = self._calls[request], self._frozen.pop(request)
+        to_read = call.prompt_tokens + call.output_tokens - left
+        self._engine_of(request).admit(request, to_read, left, self._now)
+
     def _give_up(self, request: int) -> None:
-        self._ended_at[request] = self._now
+        self._ended_at[request] = self._moved_at = self._now
         self._open -= 1
+
+    def _stand_still(self) -> None:
+        """Give up whatever has not ended: models take turns, and none has the time to get anything done."""
+        for request, ended_at in enumerate(self._ended_at):
+            if math.isnan(ended_at):
+                self._give_up(request)
 
     def _wake(self, action: Wake) -> None:
         place = self._places[action.instance.model]
         starts = action.asleep is None and not (place.was_started and action.instance.generation == 1)
         self._on_gpu.append(place)
-        self._await(place.cost.cold if starts else place.cost.wake, WakeDone(action.instance))
+        self._await(place.cost.cold if starts else place.cost.wake, WakeDone(action.instance, can_freeze=True))
 
     def _evict(self, action: Evict) -> None:
         place = self._places[action.instance.model]

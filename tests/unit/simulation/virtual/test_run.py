@@ -9,7 +9,7 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.run import Outcome, VirtualRun
+from llmux.simulation.virtual.run import STANDSTILL_SECONDS, Outcome, VirtualRun
 from llmux.simulation.virtual.timeline import Phase
 from llmux.simulation.workload.call import TracedCall
 
@@ -89,6 +89,32 @@ def test_an_answer_that_is_cut_off_was_not_served() -> None:
     assert run(calls, limits).served == [False, True]
     assert run(calls, limits).ended_at[0] == 3.0
     assert run(calls, drain=Drain.ABORT).ended_at[0] == 2.0
+
+
+def test_frozen_work_is_read_again_and_goes_on() -> None:
+    calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 0, 1)]
+    outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE)
+    # First token at 2, frozen at 4 with 81 tokens out; b has its turn from 6 to 7; a is back at 9 and reads 581 tokens.
+    assert outcome.first_token_at[0] == 2.0
+    assert outcome.ended_at[1] == 6.0
+    assert outcome.ended_at[0] == pytest.approx(9.0 + 0.581 + (401 - 81 - 1) / 40)
+    assert outcome.served == [True, True]
+    assert Phase.DRAINING not in [phase for _, phase in outcome.timeline.entries["a"]]
+
+
+def test_turns_that_are_too_short_to_get_anything_done_come_to_an_end() -> None:
+    calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 500, 1)]
+    outcome = run(calls, Limits(min_active_seconds=0.0), drain=Drain.FREEZE)
+    assert outcome.served == [False, False]
+    assert outcome.end == pytest.approx(4.0 + STANDSTILL_SECONDS, abs=5.0)
+
+
+def test_what_is_frozen_for_too_long_was_not_served() -> None:
+    limits = Limits(request_timeout_seconds=9.0, min_active_seconds=10.0, max_wait_seconds=0.0)
+    calls = [TracedCall(0.0, "a", 0, 4001), TracedCall(11.5, "b", 0, 1)]
+    outcome = run(calls, limits, drain=Drain.FREEZE)
+    assert outcome.served == [False, True]
+    assert outcome.ended_at[0] == 20.5
 
 
 def test_the_shares_are_of_the_whole_time() -> None:
