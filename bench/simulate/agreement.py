@@ -50,8 +50,8 @@ def made_up(seconds: float, seed: int) -> list[TracedCall]:
     for model, pause in (("busy", 1.5), ("bursty", 15.0)):
         at = 0.0
         while (at := at + chance.expovariate(1 / pause)) < seconds:
-            for _ in range(1 if model == "busy" else chance.randint(1, 6)):
-                calls.append(TracedCall(at, model, chance.randint(50, 2000), chance.randint(5, 150)))
+            burst = range(1 if model == "busy" else chance.randint(1, 6))
+            calls += [TracedCall(at, model, chance.randint(50, 2000), chance.randint(5, 150)) for _ in burst]
     return sorted(calls, key=lambda call: call.at_seconds)
 
 
