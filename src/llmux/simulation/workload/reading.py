@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from llmux.simulation.workload.call import TracedCall, TraceError
 
@@ -14,6 +14,8 @@ TIME = ("timestamp", "time")
 MODEL = ("model",)
 PROMPT = ("prompt_tokens", "contexttokens", "request tokens", "input_tokens")
 OUTPUT = ("output_tokens", "generatedtokens", "response tokens", "completion_tokens")
+BYTES_PER_TOKEN, BYTES_PER_STREAMED_TOKEN = 4, 220
+"""What a token takes of a body, and of an event stream, for logs that know sizes only."""
 TOKENS_MAX = 10_000_000
 """More than this in one request is taken for a mistake."""
 
@@ -95,7 +97,7 @@ def _column(columns: Mapping[str, int], words: tuple[str, ...], source: str) -> 
 
 
 def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TracedCall, bool]]:
-    """Lines of llmux's access log; those that are no inference carry no model and are passed over."""
+    """Lines of llmux's access log; those that are no inference name no model, or no size, and are passed over."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -104,15 +106,26 @@ def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[Tra
             if not isinstance(entry, dict):
                 raise ValueError("not a JSON object")
             model = name or entry.get("model")
-            if not model:
+            prompt, output = _logged_prompt(entry), _logged_output(entry)
+            if not model or prompt is None or output is None:
                 continue
             at, dated = _time(str(entry.get("time", "")))
-            prompt, output = entry.get("prompt_tokens"), entry.get("output_tokens")
-            if prompt is None or output is None:
-                continue
-            yield TracedCall(at, _named(str(model)), _tokens(str(prompt), 0), _tokens(str(output), 1)), dated
+            yield TracedCall(at, str(model), _tokens(prompt, 0), _tokens(output, 1)), dated
         except ValueError as error:
             raise TraceError(f"{source}, line {number}: {error}") from None
+
+
+def _logged_prompt(entry: Mapping[str, Any]) -> Any:
+    """The prompt's tokens, or what the request's size lets one guess."""
+    tokens, size = entry.get("prompt_tokens"), entry.get("request_bytes")
+    return int(size / BYTES_PER_TOKEN) if tokens is None and isinstance(size, int) else tokens
+
+
+def _logged_output(entry: Mapping[str, Any]) -> Any:
+    """The answer's tokens, or what its size lets one guess: a streamed token is an event of its own."""
+    tokens, size = entry.get("output_tokens"), entry.get("response_bytes")
+    per_token = BYTES_PER_STREAMED_TOKEN if entry.get("stream") else BYTES_PER_TOKEN
+    return int(size / per_token) if tokens is None and isinstance(size, int) else tokens
 
 
 def _named(model: str | None) -> str:
@@ -137,12 +150,12 @@ def _time(text: str) -> tuple[float, bool]:
     return seconds, False
 
 
-def _tokens(text: str, least: int) -> int:
+def _tokens(given: Any, least: int) -> int:
     """A number of tokens; what has none at all, as failed requests in some traces, counts as the least possible."""
     try:
-        count = int(text)
-    except ValueError:
-        raise ValueError(f"{text[:60]!r} is not a number of tokens") from None
+        count = int(given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{str(given)[:60]!r} is not a number of tokens") from None
     if not 0 <= count <= TOKENS_MAX:
         raise ValueError(f"{count} is no believable number of tokens")
     return max(count, least)

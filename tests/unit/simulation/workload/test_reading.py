@@ -67,6 +67,13 @@ def test_the_access_log_passes_over_what_is_no_inference(tmp_path: Path) -> None
     assert calls[1].at_seconds - calls[0].at_seconds == pytest.approx(1.5)
 
 
+def test_an_access_log_without_tokens_is_guessed_from_sizes(tmp_path: Path) -> None:
+    plain = '{"time": 1.0, "model": "a", "request_bytes": 400, "response_bytes": 80}\n'
+    streamed = '{"time": 2.0, "model": "a", "request_bytes": 400, "response_bytes": 2200, "stream": true}\n'
+    calls = read(tmp_path, plain + streamed)
+    assert [(call.prompt_tokens, call.output_tokens) for call in calls] == [(100, 20), (100, 10)]
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
@@ -83,6 +90,8 @@ def test_the_access_log_passes_over_what_is_no_inference(tmp_path: Path) -> None
         ("", "", "line 1: no column .*found: none"),
         (LOG, "", "some times are dates and some are plain seconds"),
         ('{"time": 1\n', "", "line 1: "),
+        ('{"model": "a", "prompt_tokens": [], "output_tokens": 1, "time": 1}', "", "line 1: '..' is not a number of"),
+        ('{"model": "a", "prompt_tokens": 1, "output_tokens": 1}', "", "line 1: the time '' is neither"),
     ],
 )
 def test_errors_say_where_and_what(tmp_path: Path, text: str, name: str, message: str) -> None:
