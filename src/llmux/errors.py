@@ -275,5 +275,14 @@ class ListenFailed(LlmuxError):
         super().__init__(f"cannot listen on {address}: {reason}; free the port or choose another one")
 
 
+class Unfaithful(LlmuxError):
+    """An engine came back from its sleep saying something else than before."""
+
+    def __init__(self, expected: str, heard: str) -> None:
+        self.expected = expected
+        self.heard = heard
+        super().__init__(f"after its wake the engine answers the canary with {heard}, before it was {expected}")
+
+
 class EvictionRefused(LlmuxError):
     """An operator asked for an eviction that this configuration cannot perform."""

@@ -42,6 +42,7 @@ class ScriptedEngine:
         self.evict_error: Exception | None = None
         self.lost: str | None = None
         self.ran_out_of_memory = False
+        self.can_freeze = False
         self.health = Health.ALIVE
         self.pid: int | None = None
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
@@ -58,8 +59,8 @@ class ScriptedEngine:
             raise self.wake_error
         self.pid = self.upstream.port
 
-    async def evict(self, eviction: Eviction) -> Asleep | Cold:
-        self.calls.append(f"evict {eviction}")
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
+        self.calls.append(f"evict {eviction}{' frozen' if freeze else ''}")
         await self.evict_gate.wait()
         if self.evict_error is not None:
             raise self.evict_error

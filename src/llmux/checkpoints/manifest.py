@@ -50,6 +50,8 @@ class Manifest:
     """Every other file of the image, by its path, with its size in bytes."""
     kernel: str
     boot_id: str
+    canary: str | None = None
+    """What the engine answered to the canary's question when it had just been started."""
     format: int = FORMAT
 
     @property

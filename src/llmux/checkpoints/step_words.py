@@ -4,14 +4,18 @@ from typing import assert_never
 
 from llmux.residency.steps import DumpProcess, PauseRequests, Sleep, SleepLevel, Step, StopProcess
 
-SLEEP = {"sleep 1": SleepLevel.OFFLOAD, "sleep 2": SleepLevel.DISCARD}
+SLEEPS = {
+    f"sleep {level.value}{keep}": Sleep(level, keeps_requests=bool(keep))
+    for level in SleepLevel
+    for keep in ("", " keep")
+}
 
 
 def step_word(step: Step) -> str:
     """The step as a word."""
     match step:
-        case Sleep(level):
-            return f"sleep {level.value}"
+        case Sleep(level, keeps_requests):
+            return f"sleep {level.value}{' keep' if keeps_requests else ''}"
         case StopProcess():
             return "stop"
         case PauseRequests():
@@ -31,7 +35,7 @@ def parse_step(word: str) -> Step:
             return PauseRequests()
         case "dump":
             return DumpProcess()
-        case _ if word in SLEEP:
-            return Sleep(SLEEP[word])
+        case _ if word in SLEEPS:
+            return SLEEPS[word]
         case _:
             raise ValueError(f"no step is called {word!r}")

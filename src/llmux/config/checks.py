@@ -119,6 +119,11 @@ def warnings(settings: Settings) -> Iterator[Problem]:
     if len(settings.models) == 1:
         for path in _by_eviction_path(settings, lambda eviction: eviction == NEVER_LEAVES):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    for name, model in settings.models.items():
+        eviction = settings.eviction_of(name)
+        if model.drain is Drain.FREEZE and not eviction.keeps_process:
+            path = dotted(("models", name, "drain"))
+            yield Problem(path, f"{eviction} ends the engine and its requests: they are drained instead of frozen")
     policy = settings.policy
     if not policy.drain_before_switch and policy.policy_type != "fifo":
         yield Problem(
@@ -136,16 +141,15 @@ def warnings(settings: Settings) -> Iterator[Problem]:
 
 
 def _unsupported(settings: Settings) -> Iterator[Problem]:
-    remedy = "offload+keep_running, discard+keep_running and stop work now"
-    for path, affected in _by_eviction_path(settings, lambda eviction: eviction.process in IMAGE_PROCESSES).items():
-        process = settings.eviction_of(affected[0]).process
-        yield Problem(path, f"the process {process} of {_quoted(affected)} is not available yet", remedy)
-    for name, model in settings.models.items():
-        if model.checkpoint_path is not None:
-            path = dotted(("models", name, "checkpoint_path"))
-            yield Problem(path, "starting from a checkpoint is not available yet", "remove it; the start is cold")
-        if model.drain is Drain.FREEZE:
-            yield Problem(dotted(("models", name, "drain")), "freeze is not available yet", "wait and abort work now")
+    suspended = _by_eviction_path(settings, lambda eviction: eviction.process is Process.CUDA_SUSPEND)
+    for path, affected in suspended.items():
+        yield Problem(
+            path,
+            f"the process cuda_suspend of {_quoted(affected)} is not available yet",
+            "keep_running, checkpoint and stop work now",
+        )
+    if settings.checkpoint is not None and settings.checkpoint.object_store is not None:
+        yield Problem("checkpoint.object_store", "images are not copied to an object store yet", "remove it")
 
 
 def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) -> dict[str, list[str]]:

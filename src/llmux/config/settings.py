@@ -26,6 +26,14 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class CanaryMode(StrEnum):
+    """When a woken model is asked whether it still says what it said when it had been started."""
+
+    OFF = "off"
+    SAMPLED = "sampled"
+    ALWAYS = "always"
+
+
 class Settings(Section):
     """Everything that the configuration file says, with defaults for what it does not say."""
 
@@ -74,6 +82,15 @@ class Settings(Section):
     log_level: LogLevel = Field(
         default=LogLevel.INFO,
         description="The least severe messages that are logged; debug includes the engines' output.",
+    )
+
+    canary: CanaryMode = Field(
+        default=CanaryMode.ALWAYS,
+        description="After which wakes a model's answer to one small question is compared with its first one, before "
+        "anybody else is answered: always, sampled (each tenth), off.",
+    )
+    keepalive_seconds: PositiveSeconds = Field(
+        default=15.0, description="How often the client of a frozen event stream gets a comment line."
     )
 
     def eviction_of(self, name: str) -> Eviction:

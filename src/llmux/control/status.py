@@ -60,6 +60,8 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "pid": model.pid,
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
+        "frozen": model.frozen,
+        "unfaithful": [str(eviction) for eviction in model.unfaithful],
     }
 
 

@@ -99,10 +99,14 @@ class SwitchDone:
 
 @dataclass(frozen=True, slots=True)
 class SwitchFailed:
-    """A model could not be brought onto the GPU: for the metrics and the log."""
+    """A model could not be brought onto the GPU: for the metrics and the log.
+
+    ``unfaithful``: the way it had left, if it came back saying something else than before.
+    """
 
     model: str
     reason: str
+    unfaithful: Eviction | None = None
 
 
 @dataclass(frozen=True, slots=True)

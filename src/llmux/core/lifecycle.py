@@ -127,7 +127,7 @@ def _wake_failed(world: World, model: Model, error: str, *, unfaithful: bool, no
     if world.stopping_until is not None:
         world.set_state(model, Cold(), now)
         return
-    world.emit(SwitchFailed(model.name, error))
+    world.emit(SwitchFailed(model.name, error, asleep if unfaithful else None))
     model.last_turn_end = now
     model.failures += 1
     model.made_room = False

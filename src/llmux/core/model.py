@@ -62,7 +62,7 @@ class Model:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.state: State = Cold()
+        self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
         self.generation = 0
         self.instance = InstanceId(spec.name, 0)
         """The model's present engine, or its last one."""

@@ -17,6 +17,8 @@ class ModelSpec:
     drain: Drain = Drain.WAIT
     awake: Footprint = field(default_factory=lambda: ALL_OF_IT)
     asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
+    begins_asleep: Eviction | None = None
+    """How it left the GPU before llmux started, if it can be woken from there."""
 
     def residue(self, eviction: Eviction) -> Footprint:
         """What the model still holds on the GPUs after it left by ``eviction``."""

@@ -23,8 +23,8 @@ class EngineEndpoints:
     """The endpoints of one engine on this machine."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int, api_key: str | None = None) -> None:
+        self.port = port
         self._session = session
-        self._base_url = f"http://127.0.0.1:{port}"
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def get(self, path: str, timeout_seconds: float) -> Any:
@@ -40,7 +40,7 @@ class EngineEndpoints:
         try:
             async with self._session.request(
                 method,
-                self._base_url + path,
+                f"http://127.0.0.1:{self.port}{path}",
                 json=document,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),

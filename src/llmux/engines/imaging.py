@@ -62,6 +62,7 @@ class ImageFacts:
     eviction: Eviction
     has_frozen: bool
     argv: tuple[str, ...]
+    canary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: 
         files={},
         kernel=kernel_release(),
         boot_id=boot_id(),
+        canary=facts.canary,
     )
 
 

@@ -76,7 +76,8 @@ async def fall_asleep(endpoints: EngineEndpoints, step: Sleep, timeouts: Control
     The level goes into the query string: in a body it is silently ignored. After a failure the engine's state is
     unknown (its scheduler stays paused) and it must be stopped.
     """
-    await endpoints.post(f"/sleep?level={step.level.value}", timeouts.sleep_seconds)
+    mode = "&mode=keep" if step.keeps_requests else ""
+    await endpoints.post(f"/sleep?level={step.level.value}{mode}", timeouts.sleep_seconds)
     await _read_back(endpoints, asleep=True, timeouts=timeouts)
 
 
@@ -94,8 +95,30 @@ async def wake_up(endpoints: EngineEndpoints, step: Sleep, timeouts: ControlTime
             await endpoints.post("/wake_up?tags=weights", timeouts.wake_seconds)
             await endpoints.post("/collective_rpc", timeouts.reload_seconds, {"method": "reload_weights"})
             await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
-            await _reset_prefix_cache(endpoints, timeouts)
+            if not step.keeps_requests:
+                await _reset_prefix_cache(endpoints, timeouts)
     await _read_back(endpoints, asleep=False, timeouts=timeouts)
+
+
+async def can_keep_requests(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> bool:
+    """Whether the engine can suspend its requests: since 0.17, which also brought ``/is_paused``."""
+    try:
+        await endpoints.get("/is_paused", timeouts.read_back_seconds)
+    except ControlCallFailed as failure:
+        if failure.status in (404, 405):
+            return False
+        raise
+    return True
+
+
+async def pause_requests(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> None:
+    """Stop scheduling with all requests and their caches kept; raises ControlCallFailed."""
+    await endpoints.post("/pause?mode=keep&clear_cache=false", timeouts.sleep_seconds)
+
+
+async def resume_requests(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> None:
+    """Undo ``pause_requests``; raises ControlCallFailed. Never while the engine sleeps: that kills it."""
+    await endpoints.post("/resume", timeouts.wake_seconds)
 
 
 async def _reset_prefix_cache(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> None:

@@ -5,7 +5,8 @@ Labels come from the configuration alone. Names are those of 0.7.7; its summarie
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -17,6 +18,18 @@ WAITED_SECONDS = 0.001
 """Above this a request counts as having waited."""
 
 PHASES = ("cooldown", "drain", "sleep", "wake")
+
+
+class CanaryCosts(Protocol):
+    """What checking one model's answers has cost."""
+
+    @property
+    def checks(self) -> int:
+        """How many wakes were checked."""
+
+    @property
+    def seconds(self) -> float:
+        """How long asking took in all."""
 
 
 class RuntimeMetrics:
@@ -36,6 +49,12 @@ class RuntimeMetrics:
         self._totals: dict[str, Histogram] = {}
         self._last_switch: dict[str, tuple[float, float]] = {}
         self._was_active: dict[str, None] = {}
+        self._mismatches: Counter[tuple[str, str]] = Counter()
+        self._canaries: Mapping[str, CanaryCosts] = {}
+
+    def watch_canaries(self, canaries: Mapping[str, CanaryCosts]) -> None:
+        """Report what these have cost, by their models' names."""
+        self._canaries = canaries
 
     def admitted(self, model: str, waited_seconds: float) -> None:
         """A queued request was admitted."""
@@ -56,6 +75,8 @@ class RuntimeMetrics:
     def switch_failed(self, failed: SwitchFailed) -> None:
         """A model could not be brought onto the GPU."""
         self._failures[failed.model] += 1
+        if failed.unfaithful is not None:
+            self._mismatches[failed.model, str(failed.unfaithful)] += 1
 
     def switch_since(self, model: str, since: float) -> float | None:
         """How long the switch took that brought the model after this time, if one did."""
@@ -71,6 +92,7 @@ class RuntimeMetrics:
         """Everything, in Prometheus's form."""
         yield from self._collect_switches()
         yield from self._collect_requests()
+        yield from self._collect_canaries()
         active = GaugeMetricFamily(
             "llmux_active_model_info", "1 for the model that is active, 0 for those that were.", labels=["model"]
         )
@@ -106,8 +128,10 @@ class RuntimeMetrics:
         requests = CounterMetricFamily("llmux_requests", "Admitted requests.", labels=["model", "waited"])
         in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the engine.", labels=["model"])
         depth = GaugeMetricFamily("llmux_queue_depth", "Requests waiting for the model.", labels=["model"])
+        frozen = GaugeMetricFamily("llmux_frozen", "Requests suspended with their engine.", labels=["model"])
         for record in self._scheduler.models:
             model = record.name
+            frozen.add_metric([model], len(record.frozen))
             histogram = self._queue_wait[model]
             at_once = self.at_once[model]
             buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
@@ -120,3 +144,21 @@ class RuntimeMetrics:
         yield requests
         yield in_flight
         yield depth
+        yield frozen
+
+    def _collect_canaries(self) -> Iterator[Metric]:
+        checks = CounterMetricFamily(
+            "llmux_canary_checks", "Wakes after which an answer was compared.", labels=["model"]
+        )
+        seconds = CounterMetricFamily("llmux_canary_seconds", "What asking the canaries has cost.", labels=["model"])
+        mismatches = CounterMetricFamily(
+            "llmux_canary_mismatches", "Wakes after which the answer was another.", labels=["model", "eviction"]
+        )
+        for model, canary in self._canaries.items():
+            checks.add_metric([model], canary.checks)
+            seconds.add_metric([model], canary.seconds)
+        for (model, eviction), number in self._mismatches.items():
+            mismatches.add_metric([model, eviction], number)
+        yield checks
+        yield seconds
+        yield mismatches

@@ -16,9 +16,10 @@ class SleepLevel(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """The engine itself gives up its GPU memory and goes on running."""
+    """The engine itself gives up its GPU memory and goes on running; requests that it keeps go on when it is awake."""
 
     level: SleepLevel
+    keeps_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,29 @@ class UnsupportedEviction(Exception):
 
     def __init__(self, eviction: Eviction) -> None:
         super().__init__(
-            f"the eviction '{eviction}' is not available yet; use offload or discard with "
-            "keep_running, or any with stop"
+            f"the eviction '{eviction}' is not available yet; use offload or discard with keep_running, "
+            "any with checkpoint, or any with stop"
         )
 
 
-def steps_of(eviction: Eviction) -> tuple[Step, ...]:
-    """The steps by which a model leaves the GPU, in order; raises UnsupportedEviction."""
+def steps_of(eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
+    """The steps by which a model leaves the GPU, in order; raises UnsupportedEviction.
+
+    ``freeze``: it has requests that are to be suspended with it.
+    """
     match eviction.process:
         case Process.STOP:
             return (StopProcess(),)
         case Process.KEEP_RUNNING:
-            return (Sleep(_LEVELS[eviction.weights]),) if eviction.weights in _LEVELS else ()
-        case Process.CUDA_SUSPEND | Process.CHECKPOINT:
+            return _weights_steps(eviction, freeze=freeze)
+        case Process.CHECKPOINT:
+            # A dump stops the engine wherever it is; paused before, it does not find its requests timed out after.
+            pause = (PauseRequests(),) if freeze and eviction.weights is Weights.RETAIN else ()
+            return (*pause, *_weights_steps(eviction, freeze=freeze), DumpProcess())
+        case Process.CUDA_SUSPEND:
             raise UnsupportedEviction(eviction)
+
+
+def _weights_steps(eviction: Eviction, *, freeze: bool) -> tuple[Step, ...]:
+    level = _LEVELS.get(eviction.weights)
+    return () if level is None else (Sleep(level, keeps_requests=freeze),)

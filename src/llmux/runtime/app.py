@@ -22,10 +22,11 @@ from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
-from llmux.runtime.build import build_scheduler, engine_specs
+from llmux.runtime.build import build_imager, build_images, build_scheduler, engine_specs, needs_criu
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.desk import Desk
 from llmux.runtime.instance import Instance
+from llmux.runtime.lease import Upstream
 from llmux.runtime.listing import Listing
 from llmux.runtime.operations import Operations
 from llmux.runtime.warmup import warm_up
@@ -51,13 +52,24 @@ class Server:
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, Instance] = {}
+        self._imager = build_imager(settings)
+        images = build_images(settings, self._imager)
         for name, spec in engine_specs(settings).items():
             self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
-            self._instances[name] = Instance(spec, self._endpoints[name], self._exit_callback(name))
+            self._instances[name] = Instance(
+                spec,
+                self._endpoints[name],
+                self._exit_callback(name),
+                images=images.get(name),
+                on_leaving=self._forget_upstream,
+            )
+        self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         desk = Desk(self._scheduler, self.controller, instances, self.metrics)
         self.controller.attach(instances, desk)
-        self.operations = Operations(self._scheduler, self.controller, self._instances)
+        self.operations = Operations(
+            self._scheduler, self.controller, self._instances, has_images=self._imager is not None
+        )
         self._listing = Listing(self.operations)
         registry = CollectorRegistry()
         self._control = ControlServer(
@@ -73,6 +85,8 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen; raises LlmuxError."""
         settings = self.settings
+        if self._imager is not None and needs_criu(settings):
+            await self._imager.check()
         await self._control.start()
         if settings.warmup:
             await warm_up(self.operations, self._endpoints, list(settings.models))
@@ -106,6 +120,9 @@ class Server:
         await self._control.close()
         await self._session.close()
 
+    def _forget_upstream(self, upstream: Upstream) -> None:
+        self.gateway.forget_upstream(upstream)
+
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
@@ -117,6 +134,7 @@ class Server:
             max_body_bytes=self.settings.max_body_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
+            keepalive_seconds=self.settings.keepalive_seconds,
         )
 
 

@@ -4,22 +4,34 @@ import os
 from typing import assert_never
 
 from llmux.config.policy import PolicySettings, PolicyType
-from llmux.config.settings import Settings
+from llmux.config.settings import CanaryMode, Settings
+from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.imaging import CriuSettings, Imager
 from llmux.engines.vllm import ControlTimeouts
 from llmux.hosts.local import choose_ports
-from llmux.runtime.instance import EngineSpec
+from llmux.runtime.engine_spec import EngineSpec
+from llmux.runtime.images import ModelImages
+
+CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
+"""How many wakes pass from one check to the next."""
 
 
 def build_scheduler(settings: Settings) -> Scheduler:
     """The scheduler for the configured models, each of which takes all of every GPU while awake."""
     specs = [
-        ModelSpec(name, settings.eviction_of(name), settings.max_in_flight_of(name), settings.drain_of(name))
+        ModelSpec(
+            name,
+            settings.eviction_of(name),
+            settings.max_in_flight_of(name),
+            settings.drain_of(name),
+            begins_asleep=_image_eviction(settings, name),
+        )
         for name in settings.models
     ]
     policy = settings.policy
@@ -32,6 +44,41 @@ def build_scheduler(settings: Settings) -> Scheduler:
         queue_limit_bytes=settings.queue_limit_bytes,
     )
     return Scheduler(specs, build_policy(policy), limits)
+
+
+def _image_eviction(settings: Settings, name: str) -> Eviction | None:
+    """How a model with a ``checkpoint_path`` is taken to have left; its image tells more when it is restored."""
+    if settings.models[name].checkpoint_path is None:
+        return None
+    configured = settings.eviction_of(name)
+    return configured if configured.process is Process.CHECKPOINT else Eviction(Weights.DISCARD, Process.CHECKPOINT)
+
+
+def build_imager(settings: Settings) -> Imager | None:
+    """What dumps and restores engines; None where no checkpoints are configured."""
+    checkpoint = settings.checkpoint
+    if checkpoint is None:
+        return None
+    return Imager(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, checkpoint.images_dir))
+
+
+def build_images(settings: Settings, imager: Imager | None) -> dict[str, ModelImages]:
+    """The images of every model."""
+    if imager is None or settings.checkpoint is None:
+        return {}
+    keep = settings.checkpoint.keep_images
+    return {
+        name: ModelImages(imager, name, keep=keep, given=model.checkpoint_path)
+        for name, model in settings.models.items()
+    }
+
+
+def needs_criu(settings: Settings) -> bool:
+    """Whether any model leaves into an image or comes from one."""
+    return any(
+        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
+        for name, model in settings.models.items()
+    )
 
 
 def build_policy(settings: PolicySettings) -> Policy:
@@ -72,6 +119,9 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             start_timeout_seconds=settings.start_timeout_seconds,
             stop_timeout_seconds=settings.stop_timeout_seconds,
             timeouts=timeouts,
+            checkpointable=settings.checkpoint is not None,
+            freezes=settings.drain_of(name) is Drain.FREEZE,
+            canary_every=CANARY_EVERY[settings.canary],
         )
         for name, model in settings.models.items()
     }

@@ -29,7 +29,7 @@ from llmux.core.identity import InstanceId
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
-from llmux.errors import CommandFailed, LlmuxError, RequestError
+from llmux.errors import CommandFailed, LlmuxError, RequestError, Unfaithful
 from llmux.runtime.lease import Upstream
 
 log = structlog.get_logger("llmux.controller")
@@ -53,11 +53,15 @@ class ManagedInstance(Protocol):
     def ran_out_of_memory(self) -> bool:
         """Whether it failed because the GPU had too little memory for it."""
 
-    async def wake(self) -> None:
-        """Bring it onto the GPU; raises LlmuxError, after which ``end`` must follow."""
+    @property
+    def can_freeze(self) -> bool:
+        """Whether it can suspend its requests while it is off the GPU."""
 
-    async def evict(self, eviction: Eviction) -> Asleep | Cold:
-        """Take it off the GPU; raises LlmuxError if it still holds it."""
+    async def wake(self) -> None:
+        """Bring it onto the GPU; raises LlmuxError (Unfaithful among them), after which ``end`` must follow."""
+
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
+        """Take it off the GPU, with its requests if it is to ``freeze``; raises LlmuxError if it still holds it."""
 
     async def end(self) -> None:
         """Make an end of it, however long that takes."""
@@ -184,8 +188,8 @@ class Controller:
             case AbortWake(instance):
                 if instance.model in self._waking:
                     self._instances[instance.model].interrupt("given up, because llmux is shutting down")
-            case Evict(instance, eviction):
-                self._spawn(self._evict(instance, eviction))
+            case Evict():
+                self._spawn(self._evict(action))
             case SetTimer(at):
                 self._set_timer(at)
             case CommandDone(command, error):
@@ -226,9 +230,12 @@ class Controller:
     async def _wake(self, instance: InstanceId) -> None:
         engine = self._instances[instance.model]
         error: str | None
+        unfaithful = False
         try:
             await engine.wake()
             error = engine.lost
+        except Unfaithful as failure:
+            error, unfaithful = str(failure), True
         except LlmuxError as failure:
             error = str(failure)
         except Exception as failure:
@@ -238,14 +245,15 @@ class Controller:
         if error is not None:
             await engine.end()
         self._waking.discard(instance.model)
-        self.feed(WakeDone(instance, error, out_of_memory))
+        self.feed(WakeDone(instance, error, out_of_memory, unfaithful, engine.can_freeze))
 
-    async def _evict(self, instance: InstanceId, eviction: Eviction) -> None:
+    async def _evict(self, action: Evict) -> None:
+        instance = action.instance
         engine = self._instances[instance.model]
         residency: Asleep | Cold = Cold()
         error: str | None = None
         try:
-            residency = await engine.evict(eviction)
+            residency = await engine.evict(action.eviction, freeze=action.freeze)
             if isinstance(residency, Asleep) and engine.lost is not None:
                 await engine.end()
                 residency = Cold()

@@ -4,24 +4,35 @@ One operation at a time: the controller sees to it.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, assert_never
 
 import structlog
 
-from llmux.core.eviction import Eviction
+from llmux.checkpoints.step_words import parse_step
+from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
+from llmux.engines.canary import Canary
 from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
-from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit
-from llmux.errors import LlmuxError, ProcessStuck, SpawnFailed
+from llmux.engines.imaging import ImageFacts
+from llmux.engines.process import EngineProcess, describe_exit
+from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
-from llmux.residency.steps import DumpProcess, PauseRequests, Sleep, Step, StopProcess, UnsupportedEviction, steps_of
+from llmux.residency.steps import (
+    DumpProcess,
+    PauseRequests,
+    Sleep,
+    SleepLevel,
+    Step,
+    StopProcess,
+    UnsupportedEviction,
+    steps_of,
+)
+from llmux.runtime.engine_spec import EngineSpec
+from llmux.runtime.images import ModelImages
 from llmux.runtime.lease import Upstream
 
 log = structlog.get_logger("engine")
@@ -30,29 +41,8 @@ KILL_SECONDS = 10.0
 STUCK_RETRY_SECONDS = 5.0
 EXIT_NOTICE_SECONDS = 1.0
 LINES_SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """Everything about one model's engine that does not change while llmux runs."""
-
-    model: str
-    program: str
-    model_path: str
-    port: int
-    served_names: tuple[str, ...]
-    extra_args: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    api_key: str | None = None
-    start_timeout_seconds: float = 1800.0
-    stop_timeout_seconds: float = 10.0
-    timeouts: vllm.ControlTimeouts = field(default_factory=vllm.ControlTimeouts)
-
-    def launch_command(self, temporary_directory: Path) -> LaunchCommand:
-        """What the shim is told to start, with a directory that is the engine's own."""
-        argv = vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
-        environment = vllm.environment(os.environ, self.environment, str(temporary_directory))
-        return LaunchCommand(argv, environment, temporary_directory=temporary_directory)
+RESTORED_HEALTHY_SECONDS = 30.0
+"""What was healthy when it was dumped is so at once: seen were milliseconds."""
 
 
 class EngineFailure(LlmuxError):
@@ -62,11 +52,24 @@ class EngineFailure(LlmuxError):
 class Instance:
     """The engine of one model, through all of its starts and ends."""
 
-    def __init__(self, spec: EngineSpec, endpoints: EngineEndpoints, on_exit: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        endpoints: EngineEndpoints,
+        on_exit: Callable[[str], None],
+        *,
+        images: ModelImages | None = None,
+        on_leaving: Callable[[Upstream], None] = lambda upstream: None,
+    ) -> None:
+        """``on_leaving`` is told when the process is about to end, so that nobody keeps connections to it."""
         self.spec = spec
         self.upstream = Upstream("127.0.0.1", spec.port, spec.api_key)
+        self.canary = Canary(spec.served_names[0], spec.canary_every)
+        self.can_freeze = False
         self._endpoints = endpoints
+        self._images = images
         self._on_exit = on_exit
+        self._on_leaving = on_leaving
         self._process: EngineProcess | None = None
         self._applied: tuple[Step, ...] = ()
         self._scope: asyncio.Timeout | None = None
@@ -77,9 +80,13 @@ class Instance:
     def lost(self) -> str | None:
         """Why no engine runs although one was started and nobody stopped it; None while all is well."""
         if self._process is None:
-            return "no engine runs"
+            return None if self._is_in_image else "no engine runs"
         status = self._process.exit_status
         return None if status is None else self._last_words(status)
+
+    @property
+    def _is_in_image(self) -> bool:
+        return self._images is not None and self._images.hold_engine
 
     @property
     def pid(self) -> int | None:
@@ -97,41 +104,102 @@ class Instance:
         return vllm.tells_lack_of_memory(self.output_tail)
 
     async def wake(self) -> None:
-        """Bring the engine onto the GPU: a start, or the undoing of how it left. Raises EngineFailure.
+        """Bring the engine onto the GPU: a start, or the undoing of how it left. Raises EngineFailure, Unfaithful.
 
         After a failure the engine is in no known state: ``end`` must follow.
         """
-        if self._process is None:
+        if self._process is None and not self._is_in_image:
             await self._start()
             return
+        if self._process is None:
+            await self._guarded(self._restore(), None, "the restore")
+            await self._guarded(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
+        await self._guarded(self.canary.check(self._endpoints), None, "the canary's check")
 
-    async def evict(self, eviction: Eviction) -> Asleep | Cold:
-        """Take the engine off the GPU; a step that fails is replaced by stopping it. Raises ProcessStuck."""
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
+        """Take the engine off the GPU; a step that fails is replaced by a cheaper one, at last by stopping it.
+
+        ``freeze``: it has requests, which are to be suspended with it. Raises ProcessStuck.
+        """
         self._interruption = None
         if self._process is None:
-            return Cold()
+            return await self._evict_from_image(eviction)
         try:
-            for step in steps_of(eviction):
-                match step:
-                    case Sleep():
-                        await self._guarded(
-                            vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep"
-                        )
-                        self._applied = (*self._applied, step)
-                    case StopProcess():
-                        await self._stop()
-                        return Cold()
-                    case DumpProcess() | PauseRequests():
-                        raise NotImplementedError
-                    case _:
-                        assert_never(step)
+            return await self._leave(eviction, freeze=freeze)
         except (EngineFailure, UnsupportedEviction) as failure:
             log.warning("eviction failed, stopping the engine instead", model=self.spec.model, reason=str(failure))
             await self._stop()
             return Cold()
+
+    async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
+        if self._images is None or not self._images.hold_engine:
+            return Cold()
+        if eviction.process is Process.CHECKPOINT:
+            return Asleep(eviction)
+        await self._images.discard_held()
+        return Cold()
+
+    async def _leave(self, eviction: Eviction, *, freeze: bool) -> Asleep | Cold:
+        if eviction.process is Process.CHECKPOINT and not freeze and self._take_kept_image():
+            await self._stop()
+            return Asleep(eviction)
+        is_asleep = any(isinstance(step, Sleep) for step in self._applied)
+        for step in steps_of(eviction, freeze=freeze):
+            match step:
+                case Sleep() | PauseRequests() if is_asleep:
+                    # The engine would answer 200 and do nothing: from where it is it can only go further.
+                    pass
+                case Sleep():
+                    await self._fall_asleep(step)
+                case PauseRequests():
+                    pause = vllm.pause_requests(self._endpoints, self.spec.timeouts)
+                    await self._guarded(pause, None, "pausing")
+                    self._applied = (*self._applied, step)
+                case DumpProcess():
+                    return await self._dump(eviction, freeze=freeze)
+                case StopProcess():
+                    await self._stop()
+                    return Cold()
+                case _:
+                    assert_never(step)
+        return Asleep(eviction)
+
+    async def _fall_asleep(self, step: Sleep) -> None:
+        await self._guarded(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
+        self._applied = (*self._applied, step)
+
+    def _take_kept_image(self) -> bool:
+        return self._images is not None and self._images.take_kept(self.spec.identity)
+
+    async def _dump(self, eviction: Eviction, *, freeze: bool) -> Asleep:
+        """Into an image; where that fails the engine sleeps, which frees the GPU as well. Raises EngineFailure."""
+        if self._images is None or self._process is None:
+            raise EngineFailure("no images are configured: the section 'checkpoint' is missing")
+        self._on_leaving(self.upstream)
+        facts = ImageFacts(
+            model=self.spec.model,
+            port=self.upstream.port,
+            identity=self.spec.identity,
+            steps=self._applied,
+            eviction=eviction,
+            has_frozen=freeze,
+            argv=self.spec.argv,
+            canary=self.canary.baseline,
+        )
+        try:
+            await self._images.dump(self._process, facts)
+        except (DumpFailed, CriuUnusable) as failure:
+            if isinstance(failure, DumpFailed) and not failure.engine_runs:
+                raise EngineFailure(str(failure)) from failure
+            log.warning("no image was made, the engine sleeps instead", model=self.spec.model, reason=str(failure))
+            if not any(isinstance(step, Sleep) for step in self._applied):
+                await self._fall_asleep(Sleep(SleepLevel.OFFLOAD, keeps_requests=freeze))
+            weights = Weights.OFFLOAD if eviction.weights is Weights.RETAIN else eviction.weights
+            return Asleep(Eviction(weights, Process.KEEP_RUNNING))
+        self._forget()
         return Asleep(eviction)
 
     async def end(self) -> None:
@@ -165,9 +233,12 @@ class Instance:
         """Whether the engine lives: its process, and what it says itself."""
         if self.lost is not None:
             return Health.DEAD
+        if self._process is None:
+            return Health.SILENT
         return await check_health(self._endpoints, timeout_seconds)
 
     async def _start(self) -> None:
+        self._listen_at(self.spec.port)
         if not is_free(self.spec.port):
             raise EngineFailure(
                 f"port {self.spec.port} is taken by another process; free it, or give the model another port"
@@ -184,15 +255,45 @@ class Instance:
         await self._guarded(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
         if not await asyncio.to_thread(listens, self._process.pid, self.spec.port):
             raise EngineFailure(f"port {self.spec.port} is answered by another process than the engine")
+        await self._guarded(self._get_to_know(), None, "its first answer")
+
+    async def _get_to_know(self) -> None:
+        """Learn what a started engine can do and what it says."""
+        if self.spec.freezes:
+            self.can_freeze = await vllm.can_keep_requests(self._endpoints, self.spec.timeouts)
+            if not self.can_freeze:
+                log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
+        await self.canary.record(self._endpoints)
+
+    async def _restore(self) -> None:
+        """Back from the image; it tells itself where it listens and what was done before. Raises EngineFailure."""
+        assert self._images is not None
+        try:
+            self._process, manifest = await self._images.restore(
+                self.spec.identity, on_line=self._hear, on_exit=self._exited
+            )
+        except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
+            raise EngineFailure(str(failure)) from failure
+        self._applied = tuple(map(parse_step, manifest.steps))
+        self.can_freeze = self.spec.freezes
+        self.canary.baseline = manifest.canary or self.canary.baseline
+        self._listen_at(manifest.port)
+        log.info("restored", model=self.spec.model, pid=self._process.pid, port=manifest.port)
+
+    def _listen_at(self, port: int) -> None:
+        if port != self.upstream.port:
+            self.upstream = Upstream(self.upstream.host, port, self.spec.api_key)
+            self._endpoints.port = port
 
     async def _undo(self, step: Step) -> None:
         match step:
             case Sleep():
                 await self._guarded(vllm.wake_up(self._endpoints, step, self.spec.timeouts), None, "waking up")
-            case StopProcess():
+            case PauseRequests():
+                resume = vllm.resume_requests(self._endpoints, self.spec.timeouts)
+                await self._guarded(resume, None, "resuming")
+            case DumpProcess() | StopProcess():
                 pass
-            case DumpProcess() | PauseRequests():
-                raise NotImplementedError
             case _:
                 assert_never(step)
 
@@ -225,6 +326,7 @@ class Instance:
 
     async def _stop(self) -> None:
         if self._process is not None:
+            self._on_leaving(self.upstream)
             await self._process.stop(self.spec.stop_timeout_seconds, KILL_SECONDS)
             self._forget()
 

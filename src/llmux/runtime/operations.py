@@ -49,6 +49,9 @@ class ModelStatus:
     failure: str | None
     pid: int | None
     oldest_wait_seconds: float
+    frozen: int = 0
+    unfaithful: tuple[Eviction, ...] = ()
+    """Evictions after which it was found to say something else than before, and which it does not use any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,11 @@ class Engine(Protocol):
 class Operations:
     """The operator's view and hands."""
 
-    def __init__(self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine], *, has_images: bool = False
+    ) -> None:
+        """``has_images``: whether engines can be put into images."""
+        self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
         self._engines = engines
@@ -119,7 +126,9 @@ class Operations:
             isinstance(state, Waking | Serving | Draining | Evicting | Stuck),
             state.reason if isinstance(state, Failed | Stuck) else None,
             self._engines[name].pid,
-            self.now() - next(iter(record.waiting.values())).arrived_at if record.waiting else 0.0,
+            self.now() - record.head_since if record.head_since is not None else 0.0,
+            len(record.frozen),
+            tuple(sorted(record.unfaithful, key=str)),
         )
 
     def story(self, name: str) -> Sequence[Chapter]:
@@ -172,6 +181,11 @@ class Operations:
             steps_of(eviction)
         except UnsupportedEviction as unsupported:
             raise EvictionRefused(str(unsupported)) from None
+        if eviction.process is Process.CHECKPOINT and not self._has_images:
+            raise EvictionRefused(
+                f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
+                "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
+            )
         if eviction == NEVER_LEAVES and len(self._engines) > 1:
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
@@ -192,6 +206,8 @@ def process_state(state: State) -> str:
             return "starting"
         case Serving() | Draining() | Evicting(eviction=Eviction(process=Process.STOP)):
             return "running"
+        case Asleep(Eviction(process=Process.CHECKPOINT)):
+            return "checkpointed"
         case Waking(asleep=eviction) | Asleep(eviction) | Evicting(eviction=eviction):
             assert eviction is not None
             return f"sleeping:{_WEIGHTS[eviction.weights]}+{_PROCESSES[eviction.process]}"

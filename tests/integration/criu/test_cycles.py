@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmux.checkpoints.manifest import read_manifest
-from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, STUB, imager, none_exists, started
+from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, imager, none_exists, started
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
 

@@ -18,8 +18,8 @@ APP.command()(check)
 def good(tmp_path: Path) -> Path:
     file = tmp_path / "good.yaml"
     file.write_text(
-        "models: {a: {model_path: x, drain: freeze}, b: {model_path: y}}\nmax_sleeping: 1\n"
-        "policy: {policy_type: cost_aware}\n"
+        "models: {a: {model_path: x, eviction: retain+cuda_suspend}, b: {model_path: y}}\nmax_sleeping: 1\n"
+        "policy: {policy_type: cost_aware}\ncheckpoint: {}\n"
     )
     return file
 
@@ -39,7 +39,7 @@ def test_a_usable_file(good: Path, option: str) -> None:
     assert first == f"{good}: OK, 2 models, policy cost_aware"
     assert len(notes) == 2
     assert notes[0].startswith("  warning: max_sleeping: has no effect")
-    assert notes[1].startswith("  'llmux serve' refuses this for now: models.a.drain: freeze is not available yet")
+    assert notes[1].startswith("  'llmux serve' refuses this for now: models.a.eviction: the process cuda_suspend")
     assert result.stderr == ""
 
 
@@ -70,7 +70,7 @@ def test_json_of_a_usable_file(good: Path) -> None:
     data = json.loads(result.stdout)
     assert result.exit_code == 0
     assert [problem["path"] for problem in data.pop("warnings")] == ["max_sleeping"]
-    assert [problem["path"] for problem in data.pop("unsupported")] == ["models.a.drain"]
+    assert [problem["path"] for problem in data.pop("unsupported")] == ["models.a.eviction"]
     assert data == {"file": str(good), "ok": True, "models": ["a", "b"], "policy": "cost_aware", "problems": []}
 
 

@@ -153,12 +153,12 @@ def test_unsupported_names_what_serve_cannot_do_yet(tmp_path: Path) -> None:
         "d": {"eviction": "discard+stop", "drain": "abort"},
         "e": {},
     }
-    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint={}))
+    keys = {"endpoint": "http://store", "bucket": "b", "access_key": "a", "secret_key": "s"}
+    checkpoint = {"object_store": keys}
+    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint=checkpoint))
     assert [(problem.path, problem.message) for problem in found] == [
         ("models.a.eviction", "the process cuda_suspend of 'a' is not available yet"),
-        ("policy.eviction", "the process checkpoint of 'b', 'e' is not available yet"),
-        ("models.b.drain", "freeze is not available yet"),
-        ("models.c.checkpoint_path", "starting from a checkpoint is not available yet"),
+        ("checkpoint.object_store", "images are not copied to an object store yet"),
     ]
     assert all(problem.remedy for problem in found)
     assert checks.unsupported(settings({"d": models["d"]})) == ()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.policy import PolicyType
-from llmux.config.settings import LogLevel, Settings
+from llmux.config.settings import CanaryMode, LogLevel, Settings
 from llmux.core.eviction import STOP, Drain
 from llmux.errors import ConfigError
 
@@ -39,6 +39,8 @@ def test_every_default_of_the_top_level() -> None:
         "wake_timeout_seconds": 120,
         "reload_timeout_seconds": 600,
         "reset_timeout_seconds": 30,
+        "canary": CanaryMode.ALWAYS,
+        "keepalive_seconds": 15,
         "max_body_bytes": 128 * 1024 * 1024,
         "queue_limit_requests": 10_000,
         "queue_limit_bytes": 1024 * 1024 * 1024,

@@ -22,6 +22,8 @@ class Fault(StrEnum):
     """/wake_up fails (how many times; for ever)."""
     WAKE_HANG = "wake-hang"
     """/wake_up never answers (how many times; for ever)."""
+    WAKE_GARBAGE = "wake-garbage"
+    """/wake_up answers 200, and the weights are not what they were (how many times; for ever)."""
     RELOAD_500 = "reload-500"
     """reload_weights fails before it has touched anything (how many times; for ever)."""
     IGNORE_SIGTERM = "ignore-sigterm"

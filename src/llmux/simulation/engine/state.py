@@ -263,6 +263,8 @@ class SimulatedEngine:
         if wanted and not self._take_memory(self._asleep.difference(wanted)):
             return _DEAD
         self._asleep.difference_update(wanted)
+        if self.faults.strikes(Fault.WAKE_GARBAGE):
+            self._weights_valid = False
         if not self._asleep and (wanted or not tags or "scheduling" in tags):
             self.counters.wakes += bool(wanted)
             self.level = 0

@@ -1,0 +1,112 @@
+"""The canary: one small question whose answer must be the same after every wake as when the engine had started."""
+
+import json
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from llmux.engines.control_calls import ControlCallFailed
+from llmux.errors import Unfaithful
+
+QUESTION = "The quick brown fox jumps over the lazy dog. Once upon a time"
+TOKENS = 8
+LIMIT_SECONDS = 60.0
+TRIES = 2
+"""A first difference may come from the other requests of the same batch; one that is repeated does not."""
+SAME_DIRECTION = 0.999
+"""Cosine between embeddings that are taken for the same."""
+
+
+class Endpoints(Protocol):
+    """What the canary needs of an engine."""
+
+    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
+        """Send a request straight to the engine; raises ControlCallFailed."""
+
+
+class Canary:
+    """Asks one model's engine; remembers what it said first, and what the asking has cost."""
+
+    def __init__(self, served_name: str, check_every: int | None) -> None:
+        """``check_every``: how many wakes pass from one check to the next, 1 for each; None: never asks anything."""
+        self.baseline: str | None = None
+        self.checks = 0
+        self.mismatches = 0
+        self.seconds = 0.0
+        self._served_name = served_name
+        self._check_every = check_every
+        self._wakes = 0
+
+    async def record(self, endpoints: Endpoints) -> None:
+        """Learn the answer of an engine that has just been started; raises ControlCallFailed."""
+        if self._check_every is not None:
+            self.baseline = await self._ask(endpoints)
+
+    async def check(self, endpoints: Endpoints) -> None:
+        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed."""
+        if self._check_every is None or self.baseline is None:
+            return
+        self._wakes += 1
+        if (self._wakes - 1) % self._check_every:
+            return
+        self.checks += 1
+        for _ in range(TRIES):
+            heard = await self._ask(endpoints)
+            if is_same(self.baseline, heard):
+                return
+        self.mismatches += 1
+        raise Unfaithful(self.baseline, heard)
+
+    async def _ask(self, endpoints: Endpoints) -> str:
+        began_at = monotonic()
+        try:
+            return await _ask(endpoints, self._served_name)
+        finally:
+            self.seconds += monotonic() - began_at
+
+
+async def _ask(endpoints: Endpoints, served_name: str) -> str:
+    """The answer as text that can be kept: token ids, words, or an embedding. Raises ControlCallFailed."""
+    question = {
+        "model": served_name,
+        "prompt": QUESTION,
+        "max_tokens": TOKENS,
+        "temperature": 0.0,
+        "return_token_ids": True,
+    }
+    try:
+        choice = _first(await endpoints.post("/v1/completions", LIMIT_SECONDS, question), "choices")
+    except ControlCallFailed as failure:
+        if failure.status != 404:
+            raise
+        document = await endpoints.post("/v1/embeddings", LIMIT_SECONDS, {"model": served_name, "input": QUESTION})
+        return json.dumps(_first(document, "data").get("embedding"))
+    # Engines that do not know return_token_ids answer with the words alone.
+    return json.dumps(choice.get("token_ids") or choice.get("text"))
+
+
+def _first(document: Any, key: str) -> dict[str, Any]:
+    try:
+        first = document[key][0]
+    except (KeyError, IndexError, TypeError):
+        first = None
+    if not isinstance(first, dict):
+        raise ControlCallFailed("the canary", f"an answer without {key}: {document!r}")
+    return first
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two answers are the same; embeddings may differ by rounding."""
+    if one == other:
+        return True
+    first, second = json.loads(one), json.loads(other)
+    if not _is_embedding(first) or not _is_embedding(second) or len(first) != len(second):
+        return False
+    norms = math.hypot(*first) * math.hypot(*second)
+    return norms > 0 and sum(map(operator.mul, first, second)) / norms >= SAME_DIRECTION
+
+
+def _is_embedding(answer: object) -> bool:
+    return isinstance(answer, Sequence) and not isinstance(answer, str) and any(isinstance(x, float) for x in answer)

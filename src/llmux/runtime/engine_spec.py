@@ -1,0 +1,50 @@
+"""Everything about one model's engine that does not change while llmux runs."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmux.checkpoints.identity import identity_of
+from llmux.engines import vllm
+from llmux.engines.process import LaunchCommand
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How a model's engine is started and talked to.
+
+    ``checkpointable``: so that criu can dump it. ``freezes``: its requests are to be suspended with it, if it can.
+    ``canary_every``: how many wakes pass from one check of its answers to the next; None: it is never checked.
+    """
+
+    model: str
+    program: str
+    model_path: str
+    port: int
+    served_names: tuple[str, ...]
+    extra_args: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    api_key: str | None = None
+    start_timeout_seconds: float = 1800.0
+    stop_timeout_seconds: float = 10.0
+    timeouts: vllm.ControlTimeouts = field(default_factory=vllm.ControlTimeouts)
+    checkpointable: bool = False
+    freezes: bool = False
+    canary_every: int | None = None
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The engine's command line."""
+        return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint of how it is started: an image of an engine with another one is out of date."""
+        return identity_of(self.argv, os.environ | self.environment, self.environment)
+
+    def launch_command(self, temporary_directory: Path) -> LaunchCommand:
+        """What the shim is told to start, with a directory that is the engine's own."""
+        environment = vllm.environment(os.environ, self.environment, str(temporary_directory))
+        return LaunchCommand(
+            self.argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
+        )
