@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llmux.errors import LlmuxError
 from llmux.simulation.report.figures import LowerBound, RunFigures
-from llmux.simulation.report.raster import write_png
+from llmux.simulation.report.raster import require_pillow, write_png
 from llmux.simulation.report.shapes import Picture
 from llmux.simulation.report.vector import html
 
@@ -17,11 +17,13 @@ class PlotFailed(LlmuxError):
 
 
 def check_plot_file(file: Path) -> None:
-    """Raises ``PlotFailed`` for a file of a kind that cannot be written, before the work is done."""
+    """Raises ``PlotFailed`` or ``PillowMissing`` for what cannot be written, before the work is done."""
     if file.suffix.lower() not in SUFFIXES:
         raise PlotFailed(f"{file}: the picture is written by the file's suffix, which must be {' or '.join(SUFFIXES)}")
     if not file.parent.is_dir():
         raise PlotFailed(f"{file}: the directory {file.parent} does not exist")
+    if file.suffix.lower() == ".png":
+        require_pillow()
 
 
 def write_plot(

@@ -21,6 +21,14 @@ class PillowMissing(LlmuxError):
         )
 
 
+def require_pillow() -> None:
+    """Raises ``PillowMissing``."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise PillowMissing from None
+
+
 def write_png(file: Path, pictures: Sequence[Picture]) -> None:
     """Draw the pictures one below the other; raises ``PillowMissing``, ``OSError``."""
     try:

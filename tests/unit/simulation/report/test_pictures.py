@@ -69,6 +69,8 @@ def test_a_png(tmp_path: Path) -> None:
 def test_without_pillow_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(PillowMissing, match=r"pip install 'llmux-gateway\[plot\]'"):
+        check_plot_file(tmp_path / "report.png")
+    with pytest.raises(PillowMissing):
         write_plot(tmp_path / "report.png", "t", [], RUNS, BOUND, [gantt([RUN], ["a"])])
 
 
