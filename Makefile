@@ -32,6 +32,7 @@ schema reference: $(VENV)/.installed ## write the committed JSON schema and the 
 bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, wrk and gcc
 	$(BIN)/python bench/gateway/run.py --check
 	$(BIN)/python bench/switch/run.py --check
+	$(BIN)/python bench/simulate/run.py --check
 
 ifdef UV
 $(VENV)/bin/python:

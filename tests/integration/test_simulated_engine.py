@@ -314,3 +314,29 @@ async def test_latency_is_as_asked() -> None:
         began = time.monotonic()
         await model.say(max_tokens=1000)
         assert time.monotonic() - began < 0.1 * DEADLINE_SECONDS
+
+
+READING = ("--sim-prefill-tokens-per-second", "1000")
+
+
+async def test_prompts_are_read_one_after_the_other() -> None:
+    async with engine(*READING) as model, asyncio.TaskGroup() as tasks:
+        began = time.monotonic()
+        prompt = " ".join(["word"] * 200)
+        answers = [tasks.create_task(model.say(prompt, max_tokens=1)) for _ in range(3)]
+        await asyncio.wait(answers)
+        assert time.monotonic() - began >= 0.6
+
+
+async def test_what_was_frozen_is_read_again_before_it_goes_on() -> None:
+    async with engine(*SLOW, *READING) as model:
+        async with aclosing(events(model, " ".join(["word"] * 300), max_tokens=20)) as stream:
+            await anext(stream)
+            await sleep(model, "level=1&mode=keep")
+            before = (await model.stats())["tokens"]
+            await model.post("/wake_up")
+            woken = time.monotonic()
+            async for _ in stream:
+                if (await model.stats())["tokens"] > before:
+                    break
+            assert time.monotonic() - woken >= 0.3

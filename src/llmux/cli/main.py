@@ -11,8 +11,10 @@ from llmux.cli import control
 from llmux.cli.check import check
 from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
+from llmux.cli.replay import replay
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
+from llmux.cli.simulate import simulate
 
 EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
 
@@ -35,6 +37,7 @@ def root(
 
 
 RUN: tuple[Callable[..., None], ...] = (demo, serve, check, schema)
+PLAN: tuple[Callable[..., None], ...] = (simulate, replay)
 OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
     control.switch,
@@ -45,7 +48,7 @@ OPERATE: tuple[Callable[..., None], ...] = (
     control.wake,
     control.eviction,
 )
-for panel, commands in (("Run", RUN), ("Operate a running llmux", OPERATE)):
+for panel, commands in (("Run", RUN), ("Plan with recorded traffic", PLAN), ("Operate a running llmux", OPERATE)):
     for command in commands:
         application.command(rich_help_panel=panel)(command)
 

@@ -8,7 +8,8 @@ from llmux.simulation.demo.board import Board
 from llmux.simulation.demo.records import Ending
 from llmux.simulation.demo.scenario import MODELS
 from llmux.simulation.demo.style import COLOURS, LEGEND, axis_line, duration, gibibytes, joined, strip_line
-from llmux.simulation.demo.summary import ModelFigures, Summary, Waits, percentile
+from llmux.simulation.demo.summary import ModelFigures, Summary, Waits
+from llmux.simulation.percentile import percentile
 
 NAME_CELLS = 11
 WIDTH_MAX = 100

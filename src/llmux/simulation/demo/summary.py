@@ -1,6 +1,5 @@
 """From what was recorded to the figures that are shown at the end."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from llmux.simulation.demo.observation import TimeShares
 from llmux.simulation.demo.records import Ending, Kind, Record
 from llmux.simulation.demo.switches import Switch
 from llmux.simulation.ledger import LedgerSnapshot
+from llmux.simulation.percentile import percentile
 
 PROBLEMS_SHOWN = 10
 
@@ -131,13 +131,6 @@ def summarise(
         gpu=gpu,
         problems=tuple(problems[:PROBLEMS_SHOWN]),
     )
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float | None:
-    """The nearest-rank percentile of sorted values; None of none."""
-    if not ordered:
-        return None
-    return ordered[max(1, math.ceil(len(ordered) * percent / 100)) - 1]
 
 
 def _figures(name: str, records: Sequence[Record], switches: Sequence[Switch]) -> ModelFigures:

@@ -9,7 +9,18 @@ from llmux.simulation.engine import text
 class Generation:
     """What the engine knows of one request; the engine's methods move it on."""
 
-    __slots__ = ("_signal", "_source", "aborted", "admitted", "finish_reason", "limit", "produced", "prompt_tokens")
+    __slots__ = (
+        "_signal",
+        "_source",
+        "aborted",
+        "admitted",
+        "due_at",
+        "finish_reason",
+        "limit",
+        "produced",
+        "prompt_tokens",
+        "unread",
+    )
 
     def __init__(self, source: Iterator[str], prompt_tokens: int, limit: int, finish_reason: str) -> None:
         """``finish_reason`` is what it ends with when ``limit`` tokens are out and nothing intervened."""
@@ -19,6 +30,10 @@ class Generation:
         self.limit = limit
         self.finish_reason = finish_reason
         self.produced = 0
+        self.unread: int | None = prompt_tokens
+        """How many tokens have to be read before the next one can be written; None once that is done."""
+        self.due_at = 0.0
+        """When the latest token was to come."""
         self.admitted = False
         self.aborted = False
 

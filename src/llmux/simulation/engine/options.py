@@ -74,6 +74,7 @@ def parse(
     timings = Timings(
         first_token_seconds=given.latency_ms / 1000,
         token_seconds=given.token_ms / 1000,
+        full_batch_token_seconds=given.sim_full_batch_token_ms / 1000,
         prefill_tokens_per_second=given.sim_prefill_tokens_per_second,
         sleep_seconds=given.sim_sleep_ms / 1000,
         wake_seconds=given.sim_wake_ms / 1000,
@@ -132,7 +133,10 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     group = parser.add_argument_group("the simulation's own")
     ours("--latency-ms", float, 50, "time to the first token (50)")
     ours("--token-ms", float, 0, "time per further token (0)")
-    ours("--sim-prefill-tokens-per-second", float, 0, "adds to the first token's time by the prompt's length (0: off)")
+    ours("--sim-full-batch-token-ms", float, 0, "the same in a full batch of --max-num-seqs (0: as --token-ms)")
+    ours(
+        "--sim-prefill-tokens-per-second", float, 0, "reads prompts, one after the other, before first tokens (0: off)"
+    )
     ours("--startup-delay-ms", float, 0, "before it listens (0)")
     ours("--sim-gpu-ledger", str, None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
     ours("--sim-gpu-memory", int, None, "MiB claimed while awake (--gpu-memory-utilization of the ledger's capacity)")

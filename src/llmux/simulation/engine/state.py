@@ -20,6 +20,9 @@ KNOWN_RPC_METHODS = frozenset(
     {"reload_weights", "suspend_nccl", "resume_nccl", "checkpoint_prepare", "checkpoint_restore"}
 )
 
+SLIP_SECONDS = 0.05
+"""A token that is later than this does not make the next ones come faster."""
+
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 
 
@@ -92,6 +95,7 @@ class SimulatedEngine:
         self._ended = ended
         self._asleep: set[str] = set()
         self._weights_valid = True
+        self._has_read_at = 0.0
         self._pause_kind = _Pause.NONE
         self._idle = asyncio.Event()
         self._idle.set()
@@ -134,10 +138,13 @@ class SimulatedEngine:
         if generation.produced == generation.limit:
             return None
         goes_on = await self._turn(generation)
-        delay = self.timings.before_token(generation.produced, generation.prompt_tokens)
-        if goes_on and delay:
-            await generation.wait(delay)
-            goes_on = await self._turn(generation)
+        has_slept = True
+        while goes_on and has_slept:
+            sleeps = self.counters.sleeps
+            if delay := self._delay_before_token(generation):
+                await generation.wait(delay)
+                goes_on = await self._turn(generation)
+            has_slept = self.counters.sleeps != sleeps
         if not goes_on:
             return None
         self._count_token()
@@ -145,6 +152,22 @@ class SimulatedEngine:
         if generation.produced == generation.limit:
             self._release(generation)
         return token
+
+    def _delay_before_token(self, generation: Generation) -> float:
+        """Tokens follow each other at their rate, not at their rate after whatever else was done in between."""
+        unread, generation.unread = generation.unread, None
+        now = asyncio.get_running_loop().time()
+        if unread is None:
+            share = (self.running - 1) / max(1, self.options.max_running - 1)
+            due_at = generation.due_at + self.timings.before_token(share)
+            generation.due_at = due_at if due_at > now - SLIP_SECONDS else now
+            return max(0.0, generation.due_at - now)
+        delay = 0.0 if generation.produced else self.timings.first_token_seconds
+        if reading := self.timings.reading_seconds(unread):
+            self._has_read_at = max(self._has_read_at, now) + reading
+            delay += self._has_read_at - now
+        generation.due_at = now + delay
+        return delay
 
     async def _turn(self, generation: Generation) -> bool:
         """Wait while the engine is paused or full; False: the request was aborted."""
@@ -232,11 +255,18 @@ class SimulatedEngine:
             self.counters.sleeps += 1
             self._asleep = set(TAGS)
             self.level = level
+            self._forget()
             if self.options.sleep_mode:
                 self._weights_valid = self._weights_valid and level == 1
                 self._memory.hold(self._asleep, keep_weights=level == 1)
         log(f"It took {self.timings.sleep_seconds:.6f} seconds to fall asleep.")
         return Answer(200, {"status": "sleeping", "level": level})
+
+    def _forget(self) -> None:
+        """The KV cache is gone: what is suspended has to be read again, with what has been written of it."""
+        self._has_read_at = 0.0
+        for generation in self._generations:
+            generation.unread = generation.prompt_tokens + generation.produced
 
     async def wake(self, tags: Collection[str]) -> Answer:
         """As ``POST /wake_up``; no tags means all of them. The scheduler resumes with the last one."""

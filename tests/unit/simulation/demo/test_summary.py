@@ -6,7 +6,7 @@ import pytest
 
 from llmux.simulation.demo.observation import TimeShares
 from llmux.simulation.demo.records import Call, Ending, Kind, Record
-from llmux.simulation.demo.summary import Summary, percentile, summarise
+from llmux.simulation.demo.summary import Summary, summarise
 from llmux.simulation.demo.switches import Switch
 from llmux.simulation.ledger import LedgerSnapshot, Refusal
 
@@ -20,14 +20,6 @@ def record(ending: Ending, model: str = "a", wait: float | None = None, problem:
 def summary_of(*records: Record, gpu: LedgerSnapshot = GPU) -> Summary:
     switches = [Switch("", "a", 1.0, True, 0.0, 0.0, 1.0), Switch("a", "b", 4.0, False, 1.0, 0.5, 0.5)]
     return summarise(["a", "b"], records, switches, TimeShares(4.0, 5.0, 1.0, 2.0), gpu, 10.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [([], 50, None), ([7.0], 99, 7.0), ([1.0, 2.0, 3.0, 4.0], 50, 2.0), (list(map(float, range(1, 101))), 99, 99.0)],
-)
-def test_percentiles_are_of_the_nearest_rank(values: list[float], percent: float, expected: float | None) -> None:
-    assert percentile(values, percent) == expected
 
 
 def test_the_figures() -> None:

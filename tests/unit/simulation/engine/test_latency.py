@@ -1,10 +1,18 @@
+import pytest
+
 from llmux.simulation.engine.latency import Timings
 
 
-def test_the_first_token_waits_for_the_prompt_and_the_others_for_each_other() -> None:
-    timings = Timings(first_token_seconds=0.5, token_seconds=0.1, prefill_tokens_per_second=100)
-    assert [timings.before_token(index, prompt_tokens=200) for index in range(3)] == [2.5, 0.1, 0.1]
+def test_the_prompt_is_read_at_its_rate_or_costs_nothing() -> None:
+    assert Timings(prefill_tokens_per_second=100).reading_seconds(200) == 2.0
+    assert Timings().reading_seconds(10**6) == 0.0
 
 
-def test_no_prefill_rate_means_that_prompts_cost_nothing() -> None:
-    assert Timings(first_token_seconds=0.5).before_token(0, prompt_tokens=10**6) == 0.5
+def test_a_full_batch_slows_tokens_down_in_a_line_of_their_rate() -> None:
+    timings = Timings(token_seconds=1 / 40, full_batch_token_seconds=1 / 20)
+    assert [1 / timings.before_token(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([40.0, 30.0, 20.0])
+
+
+def test_without_more_the_batch_costs_nothing() -> None:
+    assert Timings(token_seconds=0.1).before_token(1.0) == 0.1
+    assert Timings(full_batch_token_seconds=0.1).before_token(1.0) == 0.0

@@ -1,0 +1,123 @@
+"""Whether ``llmux simulate`` and ``llmux replay`` agree about the same five minutes.
+
+One ``llmux serve`` over simulated engines of the simulator's speed gets the trace in real time; the simulator gets the
+same trace, configuration and costs. Without traces, traffic for two models is made up.
+
+    python bench/simulate/agreement.py [NAME=FILE ...] [--thin P] [--skip S] [--seconds 300] [--policy fifo] [--check]
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from llmux.config.load import loads
+from llmux.config.policy import PolicyType
+from llmux.simulation.replay.run import Replay, Replayed
+from llmux.simulation.report.figures import RunFigures
+from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
+from llmux.simulation.workload.call import TracedCall
+from llmux.simulation.workload.reading import read_trace
+from llmux.simulation.workload.selection import Selection, merge, models_of, select
+from tests.support.server import llmux_server, simulated_config
+
+BATCH_LIMIT = 32
+EVICT_MS, WAKE_MS = 500, 1500
+ENGINE = (
+    "--latency-ms",
+    "0",
+    "--token-ms",
+    "25",
+    "--sim-full-batch-token-ms",
+    "50",
+    "--max-num-seqs",
+    str(BATCH_LIMIT),
+)
+SPEEDS = ("--sim-prefill-tokens-per-second", "8000", "--sim-sleep-ms", str(EVICT_MS), "--sim-wake-ms", str(WAKE_MS))
+COSTS = [f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000}"]
+WAIT_BAR, SWITCHES_BAR = 0.10, 0.05
+
+
+def made_up(seconds: float, seed: int) -> list[TracedCall]:
+    """A busy model, and one that is asked in bursts."""
+    chance = random.Random(seed)
+    calls = []
+    for model, pause in (("busy", 1.5), ("bursty", 15.0)):
+        at = 0.0
+        while (at := at + chance.expovariate(1 / pause)) < seconds:
+            burst = range(1 if model == "busy" else chance.randint(1, 6))
+            calls += [TracedCall(at, model, chance.randint(50, 2000), chance.randint(5, 150)) for _ in burst]
+    return sorted(calls, key=lambda call: call.at_seconds)
+
+
+def configuration(models: list[str], policy: str, drain: str) -> dict[str, object]:
+    """The one that both get."""
+    settings = {"eviction": "offload+keep_running", "drain": drain, "extra_args": [*ENGINE, *SPEEDS]}
+    times = {"policy_type": policy, "min_active_seconds": 5.0}
+    return simulated_config(dict.fromkeys(models, settings), policy=times, warmup=True)
+
+
+async def replayed(config: dict[str, object], calls: list[TracedCall]) -> Replayed:
+    """What really happens."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with llmux_server(config, Path(directory)) as server:
+            return await Replay(server.url, calls).run()
+
+
+def simulated(config: dict[str, object], calls: list[TracedCall], policy: str) -> RunFigures:
+    """What the simulator says."""
+    scenario = build_scenario(loads(json.dumps(config)).settings, COSTS)
+    return summarise("simulate", calls, simulate(scenario, calls, PolicyType(policy)))
+
+
+def apart(one: float, other: float) -> float:
+    """How far the two are from each other, in parts of the second."""
+    return abs(one - other) / max(other, 1e-9)
+
+
+def main() -> int:
+    """Print both, and how far they are apart; exit code 1 if a bar is missed and ``--check`` was given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("traces", nargs="*", metavar="TRACE")
+    parser.add_argument("--thin", type=float, default=1.0)
+    parser.add_argument("--skip", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", default="fifo", choices=list(PolicyType))
+    parser.add_argument("--drain", default="wait", choices=["wait", "freeze"])
+    parser.add_argument("--check", action="store_true", help="fail where a bar is missed")
+    options = parser.parse_args()
+    if options.traces:
+        selection = Selection(options.skip, options.seconds, options.thin, seed=options.seed)
+        calls = select(merge([read_trace(trace) for trace in options.traces]), selection)
+    else:
+        calls = made_up(options.seconds, options.seed)
+    config = configuration(models_of(calls), options.policy, options.drain)
+    really = asyncio.run(replayed(config, calls))
+    real, virtual = really.figures("replay").total, simulated(config, calls, options.policy).total
+    wait, switches = apart(real.wait.mean or 0.0, virtual.wait.mean or 0.0), apart(real.switches, virtual.switches)
+    figures = {
+        "requests": len(calls),
+        "unserved": {"replay": real.unserved, "simulate": virtual.unserved},
+        "mean_wait_seconds": {"replay": round(real.wait.mean or 0, 3), "simulate": round(virtual.wait.mean or 0, 3)},
+        "mean_ttft_seconds": {"replay": round(real.ttft.mean or 0, 3), "simulate": round(virtual.ttft.mean or 0, 3)},
+        "mean_latency_seconds": {
+            "replay": round(real.latency.mean or 0, 3),
+            "simulate": round(virtual.latency.mean or 0, 3),
+        },
+        "switches": {"replay": real.switches, "simulate": virtual.switches},
+        "apart": {"mean_wait": round(wait, 4), "switches": round(switches, 4)},
+        "bars": {"mean_wait": WAIT_BAR, "switches": SWITCHES_BAR},
+        "late_seconds": round(really.late_seconds, 3),
+    }
+    print(json.dumps(figures, indent=2))
+    return int(options.check and (wait > WAIT_BAR or switches > SWITCHES_BAR))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""``llmux replay``: recorded traffic against a running llmux."""
+
+import asyncio
+import resource
+from typing import Annotated
+
+import typer
+
+from llmux.cli.control import DEFAULT_URL, UrlOption
+from llmux.cli.steps import Steps
+from llmux.cli.traces import (
+    INTERRUPTED,
+    AlignOption,
+    JsonOption,
+    SecondsOption,
+    SeedOption,
+    SkipOption,
+    StretchOption,
+    ThinOption,
+    TraceArgument,
+    print_document,
+    print_report,
+    read_calls,
+    selection_of,
+)
+from llmux.errors import LlmuxError
+from llmux.simulation.replay.run import Replay, Replayed
+from llmux.simulation.report.document import document
+from llmux.simulation.report.table import render
+
+NAME = "replay"
+LATE_SECONDS = 0.1
+PROBLEMS_SHOWN = 5
+
+SpeedOption = Annotated[
+    float, typer.Option("--speed", min=1e-3, help="Send so many times as fast as recorded; engines stay as they are.")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="LLMUX_API_KEY", metavar="KEY", help="Needed if llmux has api_keys."),
+]
+
+
+def replay(
+    traces: TraceArgument,
+    url: UrlOption = DEFAULT_URL,
+    speed: SpeedOption = 1.0,
+    api_key: KeyOption = None,
+    seed: SeedOption = 1,
+    thin: ThinOption = 1.0,
+    stretch: StretchOption = 1.0,
+    skip: SkipOption = 0.0,
+    seconds: SecondsOption = None,
+    align: AlignOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Send recorded traffic to a running llmux, and report what 'llmux simulate' reports.
+
+    Each request is sent at its time, whatever has become of the others: a streamed completion with about as many
+    tokens of prompt and answer as recorded. With the same --seed it is the traffic that 'llmux simulate' plays.
+
+    Example: llmux replay code=azure-code.csv chat=azure-conv.csv --thin 0.4 --seconds 300
+
+    Exit codes: 0 all were served; 1 some were not, or there is no llmux; 2 wrong usage; 130 interrupted, with the
+    figures so far.
+    """
+    try:
+        calls = read_calls(traces, selection_of(seed, thin, stretch, skip, seconds, align))
+        _raise_open_files()
+        with Steps() as steps:
+            replayed = asyncio.run(Replay(url, calls, speed, api_key).run(steps.begin("sent", len(calls))))
+    except LlmuxError as error:
+        typer.echo(f"llmux: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    figures = replayed.figures(NAME)
+    if json:
+        more = {"seed": seed, "speed": speed, "late_seconds": round(replayed.late_seconds, 6)}
+        print_document(document(traces, len(replayed.heard), [figures], None, **more))
+    else:
+        print_report(render([figures], None))
+    _conclude(replayed)
+
+
+def _conclude(replayed: Replayed) -> None:
+    """Say what went wrong, and end with the exit code for it."""
+    if replayed.late_seconds > LATE_SECONDS:
+        typer.echo(
+            f"llmux: some requests were sent up to {replayed.late_seconds:.1f} s late: this machine is too busy to "
+            "send the trace at its speed",
+            err=True,
+        )
+    problems = replayed.problems()
+    for problem, count in problems[:PROBLEMS_SHOWN]:
+        typer.echo(f"llmux: {count} not served: {problem}", err=True)
+    if replayed.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _raise_open_files() -> None:
+    """Each open request is an open file."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,1 @@
+"""What no policy can do better than; docs/simulation.md has the argument."""

@@ -1,0 +1,1 @@
+"""The same traces against a running llmux, in real time."""

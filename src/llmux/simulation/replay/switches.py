@@ -1,0 +1,65 @@
+"""How often a running llmux has switched, and how long that took, from its metrics."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmux.errors import LlmuxError
+
+PATH = "/metrics"
+TIMEOUT_SECONDS = 30.0
+
+
+class NotObservable(LlmuxError):
+    """The address does not answer with llmux's metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchCounts:
+    """Totals since llmux was started."""
+
+    by_model: Counter[str] = field(default_factory=Counter)
+    """Switches to each model."""
+    draining_seconds: float = 0.0
+    switching_seconds: float = 0.0
+
+    def since(self, before: "SwitchCounts") -> "SwitchCounts":
+        """What has come on top."""
+        return SwitchCounts(
+            self.by_model - before.by_model,
+            max(0.0, self.draining_seconds - before.draining_seconds),
+            max(0.0, self.switching_seconds - before.switching_seconds),
+        )
+
+
+async def read_switches(session: aiohttp.ClientSession) -> SwitchCounts:
+    """Ask for the metrics; raises ``NotObservable``."""
+    try:
+        async with session.get(PATH, timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)) as answer:
+            text = await answer.text()
+            if answer.status != 200:
+                raise NotObservable(f"{answer.url} answers {answer.status}: is this the main port of llmux?")
+        return parse(text)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise NotObservable(f"no metrics from llmux ({error}): is it running, and is this its main port?") from None
+    except ValueError:
+        raise NotObservable(f"what {PATH} answers are not the metrics of llmux") from None
+
+
+def parse(text: str) -> SwitchCounts:
+    """The switches in a scrape; raises ``ValueError`` if there are none of llmux's metrics in it."""
+    by_model: Counter[str] = Counter()
+    phases: Counter[str] = Counter()
+    names = set()
+    for family in text_string_to_metric_families(text):
+        names.add(family.name)
+        for sample in family.samples:
+            if sample.name == "llmux_switches_total":
+                by_model[sample.labels["to"]] += int(sample.value)
+            elif sample.name == "llmux_switch_phase_seconds_sum":
+                phases[sample.labels["phase"]] += sample.value  # type: ignore[assignment]
+    if "llmux_switches" not in names:
+        raise ValueError("no llmux_switches")
+    return SwitchCounts(by_model, phases["drain"], phases["sleep"] + phases["wake"])

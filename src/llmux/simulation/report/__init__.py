@@ -1,0 +1,1 @@
+"""What a run over a trace showed: figures, a table, a JSON document, pictures."""

@@ -1,0 +1,1 @@
+"""Virtual time: the production scheduler driven over a trace, with modelled engines."""

@@ -1,0 +1,278 @@
+"""Drives the production scheduler over a trace on virtual time, in the runtime's place."""
+
+import heapq
+import itertools
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from llmux.core.actions import (
+    AbortWake,
+    Action,
+    Admit,
+    CommandDone,
+    Evict,
+    Freeze,
+    Reject,
+    Revoke,
+    SetTimer,
+    ShutdownDone,
+    SwitchDone,
+    SwitchFailed,
+    Thaw,
+    Wake,
+)
+from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
+from llmux.core.identity import Seconds
+from llmux.core.scheduler import Scheduler
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, Waking
+from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
+from llmux.simulation.virtual.timeline import Phase, Timeline
+from llmux.simulation.workload.call import TracedCall
+
+PROGRESS_EVERY = 4096
+STANDSTILL_SECONDS: Seconds = 21_600.0
+"""If nothing came and nothing ended for so long, what is left never will."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of every call, by its place in the trace; NaN where it did not come to that."""
+
+    admitted_at: Sequence[float]
+    first_token_at: Sequence[float]
+    ended_at: Sequence[float]
+    """When the last token was out, or when the request was given up."""
+    served: Sequence[bool]
+    switches: Sequence[SwitchDone]
+    timeline: Timeline
+    end: Seconds
+
+
+class _Place:
+    """One model's part: its engine, and what is known of it."""
+
+    __slots__ = ("cost", "engine", "name", "phase", "phases", "record", "was_started")
+
+    def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
+        self.name = name
+        self.record = scheduler.model(name)
+        self.engine = VirtualEngine(speed, self.record.spec.max_in_flight)
+        self.cost = cost
+        self.was_started = warm
+        self.phase = Phase.OFF
+        self.phases: list[tuple[Seconds, Phase]] = []
+
+    def enter(self, phase: Phase, now: Seconds) -> None:
+        """Note what the model does from now on."""
+        if phase is not self.phase:
+            self.phase = phase
+            self.phases.append((now, phase))
+
+    def look(self, now: Seconds) -> None:
+        """Note what the scheduler made of the model."""
+        self.enter(self._present_phase(), now)
+
+    def _present_phase(self) -> Phase:
+        match self.record.state:
+            case Waking():
+                return Phase.WAKING
+            case Serving():
+                return Phase.IDLE if self.engine.is_idle else Phase.SERVING
+            case Draining():
+                return Phase.DRAINING
+            case Evicting():
+                return Phase.EVICTING
+            case _:
+                return Phase.OFF
+
+
+class VirtualRun:
+    """One run of one scheduler over one trace; ``run`` may be called once."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        calls: Sequence[TracedCall],
+        costs: Mapping[str, SwitchCost],
+        speed: EngineSpeed | None = None,
+        *,
+        warm: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """``warm``: the engines have been started before. ``progress`` is told how many calls have come."""
+        self._scheduler = scheduler
+        self._calls = calls
+        self._progress = progress
+        self._places = {
+            model.name: _Place(scheduler, model.name, costs[model.name], speed or EngineSpeed(), warm)
+            for model in scheduler.models
+        }
+        self._on_gpu: list[_Place] = []
+        self._came = 0
+        self._open = len(calls)
+        self._now: Seconds = 0.0
+        self._moved_at: Seconds = 0.0
+        self._timer_at: Seconds = math.inf
+        self._due_at: Seconds = math.inf
+        self._outcomes: list[tuple[Seconds, int, Event]] = []
+        self._numbers = itertools.count()
+        self._switches: list[SwitchDone] = []
+        nothing = [math.nan] * len(calls)
+        self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
+        self._frozen: dict[int, int] = {}
+        """How many tokens each request has yet to write that is suspended with its engine."""
+        self._served = bytearray(len(calls))
+
+    def run(self) -> Outcome:
+        """Let virtual time pass until every request has ended."""
+        calls, count = self._calls, len(self._calls)
+        while self._open:
+            at, busiest = calls[self._came].at_seconds if self._came < count else math.inf, None
+            for place in self._on_gpu:
+                if place.engine.next_at < at:
+                    at, busiest = place.engine.next_at, place
+            if self._due_at < at:
+                self._settle()
+            elif busiest is not None:
+                self._advance(busiest)
+            elif at < math.inf:
+                self._arrive()
+            else:
+                raise RuntimeError(f"{self._open} requests wait, and nothing will ever happen")
+        return Outcome(
+            self._admitted_at,
+            self._first_token_at,
+            self._ended_at,
+            [bool(served) for served in self._served],
+            self._switches,
+            Timeline({name: place.phases for name, place in self._places.items()}),
+            self._now,
+        )
+
+    def _arrive(self) -> None:
+        request = self._came
+        call = self._calls[request]
+        self._came = request + 1
+        now = self._now = self._moved_at = max(self._now, call.at_seconds)
+        if self._scheduler.admit(request, call.model, now) is None:
+            self._handle(RequestArrived(request, call.model))
+        else:
+            self._begin(request, self._places[call.model])
+        if self._progress is not None and not request % PROGRESS_EVERY:
+            self._progress(request)
+
+    def _begin(self, request: int, place: _Place) -> None:
+        call, now = self._calls[request], self._now
+        self._admitted_at[request] = now
+        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
+        if place.phase is Phase.IDLE:
+            place.enter(Phase.SERVING, now)
+
+    def _advance(self, place: _Place) -> None:
+        now = self._now = max(self._now, place.engine.next_at)
+        request, has_ended = place.engine.advance()
+        if math.isnan(self._first_token_at[request]):
+            self._first_token_at[request] = now
+        if not has_ended:
+            return
+        self._ended_at[request] = self._moved_at = now
+        self._served[request] = True
+        self._open -= 1
+        if not self._scheduler.done(request, place.name, True, now):
+            self._handle(RequestDone(request, place.name))
+        elif place.engine.is_idle:
+            place.enter(Phase.IDLE, now)
+
+    def _settle(self) -> None:
+        """Deliver the timer or the outcome that is due."""
+        now = self._now = max(self._now, self._due_at)
+        if now > self._moved_at + STANDSTILL_SECONDS and self._came == len(self._calls):
+            self._stand_still()
+            return
+        if self._timer_at <= now:
+            self._timer_at = math.inf
+            event: Event = TimerFired()
+        else:
+            event = heapq.heappop(self._outcomes)[2]
+        self._handle(event)
+        self._set_due()
+
+    def _handle(self, event: Event) -> None:
+        now = self._now
+        for action in self._scheduler.handle(event, now):
+            self._perform(action)
+        somebody_left = False
+        for place in self._on_gpu:
+            place.look(now)
+            somebody_left |= place.phase is Phase.OFF
+        if somebody_left:
+            self._on_gpu = [place for place in self._on_gpu if place.phase is not Phase.OFF]
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Admit(request, instance):
+                self._begin(request, self._places[instance.model])
+            case Reject(request, _):
+                self._give_up(request)
+            case Revoke(request, _):
+                if self._frozen.pop(request, None) is None:
+                    self._engine_of(request).remove(request, self._now)
+                self._give_up(request)
+            case Freeze(request):
+                self._frozen[request] = self._engine_of(request).remove(request, self._now)
+            case Thaw(request):
+                self._thaw(request)
+            case Wake():
+                self._wake(action)
+            case Evict():
+                self._evict(action)
+            case SetTimer(at):
+                self._timer_at = at
+                self._set_due()
+            case SwitchDone():
+                self._switches.append(action)
+            case AbortWake() | CommandDone() | SwitchFailed() | ShutdownDone():
+                raise RuntimeError(f"{action} in a simulation, where nobody operates and no engine fails")
+            case _:
+                assert_never(action)
+
+    def _engine_of(self, request: int) -> VirtualEngine:
+        return self._places[self._calls[request].model].engine
+
+    def _thaw(self, request: int) -> None:
+        """Go on with a request: what it had read and written has to be read again."""
+        call, left = self._calls[request], self._frozen.pop(request)
+        to_read = call.prompt_tokens + call.output_tokens - left
+        self._engine_of(request).admit(request, to_read, left, self._now)
+
+    def _give_up(self, request: int) -> None:
+        self._ended_at[request] = self._moved_at = self._now
+        self._open -= 1
+
+    def _stand_still(self) -> None:
+        """Give up whatever has not ended: models take turns, and none has the time to get anything done."""
+        for request, ended_at in enumerate(self._ended_at):
+            if math.isnan(ended_at):
+                self._give_up(request)
+
+    def _wake(self, action: Wake) -> None:
+        place = self._places[action.instance.model]
+        starts = action.asleep is None and not (place.was_started and action.instance.generation == 1)
+        self._on_gpu.append(place)
+        self._await(place.cost.cold if starts else place.cost.wake, WakeDone(action.instance, can_freeze=True))
+
+    def _evict(self, action: Evict) -> None:
+        place = self._places[action.instance.model]
+        residency = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
+        self._await(place.cost.evict, EvictDone(action.instance, residency))
+
+    def _await(self, seconds: Seconds, outcome: Event) -> None:
+        heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
+        self._set_due()
+
+    def _set_due(self) -> None:
+        self._due_at = min(self._timer_at, self._outcomes[0][0]) if self._outcomes else self._timer_at

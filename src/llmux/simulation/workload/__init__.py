@@ -1,0 +1,1 @@
+"""Recorded traffic: reading traces, and choosing from them."""

@@ -1,0 +1,109 @@
+"""``llmux replay`` against a real ``llmux serve``: it reports what happened, and the simulator would have said so."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llmux.config.load import loads
+from llmux.config.policy import PolicyType
+from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
+from llmux.simulation.workload.reading import read_trace
+from tests.support.server import LlmuxProcess, llmux_server, simulated_config
+
+EVICT_SECONDS, WAKE_SECONDS = 0.2, 0.6
+FLAGS = (
+    *("--latency-ms", "0", "--token-ms", "25", "--sim-prefill-tokens-per-second", "8000"),
+    *("--sim-sleep-ms", str(EVICT_SECONDS * 1000), "--sim-wake-ms", str(WAKE_SECONDS * 1000)),
+)
+CALLS = [(0.0, "a", 400, 40), (0.5, "b", 800, 20), (0.6, "a", 400, 20), (2.5, "b", 400, 10), (4.0, "a", 100, 10)]
+WAIT_SLACK_SECONDS = 0.4
+"""A busy machine's part in the mean wait, beside the 10 % that the five-minute bench allows."""
+
+
+def configuration() -> dict[str, Any]:
+    settings = {"eviction": "offload+keep_running", "extra_args": list(FLAGS)}
+    return simulated_config(dict.fromkeys("ab", settings), policy={"min_active_seconds": 1.0}, warmup=True)
+
+
+def trace(directory: Path, calls: list[tuple[float, str, int, int]]) -> Path:
+    file = directory / "trace.csv"
+    lines = [f"{at},{model},{prompt},{output}" for at, model, prompt, output in calls]
+    file.write_text("\n".join(["timestamp,model,prompt_tokens,output_tokens", *lines]))
+    return file
+
+
+async def start_replay(url: str, *arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-m", "llmux", "replay", *arguments, "--url", url]
+    return await asyncio.create_subprocess_exec(
+        *command, stdout=pipe, stderr=pipe, env={**os.environ, "COLUMNS": "120"}
+    )
+
+
+async def test_what_really_happens_is_what_the_simulator_says(tmp_path: Path) -> None:
+    file = trace(tmp_path, CALLS)
+    async with llmux_server(configuration(), tmp_path) as server:
+        process = await start_replay(server.url, str(file), "--json")
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    document = json.loads(output)
+    real = document["policies"]["replay"]
+    calls = list(read_trace(str(file)).calls)
+    scenario = build_scenario(
+        loads(json.dumps(configuration())).settings, [f"evict={EVICT_SECONDS},wake={WAKE_SECONDS}"]
+    )
+    virtual = summarise("fifo", calls, simulate(scenario, calls, PolicyType.FIFO)).total
+    assert document["requests"] == len(CALLS)
+    assert real["unserved"] == virtual.unserved == 0
+    assert real["switches"] == virtual.switches
+    assert virtual.wait.mean is not None and virtual.share is not None
+    assert real["wait"]["mean"] == pytest.approx(virtual.wait.mean, rel=0.1, abs=WAIT_SLACK_SECONDS)
+    assert real["latency"]["mean"] > real["ttft"]["mean"] > real["wait"]["mean"]
+    assert sum(real["share"].values()) == pytest.approx(1.0)
+    assert real["share"]["switching"] == pytest.approx(virtual.share.switching, abs=0.1)
+
+
+async def test_requests_that_are_not_served_are_told_and_counted(tmp_path: Path) -> None:
+    file = trace(tmp_path, [(0.0, "a", 10, 5), (0.0, "unknown", 10, 5)])
+    async with llmux_server(configuration(), tmp_path) as server:
+        process = await start_replay(server.url, str(file))
+        output, errors = await process.communicate()
+    assert process.returncode == 1
+    assert "1 not served: 404" in errors.decode()
+    assert ["replay", "2", "1"] in [line.split()[:3] for line in output.decode().splitlines()]
+
+
+async def test_interrupted_it_reports_what_it_has(tmp_path: Path) -> None:
+    file = trace(tmp_path, [(0.0, "a", 10, 5), (3600.0, "a", 10, 5)])
+    async with llmux_server(configuration(), tmp_path) as server:
+        process = await start_replay(server.url, str(file), "--json")
+        async with asyncio.timeout(30):
+            while 'model="a",waited="true"} 1.0' not in await metrics(server):
+                await asyncio.sleep(0.05)
+            while 'llmux_in_flight{model="a"} 0.0' not in await metrics(server):
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = await process.communicate()
+    assert process.returncode == 130, errors.decode()
+    document = json.loads(output)
+    assert (document["requests"], document["policies"]["replay"]["unserved"]) == (1, 0)
+
+
+async def test_without_llmux_it_says_so(tmp_path: Path) -> None:
+    file = trace(tmp_path, CALLS)
+    process = await start_replay("http://127.0.0.1:1", str(file))
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert "no metrics from llmux" in errors.decode()
+
+
+async def metrics(server: LlmuxProcess) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/metrics") as answer:
+        return await answer.text()

@@ -1,0 +1,37 @@
+import pytest
+
+from llmux.simulation.replay.switches import SwitchCounts, parse
+
+SCRAPE = """# HELP llmux_switches_total Switches that succeeded.
+# TYPE llmux_switches_total counter
+llmux_switches_total{from="",to="a"} 1.0
+llmux_switches_total{from="b",to="a"} 3.0
+llmux_switches_total{from="a",to="b"} 2.0
+# HELP llmux_switch_phase_seconds Duration of the phases of switches.
+# TYPE llmux_switch_phase_seconds histogram
+llmux_switch_phase_seconds_bucket{le="+Inf",phase="drain",to="a"} 4.0
+llmux_switch_phase_seconds_count{phase="drain",to="a"} 4.0
+llmux_switch_phase_seconds_sum{phase="drain",to="a"} 5.5
+llmux_switch_phase_seconds_sum{phase="cooldown",to="a"} 100.0
+llmux_switch_phase_seconds_sum{phase="sleep",to="b"} 1.25
+llmux_switch_phase_seconds_sum{phase="wake",to="b"} 2.0
+"""
+
+
+def test_switches_and_their_times_are_added_up() -> None:
+    counts = parse(SCRAPE)
+    assert counts.by_model == {"a": 4, "b": 2}
+    assert (counts.draining_seconds, counts.switching_seconds) == (5.5, 3.25)
+
+
+def test_only_what_came_since_counts() -> None:
+    before = SwitchCounts()
+    before.by_model["a"] = 3
+    since = parse(SCRAPE).since(before)
+    assert since.by_model == {"a": 1, "b": 2}
+    assert since.draining_seconds == 5.5
+
+
+def test_something_else_is_told_apart() -> None:
+    with pytest.raises(ValueError, match="no llmux_switches"):
+        parse("# TYPE up gauge\nup 1\n")

@@ -1,0 +1,50 @@
+import pytest
+
+from llmux.core.eviction import Eviction
+from llmux.simulation.virtual.costs import CostError, SwitchCost, default_cost, parse_costs
+
+DEFAULTS = {"a": SwitchCost(1.0, 2.0, 3.0), "org/b:7": SwitchCost(4.0, 5.0, 6.0)}
+
+
+def test_without_any_the_defaults_stay() -> None:
+    assert parse_costs([], DEFAULTS) == DEFAULTS
+
+
+def test_a_number_is_a_switch_half_there_and_half_back() -> None:
+    assert set(parse_costs(["2"], DEFAULTS).values()) == {SwitchCost(1.0, 1.0, 1.0)}
+
+
+def test_parts_can_be_given_and_the_start_costs_what_the_wake_does() -> None:
+    assert parse_costs(["evict=0.5,wake=1.5"], DEFAULTS)["a"] == SwitchCost(0.5, 1.5, 1.5)
+    assert parse_costs(["evict=0.5"], DEFAULTS)["a"] == SwitchCost(0.5, 2.0, 3.0)
+    assert parse_costs(["cold=30"], DEFAULTS)["a"] == SwitchCost(1.0, 2.0, 30.0)
+
+
+def test_a_model_of_its_own_goes_before_all() -> None:
+    costs = parse_costs(["org/b:7:wake=9", "2"], DEFAULTS)
+    assert costs == {"a": SwitchCost(1.0, 1.0, 1.0), "org/b:7": SwitchCost(1.0, 9.0, 9.0)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("c:2", "the model 'c' is not configured; there are a, org/b:7"),
+        ("sleep=2", "'sleep' is none of evict, wake, cold"),
+        ("evict=x", "'x' is not a number of seconds"),
+        ("-1", "'-1' is not a number of seconds"),
+        ("nan", "'nan' is not a number of seconds"),
+        ("", "'' is not a number of seconds"),
+    ],
+)
+def test_what_cannot_be_read_is_explained(text: str, message: str) -> None:
+    with pytest.raises(CostError, match=message):
+        parse_costs([text], DEFAULTS)
+
+
+def test_the_default_depends_on_how_the_model_leaves() -> None:
+    quick, reread, start, image = (
+        default_cost(Eviction.parse(text))
+        for text in ("offload+keep_running", "discard+keep_running", "retain+stop", "offload+checkpoint")
+    )
+    assert quick.wake < reread.wake < start.wake
+    assert image.evict > quick.evict

@@ -1,0 +1,134 @@
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from llmux.core.eviction import STOP, Drain, Eviction
+from llmux.core.policies.fifo import Fifo
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.engine import EngineSpeed
+from llmux.simulation.virtual.run import STANDSTILL_SECONDS, Outcome, VirtualRun
+from llmux.simulation.virtual.timeline import Phase
+from llmux.simulation.workload.call import TracedCall
+
+ASLEEP = Eviction.parse("offload+keep_running")
+SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=40.0)
+COST = SwitchCost(evict=0.5, wake=1.5, cold=10.0)
+
+
+def run(
+    calls: Sequence[TracedCall],
+    limits: Limits | None = None,
+    eviction: Eviction = ASLEEP,
+    drain: Drain = Drain.WAIT,
+    max_in_flight: int = 8,
+    *,
+    warm: bool = True,
+) -> Outcome:
+    names = dict.fromkeys(call.model for call in calls)
+    specs = [ModelSpec(name, eviction, max_in_flight, drain) for name in names]
+    scheduler = Scheduler(specs, Fifo(), limits or Limits(min_active_seconds=0.0))
+    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm).run()
+
+
+def test_a_request_waits_for_the_wake_then_reads_then_writes() -> None:
+    outcome = run([TracedCall(1.0, "a", 500, 41)])
+    assert list(outcome.admitted_at) == [2.5]
+    assert list(outcome.first_token_at) == [3.0]
+    assert list(outcome.ended_at) == pytest.approx([4.0])
+    assert outcome.served == [True]
+    assert [(switch.previous, switch.model) for switch in outcome.switches] == [("", "a")]
+
+
+def test_engines_that_were_never_started_start() -> None:
+    assert run([TracedCall(0.0, "a", 0, 1)], warm=False).admitted_at[0] == 10.0
+
+
+def test_stopped_engines_start_each_time() -> None:
+    outcome = run(
+        [TracedCall(0.0, "a", 0, 1), TracedCall(100.0, "b", 0, 1), TracedCall(200.0, "a", 0, 1)], eviction=STOP
+    )
+    assert list(outcome.admitted_at) == [1.5, 102.0, 210.5]
+
+
+def test_a_switch_drains_evicts_and_wakes() -> None:
+    outcome = run([TracedCall(0.0, "a", 0, 401), TracedCall(2.0, "b", 0, 1), TracedCall(3.0, "a", 0, 1)])
+    ended_at = 1.5 + 10.0
+    assert list(outcome.ended_at) == pytest.approx([ended_at, ended_at + 2.0, ended_at + 4.0])
+    assert outcome.timeline.entries["a"] == [
+        (0.0, Phase.WAKING),
+        (1.5, Phase.SERVING),
+        (2.0, Phase.DRAINING),
+        (pytest.approx(ended_at), Phase.EVICTING),
+        (pytest.approx(ended_at + 0.5), Phase.OFF),
+        (pytest.approx(ended_at + 2.5), Phase.WAKING),
+        (pytest.approx(ended_at + 4.0), Phase.SERVING),
+        (pytest.approx(ended_at + 4.0), Phase.IDLE),
+    ]
+    assert len(outcome.switches) == 3
+
+
+def test_requests_beyond_the_batch_limit_wait_in_the_scheduler() -> None:
+    outcome = run([TracedCall(0.0, "a", 0, 41)] * 3, max_in_flight=2)
+    assert list(outcome.admitted_at) == pytest.approx([1.5, 1.5, 2.5])
+
+
+def test_who_waits_too_long_is_not_served() -> None:
+    limits = Limits(request_timeout_seconds=5.0, min_active_seconds=0.0)
+    outcome = run([TracedCall(0.0, "a", 0, 401), TracedCall(2.0, "b", 0, 1)], limits)
+    assert outcome.served == [True, False]
+    assert math.isnan(outcome.admitted_at[1])
+    assert outcome.ended_at[1] == 7.0
+
+
+def test_an_answer_that_is_cut_off_was_not_served() -> None:
+    limits = Limits(drain_timeout_seconds=1.0, min_active_seconds=0.0)
+    calls = [TracedCall(0.0, "a", 0, 401), TracedCall(2.0, "b", 0, 1)]
+    assert run(calls, limits).served == [False, True]
+    assert run(calls, limits).ended_at[0] == 3.0
+    assert run(calls, drain=Drain.ABORT).ended_at[0] == 2.0
+
+
+def test_frozen_work_is_read_again_and_goes_on() -> None:
+    calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 0, 1)]
+    outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE)
+    # First token at 2, frozen at 4 with 81 tokens out; b has its turn from 6 to 7; a is back at 9 and reads 581 tokens.
+    assert outcome.first_token_at[0] == 2.0
+    assert outcome.ended_at[1] == 6.0
+    assert outcome.ended_at[0] == pytest.approx(9.0 + 0.581 + (401 - 81 - 1) / 40)
+    assert outcome.served == [True, True]
+    assert Phase.DRAINING not in [phase for _, phase in outcome.timeline.entries["a"]]
+
+
+def test_turns_that_are_too_short_to_get_anything_done_come_to_an_end() -> None:
+    calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 500, 1)]
+    outcome = run(calls, Limits(min_active_seconds=0.0), drain=Drain.FREEZE)
+    assert outcome.served == [False, False]
+    assert outcome.end == pytest.approx(4.0 + STANDSTILL_SECONDS, abs=5.0)
+
+
+def test_what_is_frozen_for_too_long_was_not_served() -> None:
+    limits = Limits(request_timeout_seconds=9.0, min_active_seconds=10.0, max_wait_seconds=0.0)
+    calls = [TracedCall(0.0, "a", 0, 4001), TracedCall(11.5, "b", 0, 1)]
+    outcome = run(calls, limits, drain=Drain.FREEZE)
+    assert outcome.served == [False, True]
+    assert outcome.ended_at[0] == 20.5
+
+
+def test_the_shares_are_of_the_whole_time() -> None:
+    outcome = run([TracedCall(0.0, "a", 0, 81), TracedCall(2.0, "b", 0, 41), TracedCall(13.5, "b", 0, 41)])
+    assert outcome.end == pytest.approx(14.5)
+    share = outcome.timeline.shares(outcome.end)
+    assert share.switching == pytest.approx((1.5 + 2.0) / 14.5)
+    assert share.draining == pytest.approx(1.5 / 14.5)
+    assert share.serving == pytest.approx(2.5 / 14.5)
+    assert share.idle == pytest.approx(7.0 / 14.5)
+
+
+def test_progress_is_told() -> None:
+    told: list[float] = []
+    scheduler = Scheduler([ModelSpec("a")], Fifo())
+    VirtualRun(scheduler, [TracedCall(0.0, "a", 1, 1)], {"a": COST}, progress=told.append).run()
+    assert told == [0]
