@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -63,6 +64,7 @@ def main():
     context = multiprocessing.get_context("spawn")
     entered, left = context.Semaphore(0), context.Semaphore(0)
     memory = shared_memory.SharedMemory(create=True, size=8 << 20)
+    blob = os.urandom(int(sys.argv[2]) << 20)
     ours, theirs = context.Pipe()
     child = context.Process(target=work, args=(entered, left, memory.name, theirs))
     child.start()
@@ -159,7 +161,7 @@ async def started(
     directory = create_temporary_directory(model)
     file = directory / "engine.py"
     file.write_text(script)
-    argv = (sys.executable, str(file), str(port), *(arguments or ("64",)))
+    argv = (sys.executable, str(file), str(port), *(arguments or ("8" if script == FAMILY else "64",)))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     launch = LaunchCommand(argv, environment, None, directory, checkpointable)
     lines: list[str] = []
@@ -170,8 +172,8 @@ async def started(
         await engine.heard(1, "ready")
         yield engine
     finally:
-        engine.process.kill()
-        await engine.process.wait_gone()
+        await engine.process.stop(5.0, 5.0)
+        await engine.imager.drop(engine.path)
 
 
 @contextmanager
@@ -187,3 +189,26 @@ def nothing_left() -> Iterator[None]:
 def none_exists(manifest: Manifest) -> bool:
     """Whether all numbers of the engine's processes and threads are free again."""
     return not any(map(exists, manifest.numbers))
+
+
+def only_other_child(parent: int | None, besides: int) -> int:
+    """The one child of a shim that is not its engine: its criu."""
+    children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    (found,) = (pid for pid in children if pid != besides)
+    return found
+
+
+@contextmanager
+def take_number(number: int) -> Iterator[int]:
+    """Let a stranger have the number while the block lasts."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    for _ in range(100):
+        last.write_text(str(number - 1))
+        with subprocess.Popen(("sleep", "1000")) as stranger:
+            try:
+                if stranger.pid == number:
+                    yield number
+                    return
+            finally:
+                stranger.kill()
+    raise AssertionError(f"the number {number} could not be taken")

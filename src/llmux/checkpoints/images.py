@@ -6,12 +6,13 @@ import stat
 from pathlib import Path
 
 from llmux.checkpoints.manifest import NAME as MANIFEST_NAME
+from llmux.checkpoints.unfinished import END as NEW
+from llmux.checkpoints.unfinished import clear
 from llmux.errors import ImageUnusable
 
 CLEAN = "images"
 FROZEN = "frozen"
 """Images with requests in flight: good for one restore."""
-NEW = ".new"
 OLD = ".old"
 RESERVED = frozenset({"", ".", "..", *(name + end for name in (CLEAN, FROZEN) for end in ("", NEW, OLD))})
 FOREIGN_WRITERS = stat.S_IWGRP | stat.S_IWOTH
@@ -42,7 +43,7 @@ def begin(new: Path, top: Path) -> None:
         if directory.is_relative_to(top) and not directory.exists():
             directory.mkdir(mode=0o700, parents=True)
     check_owner(new.parent, top)
-    shutil.rmtree(new, ignore_errors=True)
+    clear(new)
     new.mkdir(mode=0o700)
 
 
@@ -62,9 +63,14 @@ def finish(new: Path) -> Path:
     return path
 
 
+def spend(path: Path) -> None:
+    """Make an image one from which nothing is restored any more, at once whatever its size."""
+    (path / MANIFEST_NAME).unlink(missing_ok=True)
+
+
 def remove(path: Path, top: Path) -> None:
     """Remove an image, the manifest first, and the directories above it that are empty then."""
-    (path / MANIFEST_NAME).unlink(missing_ok=True)
+    spend(path)
     shutil.rmtree(path, ignore_errors=True)
     for directory in path.parents:
         if directory == top or not directory.is_relative_to(top):

@@ -14,7 +14,7 @@ from llmux.errors import ImageUnusable
 
 FORMAT = 1
 NAME = "manifest.json"
-NOT_LISTED = frozenset({NAME, "dump.log", "restore.log", "stats-dump", "stats-restore"})
+NOT_LISTED = frozenset({NAME, "dump.log", "restore.log", "begun.json", "stats-dump", "stats-restore"})
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
