@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmux.checkpoints import firewall, netlink
+from llmux.checkpoints import firewall, shared_memory
 from llmux.checkpoints.identity import identity_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
@@ -178,12 +178,22 @@ async def started(
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever the block does, it leaves nothing in /dev/shm and in the firewall, and no child of ours."""
-    shared, tables = set(SHM.iterdir()), set(netlink.list_tables())
+    """Whatever the block does, it leaves nothing in /dev/shm, no firewall table, and no child of ours.
+
+    Files of /dev/shm that somebody uses are other programs'.
+    """
+    shared, tables, children = set(SHM.iterdir()), firewall.list_tables(), find_children()
     yield
-    assert set(SHM.iterdir()) - shared == set()
-    assert set(netlink.list_tables()) - tables == set()
-    assert firewall.list_tables() <= tables
+    used = shared_memory.find_used_inodes(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    left = [path for path in SHM.iterdir() if path not in shared and path.stat().st_ino not in used]
+    assert left == []
+    assert firewall.list_tables() - tables == set()
+    assert find_children() - children == set()
+
+
+def find_children() -> set[str]:
+    """The processes that this one has started and not reaped, whatever became of them."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def none_exists(manifest: Manifest) -> bool:

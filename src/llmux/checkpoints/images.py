@@ -48,19 +48,26 @@ def begin(new: Path, top: Path) -> None:
 
 
 def finish(new: Path) -> Path:
-    """Put the new image, which has a manifest, into its place, once all of it is on the disk; raises OSError."""
-    for entry in (new, *new.rglob("*")):
-        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
-            _sync(entry)
+    """Put the new image, which has a manifest, into its place; raises OSError."""
     path = new.with_name(new.name.removesuffix(NEW))
     old = path.with_name(path.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     new.rename(path)
-    _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def sync(path: Path) -> None:
+    """Return when all of an image is on the disk; raises OSError."""
+    for entry in (*path.rglob("*"), path, path.parent):
+        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def spend(path: Path) -> None:
@@ -92,11 +99,3 @@ def check_owner(path: Path, top: Path) -> None:
             raise ImageUnusable(path, f"{directory} can be written to by other users: chmod go-w")
         if directory == top:
             return
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -160,6 +160,17 @@ class Imager:
                 images.spend(path)
         return process, manifest
 
+    async def make_durable(self, path: Path) -> None:
+        """Return when the image is on the disk for sure, and may be restored after a crash of the machine.
+
+        A dump does not wait for that: it takes several times as long as all the rest. Raises ImageUnusable, OSError.
+        """
+        manifest = await _in_thread(self.read, path)
+        if not manifest.is_durable:
+            await _in_thread(images.sync, path)
+            async with self._one_at_a_time():
+                await _in_thread(_mark_durable, path, manifest)
+
     async def drop(self, path: Path) -> None:
         """Delete an image, and what it or its engine has left in /dev/shm and in the firewall; raises OSError."""
         async with self._one_at_a_time():
@@ -287,6 +298,7 @@ def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: 
         files={},
         kernel=kernel_release(),
         boot_id=boot_id(),
+        is_durable=False,
     )
 
 
@@ -337,6 +349,12 @@ def _clear(manifest: Manifest, tables: frozenset[str]) -> None:
     if manifest.temporary_directory is not None:
         with suppress(temporary_files.DirectoryTaken):
             temporary_files.remove_leftover(Path(manifest.temporary_directory))
+
+
+def _mark_durable(path: Path, manifest: Manifest) -> None:
+    if read_manifest(path) == manifest:  # and not another image by now
+        write_manifest(path, replace(manifest, is_durable=True))
+        images.sync(path)
 
 
 def _clear_unfinished(top: Path) -> None:

@@ -42,6 +42,7 @@ def test_finished_image_replaces_the_old_one(tmp_path: Path) -> None:
         (new / "link").symlink_to("/nowhere")
         os.mkfifo(new / "pipe")
         path = images.finish(new)
+    images.sync(path)
     assert path == tmp_path / "org" / "model" / "images"
     assert (path / "deep" / "file").read_text() == "new"
     assert [entry.name for entry in path.parent.iterdir()] == ["images"]

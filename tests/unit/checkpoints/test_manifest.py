@@ -39,6 +39,7 @@ MANIFEST = Manifest(
     files={},
     kernel=kernel_release(),
     boot_id=boot_id(),
+    is_durable=False,
 )
 
 
@@ -110,7 +111,10 @@ def test_files_that_are_not_whole(image: Path) -> None:
 
 
 def test_origin(image: Path) -> None:
-    check_origin(image, replace(MANIFEST, boot_id="another"), "4.2.1")
+    check_origin(image, MANIFEST, "4.2.1")
+    check_origin(image, replace(MANIFEST, boot_id="another", is_durable=True), "4.2.1")
+    with pytest.raises(ImageUnusable, match="started anew before all of it was on the disk"):
+        check_origin(image, replace(MANIFEST, boot_id="another"), "4.2.1")
     with pytest.raises(ImageUnusable, match="made by criu 4.2.1, and this is 4.3"):
         check_origin(image, MANIFEST, "4.3")
     with pytest.raises(ImageUnusable, match="made on the kernel 5.0"):

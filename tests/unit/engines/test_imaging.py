@@ -6,11 +6,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmux.checkpoints import criu, room
+from llmux.checkpoints.manifest import write_manifest
 from llmux.core.eviction import Eviction
 from llmux.engines import imaging
 from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
@@ -228,3 +230,20 @@ async def test_other_images_wait_for_their_turn(
         drop = tasks.create_task(another.drop(images / "org" / "model" / "images"))
         await dump
         assert not drop.done()
+
+
+async def test_image_is_made_durable_unless_it_is_another_one_by_then(
+    tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imager = Imager(CriuSettings(program, None, images))
+    async with engine(tmp_path, []) as process:
+        manifest = await imager.dump(process, facts())
+    path = imager.image_path("org/model")
+    assert not manifest.is_durable
+    monkeypatch.setattr(imaging.images, "sync", lambda path: write_manifest(path, replace(manifest, created_at=1.0)))
+    await imager.make_durable(path)
+    assert not imager.read(path).is_durable
+    monkeypatch.undo()
+    await imager.make_durable(path)
+    await imager.make_durable(path)
+    assert imager.read(path) == replace(manifest, created_at=1.0, is_durable=True)
