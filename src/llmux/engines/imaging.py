@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from llmux.checkpoints import firewall, host_lock, images, room, shared_memory, temporary_files
+from llmux.checkpoints import firewall, host_lock, images, room, shared_memory, temporary_files, unfinished
 from llmux.checkpoints.criu import Criu, inspect_criu
 from llmux.checkpoints.criu_log import read_error
 from llmux.checkpoints.manifest import (
@@ -86,7 +86,10 @@ class Imager:
         self._turn = asyncio.Lock()
 
     async def check(self) -> None:
-        """Look once whether criu can be used here; raises CriuUnusable."""
+        """Look once whether criu can be used here; raises CriuUnusable.
+
+        Then also what an llmux that was killed has left unfinished among the images is cleared away.
+        """
         if self._refusal is not None:
             raise self._refusal
         if self._criu is None:
@@ -95,6 +98,8 @@ class Imager:
             except CriuUnusable as refusal:
                 self._refusal = refusal
                 raise
+            async with self._one_at_a_time():
+                await _in_thread(_clear_unfinished, self._settings.images_directory)
 
     def image_path(self, model: str, *, frozen: bool = False) -> Path:
         """Where a model's image is or would be; ``frozen``: the one with requests in flight. Raises ImageUnusable."""
@@ -135,8 +140,9 @@ class Imager:
     async def restore(
         self, path: Path, *, on_line: LineReceiver, on_exit: Callable[[int], None]
     ) -> tuple[EngineProcess, Manifest]:
-        """Bring an engine back from its image, which stays; the steps before the dump are the caller's to undo.
+        """Bring an engine back from its image; the steps before the dump are the caller's to undo.
 
+        The image stays, but one with frozen requests, which must not be answered twice, is not restored again.
         Raises RestoreFailed, ImageUnusable or CriuUnusable; then, and when it is cancelled, nothing is left behind.
         """
         await self.check()
@@ -151,7 +157,20 @@ class Imager:
             except BaseException:
                 await _in_thread(_clear, manifest, tables)
                 raise
+            if manifest.has_frozen:
+                images.spend(path)
         return process, manifest
+
+    async def make_durable(self, path: Path) -> None:
+        """Return when the image is on the disk for sure, and may be restored after a crash of the machine.
+
+        A dump does not wait for that: it takes several times as long as all the rest. Raises ImageUnusable, OSError.
+        """
+        manifest = await _in_thread(self.read, path)
+        if not manifest.is_durable:
+            await _in_thread(images.sync, path)
+            async with self._one_at_a_time():
+                await _in_thread(_mark_durable, path, manifest)
 
     async def drop(self, path: Path) -> None:
         """Delete an image, and what it or its engine has left in /dev/shm and in the firewall; raises OSError."""
@@ -245,7 +264,9 @@ def _inspect(process: EngineProcess, new: Path) -> _Before:
     size_bytes = tree.memory_bytes + shared_memory.find_size(inodes)
     if reason := room.lack_of_disk(new, size_bytes):
         raise DumpFailed(reason)
-    return _Before(tree, inodes, shared_memory.list_remapped(), firewall.list_tables(), size_bytes)
+    remapped = shared_memory.list_remapped()
+    unfinished.note_beginning(new, remapped, shared_memory.find_names(inodes))
+    return _Before(tree, inodes, remapped, firewall.list_tables(), size_bytes)
 
 
 def _undo_dump(before: _Before) -> None:
@@ -279,6 +300,7 @@ def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: 
         kernel=kernel_release(),
         boot_id=boot_id(),
         canary=facts.canary,
+        is_durable=False,
     )
 
 
@@ -293,6 +315,7 @@ def _complete(new: Path, manifest: Manifest, before: _Before) -> Manifest:
             temporary_files.take_into_image(new, Path(manifest.temporary_directory))
         manifest = manifest.with_leftovers(names, firewall.list_tables() - before.tables).completed(new)
         write_manifest(new, manifest)
+        unfinished.forget_beginning(new)
         images.finish(new)
     except BaseException:
         _undo_dump(before)
@@ -328,6 +351,18 @@ def _clear(manifest: Manifest, tables: frozenset[str]) -> None:
     if manifest.temporary_directory is not None:
         with suppress(temporary_files.DirectoryTaken):
             temporary_files.remove_leftover(Path(manifest.temporary_directory))
+
+
+def _mark_durable(path: Path, manifest: Manifest) -> None:
+    if read_manifest(path) == manifest:  # and not another image by now
+        write_manifest(path, replace(manifest, is_durable=True))
+        images.sync(path)
+
+
+def _clear_unfinished(top: Path) -> None:
+    # What cannot be cleared costs at most a later dump, which then says why.
+    with suppress(OSError):
+        unfinished.clear_all(top)
 
 
 def _drop(path: Path, top: Path) -> None:

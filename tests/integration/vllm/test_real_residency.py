@@ -1,6 +1,5 @@
 """The real vLLM put into images by the real criu and frozen in mid-stream: the same answers, and the same streams."""
 
-import os
 import re
 from itertools import cycle, islice
 from pathlib import Path
