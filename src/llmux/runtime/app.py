@@ -20,6 +20,7 @@ from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
+from llmux.observability.access_log import AccessLog
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.build import build_imager, build_images, build_scheduler, engine_specs, needs_criu
@@ -135,6 +136,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
+            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
         )
 
 
