@@ -5,8 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ from llmux.core.eviction import Eviction
 from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
-from tests.support.processes import exists, until
+from tests.support.processes import exists
 
 CRIU = os.environ.get("LLMUX_TEST_CRIU", "")
 SKIP_REASON = "the real criu is not configured: set LLMUX_TEST_CRIU, see docs/testing.md"
 SHM = Path("/dev/shm")
 ANSWER_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 STUB = """
 import http.server, json, os, sys
@@ -138,7 +140,20 @@ class Engine:
 
     async def heard(self, count: int, text: str) -> None:
         """Wait until so many lines with the text have come."""
-        await until(lambda: sum(text in line for line in self.lines) >= count, f"{count} lines with {text!r}")
+
+        def is_over() -> bool:
+            return sum(text in line for line in self.lines) >= count or bool(self.exits)
+
+        await until(is_over, f"{count} lines with {text!r}")
+        assert not self.exits, self.lines
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a state of other processes, which are left the processor meanwhile."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
+        await asyncio.sleep(0.005)
 
 
 def fetch(port: int, path: str = "/") -> dict[str, Any]:
@@ -186,9 +201,11 @@ def nothing_left() -> Iterator[None]:
     yield
     used = shared_memory.find_used_inodes(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     left = [path for path in SHM.iterdir() if path not in shared and path.stat().st_ino not in used]
-    assert left == []
-    assert firewall.list_tables() - tables == set()
-    assert find_children() - children == set()
+    assert not left, left
+    new_tables = firewall.list_tables() - tables
+    assert not new_tables, new_tables
+    new_children = find_children() - children
+    assert not new_children, new_children
 
 
 def find_children() -> set[str]:

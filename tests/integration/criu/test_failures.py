@@ -15,7 +15,7 @@ import pytest
 from llmux.checkpoints import room
 from llmux.checkpoints.manifest import Manifest
 from llmux.errors import DumpFailed, ImageUnusable, RestoreFailed
-from tests.support.processes import exists, is_living, until
+from tests.support.processes import exists, is_living
 from tests.support.real_criu import (
     CRIU,
     FAMILY,
@@ -27,6 +27,7 @@ from tests.support.real_criu import (
     only_other_child,
     started,
     take_number,
+    until,
 )
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
