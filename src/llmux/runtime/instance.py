@@ -110,7 +110,8 @@ class Instance:
 
     async def evict(self, eviction: Eviction) -> Asleep | Cold:
         """Take the engine off the GPU; a step that fails is replaced by stopping it. Raises ProcessStuck."""
-        self._interruption = None
+        if not self._is_given_up:
+            self._interruption = None
         if self._process is None:
             return Cold()
         try:
@@ -150,7 +151,7 @@ class Instance:
                 self._forget()
 
     def interrupt(self, reason: str) -> None:
-        """Make the ``wake`` under way fail now, for good: nothing is woken after it."""
+        """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
         self._is_given_up = True
         self._break_off(reason)
 
