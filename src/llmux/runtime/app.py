@@ -22,7 +22,7 @@ from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
-from llmux.runtime.build import build_scheduler, engine_specs
+from llmux.runtime.build import build_scheduler, engine_specs, missing_programs
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.desk import Desk
 from llmux.runtime.instance import Instance
@@ -73,6 +73,8 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen; raises LlmuxError."""
         settings = self.settings
+        for program, models in missing_programs(settings).items():
+            log.warning("no such program: install it or set vllm_command", program=program, models=models)
         await self._control.start()
         if settings.warmup:
             await warm_up(self.operations, self._endpoints, list(settings.models))
