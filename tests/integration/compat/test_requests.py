@@ -90,6 +90,7 @@ async def test_a_wait_that_is_too_long(tmp_path: Path) -> None:
 async def test_the_timeout_is_of_the_wait_and_not_of_the_answer(tmp_path: Path) -> None:
     slow = with_flags(STOP, "--token-ms", "200")
     async with serving({"a": slow}, tmp_path, policy={"request_timeout_secs": 1.5}) as bench:
+        await bench.call("POST /control/wake", {"model": "a"})
         await bench.expect("a", max_tokens=12)
 
 
