@@ -41,6 +41,8 @@ log = structlog.get_logger("engine")
 KILL_SECONDS = 10.0
 STUCK_RETRY_SECONDS = 5.0
 EXIT_NOTICE_SECONDS = 1.0
+DYING_SECONDS = 0.3
+"""What an engine that answers 500 is given to end."""
 LINES_SHOWN = 8
 RESTORED_HEALTHY_SECONDS = 30.0
 """What was healthy when it was dumped is so at once: seen were milliseconds."""
@@ -334,15 +336,13 @@ class Instance:
             work.close()
 
     async def _explain(self, failure: ControlCallFailed) -> str:
-        """A lost connection usually means a dying engine: its exit says more, and is noticed in a moment."""
-        if self._process is None:
+        """A lost connection usually means a dying engine, a 500 often: its exit says more, and comes in a moment."""
+        if self._process is None or (failure.status is not None and failure.status < 500):
             return str(failure)
-        if failure.status is not None:
-            return f"{failure}{self._shown_tail()}"
         with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_NOTICE_SECONDS):
+            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else DYING_SECONDS):
                 return self._last_words(await self._process.wait_exited())
-        return str(failure)
+        return f"{failure}{self._shown_tail()}"
 
     async def _stop(self) -> None:
         if self._process is not None:
