@@ -1,7 +1,8 @@
 """Whether ``llmux simulate`` and ``llmux replay`` agree about the same five minutes.
 
 One ``llmux serve`` over simulated engines of the simulator's speed gets the trace in real time; the simulator gets the
-same trace, configuration and costs. Without traces, traffic for two models is made up.
+same trace and configuration, and the switch costs that llmux measured meanwhile. Without traces, traffic for two models
+is made up.
 
     python bench/simulate/agreement.py [NAME=FILE ...] [--thin P] [--skip S] [--seconds 300] [--policy fifo] [--check]
 """
@@ -39,7 +40,7 @@ ENGINE = (
     str(BATCH_LIMIT),
 )
 SPEEDS = ("--sim-prefill-tokens-per-second", "8000", "--sim-sleep-ms", str(EVICT_MS), "--sim-wake-ms", str(WAKE_MS))
-COSTS = [f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000}"]
+COSTS = f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000}"
 WAIT_BAR, SWITCHES_BAR = 0.10, 0.05
 
 
@@ -69,9 +70,9 @@ async def replayed(config: dict[str, object], calls: list[TracedCall]) -> Replay
             return await Replay(server.url, calls).run()
 
 
-def simulated(config: dict[str, object], calls: list[TracedCall], policy: str) -> RunFigures:
+def simulated(config: dict[str, object], calls: list[TracedCall], policy: str, costs: str) -> RunFigures:
     """What the simulator says."""
-    scenario = build_scenario(loads(json.dumps(config)).settings, COSTS)
+    scenario = build_scenario(loads(json.dumps(config)).settings, [costs])
     return summarise("simulate", calls, simulate(scenario, calls, PolicyType(policy)))
 
 
@@ -99,12 +100,15 @@ def main() -> int:
         calls = made_up(options.seconds, options.seed)
     config = configuration(models_of(calls), options.policy, options.drain)
     really = asyncio.run(replayed(config, calls))
-    real, virtual = really.figures("replay").total, simulated(config, calls, options.policy).total
+    costs = really.switches.mean_costs or COSTS
+    real, virtual = really.figures("replay").total, simulated(config, calls, options.policy, costs).total
+    with_given_costs = simulated(config, calls, options.policy, COSTS).total
     wait, switches = apart(real.wait.mean or 0.0, virtual.wait.mean or 0.0), apart(real.switches, virtual.switches)
     figures = {
         "requests": len(calls),
         "unserved": {"replay": real.unserved, "simulate": virtual.unserved},
         "mean_wait_seconds": {"replay": round(real.wait.mean or 0, 3), "simulate": round(virtual.wait.mean or 0, 3)},
+        "costs": {"measured": costs, "given": COSTS, "mean_wait_with_given": round(with_given_costs.wait.mean or 0, 3)},
         "mean_ttft_seconds": {"replay": round(real.ttft.mean or 0, 3), "simulate": round(virtual.ttft.mean or 0, 3)},
         "mean_latency_seconds": {
             "replay": round(real.latency.mean or 0, 3),
