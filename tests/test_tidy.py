@@ -25,7 +25,7 @@ LAYERS = {
     "residency": {"core", "errors"},
     "engines": {"checkpoints", "residency", "hosts", "core", "errors"},
     "observability": {"core", "gateway", "errors"},
-    "gateway": {"runtime.lease", "observability.histogram", "errors"},
+    "gateway": {"runtime.lease", "observability.access_log", "observability.histogram", "errors"},
     "control": {"runtime.operations", "observability", "residency", "core", "errors"},
     "runtime": {
         "checkpoints",

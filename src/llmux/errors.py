@@ -66,7 +66,8 @@ class ModelNotFound(RequestError):
         self.model = model
         self.known = tuple(known)
         shown = ", ".join(self.known[:20]) + (", ..." if len(self.known) > 20 else "")
-        super().__init__(f"the model '{model[:200]}' does not exist; configured models: {shown}")
+        remedy = f"configured models: {shown}" if known else "GET /v1/models lists those that do"
+        super().__init__(f"the model '{model[:200]}' does not exist; {remedy}")
 
 
 class PathForbidden(RequestError):
@@ -263,7 +264,7 @@ class UpgradeRefused(RequestError):
     """The client asked for another protocol on its connection (WebSocket, CONNECT, h2c)."""
 
     def __init__(self) -> None:
-        super().__init__("protocol upgrades (WebSocket, CONNECT, h2c) are not supported; use plain HTTP/1.1")
+        super().__init__("protocol upgrades (WebSocket, CONNECT) are not supported; use plain HTTP/1.1")
 
 
 class ListenFailed(LlmuxError):

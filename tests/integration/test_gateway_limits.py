@@ -159,6 +159,27 @@ async def test_upgrades_are_refused() -> None:
         assert (answer.status, code(answer)) == (501, "upgrade_not_supported")
         answer = await bench.ask(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
         assert answer.status == 501
+        answer = await bench.ask(get("/v1/realtime", "Connection: Upgrade", "Upgrade: h2c, websocket"))
+        assert answer.status == 501
+        answer = await bench.ask(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        assert answer.status == 501
+
+
+async def test_an_offer_of_http_2_is_ignored() -> None:
+    """Java's HttpClient makes one with its first request."""
+    fields = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA"]
+    async with running_gateway() as bench:
+        client = await bench.client()
+        client.send(post(BODY, *fields), post(BODY, *fields), post(BODY))
+        for _ in range(3):
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, BODY)
+        for seen in bench.engine.seen:
+            assert (seen.get("upgrade"), seen.get("http2-settings"), seen.get("connection")) == (None, None, None)
+        chunked = b"Transfer-Encoding: chunked\r\n" + "\r\n".join(fields).encode() + b"\r\n\r\n"
+        client.send(POST + chunked + b"d\r\n" + BODY + b"\r\n0\r\n\r\n", post(BODY))
+        for _ in range(2):
+            assert (await client.answer()).body == BODY
 
 
 async def test_keys() -> None:

@@ -38,7 +38,8 @@ async def test_every_kind_of_call(tmp_path: Path) -> None:
         assert embedded.data[0].embedding == embedding("org/model:7b", "hello")
         stream = await asked.completions.create(model="b", prompt="hello", max_tokens=4, stream=True)
         assert "".join([chunk.choices[0].text async for chunk in stream]) == expected_text("b", "hello", 4)
-        assert (await asked.models.retrieve("b")).id == "b"
+        for model in ("b", "org/model:7b"):
+            assert (await asked.models.retrieve(model)).id == model
 
 
 async def test_a_model_in_the_path(tmp_path: Path) -> None:

@@ -3,27 +3,30 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmux.checkpoints import firewall, netlink
+from llmux.checkpoints import firewall, shared_memory
 from llmux.checkpoints.identity import identity_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
-from tests.support.processes import exists, until
+from tests.support.processes import exists
 
 CRIU = os.environ.get("LLMUX_TEST_CRIU", "")
 SKIP_REASON = "the real criu is not configured: set LLMUX_TEST_CRIU, see docs/testing.md"
 SHM = Path("/dev/shm")
 ANSWER_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 STUB = """
 import http.server, json, os, sys
@@ -63,6 +66,7 @@ def main():
     context = multiprocessing.get_context("spawn")
     entered, left = context.Semaphore(0), context.Semaphore(0)
     memory = shared_memory.SharedMemory(create=True, size=8 << 20)
+    blob = os.urandom(int(sys.argv[2]) << 20)
     ours, theirs = context.Pipe()
     child = context.Process(target=work, args=(entered, left, memory.name, theirs))
     child.start()
@@ -136,7 +140,20 @@ class Engine:
 
     async def heard(self, count: int, text: str) -> None:
         """Wait until so many lines with the text have come."""
-        await until(lambda: sum(text in line for line in self.lines) >= count, f"{count} lines with {text!r}")
+
+        def is_over() -> bool:
+            return sum(text in line for line in self.lines) >= count or bool(self.exits)
+
+        await until(is_over, f"{count} lines with {text!r}")
+        assert not self.exits, self.lines
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a state of other processes, which are left the processor meanwhile."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
+        await asyncio.sleep(0.005)
 
 
 def fetch(port: int, path: str = "/") -> dict[str, Any]:
@@ -159,7 +176,7 @@ async def started(
     directory = create_temporary_directory(model)
     file = directory / "engine.py"
     file.write_text(script)
-    argv = (sys.executable, str(file), str(port), *(arguments or ("64",)))
+    argv = (sys.executable, str(file), str(port), *(arguments or ("8" if script == FAMILY else "64",)))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     launch = LaunchCommand(argv, environment, None, directory, checkpointable)
     lines: list[str] = []
@@ -170,20 +187,55 @@ async def started(
         await engine.heard(1, "ready")
         yield engine
     finally:
-        engine.process.kill()
-        await engine.process.wait_gone()
+        await engine.process.stop(5.0, 5.0)
+        await engine.imager.drop(engine.path)
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever the block does, it leaves nothing in /dev/shm and in the firewall, and no child of ours."""
-    shared, tables = set(SHM.iterdir()), set(netlink.list_tables())
+    """Whatever the block does, it leaves nothing in /dev/shm, no firewall table, and no child of ours.
+
+    Files of /dev/shm that somebody uses are other programs'.
+    """
+    shared, tables, children = set(SHM.iterdir()), firewall.list_tables(), find_children()
     yield
-    assert set(SHM.iterdir()) - shared == set()
-    assert set(netlink.list_tables()) - tables == set()
-    assert firewall.list_tables() <= tables
+    used = shared_memory.find_used_inodes(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    left = [path for path in SHM.iterdir() if path not in shared and path.stat().st_ino not in used]
+    assert not left, left
+    new_tables = firewall.list_tables() - tables
+    assert not new_tables, new_tables
+    new_children = find_children() - children
+    assert not new_children, new_children
+
+
+def find_children() -> set[str]:
+    """The processes that this one has started and not reaped, whatever became of them."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def none_exists(manifest: Manifest) -> bool:
     """Whether all numbers of the engine's processes and threads are free again."""
     return not any(map(exists, manifest.numbers))
+
+
+def only_other_child(parent: int | None, besides: int) -> int:
+    """The one child of a shim that is not its engine: its criu."""
+    children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    (found,) = (pid for pid in children if pid != besides)
+    return found
+
+
+@contextmanager
+def take_number(number: int) -> Iterator[int]:
+    """Let a stranger have the number while the block lasts."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    for _ in range(100):
+        last.write_text(str(number - 1))
+        with subprocess.Popen(("sleep", "1000")) as stranger:
+            try:
+                if stranger.pid == number:
+                    yield number
+                    return
+            finally:
+                stranger.kill()
+    raise AssertionError(f"the number {number} could not be taken")

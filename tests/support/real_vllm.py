@@ -8,19 +8,22 @@ import signal
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import aiohttp
 import openai
 import psutil
 
 from llmux.engines import vllm
 from llmux.hosts.local import choose_ports
-from tests.support.server import LlmuxProcess
+from tests.support.server import LlmuxProcess, chat
 
 VARIABLES = ("LLMUX_TEST_VLLM", "LLMUX_TEST_MODELS", "LLMUX_TEST_VLLM_PLUGIN")
 MISSING = [name for name in VARIABLES if not os.environ.get(name)]
@@ -153,6 +156,56 @@ def _ask_alone(port: int, model: str, question: Question) -> str:
         choice = json.load(response)["choices"][0]
     text = choice["message"]["content"] if is_chat else choice["text"]
     return str(text)
+
+
+@asynccontextmanager
+async def kept_stream(server: LlmuxProcess, model: str, tokens: int) -> AsyncIterator["KeptStream"]:
+    """A streamed chat answer that is read as it comes, to its end, while the test does other things."""
+    async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession() as session:
+        stream = KeptStream()
+        reading = tasks.create_task(stream.read(session, server, model, tokens))
+        yield stream
+        await reading
+
+
+@dataclass
+class KeptStream:
+    """What a streamed answer brought, and when."""
+
+    times: list[float] = field(default_factory=list)
+    text: str = ""
+    errors: list[Any] = field(default_factory=list)
+    comments: int = 0
+    ends: int = 0
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def read(self, session: aiohttp.ClientSession, server: LlmuxProcess, model: str, tokens: int) -> None:
+        body = chat(model, "Hello", stream=True, max_tokens=tokens, temperature=0, ignore_eos=True)
+        limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        async with session.post(f"{server.url}/v1/chat/completions", json=body, timeout=limit) as response:
+            assert response.status == 200, await response.text()
+            async for line in response.content:
+                self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        self.comments += line.startswith(b":")
+        self.ends += line.startswith(b"data: [DONE]")
+        if line.startswith(b"data: {"):
+            document = json.loads(line[6:])
+            self.errors += [document["error"]] if "error" in document else []
+            self.text += "".join(choice["delta"].get("content") or "" for choice in document.get("choices", ()))
+            self.times.append(monotonic())
+            self._news.set()
+
+    async def wait_for_chunks(self, count: int) -> None:
+        """Wait until so many events have come."""
+        while len(self.times) < count:
+            self._news.clear()
+            await self._news.wait()
+
+    def gap_seconds(self, since: float) -> float:
+        """The longest time between two events after this moment."""
+        return max(later - earlier for earlier, later in pairwise(self.times) if later > since)
 
 
 def openai_client(server: LlmuxProcess) -> openai.AsyncOpenAI:

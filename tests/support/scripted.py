@@ -44,6 +44,8 @@ class ScriptedEngine:
         self.ran_out_of_memory = False
         self.can_freeze = False
         self.health = Health.ALIVE
+        self.first_healths: list[Health] = []
+        """What /health says before it says ``health``."""
         self.pid: int | None = None
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
         self._interruption: str | None = None
@@ -75,7 +77,7 @@ class ScriptedEngine:
         self.wake_gate.set()
 
     async def check_health(self, timeout_seconds: float) -> Health:
-        return self.health
+        return self.first_healths.pop(0) if self.first_healths else self.health
 
 
 class Holder:

@@ -14,6 +14,7 @@ from llmux.errors import CriuUnusable
 OLDEST = (4, 2)
 """The first that can dump a TCP socket on Linux 6.16 and later."""
 CHECK_SECONDS = 30.0
+STATUS = Path("/proc/self/status")
 GHOST_LIMIT = "512M"
 """Deleted files that are still open go into the image up to this size."""
 CAP_SYS_ADMIN = 21
@@ -101,8 +102,7 @@ def _read_version(program: str) -> str:
 
 
 def _check_privileges() -> None:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", STATUS.read_text(), re.MULTILINE)
     capabilities = int(found[1], 16) if found else 0
     if not capabilities & (1 << CAP_SYS_ADMIN | 1 << CAP_CHECKPOINT_RESTORE):
         raise CriuUnusable(

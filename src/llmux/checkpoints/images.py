@@ -6,12 +6,13 @@ import stat
 from pathlib import Path
 
 from llmux.checkpoints.manifest import NAME as MANIFEST_NAME
+from llmux.checkpoints.unfinished import END as NEW
+from llmux.checkpoints.unfinished import clear
 from llmux.errors import ImageUnusable
 
 CLEAN = "images"
 FROZEN = "frozen"
 """Images with requests in flight: good for one restore."""
-NEW = ".new"
 OLD = ".old"
 RESERVED = frozenset({"", ".", "..", *(name + end for name in (CLEAN, FROZEN) for end in ("", NEW, OLD))})
 FOREIGN_WRITERS = stat.S_IWGRP | stat.S_IWOTH
@@ -42,29 +43,41 @@ def begin(new: Path, top: Path) -> None:
         if directory.is_relative_to(top) and not directory.exists():
             directory.mkdir(mode=0o700, parents=True)
     check_owner(new.parent, top)
-    shutil.rmtree(new, ignore_errors=True)
+    clear(new)
     new.mkdir(mode=0o700)
 
 
 def finish(new: Path) -> Path:
-    """Put the new image, which has a manifest, into its place, once all of it is on the disk; raises OSError."""
-    for entry in (new, *new.rglob("*")):
-        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
-            _sync(entry)
+    """Put the new image, which has a manifest, into its place; raises OSError."""
     path = new.with_name(new.name.removesuffix(NEW))
     old = path.with_name(path.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     new.rename(path)
-    _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
     return path
 
 
+def sync(path: Path) -> None:
+    """Return when all of an image is on the disk; raises OSError."""
+    for entry in (*path.rglob("*"), path, path.parent):
+        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def spend(path: Path) -> None:
+    """Make an image one from which nothing is restored any more, at once whatever its size."""
+    (path / MANIFEST_NAME).unlink(missing_ok=True)
+
+
 def remove(path: Path, top: Path) -> None:
     """Remove an image, the manifest first, and the directories above it that are empty then."""
-    (path / MANIFEST_NAME).unlink(missing_ok=True)
+    spend(path)
     shutil.rmtree(path, ignore_errors=True)
     for directory in path.parents:
         if directory == top or not directory.is_relative_to(top):
@@ -86,11 +99,3 @@ def check_owner(path: Path, top: Path) -> None:
             raise ImageUnusable(path, f"{directory} can be written to by other users: chmod go-w")
         if directory == top:
             return
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,8 @@ from llmux.errors import ImageUnusable
 
 FORMAT = 1
 NAME = "manifest.json"
-NOT_LISTED = frozenset({NAME, "dump.log", "restore.log", "stats-dump", "stats-restore"})
+DRAFT = "manifest.json.draft"
+NOT_LISTED = frozenset({NAME, DRAFT, "dump.log", "restore.log", "begun.json", "stats-dump", "stats-restore"})
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -50,6 +51,8 @@ class Manifest:
     """Every other file of the image, by its path, with its size in bytes."""
     kernel: str
     boot_id: str
+    is_durable: bool
+    """It was written to the disk for sure, and outlasts a machine that loses its power."""
     canary: str | None = None
     """What the engine answered to the canary's question when it had just been started."""
     format: int = FORMAT
@@ -95,10 +98,12 @@ def list_files(image: Path) -> dict[str, int]:
 
 
 def write_manifest(image: Path, manifest: Manifest) -> None:
-    """Write it down; raises OSError."""
+    """Write it down, in the place of another one if there is one; raises OSError."""
     # Not msgspec: arguments may hold bytes that are not UTF-8 (lone surrogates).
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
-    (image / NAME).write_text(text + "\n")
+    draft = image / DRAFT
+    draft.write_text(text + "\n")
+    draft.rename(image / NAME)
 
 
 def read_manifest(image: Path, *, whole: bool = True) -> Manifest:
@@ -134,8 +139,10 @@ def check_files(image: Path, manifest: Manifest) -> None:
 
 
 def check_origin(image: Path, manifest: Manifest, criu_version: str) -> None:
-    """Refuse images of another kernel or criu; raises ImageUnusable."""
+    """Refuse images of another kernel or criu, or that a reboot may have spoilt; raises ImageUnusable."""
     if manifest.kernel != kernel_release():
         raise ImageUnusable(image, f"it was made on the kernel {manifest.kernel}, and this is {kernel_release()}")
     if manifest.criu_version != criu_version:
         raise ImageUnusable(image, f"it was made by criu {manifest.criu_version}, and this is {criu_version}")
+    if manifest.boot_id != boot_id() and not manifest.is_durable:
+        raise ImageUnusable(image, "the machine was started anew before all of it was on the disk for sure")

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from llmux.config import checks
 from llmux.config.checkpoint import CheckpointSettings
-from llmux.config.fields import Count, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Text
+from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Text
 from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.problems import problems_of
@@ -91,6 +91,11 @@ class Settings(Section):
     )
     keepalive_seconds: PositiveSeconds = Field(
         default=15.0, description="How often the client of a frozen event stream gets a comment line."
+    )
+
+    access_log: Directory | None = Field(
+        default=None,
+        description="File that gets one line of JSON for each request; llmux simulate reads it. Absent: none.",
     )
 
     def eviction_of(self, name: str) -> Eviction:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from llmux.engines.control_calls import ControlCallFailed
 from llmux.errors import Unfaithful
 
-QUESTION = "The quick brown fox jumps over the lazy dog. Once upon a time"
-TOKENS = 8
+QUESTION = "Once upon a time there was"
+TOKENS = 4
 LIMIT_SECONDS = 60.0
 TRIES = 2
 """A first difference may come from the other requests of the same batch; one that is repeated does not."""

@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from llmux.checkpoints import firewall, host_lock, images, room, shared_memory, temporary_files
+from llmux.checkpoints import firewall, host_lock, images, room, shared_memory, temporary_files, unfinished
 from llmux.checkpoints.criu import Criu, inspect_criu
 from llmux.checkpoints.criu_log import read_error
 from llmux.checkpoints.manifest import (
@@ -72,7 +72,6 @@ class _Before:
     tree: Tree
     shared_inodes: frozenset[int]
     remapped: frozenset[str]
-    tables: frozenset[str]
     size_bytes: int
 
 
@@ -86,7 +85,10 @@ class Imager:
         self._turn = asyncio.Lock()
 
     async def check(self) -> None:
-        """Look once whether criu can be used here; raises CriuUnusable."""
+        """Look once whether criu can be used here; raises CriuUnusable.
+
+        Then also what an llmux that was killed has left unfinished among the images is cleared away.
+        """
         if self._refusal is not None:
             raise self._refusal
         if self._criu is None:
@@ -95,6 +97,8 @@ class Imager:
             except CriuUnusable as refusal:
                 self._refusal = refusal
                 raise
+            async with self._one_at_a_time():
+                await _in_thread(_clear_unfinished, self._settings.images_directory)
 
     def image_path(self, model: str, *, frozen: bool = False) -> Path:
         """Where a model's image is or would be; ``frozen``: the one with requests in flight. Raises ImageUnusable."""
@@ -135,8 +139,9 @@ class Imager:
     async def restore(
         self, path: Path, *, on_line: LineReceiver, on_exit: Callable[[int], None]
     ) -> tuple[EngineProcess, Manifest]:
-        """Bring an engine back from its image, which stays; the steps before the dump are the caller's to undo.
+        """Bring an engine back from its image; the steps before the dump are the caller's to undo.
 
+        The image stays, but one with frozen requests, which must not be answered twice, is not restored again.
         Raises RestoreFailed, ImageUnusable or CriuUnusable; then, and when it is cancelled, nothing is left behind.
         """
         await self.check()
@@ -144,14 +149,26 @@ class Imager:
         async with self._one_at_a_time():
             if reason := await _in_thread(_find_obstacle, manifest):
                 raise RestoreFailed(reason)
-            tables = await _in_thread(firewall.list_tables)
             try:
                 await _in_thread(_put_back, path, manifest)
                 process = await self._restore_from(path, manifest, on_line, on_exit)
             except BaseException:
-                await _in_thread(_clear, manifest, tables)
+                await _in_thread(_clear, manifest)
                 raise
+            if manifest.has_frozen:
+                images.spend(path)
         return process, manifest
+
+    async def make_durable(self, path: Path) -> None:
+        """Return when the image is on the disk for sure, and may be restored after a crash of the machine.
+
+        A dump does not wait for that: it takes several times as long as all the rest. Raises ImageUnusable, OSError.
+        """
+        manifest = await _in_thread(self.read, path)
+        if not manifest.is_durable:
+            await _in_thread(images.sync, path)
+            async with self._one_at_a_time():
+                await _in_thread(_mark_durable, path, manifest)
 
     async def drop(self, path: Path) -> None:
         """Delete an image, and what it or its engine has left in /dev/shm and in the firewall; raises OSError."""
@@ -181,7 +198,7 @@ class Imager:
             raise DumpFailed(_joined(failure.reason, reason), engine_runs=failure.engine_runs) from failure
         finally:
             if not process.is_dumped:
-                await _in_thread(_undo_dump, before)
+                await _in_thread(_undo_dump, new, before)
         try:
             if process.is_dumped:
                 manifest = await _in_thread(_complete, new, _describe(process, facts, before, criu), before)
@@ -245,13 +262,15 @@ def _inspect(process: EngineProcess, new: Path) -> _Before:
     size_bytes = tree.memory_bytes + shared_memory.find_size(inodes)
     if reason := room.lack_of_disk(new, size_bytes):
         raise DumpFailed(reason)
-    return _Before(tree, inodes, shared_memory.list_remapped(), firewall.list_tables(), size_bytes)
+    remapped = shared_memory.list_remapped()
+    unfinished.note_beginning(new, remapped, shared_memory.find_names(inodes))
+    return _Before(tree, inodes, remapped, size_bytes)
 
 
-def _undo_dump(before: _Before) -> None:
+def _undo_dump(new: Path, before: _Before) -> None:
     """What a criu that was killed in its work has left."""
     shared_memory.remove(shared_memory.list_remapped() - before.remapped)
-    firewall.remove_tables(firewall.list_tables() - before.tables)
+    firewall.remove_tables(firewall.find_tables(new / "dump.log"))
 
 
 def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: Criu) -> Manifest:
@@ -279,6 +298,7 @@ def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: 
         kernel=kernel_release(),
         boot_id=boot_id(),
         canary=facts.canary,
+        is_durable=False,
     )
 
 
@@ -291,11 +311,12 @@ def _complete(new: Path, manifest: Manifest, before: _Before) -> Manifest:
         names = shared_memory.take_into_image(new, before.shared_inodes, before.remapped)
         if manifest.temporary_directory is not None:
             temporary_files.take_into_image(new, Path(manifest.temporary_directory))
-        manifest = manifest.with_leftovers(names, firewall.list_tables() - before.tables).completed(new)
+        manifest = manifest.with_leftovers(names, firewall.find_tables(new / "dump.log")).completed(new)
         write_manifest(new, manifest)
+        unfinished.forget_beginning(new)
         images.finish(new)
     except BaseException:
-        _undo_dump(before)
+        _undo_dump(new, before)
         shared_memory.remove_unused(shared_memory.find_names(before.shared_inodes))
         raise
     return manifest
@@ -321,13 +342,24 @@ def _put_back(path: Path, manifest: Manifest) -> None:
         raise RestoreFailed(f"its files could not be put back: {error}") from error
 
 
-def _clear(manifest: Manifest, tables: frozenset[str]) -> None:
+def _clear(manifest: Manifest) -> None:
     """Take away what was put there for a restore that failed."""
     shared_memory.remove_unused(manifest.shared_memory)
-    firewall.remove_tables(firewall.list_tables() - tables)
     if manifest.temporary_directory is not None:
         with suppress(temporary_files.DirectoryTaken):
             temporary_files.remove_leftover(Path(manifest.temporary_directory))
+
+
+def _mark_durable(path: Path, manifest: Manifest) -> None:
+    if read_manifest(path) == manifest:  # and not another image by now
+        write_manifest(path, replace(manifest, is_durable=True))
+        images.sync(path)
+
+
+def _clear_unfinished(top: Path) -> None:
+    # What cannot be cleared costs at most a later dump, which then says why.
+    with suppress(OSError):
+        unfinished.clear_all(top)
 
 
 def _drop(path: Path, top: Path) -> None:

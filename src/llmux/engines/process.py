@@ -32,6 +32,8 @@ SPAWN_SECONDS = 30.0
 SHIM_END_SECONDS = 2.0
 CRIU_END_SECONDS = 10.0
 """From the end of criu's time until the shim must have told what became of it."""
+RESTORE_END_SECONDS = 30.0
+"""What a killed restore gets to give back the memory that it has filled."""
 LEFTOVER_SECONDS = 5.0
 """vLLM's worker lives up to 3.4 s longer than its root."""
 LOST = -signal.SIGKILL
@@ -145,7 +147,7 @@ class EngineProcess:
         reason = self._started.result() if self._started.done() else f"no answer within {limit_seconds:.0f} s"
         if reason is not None:
             self._abandon()
-            await asyncio.wait((self._gone,), timeout=SHIM_END_SECONDS)
+            await asyncio.wait((self._gone,), timeout=RESTORE_END_SECONDS if self._restored_pid else SHIM_END_SECONDS)
         return reason
 
     @property

@@ -16,16 +16,23 @@ class _State(Enum):
     FINISHED = auto()
 
 
-# Looking up a member of an Enum costs more than the comparison it is for, and this is done for every chunk.
-_SIZE: Final = _State.SIZE
-
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _MAX_SIZE_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 16 * 1024
 _MAX_SIZE_DIGITS = 15
 _MAX_REMEMBERED_SIZES = 4096
+_SMALL_CHUNK_BYTES = 4096
 
 _sizes: dict[bytes, int] = {}
+
+
+def _size_lines_by_length() -> dict[int, bytes]:
+    lines = {size: b"%x\r\n" % size for size in range(1, _SMALL_CHUNK_BYTES)}
+    return {len(line) + size + 2: line for size, line in lines.items()}
+
+
+_SIZE_LINES: Final = _size_lines_by_length()
+"""By the length of a whole small chunk: the line that it begins with, as servers usually write it."""
 
 
 def _parse_size(line: bytes) -> int:
@@ -41,6 +48,20 @@ def _parse_size(line: bytes) -> int:
     return size
 
 
+def _skip_whole_chunks(data: bytes) -> int:
+    """Pass over the whole chunks in front whose size lines have been judged before; returns where the rest begins."""
+    position = 0
+    while True:
+        line_end = data.find(b"\r\n", position, position + _MAX_SIZE_DIGITS + 2)
+        size = _sizes.get(data[position:line_end]) if line_end >= 0 else None
+        if not size:
+            return position
+        end = line_end + 2 + size + 2
+        if data[end - 2 : end] != b"\r\n":
+            return position
+        position = end
+
+
 class ChunkReader:
     """Reads one chunked body in pieces of any size.
 
@@ -48,32 +69,32 @@ class ChunkReader:
     asked to, else it only follows the framing.
     """
 
-    __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "collected_bytes", "payload")
+    __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "between_chunks", "collected_bytes", "payload")
 
     def __init__(self, *, collect: bool = False) -> None:
         self._state = _State.SIZE
         self._remaining = 0
         self._line = b""
         self._trailer_bytes = 0
+        self.between_chunks = True
+        """Whether a new chunk could be written at this point."""
         self.collected_bytes = 0
         self.payload: list[bytes] | None = [] if collect else None
 
-    @property
-    def between_chunks(self) -> bool:
-        """Whether a new chunk could be written at this point."""
-        return self._state is _State.SIZE and not self._line
-
     def feed(self, data: bytes) -> int:
         """Read on; returns where in ``data`` the body ended, or -1 if it goes on. Raises FramingError."""
-        if self._state is _SIZE and not self._line and self.payload is None:
-            line_end = data.find(b"\r\n", 0, 16)
-            size = _sizes.get(data[:line_end]) if line_end > 0 else None
-            if size and line_end + 4 + size == len(data) and data.endswith(b"\r\n"):
-                return -1
-        return self._feed(data)
-
-    def _feed(self, data: bytes) -> int:
         position = 0
+        if self.between_chunks and self.payload is None:
+            # A stream's data comes as one small chunk in almost every read.
+            size_line = _SIZE_LINES.get(len(data))
+            if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
+                return -1
+            position = _skip_whole_chunks(data)
+        end = self._feed(data, position)
+        self.between_chunks = self._state is _State.SIZE and not self._line
+        return end
+
+    def _feed(self, data: bytes, position: int) -> int:
         length = len(data)
         while position < length:
             match self._state:

@@ -9,6 +9,7 @@ from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.errors import error_event, shape_of
 from llmux.gateway.response_head import Framing, ResponseHead
 from llmux.gateway.statistics import CLIENT_GONE_STATUS
+from llmux.observability.access_log import AccessLog
 from llmux.runtime.lease import Lease, Outcome
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ class Exchange:
         "_lease",
         "_model",
         "_phase",
+        "_queue_seconds",
         "_request",
         "_request_id",
         "_retried",
+        "_size_bytes",
         "_state",
     )
 
@@ -90,6 +93,9 @@ class Exchange:
         self._frozen = False
         self._held = False
         self._head_on_hold: ResponseHead | None = None
+        self._answer: ResponseHead | None = None
+        self._queue_seconds = 0.0
+        self._size_bytes = len(body)
         self._kept_alive_at = 0.0
 
     def start(self, *, may_wake: bool) -> None:
@@ -103,6 +109,7 @@ class Exchange:
         if self._phase is not _WAITING:
             return
         self._lease = lease
+        self._queue_seconds = lease.queue_seconds
         self._retried = False
         self._begin(lease)
 
@@ -153,7 +160,7 @@ class Exchange:
     def keep_alive(self, now: float) -> None:
         """Let the client of a frozen event stream know that it is not forgotten: a comment, which clients pass over."""
         engine = self._engine
-        if engine is None or self._phase is not _RELAYING or not self._answer.event_stream or self._client.is_full:
+        if engine is None or self._answer is None or not self._answer.event_stream or self._client.is_full:
             return
         if now - self._kept_alive_at >= self._state.options.keepalive_seconds:
             self._kept_alive_at = now
@@ -221,6 +228,7 @@ class Exchange:
         self._lease = None
         if self._frozen:
             self._forget_freeze()
+        assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
         self._state.desk.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
@@ -339,6 +347,7 @@ class Exchange:
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where that can be said, and never with a clean end."""
+        assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
         self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.event_stream else b"")
@@ -352,7 +361,23 @@ class Exchange:
 
     def _finish(self, status: int, body_bytes: int = 0) -> None:
         client = self._client
-        client.counts.finish(status, time.monotonic() - client.started_at, body_bytes)
+        seconds = time.monotonic() - client.started_at
+        client.counts.finish(status, seconds, body_bytes)
+        if self._state.options.access_log is not None:
+            self._note(self._state.options.access_log, status, body_bytes, seconds)
+
+    def _note(self, access_log: AccessLog, status: int, body_bytes: int, seconds: float) -> None:
+        access_log.add(
+            request_id=self._request_id,
+            model=self._model,
+            endpoint=self._client.counts.endpoint,
+            status=status,
+            request_bytes=self._size_bytes,
+            response_bytes=body_bytes,
+            is_stream=self._answer is not None and self._answer.event_stream,
+            queue_seconds=self._queue_seconds,
+            seconds=seconds,
+        )
 
 
 class _Attempt:

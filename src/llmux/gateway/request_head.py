@@ -51,6 +51,7 @@ class RequestHead:
         "_kept",
         "_parser",
         "_transfer_encoding",
+        "_upgrade",
         "authorization",
         "chunked",
         "content_length",
@@ -83,6 +84,7 @@ class RequestHead:
         self._after_length = b""
         self._connection = b""
         self._transfer_encoding: bytes | None = None
+        self._upgrade = b""
         self._content_length: bytes | None = None
         self.content_length: int | None = None
         self.content_type = b""
@@ -136,6 +138,8 @@ class RequestHead:
                 self._connection = self._connection + b"," + value if self._connection else value
             case b"transfer-encoding":
                 self._transfer_encoding = value
+            case b"upgrade":
+                self._upgrade = value
             case b"model-override":
                 self.model_override = value
             case b"expect":
@@ -168,7 +172,7 @@ class RequestHead:
         try:
             parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            raise UpgradeRefused from None
+            self._ignore_upgrade()
         except httptools.HttpParserError as error:
             raise FramingError(f"the request's head is malformed: {error}") from None
         if not self._complete:
@@ -223,6 +227,16 @@ class RequestHead:
             body = b"0\r\n\r\n"
         if body and self._parser is not None:
             self._parser.feed_data(body)
+
+    def _ignore_upgrade(self) -> None:
+        """Go on with HTTP/1.1 where that is the client's second wish; raises UpgradeRefused where it is not.
+
+        Java's HttpClient offers HTTP/2 (h2c) with the first request of every connection.
+        """
+        if self._upgrade.lower() != b"h2c" or self._parser is None or self._parser.get_method() == b"CONNECT":
+            raise UpgradeRefused from None
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_fed = False
 
     def _be_http10(self, version: bytes) -> None:
         if version != b"HTTP/1.0":

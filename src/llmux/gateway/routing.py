@@ -60,6 +60,7 @@ _OPENAI_ENDPOINTS = frozenset(
 )
 _KNOWN_ENDPOINTS = _OPENAI_ENDPOINTS | _INFERENCE | _LOCAL.keys()
 _UPSTREAM = b"/upstream/"
+_ONE_MODEL = b"/v1/models/"
 _FORBIDDEN_OCTETS = frozenset(b"\\%#")
 _MAX_REMEMBERED = 1024
 _MAX_MODEL_SEGMENTS = 16
@@ -82,6 +83,14 @@ def _decode(raw: bytes) -> str:
     if raw != decoded and any(segment.startswith(".") for segment in segments):
         raise MalformedRequest("the path contains an encoded dot segment")
     return text
+
+
+def _decode_name(raw: bytes) -> str:
+    """A model's name that is a whole rest of a path, however it is spelt: clients encode its slashes or leave them."""
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise MalformedRequest("the path is not UTF-8") from None
 
 
 def _engine_route(raw: bytes, model: str | None) -> Route:
@@ -129,14 +138,14 @@ class Router:
     def _find(self, raw: bytes) -> Route:
         if not raw.startswith(b"/"):
             raise UnknownPath(raw.decode("latin-1"))
+        if raw.startswith(_ONE_MODEL):
+            return Route(Destination.ONE_MODEL, "/v1/models/{model}", raw, _decode_name(raw.removeprefix(_ONE_MODEL)))
         path = _decode(raw)
         if path in self._control_exactly or path.startswith(self._control_trees):
             return Route(Destination.CONTROL, "control", raw)
         local = _LOCAL.get(path)
         if local is not None:
             return Route(local, path, raw)
-        if path.startswith("/v1/models/"):
-            return Route(Destination.ONE_MODEL, "/v1/models/{model}", raw, path.removeprefix("/v1/models/"))
         return _engine_route(raw, None)
 
     def _find_upstream(self, raw: bytes) -> Route:

@@ -20,9 +20,17 @@ from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
+from llmux.observability.access_log import AccessLog
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
-from llmux.runtime.build import build_imager, build_images, build_scheduler, engine_specs, needs_criu
+from llmux.runtime.build import (
+    build_imager,
+    build_images,
+    build_scheduler,
+    engine_specs,
+    missing_programs,
+    needs_criu,
+)
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.desk import Desk
 from llmux.runtime.instance import Instance
@@ -85,6 +93,8 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen; raises LlmuxError."""
         settings = self.settings
+        for program, models in missing_programs(settings).items():
+            log.warning("no such program: install it or set vllm_command", program=program, models=models)
         if self._imager is not None and needs_criu(settings):
             await self._imager.check()
         await self._control.start()
@@ -135,6 +145,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
+            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
         )
 
 

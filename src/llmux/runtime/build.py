@@ -1,6 +1,8 @@
 """From settings to the parts that are built of them: the scheduler, and what each engine is started with."""
 
 import os
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from llmux.config.policy import PolicySettings, PolicyType
@@ -125,3 +127,13 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
         )
         for name, model in settings.models.items()
     }
+
+
+def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
+    """Programs of engines that are not there (yet), each with the models that need it."""
+    missing: dict[str, list[str]] = {}
+    for name, model in settings.models.items():
+        program = settings.command_of(name)
+        if shutil.which(program, path=model.env.get("PATH")) is None:
+            missing.setdefault(program, []).append(name)
+    return missing

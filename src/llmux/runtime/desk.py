@@ -204,7 +204,8 @@ class Desk:
     async def _confirm(self, lease: _DeskLease, report: Callable[[bool], None]) -> None:
         engine = self._instances[lease.model]
         health = await engine.check_health(PROBE_SECONDS)
-        if health is Health.ALIVE:
+        if health is not Health.DEAD:
+            # Silence is no sign of life: an engine that tells many clients of its death has no time for /health.
             health = await self._second_look(engine)
         report(health is not Health.DEAD)
 

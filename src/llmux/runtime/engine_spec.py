@@ -44,7 +44,8 @@ class EngineSpec:
 
     def launch_command(self, temporary_directory: Path) -> LaunchCommand:
         """What the shim is told to start, with a directory that is the engine's own."""
-        environment = vllm.environment(os.environ, self.environment, str(temporary_directory))
+        configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
+        environment = vllm.environment(os.environ, configured, str(temporary_directory))
         return LaunchCommand(
             self.argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
         )

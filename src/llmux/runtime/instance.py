@@ -124,7 +124,8 @@ class Instance:
 
         ``freeze``: it has requests, which are to be suspended with it. Raises ProcessStuck.
         """
-        self._interruption = None
+        if not self._is_given_up:
+            self._interruption = None
         if self._process is None:
             return await self._evict_from_image(eviction)
         try:
@@ -220,7 +221,7 @@ class Instance:
                 self._forget()
 
     def interrupt(self, reason: str) -> None:
-        """Make the ``wake`` under way fail now, for good: nothing is woken after it."""
+        """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
         self._is_given_up = True
         self._break_off(reason)
 

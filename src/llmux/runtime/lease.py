@@ -108,4 +108,4 @@ class LeaseDesk(Protocol):
         """
 
     def confirm_alive(self, lease: Lease, report: Callable[[bool], None]) -> None:
-        """Ask the engine's /health, for at most 200 ms, whether a 5xx answer was an engine's last words."""
+        """Ask the engine's /health twice, for at most 550 ms in all, whether a 5xx answer was its last words."""

@@ -1,11 +1,18 @@
 """Engines into images and back with the real criu: whole, as often as one likes, several beside each other."""
 
+import http.client
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from llmux.checkpoints.manifest import read_manifest
-from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, imager, none_exists, started
+from llmux.engines.process import EngineProcess, LaunchCommand
+from llmux.errors import ImageUnusable
+from llmux.hosts.local import choose_ports, create_temporary_directory
+from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, Engine, imager, none_exists, started
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
 
@@ -25,7 +32,7 @@ async def test_three_cycles(tmp_path: Path) -> None:
         await engine.process.stop(5.0, 5.0)
         assert engine.exits == [-15]
         await engine.imager.drop(engine.path)
-    assert list(tmp_path.iterdir()) == []
+    assert not any(tmp_path.iterdir())
 
 
 async def test_family_with_shared_memory_and_files_of_its_own(tmp_path: Path) -> None:
@@ -41,3 +48,101 @@ async def test_family_with_shared_memory_and_files_of_its_own(tmp_path: Path) ->
             assert await engine.get() == {**before, "count": cycle + 2, "notes": cycle + 2}
         await engine.dump()
     await engine.imager.drop(engine.path)
+
+
+async def test_two_in_images_at_once(tmp_path: Path) -> None:
+    ours = imager(tmp_path)
+    async with started(ours, FAMILY, model="org/one") as one, started(ours, FAMILY, model="org/two") as two:
+        befores = [await engine.get() for engine in (one, two)]
+        for cycle in range(2):
+            manifests = [await engine.dump() for engine in (one, two)]
+            remapped = [{name for name in each.shared_memory if name.startswith("link_")} for each in manifests]
+            assert all(remapped)
+            for engine in (one, two):
+                await engine.restore()
+            afters = [await engine.get() for engine in (one, two)]
+            assert afters == [{**before, "count": cycle + 2, "notes": cycle + 2} for before in befores]
+    for engine in (one, two):
+        await ours.drop(engine.path)
+    assert not any(tmp_path.iterdir())
+
+
+async def test_same_image_three_times(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), FAMILY) as engine:
+        before = await engine.get()
+        await engine.dump()
+        for _ in range(3):
+            await engine.restore()
+            assert await engine.get() == {**before, "count": 2, "notes": 2}
+            assert await engine.get() == {**before, "count": 3, "notes": 3}
+            engine.process.kill()
+            await engine.process.wait_gone()
+        assert engine.exits == [-signal.SIGKILL] * 3
+        await engine.imager.drop(engine.path)
+
+
+async def test_exit_code_of_a_restored_engine(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        await engine.dump()
+        manifest = await engine.restore()
+        with pytest.raises(http.client.RemoteDisconnected):
+            await engine.get("/exit")
+        assert await engine.process.wait_exited() == 7
+        await engine.process.wait_gone()
+        assert engine.exits == [7]
+        assert none_exists(manifest)
+        assert not Path(str(manifest.temporary_directory)).exists()
+
+
+async def test_simulated_engine(tmp_path: Path) -> None:
+    (port,) = choose_ports(1)
+    arguments = (
+        "serve",
+        "model",
+        "--port",
+        str(port),
+        "--sim-hold-memory",
+        "64",
+        "--sim-worker",
+        "--sim-worker-linger-ms",
+        "50",
+    )
+    argv = (str(Path(sys.executable).with_name("llmux-sim-engine")), *arguments)
+    lines: list[str] = []
+    exits: list[int] = []
+    directory = create_temporary_directory("model")
+    launch = LaunchCommand(argv, dict(os.environ), None, directory, checkpointable=True)
+    process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
+    engine = Engine("model", port, argv, imager(tmp_path), process, lines, exits)
+    await engine.heard(1, "READY")
+    for _ in range(3):
+        await engine.dump()
+        await engine.restore()
+        assert (await engine.get("/v1/models"))["data"][0]["id"] == "model"
+    await engine.process.stop(10.0, 5.0)
+    assert engine.exits == [0]
+
+
+async def test_image_private_to_us(tmp_path: Path) -> None:
+    async with started(imager(tmp_path / "all"), model="org/model") as engine:
+        await engine.dump()
+        assert engine.path == tmp_path / "all" / "org" / "model" / "images"
+        modes = {directory.stat().st_mode & 0o777 for directory in (engine.path, *list(engine.path.parents)[:3])}
+        assert modes == {0o700}
+        (tmp_path / "all" / "org").chmod(0o777)
+        with pytest.raises(ImageUnusable, match="can be written to by other users"):
+            await engine.restore()
+
+
+async def test_image_with_frozen_requests_is_good_for_one_restore(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        await engine.imager.dump(engine.process, engine.facts(has_frozen=True))
+        path = engine.imager.image_path(engine.model, frozen=True)
+        assert path == tmp_path / "stub" / "frozen"
+        manifest = await engine.restore(path)
+        assert manifest.has_frozen
+        await engine.process.stop(5.0, 5.0)
+        with pytest.raises(ImageUnusable, match="it has no manifest"):
+            await engine.restore(path)
+        await engine.imager.drop(path)
+    assert not any(tmp_path.iterdir())

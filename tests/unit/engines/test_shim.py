@@ -339,3 +339,144 @@ def test_unintelligible_command_ends_the_tree(shim: Shim) -> None:
     assert "JSONDecodeError" in shim.next_event()["reason"]
     assert shim.incoming.readline() == b""
     wait_until_dead([pid])
+
+
+def test_engine_without_io_uring(shim: Shim) -> None:
+    script = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(425, 4, ctypes.create_string_buffer(120)), ctypes.get_errno())
+lines = open("/proc/self/status").read().splitlines()
+print([line.split()[1] for line in lines if line.startswith(("NoNewPrivs", "Seccomp:"))])
+"""
+    shim.start(script, block_io_uring=True)
+    assert output_of(shim.events_until("gone"), "stdout") == ["-1 38", "['1', '2']"]
+
+
+def criu(script: str, *arguments: str) -> list[str]:
+    """A criu that does what the script says."""
+    return [sys.executable, "-S", "-c", script, *arguments]
+
+
+def test_dumped_engine_has_not_exited_and_its_directory_stays(shim: Shim, tmp_path: Path) -> None:
+    directory = tmp_path / "engine"
+    pid = shim.start(STUBBORN_TREE, temporary_directory=str(directory))
+    pids = [int(line) for line in shim.next_lines(4)]
+    script = "import os, signal, sys; [os.kill(int(pid), signal.SIGKILL) for pid in sys.argv[1:]]"
+    shim.send("dump", argv=criu(script, *map(str, pids)), timeout_seconds=60)
+    assert shim.next_event() == {"event": "dumped"}
+    assert not any(map(is_living, pids))
+    assert pid in pids
+    assert directory.exists()
+    shim.hang_up()
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    assert not directory.exists()
+
+
+def test_failed_dump_leaves_everything_as_it_was(shim: Shim) -> None:
+    shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    shim.send("dump", argv=criu("raise SystemExit(3)"), timeout_seconds=60)
+    assert shim.next_event() == {"event": "dump_failed", "status": 3, "reason": ""}
+    shim.send("dump", argv=["/no/such/criu"], timeout_seconds=60)
+    assert "criu could not be started" in shim.next_event()["reason"]
+    shim.stop(60)
+    assert shim.events_until("gone")[0] == {"event": "exited", "status": -signal.SIGTERM}
+
+
+def test_criu_is_killed_with_its_children_at_its_deadline(shim: Shim, tmp_path: Path) -> None:
+    shim.start(PRINT_PID_AND_WAIT)
+    (root,) = shim.next_lines(1)
+    children = tmp_path / "children"
+    script = "import os, signal, sys; pid = os.fork(); pid and open(sys.argv[1], 'w').write(str(pid)); signal.pause()"
+    shim.send("dump", argv=criu(script, str(children)), timeout_seconds=0.5)
+    event = shim.next_event()
+    assert (event["status"], event["reason"]) == (-signal.SIGKILL, "it did not end within 0.5 s")
+    wait_until_dead([int(children.read_text())])
+    assert is_living(int(root))
+
+
+def test_engine_that_ends_during_a_dump_that_fails(shim: Shim) -> None:
+    root = shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    script = (
+        "import os, sys; os.kill(int(sys.argv[1]), 9); open(f'/proc/{sys.argv[1]}/stat').close(); raise SystemExit(1)"
+    )
+    shim.send("dump", argv=criu(script, str(root)), timeout_seconds=60)
+    events = shim.events_until("gone")
+    assert {"event": "exited", "status": -signal.SIGKILL} in events
+    assert {"event": "dump_failed", "status": 1, "reason": ""} in events
+
+
+def test_nothing_to_dump(shim: Shim) -> None:
+    shim.send("dump", argv=criu("pass"), timeout_seconds=60)
+    assert "does not run" in shim.next_event()["reason"]
+
+
+def test_failed_restore_leaves_none_of_what_it_has_made(shim: Shim, tmp_path: Path) -> None:
+    directory = tmp_path / "engine"
+    directory.mkdir()
+    made = tmp_path / "made"
+    script = """
+import os, signal, sys
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(sys.argv[1], "w").write(str(os.getpid()))
+    os.rename(sys.argv[1], sys.argv[1] + ".complete")
+    while True: signal.pause()
+while not os.path.exists(sys.argv[1] + ".complete"): pass
+open(sys.argv[1], "w").write(" ".join(sys.argv[2:]))
+os._exit(5)
+"""
+    facts = {"pid": 4_194_304, "pipes": [17, 18], "temporary_directory": str(directory)}
+    shim.send("restore", argv=criu(script, str(made)), timeout_seconds=60, **facts)
+    assert shim.next_event() == {"event": "restore_failed", "status": 5, "reason": ""}
+    assert not is_living(int(Path(f"{made}.complete").read_text()))
+    assert not directory.exists()
+    first, out, second, err = made.read_text().split()
+    assert (first, second) == ("--inherit-fd", "--inherit-fd")
+    assert out.startswith("fd[") and out.endswith("]:pipe:[17]")
+    assert err.startswith("fd[") and err.endswith("]:pipe:[18]")
+
+
+def test_restored_engine_is_like_a_started_one(shim: Shim) -> None:
+    """The criu here lets its child be the shim's, as ``--restore-sibling`` does, by ending before it."""
+    script = """
+import os, signal, sys
+number = int(sys.argv[2].split("[")[1].split("]")[0])
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.read(reader, 1)
+    os.write(number, b"restored\\n")
+    signal.pause()
+os.write(writer, b"x")
+"""
+    shim.send("restore", argv=criu(script), timeout_seconds=60, pid=4_194_304, pipes=[17, 18])
+    events = [shim.next_event(), shim.next_event()]
+    started = next(event for event in events if event["event"] == "started")
+    assert started["pid"] == 4_194_304
+    assert len(set(started["pipes"])) == 2
+    assert output_of(events, "stdout") == ["restored"]
+    shim.send("kill")
+    assert shim.events_until("gone")
+
+
+def test_restore_is_for_a_fresh_shim(shim: Shim) -> None:
+    shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    shim.send("restore", argv=criu("pass"), timeout_seconds=60, pid=1, pipes=[1, 2])
+    assert shim.next_event()["reason"] == "this shim has an engine already"
+
+
+def test_socket_end_kills_criu(shim: Shim, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    root = shim.start(PRINT_PID_AND_WAIT)
+    shim.next_lines(1)
+    script = "import os, signal, sys; open(sys.argv[1], 'w').write(str(os.getpid()) + '.'); signal.pause()"
+    shim.send("dump", argv=criu(script, str(file)), timeout_seconds=60)
+    wait_until(lambda: file.exists() and file.read_text().endswith("."), "criu's start")
+    shim.hang_up()
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    assert not is_living(root)
+    assert not is_living(int(file.read_text()[:-1]))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from llmux.gateway.chunks import ChunkReader, FramingError
 
 
-def encode(pieces: list[bytes]) -> bytes:
-    return b"".join(b"%X\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+def encode(pieces: list[bytes], size_line: bytes = b"%X\r\n") -> bytes:
+    return b"".join(size_line % len(piece) + piece + b"\r\n" for piece in pieces) + b"0\r\n\r\n"
 
 
 @given(
@@ -18,7 +18,7 @@ def encode(pieces: list[bytes]) -> bytes:
 )
 def test_contents_and_end_do_not_depend_on_the_pieces(pieces: list[bytes], sizes: list[int], after: bytes) -> None:
     message = encode(pieces) + after
-    for collect in (True, False):
+    for collect in (True, False, False):
         reader = ChunkReader(collect=collect)
         position = turn = 0
         end = -1
@@ -30,6 +30,24 @@ def test_contents_and_end_do_not_depend_on_the_pieces(pieces: list[bytes], sizes
         assert message[position:] == after
         if reader.payload is not None:
             assert b"".join(reader.payload) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097])
+@pytest.mark.parametrize("size_line", [b"%x\r\n", b"%X\r\n", b"0%x\r\n", b"%x;extension\r\n"])
+def test_one_read_of_one_whole_chunk_is_followed_like_any_other(size: int, size_line: bytes) -> None:
+    chunk = size_line % size + b"x" * size + b"\r\n"
+    reader = ChunkReader()
+    assert reader.feed(chunk) == -1
+    assert reader.between_chunks
+    assert reader.feed(chunk[:-1]) == -1
+    assert not reader.between_chunks
+    assert reader.feed(b"\n" + chunk * 3 + chunk[:-1]) == -1
+    assert not reader.between_chunks
+    assert reader.feed(b"\n" + chunk * 2 + b"0\r\n\r\n") == 6 + 2 * len(chunk)
+    for wrong in (chunk[:-2] + b"xx", chunk[:-2] + b"\r\r", chunk[:-3] + b"\r\n\n"):
+        for before in (b"", chunk):
+            with pytest.raises(FramingError):
+                ChunkReader().feed(before + wrong)
 
 
 def feed_all(reader: ChunkReader, pieces: list[bytes]) -> None:

@@ -52,6 +52,22 @@ def test_destinations(path: bytes, destination: Destination, endpoint: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        (b"/v1/models/org/m", "org/m"),
+        (b"/v1/models/org%2Fm", "org/m"),
+        (b"/v1/models/org%2fm%2Fx", "org/m/x"),
+        (b"/v1/models/with%20space%20%26%20%252F", "with space & %2F"),
+        (b"/v1/models/%C3%BC", "ü"),
+        (b"/v1/models/..%2f..%2fsleep", "../../sleep"),
+    ],
+)
+def test_the_name_of_one_model_may_be_encoded(path: bytes, model: str) -> None:
+    route = router().find(path)
+    assert (route.destination, route.model) == (Destination.ONE_MODEL, model)
+
+
+@pytest.mark.parametrize(
     ("path", "error"),
     [
         (b"/sleep", PathForbidden),
@@ -66,6 +82,7 @@ def test_destinations(path: bytes, destination: Destination, endpoint: str) -> N
         (b"/v1/a%0d%0ab", MalformedRequest),
         (b"/v1/a%20b", MalformedRequest),
         (b"/v1/%ff", MalformedRequest),
+        (b"/v1/models/%ff", MalformedRequest),
         (b"/v1/a#b", MalformedRequest),
         (b"/control/../v1/x", MalformedRequest),
         (b"/upstream/m/..%2fsleep", MalformedRequest),

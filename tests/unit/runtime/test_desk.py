@@ -106,6 +106,17 @@ async def test_confirm_alive(health: Health, alive: bool) -> None:
         assert await said is alive
 
 
+@pytest.mark.parametrize("first", [Health.ALIVE, Health.SILENT])
+async def test_an_engine_that_does_not_say_at_once_that_it_is_dead_is_asked_again(first: Health) -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        _, lease = await granted(runtime, "a")
+        runtime.engines["a"].first_healths = [first]
+        runtime.engines["a"].health = Health.DEAD
+        said: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        runtime.desk.confirm_alive(lease, said.set_result)
+        assert await said is False
+
+
 async def test_a_get_does_not_wake() -> None:
     async with scripted_runtime(model("a")) as runtime:
         holder = Holder()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from llmux.core.actions import (
+    AbortEvict,
     AbortWake,
     Action,
     Admit,
@@ -257,7 +258,7 @@ class VirtualRun:
                 self._set_due()
             case SwitchDone():
                 self._switches.append(action)
-            case AbortWake() | CommandDone() | SwitchFailed() | ShutdownDone():
+            case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
                 raise RuntimeError(f"{action} in a simulation, where nobody operates and no engine fails")
             case _:
                 assert_never(action)

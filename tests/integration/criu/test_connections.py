@@ -1,0 +1,60 @@
+"""Connections from outside to an engine that goes into an image and comes back."""
+
+import http.client
+import json
+from pathlib import Path
+
+import pytest
+
+from llmux.checkpoints import firewall
+from tests.support.real_criu import ANSWER_SECONDS, CRIU, SKIP_REASON, Engine, imager, started
+
+pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
+
+
+def connect(engine: Engine) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=ANSWER_SECONDS)
+    assert ask(connection) == 1
+    return connection
+
+
+def ask(connection: http.client.HTTPConnection) -> int:
+    """How many requests the engine has heard; a broken connection raises."""
+    connection.auto_open = 0 if connection.sock else 1
+    connection.request("GET", "/")
+    return int(json.loads(connection.getresponse().read())["count"])
+
+
+async def test_established_connection_survives(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        connection = connect(engine)
+        for cycle in range(2):
+            manifest = await engine.dump()
+            assert len(manifest.firewall_tables) == 1
+            assert firewall.list_tables() >= set(manifest.firewall_tables)
+            await engine.restore()
+            assert not firewall.list_tables() & set(manifest.firewall_tables)
+            assert ask(connection) == cycle + 2
+        connection.close()
+
+
+async def test_dropped_image_takes_its_firewall_table_along(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        connection = connect(engine)
+        manifest = await engine.dump()
+        assert firewall.list_tables() >= set(manifest.firewall_tables)
+        await engine.imager.drop(engine.path)
+        assert not firewall.list_tables() & set(manifest.firewall_tables)
+        connection.close()
+
+
+async def test_same_image_again_while_its_connection_is_open(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        connection = connect(engine)
+        await engine.dump()
+        for _ in range(3):
+            await engine.restore()
+            assert (await engine.get())["count"] == 2
+            engine.process.kill()
+            await engine.process.wait_gone()
+        connection.close()

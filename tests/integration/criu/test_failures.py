@@ -1,0 +1,368 @@
+"""What can go wrong with the real criu: a clear word each time, and nothing left behind."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llmux.checkpoints import room
+from llmux.checkpoints.manifest import Manifest
+from llmux.errors import DumpFailed, ImageUnusable, RestoreFailed
+from tests.support.processes import exists, is_living
+from tests.support.real_criu import (
+    CRIU,
+    FAMILY,
+    SKIP_REASON,
+    STUB,
+    Engine,
+    imager,
+    none_exists,
+    only_other_child,
+    started,
+    take_number,
+    until,
+)
+
+pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
+
+LONG = "256"
+"""MiB, so that a dump and a restore take long enough to be disturbed."""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with less room than the stub's memory needs."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=40m,mode=0700", "llmux-test", str(directory)), check=True)
+    yield directory
+    subprocess.run(("umount", str(directory)), check=True)
+
+
+async def still_works(engine: Engine) -> None:
+    """The engine answers, and can be dumped and restored after all."""
+    before = await engine.get()
+    assert engine.exits == []
+    await engine.dump()
+    await engine.restore()
+    assert await engine.get() == {**before, "count": before["count"] + 1}
+
+
+def no_image(directory: Path) -> bool:
+    return not any(directory.iterdir())
+
+
+async def test_too_little_room_is_refused_at_once(small_disk: Path) -> None:
+    async with started(imager(small_disk)) as engine:
+        with pytest.raises(DumpFailed, match=r"runs on.*the image needs 0\.1\d GiB in .*, where 0\.04 GiB are free"):
+            await engine.dump()
+        assert no_image(small_disk)
+        assert (await engine.get())["count"] == 1
+
+
+async def test_full_disk_in_mid_dump(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "lack_of_disk", lambda directory, size: None)
+    async with started(imager(small_disk)) as engine:
+        with pytest.raises(DumpFailed, match="runs on.*No space left on device"):
+            await engine.dump()
+        assert (await engine.get())["count"] == 1
+        assert engine.exits == []
+        assert no_image(small_disk)
+
+
+async def test_image_that_cannot_be_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llmux.checkpoints.shared_memory.copy_sparse", fail)
+    async with started(imager(tmp_path), FAMILY) as engine:
+        with pytest.raises(DumpFailed, match="has ended.*could not be written.*No space left on device") as caught:
+            await engine.dump()
+        assert not caught.value.engine_runs
+        assert engine.process.is_gone
+        assert engine.exits == []
+        assert no_image(tmp_path)
+
+
+async def test_port_taken(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        manifest = await engine.dump()
+        with socket.socket() as squatter:
+            squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            squatter.bind(("127.0.0.1", engine.port))
+            squatter.listen()
+            with pytest.raises(RestoreFailed, match=f"port {engine.port} is taken"):
+                await engine.restore()
+        assert none_exists(manifest)
+        await engine.restore()
+        await still_works(engine)
+
+
+async def test_process_number_taken(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        manifest = await engine.dump()
+        with take_number(manifest.pid) as stranger:
+            with pytest.raises(RestoreFailed, match=f"number {manifest.pid}, which is in use by 'sleep'"):
+                await engine.restore()
+            assert is_living(stranger)
+        await engine.restore()
+        await still_works(engine)
+
+
+async def test_cut_off_image_is_refused_at_once(tmp_path: Path) -> None:
+    async with started(imager(tmp_path)) as engine:
+        await engine.dump()
+        pages = next(engine.path.glob("pages-*.img"))
+        os.truncate(pages, pages.stat().st_size // 2)
+        with pytest.raises(ImageUnusable, match=rf"{pages.name} has \d+ bytes instead of \d+"):
+            await engine.restore()
+        pages.unlink()
+        with pytest.raises(ImageUnusable, match=f"{pages.name} cannot be read"):
+            await engine.restore()
+
+
+async def test_criu_that_does_not_end_is_killed_with_what_it_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(imager(tmp_path, restore_timeout_seconds=2.0), FAMILY) as engine:
+        manifest = await engine.dump()
+        pages = max(engine.path.glob("pages-*.img"), key=lambda file: file.stat().st_size)
+        os.truncate(pages, pages.stat().st_size // 2)
+        monkeypatch.setattr("llmux.checkpoints.manifest.check_files", lambda image, manifest: None)
+        with pytest.raises(RestoreFailed, match=r"criu was killed: it did not end within 2 s"):
+            await engine.restore()
+        assert none_exists(manifest)
+        assert not Path(str(manifest.temporary_directory)).exists()
+
+
+async def test_criu_killed_in_mid_dump(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STUB, LONG) as engine:
+        async with asyncio.TaskGroup() as tasks:
+            dump = tasks.create_task(failure_of_dump(engine))
+            os.kill(await criu_at_work(engine), signal.SIGKILL)
+        assert "ended with killed by SIGKILL" in str(dump.result())
+        assert dump.result().engine_runs
+        assert no_image(tmp_path)
+        await still_works(engine)
+
+
+async def failure_of_dump(engine: Engine) -> DumpFailed:
+    with pytest.raises(DumpFailed) as caught:
+        await engine.dump()
+    return caught.value
+
+
+async def criu_at_work(engine: Engine) -> int:
+    """The criu that is writing an image."""
+    assert engine.process.shim_pid is not None
+    return await wait_for_pages(engine.path.parent, engine.process.shim_pid, engine.process.pid)
+
+
+async def test_dump_that_takes_too_long(tmp_path: Path) -> None:
+    async with started(imager(tmp_path, dump_timeout_seconds=0.1), STUB, LONG) as engine:
+        with pytest.raises(DumpFailed, match=r"criu was killed: it did not end within 0\.1 s"):
+            await engine.dump()
+        assert no_image(tmp_path)
+        engine.imager = imager(tmp_path)
+        await still_works(engine)
+
+
+async def test_cancelled_dump(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STUB, LONG) as engine:
+        async with asyncio.TaskGroup() as tasks:
+            dump = tasks.create_task(engine.dump())
+            await criu_at_work(engine)
+            dump.cancel()
+        assert dump.cancelled()
+        assert no_image(tmp_path)
+        await still_works(engine)
+
+
+async def test_criu_killed_in_mid_restore(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STUB, LONG) as engine:
+        manifest = await engine.dump()
+        async with asyncio.TaskGroup() as tasks:
+            restore = tasks.create_task(failure_of_restore(engine))
+            await until(lambda: exists(manifest.pid), "the root")
+            os.kill(criu_restoring(manifest), signal.SIGKILL)
+        assert "killed by SIGKILL" in str(restore.result())
+        assert none_exists(manifest)
+        assert not Path(str(manifest.temporary_directory)).exists()
+        await engine.restore()
+        await still_works(engine)
+
+
+async def failure_of_restore(engine: Engine) -> RestoreFailed:
+    with pytest.raises(RestoreFailed) as caught:
+        await engine.restore()
+    return caught.value
+
+
+def criu_restoring(manifest: Manifest) -> int:
+    """The criu that makes the root, which is its sibling."""
+    shim = int(Path(f"/proc/{manifest.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return only_other_child(shim, manifest.pid)
+
+
+@pytest.mark.parametrize("moment", ["early", "late"])
+async def test_cancelled_restore(tmp_path: Path, moment: str) -> None:
+    async with started(imager(tmp_path), FAMILY) as engine:
+        await engine.get()
+        manifest = await engine.dump()
+        async with asyncio.TaskGroup() as tasks:
+            restore = tasks.create_task(engine.restore())
+            if moment == "late":
+                await until(lambda: exists(manifest.pid), "the root")
+            else:
+                await asyncio.sleep(0)
+            restore.cancel()
+        assert restore.cancelled()
+        assert none_exists(manifest)
+        assert not Path(str(manifest.temporary_directory)).exists()
+        await engine.restore()
+        assert (await engine.get())["count"] == 2
+        engine.process.kill()
+        await engine.process.wait_gone()
+        await engine.imager.drop(engine.path)
+
+
+async def test_killed_shim_in_mid_restore(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STUB, LONG) as engine:
+        manifest = await engine.dump()
+        async with asyncio.TaskGroup() as tasks:
+            restore = tasks.create_task(failure_of_restore(engine))
+            await until(lambda: exists(manifest.pid), "the root")
+            criu = criu_restoring(manifest)
+            os.kill(int(Path(f"/proc/{criu}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        assert "its shim was killed" in str(restore.result())
+        await until(lambda: not is_living(criu) and not is_living(manifest.pid), "the end of criu and its work")
+        assert not Path(str(manifest.temporary_directory)).exists()
+
+
+async def test_killed_shim_in_mid_dump(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STUB, LONG) as engine:
+        async with asyncio.TaskGroup() as tasks:
+            dump = tasks.create_task(failure_of_dump(engine))
+            criu = await criu_at_work(engine)
+            assert engine.process.shim_pid is not None
+            os.kill(engine.process.shim_pid, signal.SIGKILL)
+        assert not dump.result().engine_runs
+        await engine.process.wait_gone()
+        assert not is_living(criu)
+        assert engine.exits == [-signal.SIGKILL]
+        assert no_image(tmp_path)
+
+
+IO_URING = """
+import ctypes, errno, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+ring = libc.syscall(425, 4, ctypes.create_string_buffer(120))
+print("ready", errno.errorcode.get(ctypes.get_errno()) if ring < 0 else "ring", flush=True)
+while True: signal.pause()
+"""
+
+
+async def test_io_uring_is_named(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), IO_URING, checkpointable=False) as engine:
+        assert engine.lines[0] == "ready ring"
+        with pytest.raises(DumpFailed, match=r"criu cannot dump anon_inode:\[io_uring\] of process"):
+            await engine.dump()
+        assert engine.process.exit_status is None
+        assert no_image(tmp_path)
+
+
+async def test_checkpointable_engine_gets_no_io_uring(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), IO_URING) as engine:
+        assert engine.lines[0] == "ready ENOSYS"
+        await engine.dump()
+        await engine.restore()
+        assert engine.process.exit_status is None
+
+
+UNSUPPORTED = """
+import signal, socket
+held = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+print("ready", flush=True)
+while True: signal.pause()
+"""
+
+
+async def test_what_criu_does_not_support_is_told(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), UNSUPPORTED) as engine:
+        with pytest.raises(DumpFailed, match="the engine could not be put into an image .it runs on.: .*Error .*sock"):
+            await engine.dump()
+        assert engine.process.exit_status is None
+        assert no_image(tmp_path)
+
+
+STRAY = """
+import os, signal
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        print("ready", flush=True)
+        while True: signal.pause()
+    os._exit(0)
+os.wait()
+while True: signal.pause()
+"""
+
+
+async def test_process_that_left_its_root_is_told(tmp_path: Path) -> None:
+    async with started(imager(tmp_path), STRAY) as engine:
+        with pytest.raises(DumpFailed, match="has left its root"):
+            await engine.dump()
+        assert engine.process.exit_status is None
+
+
+LLMUX = """
+import asyncio, sys
+from pathlib import Path
+from tests.support.real_criu import FAMILY, imager, started
+
+async def main():
+    async with started(imager(Path(sys.argv[1])), FAMILY, "256") as engine:
+        print(engine.process.pid, engine.process.shim_pid, engine.process.temporary_directory, flush=True)
+        await engine.dump()
+        print("dumped", flush=True)
+        await engine.restore()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("verb", ["dump", "restore"])
+async def test_sigkill_of_llmux_leaves_no_process(tmp_path: Path, verb: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    argv = (sys.executable, "-c", LLMUX, str(tmp_path))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment, text=True) as llmux:
+        assert llmux.stdout is not None
+        first, shim, directory = llmux.stdout.readline().split()
+        if verb == "dump":
+            criu = await wait_for_pages(tmp_path, int(shim), int(first))
+        else:
+            assert llmux.stdout.readline() == "dumped\n"
+            await until(lambda: exists(int(first)), "the root")
+            shim = Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1]
+            criu = only_other_child(int(shim), int(first))
+        llmux.kill()
+    await until(lambda: not any(map(is_living, (int(first), int(shim), criu))), "the end of all")
+    assert not Path(directory).exists()
+    # What stays is the image: the finished one, or what the next llmux removes at once.
+    ours = imager(tmp_path)
+    await ours.check()
+    assert not (tmp_path / "stub" / "images.new").exists()
+    await ours.drop(tmp_path / "stub" / "images")
+
+
+async def wait_for_pages(directory: Path, shim: int, root: int) -> int:
+    """The criu that is writing an image."""
+    await until(lambda: any(file.stat().st_size > 1 << 20 for file in directory.rglob("pages-*.img")), "pages")
+    return only_other_child(shim, root)

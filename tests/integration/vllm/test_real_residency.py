@@ -1,0 +1,124 @@
+"""The real vLLM put into images by the real criu and frozen in mid-stream: the same answers, and the same streams."""
+
+import re
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import openai
+import pytest
+
+from tests.support.real_criu import CRIU, nothing_left
+from tests.support.real_criu import SKIP_REASON as NO_CRIU
+from tests.support.real_vllm import (
+    MISSING,
+    QUESTIONS,
+    SKIP_REASON,
+    Question,
+    ask,
+    kept_stream,
+    openai_client,
+    real_config,
+    real_model,
+    starts,
+)
+from tests.support.server import LlmuxProcess, http_client, llmux_server
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.criu,
+    pytest.mark.skipif(bool(MISSING), reason=SKIP_REASON),
+    pytest.mark.skipif(not CRIU, reason=NO_CRIU),
+    pytest.mark.timeout(600),
+]
+
+Alone = dict[str, dict[Question, str]]
+SWITCHES = 20
+STREAM_TOKENS = 120
+FASTER = 8
+
+
+def config(eviction: str, directory: Path, *, models: str = "ab", keep_images: bool = True, **more: Any) -> Any:
+    described = {name: real_model(name, eviction, context=1024) for name in models}
+    checkpoint = {"criu_path": CRIU, "images_dir": str(directory / "images"), "keep_images": keep_images}
+    return real_config(described, checkpoint=checkpoint, **more)
+
+
+async def alternate(client: openai.AsyncOpenAI, alone: Alone, count: int) -> None:
+    """So many switches, each for a request of which the engine's own answer is known."""
+    for model, question in islice(zip(cycle("ab"), cycle(QUESTIONS), strict=False), count):
+        answer = await ask(client, model, question, is_stream=False)
+        assert answer.text == alone[model][question], f"{model} {question}"
+        assert answer.finish_reason in ("stop", "length")
+
+
+def wakes(server: LlmuxProcess) -> list[float]:
+    """How long each wake took, in order."""
+    return [float(found[1]) for found in server.find_in_log(r"switched .*wake_seconds=(\S+)")]
+
+
+async def test_images_that_are_kept_bring_the_same_engine_back_again_and_again(alone: Alone, tmp_path: Path) -> None:
+    with nothing_left():
+        settings = config("retain+checkpoint", tmp_path)
+        async with llmux_server(settings, tmp_path) as server, openai_client(server) as client:
+            await alternate(client, alone, SWITCHES)
+            assert len(starts(server)) == 2, "each engine was started once, and came from its image from then on"
+            for model in "ab":
+                assert len(server.find_in_log(rf"dumped .*model={model}$")) == 1
+                assert len(server.find_in_log(rf"restored .*model={model} ")) >= 3
+                assert (tmp_path / "images" / model / "images" / "manifest.json").exists()
+            cold, warm = min(wakes(server)[:2]), median(wakes(server)[2:])
+            assert warm * FASTER <= cold, f"cold start {cold:.2f} s, from the image {warm:.2f} s"
+            assert await server.terminate() == 0
+
+
+async def test_each_way_into_an_image_and_back_leaves_the_answers_as_they_were(alone: Alone, tmp_path: Path) -> None:
+    """Dumped anew each time, from each state of the weights."""
+    with nothing_left():
+        settings = config("offload+checkpoint", tmp_path, keep_images=False)
+        async with llmux_server(settings, tmp_path) as server, openai_client(server) as client:
+            await alternate(client, alone, SWITCHES)
+            async with http_client() as session:
+                for model in "ab":
+                    change = {"model": model, "eviction": {"weights": "discard", "process": "checkpoint"}}
+                    async with session.post(f"{server.url}/control/eviction", json=change) as response:
+                        assert response.status == 200, await response.text()
+            await alternate(client, alone, SWITCHES)
+            assert len(starts(server)) == 2
+            assert len(server.find_in_log("dumped ")) == 2 * SWITCHES - 1
+            assert not server.find_in_log("stopping the engine instead|sleeps instead|unfaithful")
+            cold, warm = min(wakes(server)[:2]), median(wakes(server)[2:])
+            assert warm * FASTER <= cold, f"cold start {cold:.2f} s, from the image {warm:.2f} s"
+
+
+@pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running", "discard+checkpoint"])
+async def test_a_stream_is_frozen_by_a_switch_and_comes_back_whole(alone: Alone, tmp_path: Path, eviction: str) -> None:
+    settings = config(eviction, tmp_path, models="ac", keepalive_seconds=0.3, policy={"min_active_seconds": 1.0})
+    settings["models"]["c"]["drain"] = "freeze"
+    with nothing_left():
+        async with llmux_server(settings, tmp_path) as server, openai_client(server) as client:
+            await ask(client, "a", QUESTIONS[0], is_stream=False)
+            async with kept_stream(server, "c", STREAM_TOKENS) as undisturbed:
+                pass
+            async with kept_stream(server, "c", STREAM_TOKENS) as stream:
+                await stream.wait_for_chunks(10)
+                asked_at = monotonic()
+                answer = await ask(client, "a", QUESTIONS[1], is_stream=False)
+                answered_at = monotonic()
+            assert answer.text == alone["a"][QUESTIONS[1]]
+            assert stream.times[10] < answered_at < stream.times[-1], "a was not answered in mid-stream"
+            before = sum(at < answered_at for at in stream.times)
+            assert 10 <= before < len(stream.times) - 10
+            assert stream.gap_seconds(asked_at) > (answered_at - asked_at) / 2, "the chunks show no gap"
+            assert stream.errors == [] and stream.ends == 1
+            assert stream.text == undisturbed.text
+            assert stream.comments, "the client was left without a sign of life"
+            assert len(starts(server)) == 2
+            if "checkpoint" in eviction:
+                frozen = server.find_in_log(r"dumped .*image=(\S+/c/frozen) ")
+                assert frozen and not Path(frozen[0][1]).exists(), (
+                    "an image with requests in it is good for one restore"
+                )
+            assert re.search(r"previous=c ", "\n".join(server.log))
