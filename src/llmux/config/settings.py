@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from llmux.config import checks
 from llmux.config.checkpoint import CheckpointSettings
-from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Text
+from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
 from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.problems import problems_of
@@ -93,6 +93,10 @@ class Settings(Section):
         default=15.0, description="How often the client of a frozen event stream gets a comment line."
     )
 
+    host_memory_reserve_mib: Size = Field(
+        default=1024,
+        description="Weights that would leave less of the host's memory than this are discarded instead of offloaded.",
+    )
     access_log: Directory | None = Field(
         default=None,
         description="File that gets one line of JSON for each request; llmux simulate reads it. Absent: none.",

@@ -124,6 +124,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             checkpointable=settings.checkpoint is not None,
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
+            host_memory_reserve_mib=settings.host_memory_reserve_mib,
         )
         for name, model in settings.models.items()
     }

@@ -15,6 +15,7 @@ class EngineSpec:
 
     ``checkpointable``: so that criu can dump it. ``freezes``: its requests are to be suspended with it, if it can.
     ``canary_every``: how many wakes pass from one check of its answers to the next; None: it is never checked.
+    ``host_memory_reserve_mib``: what offloaded weights must leave of the host's memory.
     """
 
     model: str
@@ -31,6 +32,7 @@ class EngineSpec:
     checkpointable: bool = False
     freezes: bool = False
     canary_every: int | None = None
+    host_memory_reserve_mib: int = 0
 
     @property
     def argv(self) -> tuple[str, ...]:

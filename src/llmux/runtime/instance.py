@@ -21,6 +21,7 @@ from llmux.engines.imaging import ImageFacts
 from llmux.engines.process import EngineProcess, describe_exit
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.hosts.memory import available_mib, weights_mib
 from llmux.residency.steps import (
     DumpProcess,
     PauseRequests,
@@ -40,6 +41,8 @@ log = structlog.get_logger("engine")
 KILL_SECONDS = 10.0
 STUCK_RETRY_SECONDS = 5.0
 EXIT_NOTICE_SECONDS = 1.0
+DYING_SECONDS = 0.3
+"""What an engine that answers 500 is given to end."""
 LINES_SHOWN = 8
 RESTORED_HEALTHY_SECONDS = 30.0
 """What was healthy when it was dumped is so at once: seen were milliseconds."""
@@ -166,11 +169,25 @@ class Instance:
                     return Cold()
                 case _:
                     assert_never(step)
-        return Asleep(eviction)
+        return Asleep(self._as_applied(eviction))
+
+    def _as_applied(self, eviction: Eviction) -> Eviction:
+        """The eviction with what has really become of the weights."""
+        levels = [step.level for step in self._applied if isinstance(step, Sleep)]
+        if not levels:
+            return eviction
+        weights = Weights.DISCARD if SleepLevel.DISCARD in levels else Weights.OFFLOAD
+        return Eviction(weights, eviction.process)
 
     async def _fall_asleep(self, step: Sleep) -> None:
+        if step.level is SleepLevel.OFFLOAD and not self._host_has_room():
+            log.warning("too little host memory for the weights: they are discarded instead", model=self.spec.model)
+            step = Sleep(SleepLevel.DISCARD, step.keeps_requests)
         await self._guarded(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
         self._applied = (*self._applied, step)
+
+    def _host_has_room(self) -> bool:
+        return available_mib() - weights_mib(self.spec.model_path) >= self.spec.host_memory_reserve_mib
 
     def _take_kept_image(self) -> bool:
         return self._images is not None and self._images.take_kept(self.spec.identity)
@@ -198,10 +215,10 @@ class Instance:
             log.warning("no image was made, the engine sleeps instead", model=self.spec.model, reason=str(failure))
             if not any(isinstance(step, Sleep) for step in self._applied):
                 await self._fall_asleep(Sleep(SleepLevel.OFFLOAD, keeps_requests=freeze))
-            weights = Weights.OFFLOAD if eviction.weights is Weights.RETAIN else eviction.weights
-            return Asleep(Eviction(weights, Process.KEEP_RUNNING))
+            return Asleep(self._as_applied(Eviction(eviction.weights, Process.KEEP_RUNNING)))
+        residency = Asleep(self._as_applied(eviction))
         self._forget()
-        return Asleep(eviction)
+        return residency
 
     async def end(self) -> None:
         """Kill whatever is left of the engine and return when all of it is gone, however long that takes.
@@ -311,19 +328,21 @@ class Instance:
             reason = self._interruption or f"{what} took longer than {limit_seconds:g} s{self._shown_tail()}"
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
+            # From here on there is nothing to break off: an exit that is heard of meanwhile is the explanation.
+            self._scope = None
             raise EngineFailure(await self._explain(failure)) from failure
         finally:
             self._scope = None
             work.close()
 
     async def _explain(self, failure: ControlCallFailed) -> str:
-        """A lost connection usually means a dying engine: its exit says more, and is noticed in a moment."""
-        if self._process is None or failure.status is not None:
+        """A lost connection usually means a dying engine, a 500 often: its exit says more, and comes in a moment."""
+        if self._process is None or (failure.status is not None and failure.status < 500):
             return str(failure)
         with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_NOTICE_SECONDS):
+            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else DYING_SECONDS):
                 return self._last_words(await self._process.wait_exited())
-        return str(failure)
+        return f"{failure}{self._shown_tail()}"
 
     async def _stop(self) -> None:
         if self._process is not None:
