@@ -43,8 +43,8 @@ ENGINE = (
     str(BATCH_LIMIT),
 )
 SPEEDS = ("--sim-prefill-tokens-per-second", "8000", "--sim-sleep-ms", str(EVICT_MS), "--sim-wake-ms", str(WAKE_MS))
-CANARY_SECONDS = 0.2
-"""What it takes an engine of this speed to answer the question after a wake, alone."""
+CANARY_SECONDS = 0.1
+"""What llmux's question after a wake was measured to take, where nothing is frozen."""
 COSTS = f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000 + CANARY_SECONDS}"
 WAIT_BAR, SWITCHES_BAR = 0.10, 0.05
 
