@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmux.config.policy import PolicyType
-from llmux.config.settings import Settings
+from llmux.config.settings import CanaryMode, Settings
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
@@ -72,7 +72,15 @@ def simulate(
     """Run the trace under one policy."""
     settings = _with_policy(scenario.settings, policy_type=policy)
     scheduler = build_scheduler(settings)
-    return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=settings.warmup, progress=progress).run()
+    return VirtualRun(
+        scheduler,
+        calls,
+        scenario.costs,
+        scenario.speed,
+        warm=settings.warmup,
+        checks_wakes=settings.canary is CanaryMode.ALWAYS,
+        progress=progress,
+    ).run()
 
 
 def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:

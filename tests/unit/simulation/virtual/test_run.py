@@ -26,11 +26,12 @@ def run(
     max_in_flight: int = 8,
     *,
     warm: bool = True,
+    checks_wakes: bool = False,
 ) -> Outcome:
     names = dict.fromkeys(call.model for call in calls)
     specs = [ModelSpec(name, eviction, max_in_flight, drain) for name in names]
     scheduler = Scheduler(specs, Fifo(), limits or Limits(min_active_seconds=0.0))
-    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm).run()
+    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm, checks_wakes=checks_wakes).run()
 
 
 def test_a_request_waits_for_the_wake_then_reads_then_writes() -> None:
@@ -100,6 +101,17 @@ def test_frozen_work_is_read_again_and_goes_on() -> None:
     assert outcome.ended_at[0] == pytest.approx(9.0 + 0.581 + (401 - 81 - 1) / 40)
     assert outcome.served == [True, True]
     assert Phase.DRAINING not in [phase for _, phase in outcome.timeline.entries["a"]]
+
+
+def test_a_wake_that_is_checked_is_done_when_what_was_frozen_has_been_read() -> None:
+    calls = [TracedCall(0.0, "a", 2000, 401), TracedCall(2.0, "b", 0, 1), TracedCall(5.0, "a", 0, 1)]
+    outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE, checks_wakes=True)
+    # Frozen at 2.5 while it was being read; b has its turn from 4.5 to 5.5; a is back at 7.5 and has read at 9.5.
+    assert outcome.ended_at[1] == 4.5
+    assert outcome.first_token_at[0] == 9.5
+    assert outcome.ended_at[0] == pytest.approx(9.5 + 400 / 40)
+    assert outcome.admitted_at[2] == 9.5
+    assert (9.5, Phase.SERVING) in outcome.timeline.entries["a"]
 
 
 def test_turns_that_are_too_short_to_get_anything_done_come_to_an_end() -> None:
