@@ -113,16 +113,11 @@ class VirtualRun:
         speed: EngineSpeed | None = None,
         *,
         warm: bool = False,
-        checks_wakes: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """``warm``: the engines have been started before. ``progress`` is told how many calls have come.
-
-        ``checks_wakes``: a wake is done when the engine has answered a question, which waits behind what was frozen.
-        """
+        """``warm``: the engines have been started before. ``progress`` is told how many calls have come."""
         self._scheduler = scheduler
         self._calls = calls
-        self._checks_wakes = checks_wakes
         self._progress = progress
         self._places = {
             model.name: _Place(scheduler, model.name, costs[model.name], speed or EngineSpeed(), warm)
@@ -299,8 +294,8 @@ class VirtualRun:
         place = self._places[action.instance.model]
         starts = action.asleep is None and not (place.was_started and action.instance.generation == 1)
         self._on_gpu.append(place)
-        resumes = bool(place.frozen) and self._checks_wakes
-        outcome = _Awake(action.instance) if resumes else WakeDone(action.instance, can_freeze=True)
+        # With requests frozen in it, it is asked a question at its wake, which waits behind them.
+        outcome = _Awake(action.instance) if place.frozen else WakeDone(action.instance, can_freeze=True)
         self._await(place.cost.cold if starts else place.cost.wake, outcome)
 
     def _evict(self, action: Evict) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmux.config.policy import PolicyType
-from llmux.config.settings import CanaryMode, Settings
+from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
@@ -78,7 +78,6 @@ def simulate(
         scenario.costs,
         scenario.speed,
         warm=settings.warmup,
-        checks_wakes=settings.canary is CanaryMode.ALWAYS,
         progress=progress,
     ).run()
 
