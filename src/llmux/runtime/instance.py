@@ -238,6 +238,11 @@ class Instance:
             else:
                 self._forget()
 
+    async def delete_images(self) -> None:
+        """Delete what could bring the engine back from disk, unless it is there that it is."""
+        if self._images is not None and not self._images.hold_engine:
+            await self._images.delete()
+
     def interrupt(self, reason: str) -> None:
         """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
         self._is_given_up = True
