@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from typing import assert_never
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, assert_never
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
@@ -16,9 +16,17 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.engines.imaging import CriuSettings, Imager
 from llmux.engines.vllm import ControlTimeouts
+from llmux.gpus.memory import GpuReader, StartNeed
+from llmux.gpus.nvml import NvmlReader
+from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import choose_ports
 from llmux.runtime.engine_spec import EngineSpec
 from llmux.runtime.images import ModelImages
+
+FindVirtualGpu: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
+"""The virtual GPU of an engine with these arguments and this environment, and what its start needs; None: it has none.
+
+Passed in by whoever knows the simulated engine."""
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """How many wakes pass from one check to the next."""
@@ -73,6 +81,19 @@ def build_images(settings: Settings, imager: Imager | None) -> dict[str, ModelIm
         name: ModelImages(imager, name, keep=keep, given=model.checkpoint_path)
         for name, model in settings.models.items()
     }
+
+
+def build_room(settings: Settings, name: str, find_virtual_gpu: FindVirtualGpu | None) -> GpuRoom:
+    """The GPUs as the model's engine sees them: those of its ledger if it is a simulated one."""
+    model = settings.models[name]
+    environment = os.environ | model.env
+    virtual = find_virtual_gpu(model.engine_arguments, environment) if find_virtual_gpu is not None else None
+    if virtual is not None:
+        reader, need = virtual
+        return GpuRoom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
+    need = None if model.start_share is None else StartNeed(share=model.start_share)
+    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
+    return GpuRoom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
 
 
 def needs_criu(settings: Settings) -> bool:
