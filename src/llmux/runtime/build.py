@@ -2,8 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeAlias, assert_never
+
+import aiohttp
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
@@ -14,14 +18,18 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.imaging import CriuSettings, Imager
 from llmux.engines.vllm import ControlTimeouts
+from llmux.errors import ConfigError, ModelNotFound, Problem
 from llmux.gpus.memory import GpuReader, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import choose_ports
+from llmux.runtime.alone import EngineAlone
 from llmux.runtime.engine_spec import EngineSpec
 from llmux.runtime.images import ModelImages
+from llmux.runtime.instance import Instance
 
 FindVirtualGpu: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
 """The virtual GPU of an engine with these arguments and this environment, and what its start needs; None: it has none.
@@ -64,12 +72,49 @@ def _image_eviction(settings: Settings, name: str) -> Eviction | None:
     return configured if configured.process is Process.CHECKPOINT else Eviction(Weights.DISCARD, Process.CHECKPOINT)
 
 
-def build_imager(settings: Settings) -> Imager | None:
-    """What dumps and restores engines; None where no checkpoints are configured."""
+def build_imager(settings: Settings, images_directory: Path | None = None) -> Imager | None:
+    """What dumps and restores engines, in another directory if one is given; None where it is not configured."""
     checkpoint = settings.checkpoint
     if checkpoint is None:
         return None
-    return Imager(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, checkpoint.images_dir))
+    directory = images_directory or checkpoint.images_dir
+    return Imager(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
+
+
+def require_imager(settings: Settings) -> Imager:
+    """As ``build_imager``; raises ConfigError where no checkpoints are configured."""
+    imager = build_imager(settings)
+    if imager is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "checkpoint", "the section is missing, and images need it", "add 'checkpoint: {}' for its defaults"
+                )
+            ]
+        )
+    return imager
+
+
+@asynccontextmanager
+async def open_alone(
+    settings: Settings, model: str, *, images: ModelImages | None, find_virtual_gpu: FindVirtualGpu | None = None
+) -> AsyncIterator[EngineAlone]:
+    """The model's engine without a server around it, not started; whatever it is in the end, it is ended.
+
+    Raises ModelNotFound.
+    """
+    if model not in settings.models:
+        raise ModelNotFound(model, list(settings.models))
+    spec = engine_specs(settings)[model]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        endpoints = EngineEndpoints(session, spec.port, spec.api_key)
+        room = build_room(settings, model, find_virtual_gpu)
+        instance = Instance(spec, endpoints, lambda reason: None, images=images, room=room)
+        try:
+            yield EngineAlone(instance, endpoints, room)
+        finally:
+            instance.interrupt("llmux is ending")
+            await instance.end()
 
 
 def build_images(settings: Settings, imager: Imager | None) -> dict[str, ModelImages]:
