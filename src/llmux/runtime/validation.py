@@ -83,13 +83,17 @@ class _Judge:
         trial = Trial(eviction)
         try:
             steps_of(eviction)
+        except UnsupportedEviction as refusal:
+            trial.reasons.append(str(refusal))
+            return trial
+        try:
             await self._begin(eviction)
             await self._leave(trial)
             await self._come_back(trial)
         except Unfaithful as difference:
             trial.is_same_answer = False
             trial.reasons.append(str(difference))
-        except (LlmuxError, UnsupportedEviction) as error:
+        except LlmuxError as error:
             trial.reasons.append(str(error))
         if not trial.passed:
             await self._give_up()
