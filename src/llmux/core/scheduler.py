@@ -207,13 +207,14 @@ class Scheduler:
     def wait_bound(self, longest_switch_seconds: Seconds) -> Seconds:
         """The longest time that a queue's head waits for its switch to begin, if no wake fails.
 
-        ``max_wait + S + (N−1)(min_active + drain_timeout + S)``: it is overdue after max_wait; a switch may just have
-        begun; and each other model may have one turn before it.
+        ``max_wait + S + (N−1)(max(min_active + drain_timeout, S) + S)``: it is overdue after max_wait; a switch may
+        just have begun; and each other model may have one turn before it, which lasts as long as its drain or, where
+        its requests freeze, as its wake.
         """
         limits = self._world.limits
         others = len(self._world.models) - 1
-        turn = limits.min_active_seconds + limits.drain_timeout_seconds + longest_switch_seconds
-        return limits.max_wait_seconds + longest_switch_seconds + others * turn
+        turn = max(limits.min_active_seconds + limits.drain_timeout_seconds, longest_switch_seconds)
+        return limits.max_wait_seconds + longest_switch_seconds + others * (turn + longest_switch_seconds)
 
 
 def _retry_at(model: Model) -> Seconds:

@@ -44,13 +44,16 @@ class Canary:
         if self._check_every is not None:
             self.baseline = await self._ask(endpoints)
 
-    async def check(self, endpoints: Endpoints) -> None:
-        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed."""
-        if self._check_every is None or self.baseline is None:
+    async def check(self, endpoints: Endpoints, *, has_frozen: bool = False) -> None:
+        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed.
+
+        ``has_frozen``: it is asked in any case, for its answer tells when what was frozen has been read again.
+        """
+        if not self._is_due():
+            if has_frozen:
+                await self._ask(endpoints)
             return
-        self._wakes += 1
-        if (self._wakes - 1) % self._check_every:
-            return
+        assert self.baseline is not None
         self.checks += 1
         for _ in range(TRIES):
             heard = await self._ask(endpoints)
@@ -58,6 +61,12 @@ class Canary:
                 return
         self.mismatches += 1
         raise Unfaithful(self.baseline, heard)
+
+    def _is_due(self) -> bool:
+        if self._check_every is None or self.baseline is None:
+            return False
+        self._wakes += 1
+        return (self._wakes - 1) % self._check_every == 0
 
     async def _ask(self, endpoints: Endpoints) -> str:
         began_at = monotonic()

@@ -131,11 +131,12 @@ class Instance:
         if self._process is None:
             await self._guarded(self._restore(), None, "the restore")
             await self._guarded(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
+        has_frozen = any(isinstance(step, PauseRequests) or _keeps_requests(step) for step in self._applied)
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
         self._room.forget_left()
-        await self._guarded(self.canary.check(self._endpoints), None, "the canary's check")
+        await self._guarded(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
         """Take the engine off the GPU; a step that fails is replaced by a cheaper one, at last by stopping it.
@@ -390,3 +391,7 @@ class Instance:
 
     def _hear(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
+
+
+def _keeps_requests(step: Step) -> bool:
+    return isinstance(step, Sleep) and step.keeps_requests

@@ -72,7 +72,14 @@ def simulate(
     """Run the trace under one policy."""
     settings = _with_policy(scenario.settings, policy_type=policy)
     scheduler = build_scheduler(settings)
-    return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=settings.warmup, progress=progress).run()
+    return VirtualRun(
+        scheduler,
+        calls,
+        scenario.costs,
+        scenario.speed,
+        warm=settings.warmup,
+        progress=progress,
+    ).run()
 
 
 def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:
