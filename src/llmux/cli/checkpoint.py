@@ -10,6 +10,7 @@ from llmux.cli.engine_work import (
     ConfigOption,
     JsonOption,
     ModelArgument,
+    PortOption,
     VerboseOption,
     eviction_of,
     memory_text,
@@ -37,6 +38,7 @@ def checkpoint(
     no_warmup: NoWarmupOption = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    port: PortOption = None,
 ) -> None:
     """Start a model alone, and put its engine into an image, from which llmux then starts it in a moment.
 

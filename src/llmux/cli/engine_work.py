@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A configured model.")]
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML or JSON file.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engine's output.")]
+PortOption = Annotated[int | None, typer.Option("--port", "-p", hidden=True, help="As in 0.7.7; without effect here.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -10,6 +10,7 @@ from llmux.cli.engine_work import (
     ConfigOption,
     JsonOption,
     ModelArgument,
+    PortOption,
     VerboseOption,
     memory_text,
     run_to_end,
@@ -28,6 +29,7 @@ def restore(
     config: ConfigOption = Path("config.json"),
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    port: PortOption = None,
 ) -> None:
     """Bring a model's engine back from its image, wake it and ask it; it goes on running when this has ended.
 

@@ -17,6 +17,7 @@ from llmux.cli.engine_work import (
     ConfigOption,
     JsonOption,
     ModelArgument,
+    PortOption,
     VerboseOption,
     eviction_of,
     run_to_end,
@@ -50,6 +51,7 @@ def validate(
     policies: PoliciesOption = DEFAULT_POLICIES,
     json: JsonOption = False,
     verbose: VerboseOption = False,
+    port: PortOption = None,
 ) -> None:
     """Start a model alone, put it to sleep and wake it by each policy, and judge what became of it.
 
