@@ -66,10 +66,7 @@ class Instance:
         room: GpuRoom | None = None,
         on_leaving: Callable[[Upstream], None] = lambda upstream: None,
     ) -> None:
-        """``room``: the GPUs, whose memory is waited for; None: it is not looked at.
-
-        ``on_leaving`` is told when the process is about to end, so that nobody keeps connections to it.
-        """
+        """``on_leaving`` is told when the process is about to end, so that nobody keeps connections to it."""
         self.spec = spec
         self.upstream = Upstream("127.0.0.1", spec.port, spec.api_key)
         self.canary = Canary(spec.served_names[0], spec.canary_every)
@@ -256,6 +253,11 @@ class Instance:
         if self._process is not None:
             await self._process.stay()
             self._forget()
+
+    async def delete_images(self) -> None:
+        """Delete what could bring the engine back from disk, unless it is there that it is."""
+        if self._images is not None and not self._images.hold_engine:
+            await self._images.delete()
 
     def interrupt(self, reason: str) -> None:
         """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
