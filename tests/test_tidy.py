@@ -33,14 +33,15 @@ LAYERS = {
         "gateway",
         "control",
         "engines",
+        "gpus",
         "hosts",
         "residency",
         "observability",
         "core",
         "errors",
     },
-    "simulation": {"runtime", "config", "observability", "core", "errors"},
-    "cli": {"runtime", "config", "simulation", "observability", "core", "errors"},
+    "simulation": {"runtime", "config", "observability", "gpus", "core", "errors"},
+    "cli": {"runtime", "config", "simulation", "observability", "hosts", "gpus", "core", "errors"},
 }
 """What each package may import, beside itself."""
 

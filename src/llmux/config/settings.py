@@ -76,6 +76,11 @@ class Settings(Section):
     wake_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /wake_up.")
     reload_timeout_seconds: PositiveSeconds = Field(default=600.0, description="For reading discarded weights again.")
     reset_timeout_seconds: PositiveSeconds = Field(default=30.0, description="For the engine's /reset_prefix_cache.")
+    memory_wait_seconds: Seconds = Field(
+        default=10.0,
+        description="How long a start or a wake waits for the GPU memory that it needs to be really free; then it is "
+        "tried all the same, and a warning names who holds it. 0: it is not looked at.",
+    )
     max_body_bytes: Count = Field(default=128 << 20, description="The largest accepted request body, in bytes.")
     queue_limit_requests: Count = Field(default=10_000, description="How many requests may wait, over all models.")
     queue_limit_bytes: Count = Field(default=1 << 30, description="How many bytes of bodies may wait, over all models.")

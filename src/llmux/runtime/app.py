@@ -24,8 +24,10 @@ from llmux.observability.access_log import AccessLog
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.build import (
+    FindVirtualGpu,
     build_imager,
     build_images,
+    build_room,
     build_scheduler,
     engine_specs,
     missing_programs,
@@ -52,7 +54,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server:
     """Everything that serves, on one event loop: built once, run once."""
 
-    def __init__(self, settings: Settings, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        find_virtual_gpu: FindVirtualGpu | None = None,
+    ) -> None:
         self.settings = settings
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._scheduler = build_scheduler(settings)
@@ -69,6 +76,7 @@ class Server:
                 self._endpoints[name],
                 self._exit_callback(name),
                 images=images.get(name),
+                room=build_room(settings, name, find_virtual_gpu),
                 on_leaving=self._forget_upstream,
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
@@ -149,7 +157,12 @@ class Server:
         )
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Server], None] | None = None,
+    find_virtual_gpu: FindVirtualGpu | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
 
     An error in the scheduler itself ends it too, as an exception group.
@@ -163,7 +176,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None
         for number in SIGNALS:
             stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        server = Server(settings, tasks.create_task)
+        server = Server(settings, tasks.create_task, find_virtual_gpu)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
         for number in SIGNALS:

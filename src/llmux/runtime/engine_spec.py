@@ -7,6 +7,7 @@ from pathlib import Path
 from llmux.checkpoints.identity import identity_of
 from llmux.engines import vllm
 from llmux.engines.process import LaunchCommand
+from llmux.hosts.memory import available_mib, weights_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class EngineSpec:
     def identity(self) -> str:
         """The fingerprint of how it is started: an image of an engine with another one is out of date."""
         return identity_of(self.argv, os.environ | self.environment, self.environment)
+
+    def leaves_host_memory(self) -> bool:
+        """Whether the weights could go into host memory now, and leave the reserve."""
+        return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
 
     def launch_command(self, temporary_directory: Path) -> LaunchCommand:
         """What the shim is told to start, with a directory that is the engine's own."""

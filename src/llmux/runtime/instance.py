@@ -11,7 +11,7 @@ from typing import Any, assert_never
 import structlog
 
 from llmux.checkpoints.step_words import parse_step
-from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
 from llmux.engines.canary import Canary
@@ -20,8 +20,8 @@ from llmux.engines.health import Health, check_health, listens, wait_until_healt
 from llmux.engines.imaging import ImageFacts
 from llmux.engines.process import EngineProcess, describe_exit
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
-from llmux.hosts.memory import available_mib, weights_mib
 from llmux.residency.steps import (
     DumpProcess,
     PauseRequests,
@@ -30,6 +30,7 @@ from llmux.residency.steps import (
     Step,
     StopProcess,
     UnsupportedEviction,
+    as_applied,
     steps_of,
 )
 from llmux.runtime.engine_spec import EngineSpec
@@ -62,6 +63,7 @@ class Instance:
         on_exit: Callable[[str], None],
         *,
         images: ModelImages | None = None,
+        room: GpuRoom | None = None,
         on_leaving: Callable[[Upstream], None] = lambda upstream: None,
     ) -> None:
         """``on_leaving`` is told when the process is about to end, so that nobody keeps connections to it."""
@@ -69,8 +71,11 @@ class Instance:
         self.upstream = Upstream("127.0.0.1", spec.port, spec.api_key)
         self.canary = Canary(spec.served_names[0], spec.canary_every)
         self.can_freeze = False
+        self.fallback_reason: str | None = None
+        """Why the last ``evict`` did something else than was asked; None where it did not."""
         self._endpoints = endpoints
         self._images = images
+        self._room = room or GpuRoom(spec.model, None, None)
         self._on_exit = on_exit
         self._on_leaving = on_leaving
         self._process: EngineProcess | None = None
@@ -97,6 +102,11 @@ class Instance:
         return None if self._process is None else self._process.pid
 
     @property
+    def shim_pid(self) -> int | None:
+        """The parent of the engine's root, and of what its root leaves."""
+        return None if self._process is None else self._process.shim_pid
+
+    @property
     def output_tail(self) -> tuple[str, ...]:
         """The engine's last lines of output."""
         return () if self._process is None else self._process.tail
@@ -114,6 +124,7 @@ class Instance:
         if self._process is None and not self._is_in_image:
             await self._start()
             return
+        await self._guarded(self._room.wait_to_wake(), None, "the wait for free memory")
         if self._process is None:
             await self._guarded(self._restore(), None, "the restore")
             await self._guarded(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
@@ -121,6 +132,7 @@ class Instance:
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
+        self._room.forget_left()
         await self._guarded(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
@@ -130,14 +142,23 @@ class Instance:
         """
         if not self._is_given_up:
             self._interruption = None
+        self.fallback_reason = None
         if self._process is None:
             return await self._evict_from_image(eviction)
+        before = await self._room.read()
         try:
-            return await self._leave(eviction, freeze=freeze)
+            residency = await self._leave(eviction, freeze=freeze)
         except (EngineFailure, UnsupportedEviction) as failure:
-            log.warning("eviction failed, stopping the engine instead", model=self.spec.model, reason=str(failure))
+            self._fall_back("eviction failed, stopping the engine instead", str(failure))
             await self._stop()
             return Cold()
+        if isinstance(residency, Asleep):
+            self._room.note_left(before, await self._room.read())
+        return residency
+
+    def _fall_back(self, event: str, reason: str) -> None:
+        self.fallback_reason = f"{event}: {reason}"
+        log.warning(event, model=self.spec.model, reason=reason)
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
         if self._images is None or not self._images.hold_engine:
@@ -170,25 +191,14 @@ class Instance:
                     return Cold()
                 case _:
                     assert_never(step)
-        return Asleep(self._as_applied(eviction))
-
-    def _as_applied(self, eviction: Eviction) -> Eviction:
-        """The eviction with what has really become of the weights."""
-        levels = [step.level for step in self._applied if isinstance(step, Sleep)]
-        if not levels:
-            return eviction
-        weights = Weights.DISCARD if SleepLevel.DISCARD in levels else Weights.OFFLOAD
-        return Eviction(weights, eviction.process)
+        return Asleep(as_applied(eviction, self._applied))
 
     async def _fall_asleep(self, step: Sleep) -> None:
-        if step.level is SleepLevel.OFFLOAD and not self._host_has_room():
-            log.warning("too little host memory for the weights: they are discarded instead", model=self.spec.model)
+        if step.level is SleepLevel.OFFLOAD and not self.spec.leaves_host_memory():
+            self._fall_back("the weights are discarded instead of offloaded", "too little host memory for them")
             step = Sleep(SleepLevel.DISCARD, step.keeps_requests)
         await self._guarded(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
         self._applied = (*self._applied, step)
-
-    def _host_has_room(self) -> bool:
-        return available_mib() - weights_mib(self.spec.model_path) >= self.spec.host_memory_reserve_mib
 
     def _take_kept_image(self) -> bool:
         return self._images is not None and self._images.take_kept(self.spec.identity)
@@ -213,11 +223,11 @@ class Instance:
         except (DumpFailed, CriuUnusable) as failure:
             if isinstance(failure, DumpFailed) and not failure.engine_runs:
                 raise EngineFailure(str(failure)) from failure
-            log.warning("no image was made, the engine sleeps instead", model=self.spec.model, reason=str(failure))
+            self._fall_back("no image was made, the engine sleeps instead", str(failure))
             if not any(isinstance(step, Sleep) for step in self._applied):
                 await self._fall_asleep(Sleep(SleepLevel.OFFLOAD, keeps_requests=freeze))
-            return Asleep(self._as_applied(Eviction(eviction.weights, Process.KEEP_RUNNING)))
-        residency = Asleep(self._as_applied(eviction))
+            return Asleep(as_applied(Eviction(eviction.weights, Process.KEEP_RUNNING), self._applied))
+        residency = Asleep(as_applied(eviction, self._applied))
         self._forget()
         return residency
 
@@ -237,6 +247,12 @@ class Instance:
                 await asyncio.sleep(STUCK_RETRY_SECONDS)
             else:
                 self._forget()
+
+    async def let_stay(self) -> None:
+        """Let the engine outlive llmux, to which it is gone from then on; raises StayRefused."""
+        if self._process is not None:
+            await self._process.stay()
+            self._forget()
 
     async def delete_images(self) -> None:
         """Delete what could bring the engine back from disk, unless it is there that it is."""
@@ -262,6 +278,8 @@ class Instance:
         return await check_health(self._endpoints, timeout_seconds)
 
     async def _start(self) -> None:
+        self._room.forget_left()
+        await self._guarded(self._room.wait_to_start(), None, "the wait for free memory")
         self._listen_at(self.spec.port)
         if not is_free(self.spec.port):
             raise EngineFailure(

@@ -46,6 +46,7 @@ def test_every_default_of_the_top_level() -> None:
         "max_body_bytes": 128 * 1024 * 1024,
         "queue_limit_requests": 10_000,
         "queue_limit_bytes": 1024 * 1024 * 1024,
+        "memory_wait_seconds": 10,
         "log_level": LogLevel.INFO,
     }
 
