@@ -176,3 +176,39 @@ async def test_a_request_that_has_ended_is_not_kept_alive() -> None:
         bench.desk.leases.clear()
         holder.lease_thawed()
         assert not bench.gateway._state.frozen, "a request that has ended is not kept alive"
+
+
+async def test_a_request_that_is_given_back_while_frozen_starts_anew() -> None:
+    """An engine answers 500 as it dies, a switch freezes the request meanwhile, and then it is known to be dead."""
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        if len(bench.engine.seen) == 1:
+            engine.answer(b"dying", status="500 Internal Server Error")
+        else:
+            engine.answer(b"from the next engine")
+
+    async with running_gateway(script) as bench:
+        bench.desk.alive = None
+        bench.desk.on_give_back = lambda desk, lease: desk.grant(lease.request)
+        client = await bench.client()
+        client.send(post(BODY))
+        await bench.desk.until(lambda: bool(bench.desk.reports))
+        bench.desk.asked[0].holder.lease_frozen()
+        bench.desk.asked[0].holder.lease_held()
+        bench.desk.reports[0](False)
+        assert (await client.answer()).body == b"from the next engine"
+
+
+async def test_a_request_whose_connection_fails_while_frozen_starts_anew() -> None:
+    async def answer(request: Message, engine: EngineSide) -> None:
+        engine.answer(b"at last")
+
+    async with running_gateway(answer) as bench:
+        bench.engine.stop()
+        client = await bench.client()
+        bench.desk.on_acquire = lambda desk, asked: freeze_at_once(bench, asked.number, asked.holder)
+        client.send(post(BODY))
+        await bench.desk.until(lambda: bool(bench.desk.given_back))
+        await bench.engine.start()
+        bench.desk.grant(1)
+        assert (await client.answer()).body == b"at last"

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 PLACES = frozenset({"TMPDIR", "VLLM_RPC_BASE_PATH"})
 """Different at every start."""
@@ -12,8 +14,13 @@ ENGINE_PREFIXES = (
 )
 
 
-def identity_of(argv: Sequence[str], environment: Mapping[str, str], configured: Collection[str] = ()) -> str:
-    """The fingerprint of an engine that is started so; ports and temporary directories do not count.
+def identity_of(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    configured: Collection[str] = (),
+    files: Sequence[tuple[str, int, int]] = (),
+) -> str:
+    """The fingerprint of an engine that is started so, of these ``files``; ports and temporary places do not count.
 
     Of the environment only what engines read by their names, and the variables configured for the model: the rest
     changes with every login.
@@ -23,8 +30,21 @@ def identity_of(argv: Sequence[str], environment: Mapping[str, str], configured:
         for name, value in environment.items()
         if name not in PLACES and (name in configured or name.startswith(ENGINE_PREFIXES))
     }
-    text = json.dumps([without_port(argv), sorted(variables.items())])
+    text = json.dumps([without_port(argv), sorted(variables.items()), *([sorted(files)] if files else [])])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamps_of(program: str, model_path: str) -> list[tuple[str, int, int]]:
+    """Path, size and time of the program and of the model's files, where they are on this machine."""
+    found = shutil.which(program)
+    paths = [] if found is None else [Path(found).resolve()]
+    directory = Path(model_path)
+    try:
+        paths += [entry for entry in directory.iterdir() if entry.is_file()]
+        stats = [(str(path), path.stat()) for path in paths]
+    except OSError:
+        stats = [(str(path), path.stat()) for path in paths[:1]]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def without_port(argv: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ class CheckpointSettings(Section):
         default=Path("/tmp/llmux-checkpoints"), description="Directory of the images: images_dir/MODEL/images."
     )
     cuda_checkpoint_path: Text = Field(
-        default="cuda-checkpoint", description="The cuda-checkpoint program: a name on PATH or a path."
+        default="cuda-checkpoint", description="The cuda-checkpoint program: a name on PATH or a path. Not used yet."
     )
     keep_images: Flag = Field(
         default=True, description="Keep images after a restore, and use them instead of a new dump."

@@ -100,7 +100,8 @@ class Settings(Section):
 
     host_memory_reserve_mib: Size = Field(
         default=1024,
-        description="Weights that would leave less of the host's memory than this are discarded instead of offloaded.",
+        description="Weights that would leave less of the host's memory than this are discarded instead of offloaded; "
+        "of models that are no directory here only what is free now counts.",
     )
     access_log: Directory | None = Field(
         default=None,

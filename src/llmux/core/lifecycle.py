@@ -124,7 +124,8 @@ def _wake_failed(world: World, model: Model, error: str, *, unfaithful: bool, no
     assert isinstance(model.state, Waking)
     asleep = model.state.asleep
     if unfaithful and asleep is not None:
-        model.unfaithful.add(asleep)
+        # How it left and how it should have: where it fell back, it would only do the same again.
+        model.unfaithful.update(eviction for eviction in (asleep, model.eviction) if eviction.keeps_process)
     if world.stopping_until is not None:
         world.set_state(model, Cold(), now)
         return

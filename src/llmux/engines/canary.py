@@ -48,16 +48,18 @@ class Canary:
     async def record(self, endpoints: Endpoints) -> None:
         """Learn the answer of an engine that has just been started; raises ControlCallFailed.
 
-        One that takes too long to answer is not compared later, for that is no reason not to serve.
+        One that takes too long, or answers neither completions nor embeddings (a ranker, a transcriber), is not
+        compared later: that is no reason not to serve.
         """
+        self.baseline = None
         if self._check_every is None:
             return
         try:
             self.baseline = await self._ask(endpoints, LIMIT_SECONDS)
         except ControlCallFailed as failure:
-            if not failure.is_timeout:
+            if not failure.is_timeout and not _is_refusal(failure):
                 raise
-            log.warning("too slow for a canary: its wakes are not checked", model=self._served_name)
+            log.warning("no canary: its wakes are not checked", model=self._served_name, reason=str(failure))
 
     async def check(self, endpoints: Endpoints, *, has_frozen: bool = False) -> None:
         """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed.
@@ -67,7 +69,7 @@ class Canary:
         limit_seconds = BEHIND_FROZEN_LIMIT_SECONDS if has_frozen else LIMIT_SECONDS
         if not self._is_due():
             if has_frozen:
-                await self._ask(endpoints, limit_seconds)
+                await self._hear(endpoints, limit_seconds)
             return
         assert self.baseline is not None
         self.checks += 1
@@ -83,6 +85,14 @@ class Canary:
             return False
         self._wakes += 1
         return (self._wakes - 1) % self._check_every == 0
+
+    async def _hear(self, endpoints: Endpoints, limit_seconds: float) -> None:
+        """Wait for any answer, be it that the engine does not answer such questions."""
+        try:
+            await self._ask(endpoints, limit_seconds)
+        except ControlCallFailed as failure:
+            if not _is_refusal(failure):
+                raise
 
     async def _ask(self, endpoints: Endpoints, limit_seconds: float) -> str:
         began_at = monotonic()
@@ -110,6 +120,10 @@ async def _ask(endpoints: Endpoints, served_name: str, limit_seconds: float) -> 
         return json.dumps(_first(document, "data").get("embedding"))
     # Engines that do not know return_token_ids answer with the words alone.
     return json.dumps(choice.get("token_ids") or choice.get("text"))
+
+
+def _is_refusal(failure: ControlCallFailed) -> bool:
+    return failure.status is not None and (failure.status < 500 or failure.status == 501)
 
 
 def _first(document: Any, key: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ LEAST_TIMEOUT_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 50_000_000
 """A tenth of what a busy machine with two cores wrote and read."""
 LOCK_INTERVAL_SECONDS = 0.05
+CLEARING_LIMIT_SECONDS = 5.0
+LOCK_LIMIT_SECONDS = 600.0
+"""What a dump of a large engine may take; whoever holds the lock for longer is not at work."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -97,8 +100,9 @@ class Imager:
             except CriuUnusable as refusal:
                 self._refusal = refusal
                 raise
-            async with self._one_at_a_time():
-                await _in_thread(_clear_unfinished, self._settings.images_directory)
+            with suppress(CriuUnusable):
+                async with self._one_at_a_time(CLEARING_LIMIT_SECONDS):
+                    await _in_thread(_clear_unfinished, self._settings.images_directory)
 
     def image_path(self, model: str, *, frozen: bool = False) -> Path:
         """Where a model's image is or would be; ``frozen``: the one with requests in flight. Raises ImageUnusable."""
@@ -176,12 +180,20 @@ class Imager:
             await _in_thread(_drop, path, self._settings.images_directory)
 
     @asynccontextmanager
-    async def _one_at_a_time(self) -> AsyncIterator[None]:
+    async def _one_at_a_time(self, limit_seconds: float = LOCK_LIMIT_SECONDS) -> AsyncIterator[None]:
+        """One criu for all llmux of this machine; raises CriuUnusable where others do not end."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._turn)
-            lock = stack.enter_context(host_lock.opened_lock())
-            while not host_lock.try_lock(lock):  # noqa: ASYNC110 - another process's lock announces nothing
-                await asyncio.sleep(LOCK_INTERVAL_SECONDS)
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    await stack.enter_async_context(self._turn)
+                    lock = stack.enter_context(host_lock.opened_lock())
+                    while not host_lock.try_lock(lock):  # noqa: ASYNC110 - another's lock announces nothing
+                        await asyncio.sleep(LOCK_INTERVAL_SECONDS)
+            except TimeoutError:
+                raise CriuUnusable(
+                    f"somebody else has held its turn ({host_lock.DIRECTORY}) for {limit_seconds:.0f} s: "
+                    "look for another llmux or criu that hangs"
+                ) from None
             yield
 
     async def _dump_into(self, new: Path, process: EngineProcess, facts: ImageFacts) -> Manifest:

@@ -168,7 +168,7 @@ class Exchange:
             return
         self._phase = _OVER
         self._end_suspension()
-        self._finish(CLIENT_GONE_STATUS)
+        self._finish(CLIENT_GONE_STATUS, self._engine.body_bytes if self._engine is not None else 0)
         if phase is _WAITING:
             self._state.desk.cancel(self._request)
         elif lease is not None:
@@ -330,6 +330,7 @@ class Exchange:
         engine.relay(head.status_line + own + fields + b"\r\n", client.write, unchunk=unchunk)
 
     def _give_back(self, lease: Lease, reason: str) -> None:
+        self._end_suspension()
         self._phase = _WAITING
         self._lease = None
         self._request = lease.request

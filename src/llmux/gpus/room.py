@@ -11,6 +11,7 @@ from llmux.gpus.memory import GpuMemory, GpuReader, Holder, StartNeed
 
 log = structlog.get_logger("llmux.gpus")
 
+READ_LIMIT_SECONDS = 10.0
 LOOK_INTERVAL_SECONDS = 0.1
 HOLDERS_SHOWN = 8
 
@@ -37,10 +38,12 @@ class GpuRoom:
         if self.reader is None or not self._is_readable:
             return ()
         try:
-            return await asyncio.to_thread(self.reader.read_memory)
-        except GpusUnreadable as error:
+            # A driver that hangs must not hang the engine's evictions with it.
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return await asyncio.to_thread(self.reader.read_memory)
+        except (GpusUnreadable, TimeoutError) as error:
             self._is_readable = False
-            log.debug("memory is not looked at", model=self._model, reason=str(error))
+            log.debug("memory is not looked at", model=self._model, reason=str(error) or "no answer")
             return ()
 
     def note_left(self, before: Sequence[GpuMemory], after: Sequence[GpuMemory]) -> None:

@@ -1,5 +1,6 @@
 """The access log: one line of JSON for each inference request, written by the batch; ``llmux simulate`` reads it."""
 
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +60,7 @@ class AccessLog:
         lines, self._lines = self._lines, []
         try:
             # Opened anew each time, so that whoever rotates logs need not tell us.
-            with self._path.open("ab") as file:
+            with open(self._path, "ab", opener=_open_at_once) as file:
                 file.write(b"".join(lines))
         except OSError as error:
             if not self._is_broken:
@@ -67,3 +68,8 @@ class AccessLog:
             self._is_broken = True
         else:
             self._is_broken = False
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe that nobody reads would keep the whole server waiting.
+    return os.open(path, flags | os.O_NONBLOCK, 0o640)

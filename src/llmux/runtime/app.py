@@ -68,14 +68,14 @@ class Server:
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, Instance] = {}
         self._imager = build_imager(settings)
-        images = build_images(settings, self._imager)
+        self._images = build_images(settings, self._imager)
         for name, spec in engine_specs(settings).items():
             self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
             self._instances[name] = Instance(
                 spec,
                 self._endpoints[name],
                 self._exit_callback(name),
-                images=images.get(name),
+                images=self._images.get(name),
                 room=build_room(settings, name, find_virtual_gpu),
                 on_leaving=self._forget_upstream,
             )
@@ -105,9 +105,13 @@ class Server:
             log.warning("no such program: install it or set vllm_command", program=program, models=models)
         if self._imager is not None and needs_criu(settings):
             await self._imager.check()
+            for images in self._images.values():
+                await images.drop_leftover()
         await self._control.start()
         if settings.warmup:
-            await warm_up(self.operations, self._endpoints, list(settings.models))
+            # Those with an image to come from are warm already.
+            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
+            await warm_up(self.operations, self._endpoints, cold)
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
         if settings.admin_port is not None:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmux.checkpoints.identity import identity_of
+from llmux.checkpoints.identity import identity_of, stamps_of
 from llmux.engines import vllm
 from llmux.engines.process import LaunchCommand
 from llmux.hosts.memory import available_mib, weights_mib
@@ -40,10 +40,13 @@ class EngineSpec:
         """The engine's command line."""
         return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
 
-    @property
     def identity(self) -> str:
-        """The fingerprint of how it is started: an image of an engine with another one is out of date."""
-        return identity_of(self.argv, os.environ | self.environment, self.environment)
+        """The fingerprint of how and of which files it is started: an image with another one is out of date.
+
+        Looks at the disk.
+        """
+        files = stamps_of(self.program, self.model_path)
+        return identity_of(self.argv, os.environ | self.environment, self.environment, files)
 
     def leaves_host_memory(self) -> bool:
         """Whether the weights could go into host memory now, and leave the reserve."""

@@ -38,7 +38,7 @@ class Guard:
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def run(self, work: Coroutine[Any, Any, None], limit_seconds: float | None, what: str) -> None:
+    async def run(self, work: Coroutine[Any, Any, object], limit_seconds: float | None, what: str) -> None:
         """Do the work; raises EngineFailure if it fails, takes too long, is broken off, or the engine ends."""
         try:
             async with asyncio.timeout(limit_seconds) as self._scope:
@@ -49,7 +49,8 @@ class Guard:
                     self.break_off(self._interruption)
                 await work
         except TimeoutError:
-            reason = self._interruption or f"{what} took longer than {limit_seconds:g} s{shown_tail(self._process())}"
+            limit = "was allowed" if limit_seconds is None else f"{limit_seconds:g} s"
+            reason = self._interruption or f"{what} took longer than {limit}{shown_tail(self._process())}"
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
             # From here on there is nothing to break off: an exit that is heard of meanwhile is the explanation.

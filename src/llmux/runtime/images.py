@@ -1,11 +1,14 @@
 """The images of one model: where its engine is while it is in none of our processes, and which image to believe."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from llmux.checkpoints.manifest import Manifest
+from llmux.core.eviction import Eviction
+from llmux.engines.canary import is_same
 from llmux.engines.imaging import ImageFacts, Imager
 from llmux.engines.process import EngineProcess, LineReceiver
 from llmux.errors import ImageUnusable, LlmuxError
@@ -20,8 +23,11 @@ class ModelImages:
         self._imager = imager
         self._model = model
         self._keep = keep
+        self._given = given
         self._holding = given
         """The image that the engine is in now."""
+        self._spent: Path | None = None
+        """The image that it came from last and that is not to be used again."""
         self._doubted: Path | None = None
         """An image that could not be restored: the next one takes its place."""
 
@@ -30,17 +36,27 @@ class ModelImages:
         """Whether the engine is in an image at present."""
         return self._holding is not None
 
-    def take_kept(self, identity: str) -> bool:
-        """Let an image that was kept stand for the engine, which need then only be stopped; False if there is none."""
+    async def find_kept(self, identity: str, eviction: Eviction, canary: str | None) -> Path | None:
+        """An image that was kept and can stand for the engine, which is then stopped and ``put_into`` it."""
+        if not self._keep:
+            return None
         try:
             path = self._imager.image_path(self._model)
-            manifest = self._imager.read(path)
+            manifest = await asyncio.to_thread(self._imager.read, path)
         except ImageUnusable:
-            return False
-        if not self._keep or path == self._doubted or manifest.has_frozen or manifest.identity != identity:
-            return False
+            return None
+        is_the_same = manifest.identity == identity and manifest.eviction == str(eviction)
+        if canary is not None and manifest.canary is not None:
+            is_the_same = is_the_same and is_same(canary, manifest.canary)
+        return path if is_the_same and path != self._doubted and not manifest.has_frozen else None
+
+    def put_into(self, path: Path) -> None:
+        """The engine has been stopped: it is in this image now."""
         self._holding = path
-        return True
+
+    def doubt(self) -> None:
+        """What came from the image was not what went into it: it is not used again."""
+        self._doubted = self._imager.image_path(self._model)
 
     async def dump(self, process: EngineProcess, facts: ImageFacts) -> Manifest:
         """Put the engine into an image; raises DumpFailed, CriuUnusable, after which it usually runs on."""
@@ -64,17 +80,30 @@ class ModelImages:
         self._doubted = path
         manifest: Manifest | None = None
         try:
-            manifest = self._imager.read(path)
+            manifest = await asyncio.to_thread(self._imager.read, path)
             if manifest.identity != identity:
                 raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
             process, manifest = await self._imager.restore(path, on_line=on_line, on_exit=on_exit)
-        finally:
+        except BaseException:
             if manifest is not None and manifest.has_frozen:
                 await self._drop(path)
-        if not self._keep and not manifest.has_frozen:
-            await self._drop(path)
+            raise
+        if manifest.has_frozen or not self._keep:
+            self._spent = path
         self._doubted = None
         return process, manifest
+
+    async def drop_spent(self) -> None:
+        """Delete the image that the engine came from, if it is not to be used again."""
+        path, self._spent = self._spent, None
+        if path is not None:
+            await self._drop(path)
+
+    async def drop_leftover(self) -> None:
+        """Delete what an llmux that was killed has left: requests that were frozen in an image have no clients now."""
+        path = self._imager.image_path(self._model, frozen=True)
+        if path.exists():
+            await self._drop(path)
 
     async def delete(self) -> None:
         """Delete the model's images; the engine must be in none of them."""
@@ -84,7 +113,9 @@ class ModelImages:
     async def discard_held(self) -> None:
         """The engine in the image will not be woken any more; a kept image stays for later."""
         path, self._holding = self._holding, None
-        if path is not None and path == self._imager.image_path(self._model, frozen=True):
+        if path is None or path == self._given:
+            return
+        if not self._keep or path == self._imager.image_path(self._model, frozen=True):
             await self._drop(path)
 
     async def _drop(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
 from llmux.engines.imaging import ImageFacts
 from llmux.engines.process import EngineProcess
-from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, ProcessStuck, RestoreFailed, SpawnFailed, Unfaithful
 from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 from llmux.residency.steps import (
@@ -71,6 +71,8 @@ class Instance:
         self._on_exit = on_exit
         self._on_leaving = on_leaving
         self._process: EngineProcess | None = None
+        self._identity = ""
+        """The fingerprint of how it was started."""
         self._applied: tuple[Step, ...] = ()
         self._guard = Guard(lambda: self._process)
         self._is_given_up = False
@@ -124,7 +126,12 @@ class Instance:
             await self._undo(step)
         self._applied = ()
         self._room.forget_left()
-        await self._guard.run(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
+        try:
+            await self._guard.run(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
+        except Unfaithful:
+            if self._images is not None:
+                self._images.doubt()
+            raise
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
         """Take the engine off the GPU; a step that fails is replaced by a cheaper one, at last by stopping it.
@@ -160,9 +167,12 @@ class Instance:
         return Cold()
 
     async def _leave(self, eviction: Eviction, *, freeze: bool) -> Asleep | Cold:
-        if eviction.process is Process.CHECKPOINT and not freeze and self._take_kept_image():
-            await self._stop()
-            return Asleep(eviction)
+        if eviction.process is Process.CHECKPOINT and not freeze and self._images is not None:
+            kept = await self._images.find_kept(self._identity, eviction, self.canary.baseline)
+            if kept is not None:
+                await self._stop()
+                self._images.put_into(kept)
+                return Asleep(eviction)
         is_asleep = any(isinstance(step, Sleep) for step in self._applied)
         for step in steps_of(eviction, freeze=freeze):
             match step:
@@ -185,14 +195,11 @@ class Instance:
         return Asleep(as_applied(eviction, self._applied))
 
     async def _fall_asleep(self, step: Sleep) -> None:
-        if step.level is SleepLevel.OFFLOAD and not self.spec.leaves_host_memory():
+        if step.level is SleepLevel.OFFLOAD and not await asyncio.to_thread(self.spec.leaves_host_memory):
             self._fall_back("the weights are discarded instead of offloaded", "too little host memory for them")
             step = Sleep(SleepLevel.DISCARD, step.keeps_requests)
         await self._guard.run(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
         self._applied = (*self._applied, step)
-
-    def _take_kept_image(self) -> bool:
-        return self._images is not None and self._images.take_kept(self.spec.identity)
 
     async def _dump(self, eviction: Eviction, *, freeze: bool) -> Asleep:
         """Into an image; where that fails the engine sleeps, which frees the GPU as well. Raises EngineFailure."""
@@ -202,7 +209,7 @@ class Instance:
         facts = ImageFacts(
             model=self.spec.model,
             port=self.upstream.port,
-            identity=self.spec.identity,
+            identity=self._identity,
             steps=self._applied,
             eviction=eviction,
             has_frozen=freeze,
@@ -210,7 +217,7 @@ class Instance:
             canary=self.canary.baseline,
         )
         try:
-            await self._images.dump(self._process, facts)
+            await self._guard.run(self._images.dump(self._process, facts), None, "the dump")
         except (DumpFailed, CriuUnusable) as failure:
             if isinstance(failure, DumpFailed) and not failure.engine_runs:
                 raise EngineFailure(str(failure)) from failure
@@ -271,6 +278,7 @@ class Instance:
             raise EngineFailure(
                 f"port {self.spec.port} is taken by another process; free it, or give the model another port"
             )
+        self._identity = await asyncio.to_thread(self.spec.identity)
         directory = create_temporary_directory(self.spec.model)
         try:
             self._process = await EngineProcess.spawn(
@@ -296,10 +304,12 @@ class Instance:
     async def _restore(self) -> None:
         """Back from the image; it tells itself where it listens and what was done before. Raises EngineFailure."""
         assert self._images is not None
+        self._identity = await asyncio.to_thread(self.spec.identity)
         try:
             self._process, manifest = await self._images.restore(
-                self.spec.identity, on_line=self._hear, on_exit=self._exited
+                self._identity, on_line=self._hear, on_exit=self._exited
             )
+            await self._images.drop_spent()
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
             raise EngineFailure(str(failure)) from failure
         self._applied = tuple(map(parse_step, manifest.steps))

@@ -89,6 +89,46 @@ async def test_a_bad_image_costs_a_cold_start_and_no_answer(damage: str, tmp_pat
         assert (bench.starts("a"), dumps(bench)) == (2, 2)
 
 
+async def test_a_kept_image_stands_only_for_an_engine_that_would_be_the_same(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"first")
+    models = {"a": {**DISCARD_IMAGE, "model_path": str(weights)}, "b": OFFLOAD}
+    async with serving(models, tmp_path, checkpoint=section(tmp_path / "images")) as bench:
+        await bench.expect("a")
+        await bench.expect("b")
+        retain = {"model": "a", "eviction": {"weights": "retain", "process": "checkpoint"}}
+        assert (await bench.call("POST /control/eviction", retain)).status == 200
+        await bench.expect("a")
+        await bench.expect("b")
+        assert (dumps(bench), restores(bench)) == (2, 1), "an image of another eviction does not stand for this one"
+        (weights / "model.safetensors").write_bytes(b"second")
+        await bench.expect("a", "with new weights")
+        assert bench.starts("a") == 2
+        assert bench.server.find_in_log("it is out of date")
+
+
+async def test_what_a_killed_llmux_left_frozen_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / "images" / "a" / "frozen"
+    left.mkdir(parents=True, mode=0o700)
+    (left / "pages-1.img").write_bytes(b"prompts")
+    async with serving({"a": DISCARD_IMAGE}, tmp_path, checkpoint=section(tmp_path / "images")):
+        assert not left.exists()
+
+
+async def test_a_shutdown_does_not_wait_for_a_dump(tmp_path: Path) -> None:
+    slow = tmp_path / "slow-criu"
+    slow.write_text(f'#!/bin/sh\n[ "$1" = dump ] && exec sleep 600\nexec {CRIU} "$@"\n')
+    slow.chmod(0o755)
+    checkpoint = section(tmp_path / "images") | {"criu_path": str(slow)}
+    async with serving({"a": DISCARD_IMAGE, "b": OFFLOAD}, tmp_path, checkpoint=checkpoint) as bench:
+        await bench.expect("a")
+        waiting = await bench.begin("b")
+        await bench.until_internal_state("a", "evicting")
+        assert await bench.server.terminate(20.0) == 0
+        waiting.leave()
+
+
 async def test_a_process_number_that_is_taken_costs_a_cold_start_and_no_answer(tmp_path: Path) -> None:
     async with serving({"a": DISCARD_IMAGE, "b": OFFLOAD}, tmp_path, checkpoint=section(tmp_path / "images")) as bench:
         await bench.expect("a")

@@ -207,6 +207,22 @@ def test_an_unfaithful_eviction_is_not_used_again():
     assert driver.scheduler.model("a").eviction == OFFLOAD, "the operator insists"
 
 
+def test_an_eviction_that_fell_back_and_spoilt_the_model_is_not_tried_again():
+    driver = play(ModelSpec("a", CHECKPOINT), ModelSpec("b", STOP))
+    serving(driver, "a")
+    driver.run_until(6.0)
+    driver.arrive("b")
+    driver.finish_evict("a", EvictDone(InstanceId("a", 1), Asleep(OFFLOAD)))
+    driver.finish_wake("b")
+    driver.arrive("a")
+    driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
+    driver.run_until(30.0)
+    driver.finish_evict("b")
+    driver.finish_wake("a", "it answers differently", unfaithful=True)
+    assert driver.scheduler.model("a").unfaithful == {CHECKPOINT, OFFLOAD}
+    assert driver.scheduler.model("a").eviction == STOP
+
+
 def test_a_draining_model_is_left_alone_by_an_exit_of_an_older_engine():
     driver, _ = frozen_under(ModelSpec("b", STOP))
     driver.send(InstanceExited(InstanceId("a", 0), "late"))

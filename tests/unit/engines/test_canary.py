@@ -116,3 +116,26 @@ def test_words_are_no_embeddings() -> None:
     assert not is_same(json.dumps([1, 2]), json.dumps([1, 3]))
     assert not is_same(json.dumps([0.0, 0.0]), json.dumps([0.5, 0.0]))
     assert not is_same(json.dumps([0.5]), json.dumps([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
+async def test_a_model_that_answers_no_such_questions_serves_unchecked(status: int) -> None:
+    engine, canary = Engine(ControlCallFailed("POST /v1/completions", "status", status)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.check(engine)
+    await canary.check(engine, has_frozen=True)
+    assert (canary.baseline, canary.checks) == (None, 0)
+
+
+async def test_an_engine_that_breaks_at_the_first_question_has_not_started() -> None:
+    with pytest.raises(ControlCallFailed):
+        await Canary("m", 1).record(Engine(ControlCallFailed("POST /v1/completions", "status 500", 500)))
+
+
+async def test_a_new_engine_is_not_measured_by_what_the_last_one_said() -> None:
+    too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
+    engine, canary = Engine(completion(1), too_slow, completion(2)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.record(engine)
+    await canary.check(engine)
+    assert canary.baseline is None
