@@ -17,6 +17,7 @@ from llmux.core.events import (
 )
 from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.identity import ALL_OF_IT, Footprint, GpuId, InstanceId
+from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
@@ -36,7 +37,12 @@ EVICTIONS = (OFFLOAD, DISCARD, SUSPEND, CHECKPOINT, STOP)
 
 GPUS = tuple(GpuId("local", str(number)) for number in range(3))
 
-POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "cost_aware": CostAware, "time_slice": TimeSlice}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "adaptive": Adaptive,
+    "fifo": Fifo,
+    "cost_aware": CostAware,
+    "time_slice": TimeSlice,
+}
 
 LIMITS = Limits(
     request_timeout_seconds=100_000.0,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from llmux.config.eviction import DEFAULT_EVICTION, EvictionField
-from llmux.config.fields import Factor, Flag, PositiveSeconds, Seconds, Section
+from llmux.config.fields import Factor, Flag, PositiveSeconds, Seconds, Section, Share
 
 
 class PolicyType(StrEnum):
@@ -14,6 +14,7 @@ class PolicyType(StrEnum):
     FIFO = "fifo"
     COST_AWARE = "cost_aware"
     TIME_SLICE = "time_slice"
+    ADAPTIVE = "adaptive"
 
 
 class PolicySettings(Section):
@@ -22,7 +23,8 @@ class PolicySettings(Section):
     policy_type: PolicyType = Field(
         default=PolicyType.FIFO,
         description="fifo: switch at the first request for another model. cost_aware: when the queue is worth the "
-        "switch. time_slice: when the resident model has nothing to do. All keep max_wait_seconds.",
+        "switch. time_slice: when the resident model has nothing to do. adaptive: after turns that are long enough to "
+        "pay for the switch. All keep max_wait_seconds.",
     )
     request_timeout_seconds: Seconds = Field(
         default=300.0, description="How long a request may wait for its model before it is answered with 504."
@@ -51,5 +53,8 @@ class PolicySettings(Section):
     )
     tick_interval_seconds: PositiveSeconds = Field(
         default=0.5, description="time_slice: how long the resident model must have been idle before it has to leave."
+    )
+    switch_share_max: Share = Field(
+        default=0.25, description="adaptive: the part of the time that may go into switching while there is demand."
     )
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")

@@ -38,8 +38,10 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
     if refusal is not None:
         world.emit(Reject(event.request, refusal))
     elif is_open(world, model) or (not event.may_wake and isinstance(model.state, Serving)):
+        model.traffic.arrived += 1
         admit(world, model, event.request)
     else:
+        model.traffic.arrived += 1
         deadline = now + world.limits.request_timeout_seconds
         _enqueue(world, model, event.request, Waiting(now, deadline, 0, event.size_bytes))
         world.refresh_turn(model, now)

@@ -7,6 +7,7 @@ from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Footprint, InstanceId, Seconds
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.core.traffic import Traffic
 
 STORY_LENGTH = 64
 
@@ -56,6 +57,7 @@ class Model:
         "spec",
         "state",
         "story",
+        "traffic",
         "unfaithful",
         "waiting",
     )
@@ -79,6 +81,7 @@ class Model:
         self.made_room = False
         self.idle_since: Seconds = 0.0
         self.last_turn_end: Seconds = float("-inf")
+        self.traffic = Traffic()
         self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
 
     @property

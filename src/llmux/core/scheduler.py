@@ -53,6 +53,7 @@ class Scheduler:
         if not admission.is_open(self._world, model):
             return None
         model.in_flight.add(request)
+        model.traffic.arrived += 1
         return model.instance
 
     def done(self, request: int, name: str, completed: bool, now: Seconds) -> bool:
@@ -207,12 +208,13 @@ class Scheduler:
     def wait_bound(self, longest_switch_seconds: Seconds) -> Seconds:
         """The longest time that a queue's head waits for its switch to begin, if no wake fails.
 
-        ``max_wait + S + (N−1)(min_active + drain_timeout + S)``: it is overdue after max_wait; a switch may just have
-        begun; and each other model may have one turn before it.
+        ``max_wait + S + (N−1)(max(min_active, Q) + drain_timeout + S)``: it is overdue after max_wait; a switch may
+        just have begun; and each other model may have one turn before it, of which the policy keeps Q at most.
         """
         limits = self._world.limits
         others = len(self._world.models) - 1
-        turn = limits.min_active_seconds + limits.drain_timeout_seconds + longest_switch_seconds
+        stay = max(limits.min_active_seconds, self._world.policy.longest_turn_seconds(longest_switch_seconds))
+        turn = stay + limits.drain_timeout_seconds + longest_switch_seconds
         return limits.max_wait_seconds + longest_switch_seconds + others * turn
 
 

@@ -6,6 +6,7 @@ from typing import assert_never
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
@@ -90,6 +91,8 @@ def build_policy(settings: PolicySettings) -> Policy:
             return CostAware(settings.coalesce_window_seconds, settings.amortization_factor)
         case PolicyType.TIME_SLICE:
             return TimeSlice(settings.tick_interval_seconds)
+        case PolicyType.ADAPTIVE:
+            return Adaptive(settings.switch_share_max)
         case _:
             assert_never(settings.policy_type)
 

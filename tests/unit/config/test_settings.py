@@ -59,6 +59,7 @@ def test_every_default_of_the_policy() -> None:
         "amortization_factor": 0.5,
         "max_wait_seconds": 15,
         "tick_interval_seconds": 0.5,
+        "switch_share_max": 0.25,
         "min_quantum_seconds": 2,
     }
 
