@@ -149,6 +149,7 @@ class View:
             arrivals_per_second=model.traffic.rate,
             service_seconds=model.traffic.service_seconds,
             drain_seconds=model.traffic.drain_seconds,
+            last_turn_seconds=model.traffic.turn_seconds,
             absent_seconds=max(0.0, model.state.since - model.last_turn_end),
         )
 

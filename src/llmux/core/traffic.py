@@ -10,7 +10,7 @@ MEMORY_SECONDS: Seconds = 60.0
 ENDED_MIN = 3
 """A turn in which fewer requests ended says nothing about how long they take."""
 
-SHORTER_SHARE, LONGER_SHARE = 0.4, 0.1
+SHORTER_SHARE, LONGER_SHARE = 0.2, 0.1
 """How much a new sample of the service time counts: what is shorter is nearer to what the engine can do."""
 
 DRAIN_SHARE = 0.3
@@ -20,7 +20,16 @@ DRAIN_SHARE = 0.3
 class Traffic:
     """Counts arrivals, and from those derives their rate, how long requests take in the engine, and how drains last."""
 
-    __slots__ = ("_counted", "_counted_at", "_turn", "arrived", "drain_seconds", "rate", "service_seconds")
+    __slots__ = (
+        "_counted",
+        "_counted_at",
+        "_turn",
+        "arrived",
+        "drain_seconds",
+        "rate",
+        "service_seconds",
+        "turn_seconds",
+    )
 
     def __init__(self) -> None:
         self.arrived = 0
@@ -30,6 +39,8 @@ class Traffic:
         self.service_seconds: Seconds | None = None
         """How long a request is in flight; None: not known yet."""
         self.drain_seconds: Seconds = 0.0
+        self.turn_seconds: Seconds = 0.0
+        """How long the last turn lasted."""
         self._counted = 0
         self._counted_at: Seconds | None = None
         self._turn: tuple[Seconds, int, int] | None = None
@@ -57,6 +68,7 @@ class Traffic:
             return
         began_at, ended_before, in_flight_before = self._turn
         self._turn = None
+        self.turn_seconds = now - began_at
         ended = self.arrived - in_flight - waiting - ended_before
         if ended < ENDED_MIN or now <= began_at:
             return

@@ -23,8 +23,11 @@ CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS:
 """How many wakes pass from one check to the next."""
 
 
-def build_scheduler(settings: Settings) -> Scheduler:
-    """The scheduler for the configured models, each of which takes all of every GPU while awake."""
+def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
+    """The scheduler for the configured models, each of which takes all of every GPU while awake.
+
+    ``own_policy`` takes the place of the configured one.
+    """
     specs = [
         ModelSpec(
             name,
@@ -44,7 +47,7 @@ def build_scheduler(settings: Settings) -> Scheduler:
         queue_limit_requests=settings.queue_limit_requests,
         queue_limit_bytes=settings.queue_limit_bytes,
     )
-    return Scheduler(specs, build_policy(policy), limits)
+    return Scheduler(specs, own_policy or build_policy(policy), limits)
 
 
 def _image_eviction(settings: Settings, name: str) -> Eviction | None:

@@ -8,12 +8,16 @@ from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, Policy
 from llmux.core.switch_costs import UNKNOWN_SECONDS
 
 CATCHING_UP_MAX_SECONDS: Seconds = 120.0
-"""How long a model may stay to catch up with what came while it was away."""
+CATCHING_UP_MAX_QUANTA = 3
+"""How long a model may stay to catch up with what came while it was away, whichever is longer."""
+
+GROWTH_MAX = 4
+"""How much longer than its last turn a model that is preempted may stay to catch up: one burst is no trend."""
 
 LOOK_EVERY_SECONDS: Seconds = 0.25
 """How often it is asked whether it has caught up: ends of requests are not told one by one."""
 
-BACKLOG_SHARE = 0.5
+BACKLOG_SHARE = 0.65
 """How much more than usual may be left over at the end of a turn, where turns follow each other as fast as allowed."""
 
 
@@ -47,7 +51,7 @@ class Adaptive:
         """See ``Policy``."""
         cost = view.cost(leaving.model, coming)
         least, elapsed = self._quantum(cost), now - leaving.since
-        longest = max(least, CATCHING_UP_MAX_SECONDS)
+        longest = self._longest(least, leaving)
         if elapsed < least or elapsed >= longest or leaving.service_seconds is None:
             return least
         usual = leaving.arrivals_per_second * leaving.service_seconds
@@ -61,7 +65,14 @@ class Adaptive:
 
     def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
         """See ``Policy``."""
-        return max(CATCHING_UP_MAX_SECONDS, self._quantum(max(longest_switch_seconds, UNKNOWN_SECONDS)))
+        quantum = self._quantum(max(longest_switch_seconds, UNKNOWN_SECONDS))
+        return max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
+
+    def _longest(self, quantum: Seconds, leaving: Incumbent) -> Seconds:
+        longest = max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
+        if leaving.can_freeze:
+            longest = min(longest, max(quantum, GROWTH_MAX * leaving.last_turn_seconds))
+        return longest
 
     def _quantum(self, cost: Seconds) -> Seconds:
         """How long a turn must be so that switching takes the allowed share of turn and switch together."""

@@ -32,6 +32,7 @@ class Incumbent:
     service_seconds: Seconds | None = None
     drain_seconds: Seconds = 0.0
     absent_seconds: Seconds = 0.0
+    last_turn_seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)
