@@ -43,9 +43,11 @@ from llmux.core.events import (
 from llmux.core.eviction import Drain, Process
 from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
+from llmux.core.priority import Priority
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Manual
+from llmux.core.switch_costs import SAMPLE_MAX_SECONDS
 from llmux.errors import EngineDied, RequestError
 from tests.support.core_truth import Engine, Fates, Held, Place, Request, evicted
 from tests.support.invariants import check_invariants
@@ -145,9 +147,16 @@ class CoreDriver:
         self.check()
         return actions
 
-    def arrive(self, model: str, size_bytes: int = 0, *, may_wake: bool = True) -> Request:
+    def arrive(
+        self,
+        model: str,
+        size_bytes: int = 0,
+        *,
+        may_wake: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Request:
         """A client asks for a model."""
-        request = Request(next(self._numbers), model, self.now, size_bytes)
+        request = Request(next(self._numbers), model, self.now, size_bytes, priority=priority)
         self.requests[request.number] = request
         self.waiting[model][request.number] = None
         if self.short_cuts:
@@ -156,7 +165,7 @@ class CoreDriver:
                 self._perform(Admit(request.number, instance))
                 self.check()
                 return request
-        self.send(RequestArrived(request.number, model, size_bytes, may_wake))
+        self.send(RequestArrived(request.number, model, size_bytes, may_wake, priority))
         assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
         return request
 
@@ -186,7 +195,13 @@ class CoreDriver:
         self._place(request, Place.WAITING)
         self.send(
             RequestReturned(
-                request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+                request.number,
+                request.model,
+                request.arrived_at,
+                request.attempts,
+                request.size_bytes,
+                reason,
+                priority=request.priority,
             )
         )
 
@@ -380,7 +395,13 @@ class CoreDriver:
             reason = str(error)
             self._backlog.append(
                 RequestReturned(
-                    request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+                    request.number,
+                    request.model,
+                    request.arrived_at,
+                    request.attempts,
+                    request.size_bytes,
+                    reason,
+                    priority=request.priority,
                 )
             )
         else:
@@ -455,11 +476,23 @@ class CoreDriver:
         evicted_at = next((i for i, a in enumerate(actions) if isinstance(a, Evict) and a.instance.model == name), None)
         admitted = [a.request for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
         refused = {a.request for a in actions if isinstance(a, Reject)}
-        arrivals = sorted(self.requests[number].arrived_at for number in waiters if number not in refused)
+        patience = self.patience_seconds(name)
+        order = sorted(self._turn(number, patience) for number in waiters if number not in refused)
         thawed = sum(isinstance(a, Thaw) and self.requests[a.request].model == name for a in actions)
-        expected = arrivals[: self.engines[name].spec.max_in_flight - thawed]
-        went = [self.requests[number].arrived_at for number in admitted]
+        expected = order[: self.engines[name].spec.max_in_flight - thawed]
+        went = [self._turn(number, patience) for number in admitted]
         assert went == expected, f"{name} was woken, but its waiters were not admitted in order"
+
+    def patience_seconds(self, model: str) -> float:
+        """How long the model's requests wait until they are overdue."""
+        own = self.engines[model].spec.max_wait_seconds
+        return self.limits.max_wait_seconds if own is None else own
+
+    def _turn(self, number: int, patience: float) -> tuple[float, bool]:
+        """What orders admissions: a batch request counts as if it had come so much later."""
+        request = self.requests[number]
+        is_batch = request.priority is Priority.BATCH
+        return request.arrived_at + (patience if is_batch else 0.0), is_batch
 
     def check(self) -> None:
         """Everything that must hold between two events."""
@@ -484,7 +517,9 @@ class CoreDriver:
         if not self.commands and not any(self.waiting.values()) and not any(self.frozen.values()):
             return
         limits = self.limits
-        latest = self.now + max(limits.min_active_seconds, limits.max_wait_seconds, limits.backoff_max_seconds)
+        patience = max(self.patience_seconds(name) for name in self.engines)
+        turn = self.policy.longest_turn_seconds(2 * SAMPLE_MAX_SECONDS)
+        latest = self.now + max(limits.min_active_seconds, patience, limits.backoff_max_seconds, turn)
         if isinstance(self.scheduler.mode, Manual):
             latest = max(latest, self.now + limits.request_timeout_seconds)
         assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
@@ -492,13 +527,13 @@ class CoreDriver:
 
     def _check_wait_bound(self) -> None:
         """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch."""
-        bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds)
         claims = self.scheduler._world.claims
         for name, engine in self.engines.items():
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
                 continue
+            bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
             waited = self.now - max(min(since), engine.left_at)
             self.longest_wait = max(self.longest_wait, waited)
             assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"

@@ -53,6 +53,11 @@ class Settings(Section):
     api_keys: tuple[Secret, ...] = Field(
         default=(), description="Keys of which clients must show one; ${NAME} is taken from the environment."
     )
+    batch_api_keys: tuple[Secret, ...] = Field(
+        default=(),
+        description="Further such keys, whose requests are of the class batch: they go behind the model's interactive "
+        "ones, but not behind those that come max_wait_seconds later.",
+    )
     vllm_command: Text = Field(
         default="vllm", description="The engine's program: a name on PATH or a path, one word that is never split."
     )

@@ -205,8 +205,8 @@ class Scheduler:
         """Whether the end has been asked for."""
         return self._world.stopping_until is not None
 
-    def wait_bound(self, longest_switch_seconds: Seconds) -> Seconds:
-        """The longest time that a queue's head waits for its switch to begin, if no wake fails.
+    def wait_bound(self, longest_switch_seconds: Seconds, model: str | None = None) -> Seconds:
+        """The longest time that a queue's head waits for its switch to begin, if no wake fails: one model's, or any's.
 
         ``max_wait + S + (N−1)(max(min_active, Q) + drain_timeout + S)``: it is overdue after max_wait; a switch may
         just have begun; and each other model may have one turn before it, of which the policy keeps Q at most.
@@ -215,7 +215,8 @@ class Scheduler:
         others = len(self._world.models) - 1
         stay = max(limits.min_active_seconds, self._world.policy.longest_turn_seconds(longest_switch_seconds))
         turn = stay + limits.drain_timeout_seconds + longest_switch_seconds
-        return limits.max_wait_seconds + longest_switch_seconds + others * turn
+        patience = max(record.max_wait_seconds for record in self.models if model in (None, record.name))
+        return patience + longest_switch_seconds + others * turn
 
 
 def _retry_at(model: Model) -> Seconds:

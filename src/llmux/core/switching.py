@@ -133,7 +133,7 @@ class View:
     def _candidate(self, name: str) -> Candidate:
         model = self.world.models[name]
         assert model.head_since is not None
-        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen))
+        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen), model.spec.weight)
 
     def incumbent(self, model: Model) -> Incumbent:
         """What a policy is told of a model that serves."""

@@ -35,6 +35,8 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             settings.max_in_flight_of(name),
             settings.drain_of(name),
             begins_asleep=_image_eviction(settings, name),
+            weight=settings.models[name].weight,
+            max_wait_seconds=settings.models[name].max_wait_seconds,
         )
         for name in settings.models
     ]

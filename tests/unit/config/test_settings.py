@@ -28,6 +28,7 @@ def test_every_default_of_the_top_level() -> None:
         "admin_port": None,
         "admin_key": None,
         "api_keys": (),
+        "batch_api_keys": (),
         "vllm_command": "vllm",
         "checkpoint": None,
         "warmup": False,
@@ -75,6 +76,8 @@ def test_every_default_of_a_model() -> None:
         "command": None,
         "max_in_flight": None,
         "drain": None,
+        "weight": 1.0,
+        "max_wait_seconds": None,
     }
 
 

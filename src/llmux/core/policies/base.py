@@ -27,7 +27,6 @@ class Incumbent:
     queue_depth: int
     idle_since: Seconds | None
     can_freeze: bool = False
-    weight: float = 1.0
     arrivals_per_second: float = 0.0
     service_seconds: Seconds | None = None
     drain_seconds: Seconds = 0.0
