@@ -85,6 +85,8 @@ class CoreDriver:
         self.log: list[Action] = []
         self.switches: list[SwitchDone] = []
         self.longest_wait = 0.0
+        self.faults = 0
+        self._waits: dict[str, tuple[float, int]] = {}
         self._numbers = itertools.count(1)
         self._future: list[tuple[float, int, Callable[[], None]]] = []
         self._backlog: list[Event] = []
@@ -213,6 +215,7 @@ class CoreDriver:
         assert isinstance(engine.pending, Wake)
         action, engine.pending = engine.pending, None
         engine.awake = engine.running = error is None
+        self.faults += error is not None
         engine.asleep = None
         engine.dead = False
         if error is None:
@@ -232,6 +235,7 @@ class CoreDriver:
         assert isinstance(engine.pending, Evict)
         action, engine.pending = engine.pending, None
         outcome = outcome or evicted(action)
+        self.faults += outcome.error is not None
         if outcome.error is None:
             engine.awake = False
             engine.asleep = outcome.residency.eviction if isinstance(outcome.residency, Asleep) else None
@@ -247,6 +251,7 @@ class CoreDriver:
         if not engine.running and engine.pending is None:
             return
         engine.dead = True
+        self.faults += 1
         self.send(InstanceExited(InstanceId(model, engine.generation), reason))
         if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
             self.finish_wake(model, reason)
@@ -526,14 +531,23 @@ class CoreDriver:
         assert self.timer_at <= latest, f"somebody waits, and nothing happens before {self.timer_at}"
 
     def _check_wait_bound(self) -> None:
-        """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch."""
+        """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch.
+
+        The bound is for the case that nothing fails: each failure meanwhile may cost a back-off and as much again.
+        """
         claims = self.scheduler._world.claims
         for name, engine in self.engines.items():
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
+                self._waits.pop(name, None)
                 continue
             bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
-            waited = self.now - max(min(since), engine.left_at)
+            began_at = max(min(since), engine.left_at)
+            if name not in self._waits or self._waits[name][0] != began_at:
+                self._waits[name] = (began_at, self.faults)
+            failures = self.faults - self._waits[name][1]
+            bound += failures * (bound + self.limits.backoff_max_seconds)
+            waited = self.now - began_at
             self.longest_wait = max(self.longest_wait, waited)
             assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"

@@ -10,7 +10,7 @@ MEMORY_SECONDS: Seconds = 60.0
 ENDED_MIN = 3
 """A turn in which fewer requests ended says nothing about how long they take."""
 
-SHORTER_SHARE, LONGER_SHARE = 0.2, 0.1
+SHORTER_SHARE, LONGER_SHARE = 0.4, 0.1
 """How much a new sample of the service time counts: what is shorter is nearer to what the engine can do."""
 
 DRAIN_SHARE = 0.3

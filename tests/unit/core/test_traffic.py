@@ -45,7 +45,7 @@ def test_a_shorter_service_time_is_believed_sooner_than_a_longer_one():
     for traffic, ended in ((shorter, 40), (longer, 10)):
         turn(traffic, 0.0, 10.0, 20)
         turn(traffic, 20.0, 10.0, ended)
-    assert shorter.service_seconds == pytest.approx(2.0 - 0.2)
+    assert shorter.service_seconds == pytest.approx(2.0 - 0.4)
     assert longer.service_seconds == pytest.approx(2.0 + 0.2)
 
 

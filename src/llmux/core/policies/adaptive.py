@@ -17,7 +17,7 @@ GROWTH_MAX = 4
 LOOK_EVERY_SECONDS: Seconds = 0.25
 """How often it is asked whether it has caught up: ends of requests are not told one by one."""
 
-BACKLOG_SHARE = 0.65
+BACKLOG_SHARE = 0.5
 """How much more than usual may be left over at the end of a turn, where turns follow each other as fast as allowed."""
 
 
