@@ -25,7 +25,7 @@ LAYERS = {
     "residency": {"core", "errors"},
     "engines": {"checkpoints", "residency", "hosts", "core", "errors"},
     "observability": {"core", "gateway", "errors"},
-    "gateway": {"runtime.lease", "observability.histogram", "errors"},
+    "gateway": {"runtime.lease", "observability.access_log", "observability.histogram", "errors"},
     "control": {"runtime.operations", "observability", "residency", "core", "errors"},
     "runtime": {
         "checkpoints",
@@ -33,14 +33,15 @@ LAYERS = {
         "gateway",
         "control",
         "engines",
+        "gpus",
         "hosts",
         "residency",
         "observability",
         "core",
         "errors",
     },
-    "simulation": {"runtime", "config", "observability", "core", "errors"},
-    "cli": {"runtime", "config", "simulation", "observability", "core", "errors"},
+    "simulation": {"runtime", "config", "observability", "gpus", "core", "errors"},
+    "cli": {"runtime", "config", "simulation", "observability", "hosts", "gpus", "core", "errors"},
 }
 """What each package may import, beside itself."""
 

@@ -1,7 +1,8 @@
 """Whether ``llmux simulate`` and ``llmux replay`` agree about the same five minutes.
 
 One ``llmux serve`` over simulated engines of the simulator's speed gets the trace in real time; the simulator gets the
-same trace, configuration and costs. Without traces, traffic for two models is made up.
+same trace and configuration, and the switch costs that llmux measured meanwhile. Without traces, traffic for two models
+is made up.
 
     python bench/simulate/agreement.py [NAME=FILE ...] [--thin P] [--skip S] [--seconds 300] [--policy fifo] [--check]
 """
@@ -16,10 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from rich.console import Console
+
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.simulation.replay.run import Replay, Replayed
 from llmux.simulation.report.figures import RunFigures
+from llmux.simulation.report.table import render
 from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
 from llmux.simulation.workload.call import TracedCall
 from llmux.simulation.workload.reading import read_trace
@@ -39,7 +43,9 @@ ENGINE = (
     str(BATCH_LIMIT),
 )
 SPEEDS = ("--sim-prefill-tokens-per-second", "8000", "--sim-sleep-ms", str(EVICT_MS), "--sim-wake-ms", str(WAKE_MS))
-COSTS = [f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000}"]
+CANARY_SECONDS = 0.1
+"""What llmux's question after a wake was measured to take, where nothing is frozen."""
+COSTS = f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000 + CANARY_SECONDS}"
 WAIT_BAR, SWITCHES_BAR = 0.10, 0.05
 
 
@@ -69,9 +75,9 @@ async def replayed(config: dict[str, object], calls: list[TracedCall]) -> Replay
             return await Replay(server.url, calls).run()
 
 
-def simulated(config: dict[str, object], calls: list[TracedCall], policy: str) -> RunFigures:
+def simulated(config: dict[str, object], calls: list[TracedCall], policy: str, costs: str) -> RunFigures:
     """What the simulator says."""
-    scenario = build_scenario(loads(json.dumps(config)).settings, COSTS)
+    scenario = build_scenario(loads(json.dumps(config)).settings, [costs])
     return summarise("simulate", calls, simulate(scenario, calls, PolicyType(policy)))
 
 
@@ -81,7 +87,7 @@ def apart(one: float, other: float) -> float:
 
 
 def main() -> int:
-    """Print both, and how far they are apart; exit code 1 if a bar is missed and ``--check`` was given."""
+    """Print both (tables to standard error) and how far they are apart; ``--check``: exit code 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="*", metavar="TRACE")
     parser.add_argument("--thin", type=float, default=1.0)
@@ -99,12 +105,19 @@ def main() -> int:
         calls = made_up(options.seconds, options.seed)
     config = configuration(models_of(calls), options.policy, options.drain)
     really = asyncio.run(replayed(config, calls))
-    real, virtual = really.figures("replay").total, simulated(config, calls, options.policy).total
+    # What llmux measures of a wake with frozen requests includes that they are read again.
+    costs = really.switches.mean_costs if options.drain == "wait" else None
+    costs = costs or COSTS
+    runs = really.figures("replay"), simulated(config, calls, options.policy, costs)
+    Console(stderr=True, width=130).print(render(runs, None), highlight=False)
+    real, virtual = (run.total for run in runs)
+    with_given_costs = simulated(config, calls, options.policy, COSTS).total
     wait, switches = apart(real.wait.mean or 0.0, virtual.wait.mean or 0.0), apart(real.switches, virtual.switches)
     figures = {
         "requests": len(calls),
         "unserved": {"replay": real.unserved, "simulate": virtual.unserved},
         "mean_wait_seconds": {"replay": round(real.wait.mean or 0, 3), "simulate": round(virtual.wait.mean or 0, 3)},
+        "costs": {"measured": costs, "given": COSTS, "mean_wait_with_given": round(with_given_costs.wait.mean or 0, 3)},
         "mean_ttft_seconds": {"replay": round(real.ttft.mean or 0, 3), "simulate": round(virtual.ttft.mean or 0, 3)},
         "mean_latency_seconds": {
             "replay": round(real.latency.mean or 0, 3),

@@ -197,6 +197,20 @@ class RestoreFailed(LlmuxError):
         super().__init__(f"the engine could not be restored from its image: {reason}")
 
 
+class StayRefused(LlmuxError):
+    """An engine could not be let run on by itself."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine could not be left running: {reason}")
+
+
+class GpusUnreadable(LlmuxError):
+    """The memory of the GPUs cannot be read on this machine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no GPU can be read here: {reason}")
+
+
 class ImageUnusable(LlmuxError):
     """An image from which no engine can be restored, now or later; it may as well be deleted."""
 

@@ -35,6 +35,8 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "pid": None,
         "failure": None,
         "oldest_wait_seconds": 0.0,
+        "frozen": 0,
+        "unfaithful": [],
         **more,
     }
 

@@ -218,7 +218,7 @@ async def test_an_error_of_a_living_engine_is_an_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["engine", "exit"])
 async def test_a_model_that_dies_at_every_first_request_does_not_loop(tmp_path: Path, how: str) -> None:
     models = {"a": with_flags(OFFLOAD, "--sim-fault", f"die-on-request:{how}"), "b": OFFLOAD}
-    async with serving(models, tmp_path) as bench:
+    async with serving(models, tmp_path, canary="off") as bench:
         answer = await bench.ask("a")
         assert (answer.status, answer.code) == (502, "engine_died")
         assert bench.starts("a") == 2
@@ -226,6 +226,19 @@ async def test_a_model_that_dies_at_every_first_request_does_not_loop(tmp_path: 
         assert again.status in (502, 503)
         assert bench.starts("a") <= 3
         await bench.expect("b")
+
+
+@pytest.mark.parametrize("how", ["engine", "exit"])
+async def test_a_model_that_dies_of_the_canary_was_never_started(tmp_path: Path, how: str) -> None:
+    models = {"a": with_flags(OFFLOAD, "--sim-fault", f"die-on-request:{how}"), "b": OFFLOAD}
+    async with serving(models, tmp_path) as bench:
+        answer = await bench.ask("a")
+        assert (answer.status, answer.code) == (503, "model_unavailable")
+        assert "no kernel for this head size" in answer.text, "the engine's last words are the reason"
+        assert bench.starts("a") == 1
+        assert int(answer.headers["retry-after"]) >= 1
+        await bench.expect("b")
+        assert not bench.server.find_in_log("Traceback|RuntimeError")
 
 
 async def test_an_engine_port_that_is_taken(tmp_path: Path) -> None:
@@ -294,3 +307,14 @@ async def answered(bench: Bench, model: str) -> bool:
 async def at_engine(bench: Bench, model: str, count: int) -> bool:
     stats = await bench.stats(model)
     return bool(stats["running"] + stats["waiting"] == count)
+
+
+async def test_weights_for_which_the_host_has_no_memory_are_discarded(tmp_path: Path):
+    models = {"a": with_flags(OFFLOAD, "--sim-reload-ms", "1"), "b": OFFLOAD}
+    async with serving(models, tmp_path, host_memory_reserve_mib=1 << 30) as bench:
+        await bench.expect("a")
+        await bench.expect("b")
+        assert await bench.process_state("a") == "sleeping:Discard+KeepRunning"
+        assert (await bench.stats("a"))["sleep_level"] == 2
+        await bench.expect("a", "again")
+        assert bench.starts("a") == 1

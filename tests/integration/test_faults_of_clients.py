@@ -27,7 +27,8 @@ async def test_gone_while_queued_behind_a_busy_model(tmp_path: Path) -> None:
 
 
 async def test_one_of_many_gone_while_queued(tmp_path: Path) -> None:
-    async with serving({"a": with_flags(OFFLOAD, *SLOW), "b": OFFLOAD}, tmp_path) as bench:
+    models = {"a": with_flags(OFFLOAD, *SLOW), "b": OFFLOAD}
+    async with serving(models, tmp_path, canary="off") as bench:
         async with bench.held_stream("a") as stream, asyncio.TaskGroup() as tasks:
             leaving = await bench.begin("b", "leaves")
             await bench.until_state("switching:a->b")
@@ -44,7 +45,7 @@ async def test_one_of_many_gone_while_queued(tmp_path: Path) -> None:
 async def test_gone_while_the_engine_starts(tmp_path: Path) -> None:
     """What has begun goes on, and the model is there for the next client; nobody else is asked for."""
     slow = with_flags(STOP, "--startup-delay-ms", "1000")
-    async with serving({"a": slow, "b": STOP}, tmp_path) as bench:
+    async with serving({"a": slow, "b": STOP}, tmp_path, canary="off") as bench:
         client = await bench.begin("a")
         await bench.until_state("switching:none->a")
         client.leave()
@@ -57,7 +58,7 @@ async def test_gone_while_the_engine_starts(tmp_path: Path) -> None:
 
 async def test_gone_while_another_model_is_woken_and_nobody_wants_it_back(tmp_path: Path) -> None:
     slow = with_flags(OFFLOAD, "--sim-wake-ms", "500")
-    async with serving({"a": slow, "b": OFFLOAD}, tmp_path) as bench:
+    async with serving({"a": slow, "b": OFFLOAD}, tmp_path, canary="off") as bench:
         await bench.expect("a")
         await bench.expect("b")
         client = await bench.begin("a")
@@ -82,7 +83,7 @@ async def test_gone_in_mid_stream(tmp_path: Path) -> None:
 
 
 async def test_gone_before_the_first_byte(tmp_path: Path) -> None:
-    async with serving({"a": with_flags(OFFLOAD, "--latency-ms", "60000")}, tmp_path) as bench:
+    async with serving({"a": with_flags(OFFLOAD, "--latency-ms", "60000")}, tmp_path, canary="off") as bench:
         client = await bench.begin("a")
         await bench.until_model("a", in_flight=1)
         await eventually(lambda: is_busy(bench, "a"), "the engine works")

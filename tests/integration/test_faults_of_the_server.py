@@ -68,6 +68,18 @@ async def test_sigterm_has_a_deadline(tmp_path: Path) -> None:
         await everybody_gone(family)
 
 
+async def test_sigterm_does_not_wait_for_an_engine_that_hangs_in_its_sleep(tmp_path: Path) -> None:
+    models = {"a": with_flags(OFFLOAD, "--sim-sleep-ms", "600000"), "b": OFFLOAD}
+    async with serving(models, tmp_path, stop_timeout_seconds=0.5) as bench, asyncio.TaskGroup() as tasks:
+        await bench.expect("a")
+        waiting = tasks.create_task(bench.ask("b"))
+        await bench.until_model("a", process_state="sleeping:Offload+KeepRunning")
+        family = bench.server.descendants()
+        assert await bench.server.terminate(timeout_seconds=20.0) == 0
+        assert (await waiting).code == "shutting_down"
+        await everybody_gone(family)
+
+
 async def test_a_second_sigterm_hurries(tmp_path: Path) -> None:
     async with serving(THREE, tmp_path, shutdown_timeout_seconds=600.0) as bench, bench.held_stream("a") as stream:
         bench.server.process.send_signal(signal.SIGTERM)

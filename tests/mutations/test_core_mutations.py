@@ -30,6 +30,9 @@ from tests.support.core_scenarios import random_walk
 from tests.unit.core.policies.test_adaptive import test_an_overdue_model_does_not_cut_a_turn_short as turn_is_kept
 from tests.unit.core.policies.test_adaptive import test_catching_up_has_an_end as turn_has_an_end
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
+from tests.unit.core.test_freezing import (
+    test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on as stays_as_long,
+)
 from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_is_drained as drains_instead
 from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
 from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
@@ -97,8 +100,9 @@ FAULTS = (
     ),
     Fault("does not count attempts", admission.come_back, "event.attempts >=", "0 >="),
     Fault("does not admit into a freed place", admission.come_back, "    admit_waiting(world, model, now)\n", ""),
-    Fault("ignores min_active_seconds", switching._may_leave_at, "+ world.limits.min_active_seconds", ""),
+    Fault("ignores min_active_seconds", switching._may_leave_at, "= world.limits.min_active_seconds", "= 0.0"),
     Fault("lets others take the GPUs that an overdue model waits for", switching._keep_free, "if ", "if False and "),
+    Fault("freezes again too soon", switching._may_leave_at, "max(stays, model.wake_seconds)", "stays"),
     Fault("forgets to thaw", lifecycle.wake_done, "    thaw_all(world, model)\n", ""),
     Fault(
         "stops an engine with requests frozen in it",
@@ -158,6 +162,7 @@ def _everything() -> None:
     pin_rolls_back()
     back_off_resets()
     drains_instead()
+    stays_as_long()
     dies_asleep()
     turn_is_kept()
     turn_has_an_end()

@@ -48,7 +48,7 @@ def test_no_policy_is_better_than_the_lower_bound(
     min_active: float,
     max_in_flight: int,
 ) -> None:
-    calls = traffic(seed, models, per_second, seconds=100.0)
+    calls = traffic(seed, models, per_second, seconds=60.0)
     scenario = build_scenario(
         settings(models, min_active, max_in_flight), costs, EngineSpeed(), request_timeout_seconds=0
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core.actions import (
+    AbortEvict,
     AbortWake,
     Action,
     Admit,
@@ -321,6 +322,8 @@ class CoreDriver:
                 self._evict(action)
             case AbortWake(instance):
                 assert isinstance(self.engines[instance.model].pending, Wake), f"{action}: no wake to abort"
+            case AbortEvict(instance):
+                assert isinstance(self.engines[instance.model].pending, Evict), f"{action}: no eviction to abort"
             case SetTimer(at):
                 assert at >= self.now, f"a timer in the past: {at} < {self.now}"
                 self.timer_at = at

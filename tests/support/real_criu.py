@@ -5,26 +5,30 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
-from llmux.checkpoints import firewall, shared_memory
+from llmux.checkpoints import firewall, images, shared_memory
 from llmux.checkpoints.identity import identity_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
-from tests.support.processes import exists, until
+from tests.support.processes import exists
 
 CRIU = os.environ.get("LLMUX_TEST_CRIU", "")
 SKIP_REASON = "the real criu is not configured: set LLMUX_TEST_CRIU, see docs/testing.md"
 SHM = Path("/dev/shm")
 ANSWER_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 STUB = """
 import http.server, json, os, sys
@@ -125,6 +129,7 @@ class Engine:
     async def dump(self) -> Manifest:
         manifest = await self.imager.dump(self.process, self.facts())
         assert self.process.is_gone
+        assert only_image_left(manifest)
         return manifest
 
     async def restore(self, path: Path | None = None) -> Manifest:
@@ -138,7 +143,20 @@ class Engine:
 
     async def heard(self, count: int, text: str) -> None:
         """Wait until so many lines with the text have come."""
-        await until(lambda: sum(text in line for line in self.lines) >= count, f"{count} lines with {text!r}")
+
+        def is_over() -> bool:
+            return sum(text in line for line in self.lines) >= count or bool(self.exits)
+
+        await until(is_over, f"{count} lines with {text!r}")
+        assert not self.exits, self.lines
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a state of other processes, which are left the processor meanwhile."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
+        await asyncio.sleep(0.005)
 
 
 def fetch(port: int, path: str = "/") -> dict[str, Any]:
@@ -147,9 +165,9 @@ def fetch(port: int, path: str = "/") -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def imager(images: Path, **settings: Any) -> Imager:
+def imager(directory: Path, **settings: Any) -> Imager:
     """An imager of its own for one test."""
-    return Imager(CriuSettings(CRIU, None, images, **settings))
+    return Imager(CriuSettings(CRIU, None, directory, **settings))
 
 
 @asynccontextmanager
@@ -178,17 +196,42 @@ async def started(
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever the block does, it leaves nothing in /dev/shm, no firewall table, and no child of ours.
+    """Whatever the block does, it leaves nothing of its engines in /dev/shm, none of its tables, and no child of ours.
 
-    Files of /dev/shm that somebody uses are other programs'.
+    Others may use criu at the same time: only what this process has heard of as its own is looked for.
     """
-    shared, tables, children = set(SHM.iterdir()), firewall.list_tables(), find_children()
-    yield
-    used = shared_memory.find_used_inodes(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    left = [path for path in SHM.iterdir() if path not in shared and path.stat().st_ino not in used]
-    assert left == []
-    assert firewall.list_tables() - tables == set()
-    assert find_children() - children == set()
+    children, tables = find_children(), set[str]()
+    remove = images.remove
+
+    def note_tables_and_remove(path: Path, top: Path) -> None:
+        tables.update(firewall.find_tables(path / "dump.log"))
+        remove(path, top)
+
+    with (
+        patch.object(images, "remove", note_tables_and_remove),
+        recorded(shared_memory, "find_names") as before,
+        recorded(shared_memory, "take_into_image") as taken,
+    ):
+        yield
+    assert not firewall.list_tables() & tables
+    files = [name for names in (*before, *taken) for name in names if (SHM / name).exists()]
+    assert not files, files
+    new_children = find_children() - children
+    assert not new_children, new_children
+
+
+@contextmanager
+def recorded(module: ModuleType, name: str) -> Iterator[list[Iterable[str]]]:
+    """What the function returns while the block lasts."""
+    results: list[Iterable[str]] = []
+    original = getattr(module, name)
+
+    def record(*arguments: Any) -> Any:
+        results.append(result := original(*arguments))
+        return result
+
+    with patch.object(module, name, record):
+        yield results
 
 
 def find_children() -> set[str]:
@@ -196,9 +239,13 @@ def find_children() -> set[str]:
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-def none_exists(manifest: Manifest) -> bool:
-    """Whether all numbers of the engine's processes and threads are free again."""
-    return not any(map(exists, manifest.numbers))
+def only_image_left(manifest: Manifest) -> bool:
+    """Whether the numbers of the engine are free again, and its files are nowhere but in the image."""
+    directory = manifest.temporary_directory
+    files = [SHM / name for name in manifest.shared_memory]
+    return not any(map(exists, manifest.numbers)) and not any(
+        path.exists() for path in (*files, *([] if directory is None else [Path(directory)]))
+    )
 
 
 def only_other_child(parent: int | None, besides: int) -> int:

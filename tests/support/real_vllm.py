@@ -203,10 +203,9 @@ class KeptStream:
             self._news.clear()
             await self._news.wait()
 
-    @property
-    def longest_gap_seconds(self) -> float:
-        """The longest time between two events."""
-        return max(later - earlier for earlier, later in pairwise(self.times))
+    def gap_seconds(self, since: float) -> float:
+        """The longest time between two events after this moment."""
+        return max(later - earlier for earlier, later in pairwise(self.times) if later > since)
 
 
 def openai_client(server: LlmuxProcess) -> openai.AsyncOpenAI:

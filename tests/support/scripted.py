@@ -68,6 +68,9 @@ class ScriptedEngine:
             raise self.evict_error
         return Asleep(eviction) if eviction.keeps_process else Cold()
 
+    async def delete_images(self) -> None:
+        self.calls.append("delete images")
+
     async def end(self) -> None:
         self.calls.append("end")
         self.pid = None

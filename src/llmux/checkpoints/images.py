@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from llmux.checkpoints.manifest import NAME as MANIFEST_NAME
@@ -72,7 +73,9 @@ def sync(path: Path) -> None:
 
 def spend(path: Path) -> None:
     """Make an image one from which nothing is restored any more, at once whatever its size."""
-    (path / MANIFEST_NAME).unlink(missing_ok=True)
+    # What is below a file is not there either.
+    with suppress(NotADirectoryError):
+        (path / MANIFEST_NAME).unlink(missing_ok=True)
 
 
 def remove(path: Path, top: Path) -> None:

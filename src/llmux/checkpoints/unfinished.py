@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,6 @@ from llmux.checkpoints import firewall, shared_memory
 END = ".new"
 """Of the name of a directory in which an image is being made."""
 NOTE = "begun.json"
-RUN = re.compile(r"CRIU run id = ([0-9a-f-]+)")
-LOG_HEAD_CHARACTERS = 4096
 CLOCK_SECONDS = 1.0
 """Between the last line of criu's log and the last file that it made."""
 
@@ -40,20 +37,9 @@ def clear_all(top: Path) -> None:
 def clear(new: Path) -> None:
     """Remove an unfinished image and what its criu has left in /dev/shm and in the firewall; raises OSError."""
     if not new.is_symlink() and new.is_dir():
-        firewall.remove_tables(_find_tables(new))
+        firewall.remove_tables(firewall.find_tables(new / "dump.log"))
         shared_memory.remove_unused(_find_shared(new))
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _find_tables(new: Path) -> list[str]:
-    """criu names its table by the number of its run, as far as the name goes."""
-    try:
-        with (new / "dump.log").open(errors="replace") as log:
-            found = RUN.search(log.read(LOG_HEAD_CHARACTERS))
-    except OSError:
-        return []
-    tables = firewall.list_tables()
-    return [name for name in tables if found and found[1].startswith(name.removeprefix(firewall.PREFIX))]
 
 
 def _find_shared(new: Path) -> list[str]:

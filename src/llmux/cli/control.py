@@ -72,7 +72,7 @@ def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: Json
     mode = document["mode"]
     pinned = f", pinned to {mode['pinned']}" if "pinned" in mode else ""
     typer.echo(f"{document['state']} (mode {mode['mode']}{pinned})")
-    _print_table(("Model", "State", "Waiting", "In flight", "Eviction", "pid"), _rows(document["models"]))
+    _print_table(("Model", "State", "Waiting", "In flight", "Frozen", "Eviction", "pid"), _rows(document["models"]))
 
 
 def switch(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
@@ -161,11 +161,16 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
             entry["process_state"],
             str(entry["queue_depth"]),
             str(entry["in_flight"]),
-            _sum(entry["eviction"]),
+            str(entry["frozen"]),
+            _sum(entry["eviction"]) + _distrusted(entry["unfaithful"]),
             str(entry["pid"] or ""),
         )
         for name, entry in models.items()
     ]
+
+
+def _distrusted(evictions: Sequence[str]) -> str:
+    return f" (answers differently after {', '.join(evictions)})" if evictions else ""
 
 
 def _words(eviction: Eviction | None) -> dict[str, str] | None:
@@ -179,7 +184,7 @@ def _sum(words: dict[str, str]) -> str:
 def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(box=None, pad_edge=False)
     for title in titles:
-        numeric = title in ("Waiting", "In flight", "pid")
+        numeric = title in ("Waiting", "In flight", "Frozen", "pid")
         table.add_column(title, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # Names and reasons are text, not rich's markup.

@@ -9,12 +9,15 @@ import typer
 from llmux import __version__
 from llmux.cli import control
 from llmux.cli.check import check
+from llmux.cli.checkpoint import checkpoint
 from llmux.cli.demo import demo
 from llmux.cli.legacy import translate
 from llmux.cli.replay import replay
+from llmux.cli.restore import restore
 from llmux.cli.schema import schema
 from llmux.cli.serve import serve
 from llmux.cli.simulate import simulate
+from llmux.cli.validate import validate
 
 EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
 
@@ -37,6 +40,7 @@ def root(
 
 
 RUN: tuple[Callable[..., None], ...] = (demo, serve, check, schema)
+TRY: tuple[Callable[..., None], ...] = (validate, checkpoint, restore)
 PLAN: tuple[Callable[..., None], ...] = (simulate, replay)
 OPERATE: tuple[Callable[..., None], ...] = (
     control.status,
@@ -48,7 +52,13 @@ OPERATE: tuple[Callable[..., None], ...] = (
     control.wake,
     control.eviction,
 )
-for panel, commands in (("Run", RUN), ("Plan with recorded traffic", PLAN), ("Operate a running llmux", OPERATE)):
+PANELS = (
+    ("Run", RUN),
+    ("Try a model's engine", TRY),
+    ("Plan with recorded traffic", PLAN),
+    ("Operate a running llmux", OPERATE),
+)
+for panel, commands in PANELS:
     for command in commands:
         application.command(rich_help_panel=panel)(command)
 

@@ -76,10 +76,13 @@ def replay(
         raise typer.Exit(INTERRUPTED) from None
     figures = replayed.figures(NAME)
     if json:
-        more = {"seed": seed, "speed": speed, "late_seconds": round(replayed.late_seconds, 6)}
+        late, costs = round(replayed.late_seconds, 6), replayed.switches.mean_costs
+        more = {"seed": seed, "speed": speed, "late_seconds": late, "costs": costs}
         print_document(document(traces, len(replayed.heard), [figures], None, **more))
     else:
         print_report(render([figures], None))
+        if costs := replayed.switches.mean_costs:
+            typer.echo(f"Switches took on average what 'llmux simulate --costs {costs}' assumes.")
     _conclude(replayed)
 
 

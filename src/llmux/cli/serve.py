@@ -15,6 +15,7 @@ from llmux.errors import ConfigError, LlmuxError
 from llmux.observability.logging import configure_logging
 from llmux.runtime.app import SIGNALS
 from llmux.runtime.app import serve as serve_forever
+from llmux.simulation.gpus import find_virtual_gpu
 
 EXIT_INTERNAL_ERROR = 70
 
@@ -39,7 +40,7 @@ def serve(
     """
     settings = load_settings(config, host, port)
     configure_logging(settings.log_level.value, verbose=verbose)
-    run_server(serve_forever(settings))
+    run_server(serve_forever(settings, find_virtual_gpu=find_virtual_gpu))
 
 
 def load_settings(config: Path, host: str | None, port: int | None) -> Settings:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
 MAX_IN_FLIGHT = ("--max-num-seqs",)
+GPU_SHARE = ("--gpu-memory-utilization",)
+KV_CACHE_BYTES = ("--kv-cache-memory-bytes", "--kv-cache-memory")
 SERVED_NAMES = ("--served-model-name",)
 API_KEY = ("--api-key",)
 RESERVED = ("--port", "--host", "--uds")

@@ -59,6 +59,7 @@ PositiveSeconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)
 Factor = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveFactor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Size = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
 EnginePort = Annotated[int, Field(strict=True, ge=1, le=65535)]

@@ -7,6 +7,9 @@ from llmux.config.eviction import EvictionField
 from llmux.config.fields import Count, Directory, EnginePort, PositiveFactor, Seconds, Section, Text, VariableName, Word
 from llmux.core.eviction import Drain
 
+DEFAULT_GPU_SHARE = 0.92
+"""vLLM's own."""
+
 
 class ModelSettings(Section):
     """One model that clients may ask for."""
@@ -62,6 +65,17 @@ class ModelSettings(Section):
     def tensor_parallel_size(self) -> int:
         """Over how many GPUs the engine spreads the model; raises ``ValueError`` where extra_args are unreadable."""
         return arguments.number(self.extra_args, arguments.TENSOR_PARALLEL_SIZE) or 1
+
+    @property
+    def start_share(self) -> float | None:
+        """Which share of a GPU vLLM wants to find free when it starts; None where its arguments do not say."""
+        if arguments.present(self.extra_args, arguments.KV_CACHE_BYTES):
+            return None
+        text = arguments.value(self.extra_args, arguments.GPU_SHARE)
+        try:
+            return DEFAULT_GPU_SHARE if text is None else float(text)
+        except ValueError:
+            return None
 
     def in_flight_limit(self, default: int) -> int:
         """``max_in_flight``, else the engine's own limit, else the default; ``ValueError`` as above."""

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from llmux.config import checks
 from llmux.config.checkpoint import CheckpointSettings
-from llmux.config.fields import Count, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Text
+from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
 from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.problems import problems_of
@@ -81,6 +81,11 @@ class Settings(Section):
     wake_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /wake_up.")
     reload_timeout_seconds: PositiveSeconds = Field(default=600.0, description="For reading discarded weights again.")
     reset_timeout_seconds: PositiveSeconds = Field(default=30.0, description="For the engine's /reset_prefix_cache.")
+    memory_wait_seconds: Seconds = Field(
+        default=10.0,
+        description="How long a start or a wake waits for the GPU memory that it needs to be really free; then it is "
+        "tried all the same, and a warning names who holds it. 0: it is not looked at.",
+    )
     max_body_bytes: Count = Field(default=128 << 20, description="The largest accepted request body, in bytes.")
     queue_limit_requests: Count = Field(default=10_000, description="How many requests may wait, over all models.")
     queue_limit_bytes: Count = Field(default=1 << 30, description="How many bytes of bodies may wait, over all models.")
@@ -96,6 +101,15 @@ class Settings(Section):
     )
     keepalive_seconds: PositiveSeconds = Field(
         default=15.0, description="How often the client of a frozen event stream gets a comment line."
+    )
+
+    host_memory_reserve_mib: Size = Field(
+        default=1024,
+        description="Weights that would leave less of the host's memory than this are discarded instead of offloaded.",
+    )
+    access_log: Directory | None = Field(
+        default=None,
+        description="File that gets one line of JSON for each request; llmux simulate reads it. Absent: none.",
     )
 
     def eviction_of(self, name: str) -> Eviction:

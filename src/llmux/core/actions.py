@@ -71,6 +71,13 @@ class Evict:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortEvict:
+    """Stop the engine instead of going on with an ``Evict`` under way; its outcome is still reported."""
+
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Send ``TimerFired`` at this time; replaces the former timer."""
 
@@ -123,6 +130,7 @@ Action: TypeAlias = (
     | Wake
     | AbortWake
     | Evict
+    | AbortEvict
     | SetTimer
     | CommandDone
     | SwitchDone

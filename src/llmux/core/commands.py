@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from llmux.core.actions import AbortWake, CommandDone
+from llmux.core.actions import AbortEvict, AbortWake, CommandDone
 from llmux.core.admission import lose_frozen, refuse_all, refuse_disallowed
 from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Seconds
 from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
-from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Mode, Serving, Waking
+from llmux.core.states import Asleep, Auto, Cold, Draining, Evicting, Failed, Manual, Mode, Serving, Waking
 from llmux.core.switching import NEVER_LEAVES
 from llmux.core.world import Command, SleepCommand, SwitchCommand, World
 from llmux.errors import CommandFailed, ShuttingDown
@@ -150,6 +150,8 @@ def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None
         lose_frozen(world, model, ShuttingDown(), now)
         if isinstance(model.state, Waking):
             world.emit(AbortWake(model.instance))
+        elif isinstance(model.state, Evicting) and model.state.eviction != STOP:
+            world.emit(AbortEvict(model.instance))
     for command in list(world.commands.values()):
         _end(world, command, CommandFailed("llmux is shutting down"), now)
 

@@ -91,6 +91,7 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
     model.made_room = False
     model.can_freeze = event.can_freeze
     world.costs.observe_wake(model.name, now - model.state.since)
+    model.wake_seconds = 0.0 if model.state.from_cold else now - model.state.since
     model.idle_since = now
     if claim is not None:
         _report_switch(world, claim, now)

@@ -64,6 +64,7 @@ class Model:
         "traffic",
         "unfaithful",
         "waiting",
+        "wake_seconds",
     )
 
     def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds) -> None:
@@ -82,6 +83,8 @@ class Model:
         """What was in flight when the engine left, and goes on when it is back."""
         self.can_freeze = False
         """Whether the present engine can suspend its requests."""
+        self.wake_seconds: Seconds = 0.0
+        """How long its last way back from sleep took, with all that its frozen requests made the engine read again."""
         self.unfaithful: set[Eviction] = set()
         """Evictions after which the model was found to say something else than before."""
         self.eviction_override: Eviction | None = None

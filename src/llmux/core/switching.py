@@ -221,8 +221,14 @@ def _ready_at(world: World, made: Plan) -> Seconds:
 
 
 def _may_leave_at(world: World, name: str) -> Seconds:
-    state = world.models[name].state
-    return state.since + world.limits.min_active_seconds if isinstance(state, Serving) else float("-inf")
+    model = world.models[name]
+    if not isinstance(model.state, Serving):
+        return float("-inf")
+    stays = world.limits.min_active_seconds
+    if model.in_flight and freezes(world, model, model.eviction):
+        # Frozen again any sooner, its requests might be read again and again and never come on.
+        stays = max(stays, model.wake_seconds)
+    return model.state.since + stays
 
 
 def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:

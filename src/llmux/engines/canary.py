@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
+import structlog
+
 from llmux.engines.control_calls import ControlCallFailed
 from llmux.errors import Unfaithful
 
+log = structlog.get_logger("llmux.canary")
+
 QUESTION = "Once upon a time there was"
 TOKENS = 4
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 120.0
+BEHIND_FROZEN_LIMIT_SECONDS = 600.0
+"""With requests frozen in it, the engine first reads again what they had come to."""
 TRIES = 2
 """A first difference may come from the other requests of the same batch; one that is repeated does not."""
 SAME_DIRECTION = 0.999
@@ -40,34 +46,53 @@ class Canary:
         self._wakes = 0
 
     async def record(self, endpoints: Endpoints) -> None:
-        """Learn the answer of an engine that has just been started; raises ControlCallFailed."""
-        if self._check_every is not None:
-            self.baseline = await self._ask(endpoints)
+        """Learn the answer of an engine that has just been started; raises ControlCallFailed.
 
-    async def check(self, endpoints: Endpoints) -> None:
-        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed."""
-        if self._check_every is None or self.baseline is None:
+        One that takes too long to answer is not compared later, for that is no reason not to serve.
+        """
+        if self._check_every is None:
             return
-        self._wakes += 1
-        if (self._wakes - 1) % self._check_every:
+        try:
+            self.baseline = await self._ask(endpoints, LIMIT_SECONDS)
+        except ControlCallFailed as failure:
+            if not failure.is_timeout:
+                raise
+            log.warning("too slow for a canary: its wakes are not checked", model=self._served_name)
+
+    async def check(self, endpoints: Endpoints, *, has_frozen: bool = False) -> None:
+        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed.
+
+        ``has_frozen``: it is asked in any case, for its answer tells when what was frozen has been read again.
+        """
+        limit_seconds = BEHIND_FROZEN_LIMIT_SECONDS if has_frozen else LIMIT_SECONDS
+        if not self._is_due():
+            if has_frozen:
+                await self._ask(endpoints, limit_seconds)
             return
+        assert self.baseline is not None
         self.checks += 1
         for _ in range(TRIES):
-            heard = await self._ask(endpoints)
+            heard = await self._ask(endpoints, limit_seconds)
             if is_same(self.baseline, heard):
                 return
         self.mismatches += 1
         raise Unfaithful(self.baseline, heard)
 
-    async def _ask(self, endpoints: Endpoints) -> str:
+    def _is_due(self) -> bool:
+        if self._check_every is None or self.baseline is None:
+            return False
+        self._wakes += 1
+        return (self._wakes - 1) % self._check_every == 0
+
+    async def _ask(self, endpoints: Endpoints, limit_seconds: float) -> str:
         began_at = monotonic()
         try:
-            return await _ask(endpoints, self._served_name)
+            return await _ask(endpoints, self._served_name, limit_seconds)
         finally:
             self.seconds += monotonic() - began_at
 
 
-async def _ask(endpoints: Endpoints, served_name: str) -> str:
+async def _ask(endpoints: Endpoints, served_name: str, limit_seconds: float) -> str:
     """The answer as text that can be kept: token ids, words, or an embedding. Raises ControlCallFailed."""
     question = {
         "model": served_name,
@@ -77,11 +102,11 @@ async def _ask(endpoints: Endpoints, served_name: str) -> str:
         "return_token_ids": True,
     }
     try:
-        choice = _first(await endpoints.post("/v1/completions", LIMIT_SECONDS, question), "choices")
+        choice = _first(await endpoints.post("/v1/completions", limit_seconds, question), "choices")
     except ControlCallFailed as failure:
         if failure.status != 404:
             raise
-        document = await endpoints.post("/v1/embeddings", LIMIT_SECONDS, {"model": served_name, "input": QUESTION})
+        document = await endpoints.post("/v1/embeddings", limit_seconds, {"model": served_name, "input": QUESTION})
         return json.dumps(_first(document, "data").get("embedding"))
     # Engines that do not know return_token_ids answer with the words alone.
     return json.dumps(choice.get("token_ids") or choice.get("text"))

@@ -72,7 +72,6 @@ class _Before:
     tree: Tree
     shared_inodes: frozenset[int]
     remapped: frozenset[str]
-    tables: frozenset[str]
     size_bytes: int
 
 
@@ -150,12 +149,11 @@ class Imager:
         async with self._one_at_a_time():
             if reason := await _in_thread(_find_obstacle, manifest):
                 raise RestoreFailed(reason)
-            tables = await _in_thread(firewall.list_tables)
             try:
                 await _in_thread(_put_back, path, manifest)
                 process = await self._restore_from(path, manifest, on_line, on_exit)
             except BaseException:
-                await _in_thread(_clear, manifest, tables)
+                await _in_thread(_clear, manifest)
                 raise
             if manifest.has_frozen:
                 images.spend(path)
@@ -200,7 +198,7 @@ class Imager:
             raise DumpFailed(_joined(failure.reason, reason), engine_runs=failure.engine_runs) from failure
         finally:
             if not process.is_dumped:
-                await _in_thread(_undo_dump, before)
+                await _in_thread(_undo_dump, new, before)
         try:
             if process.is_dumped:
                 manifest = await _in_thread(_complete, new, _describe(process, facts, before, criu), before)
@@ -266,13 +264,13 @@ def _inspect(process: EngineProcess, new: Path) -> _Before:
         raise DumpFailed(reason)
     remapped = shared_memory.list_remapped()
     unfinished.note_beginning(new, remapped, shared_memory.find_names(inodes))
-    return _Before(tree, inodes, remapped, firewall.list_tables(), size_bytes)
+    return _Before(tree, inodes, remapped, size_bytes)
 
 
-def _undo_dump(before: _Before) -> None:
+def _undo_dump(new: Path, before: _Before) -> None:
     """What a criu that was killed in its work has left."""
     shared_memory.remove(shared_memory.list_remapped() - before.remapped)
-    firewall.remove_tables(firewall.list_tables() - before.tables)
+    firewall.remove_tables(firewall.find_tables(new / "dump.log"))
 
 
 def _describe(process: EngineProcess, facts: ImageFacts, before: _Before, criu: Criu) -> Manifest:
@@ -313,12 +311,12 @@ def _complete(new: Path, manifest: Manifest, before: _Before) -> Manifest:
         names = shared_memory.take_into_image(new, before.shared_inodes, before.remapped)
         if manifest.temporary_directory is not None:
             temporary_files.take_into_image(new, Path(manifest.temporary_directory))
-        manifest = manifest.with_leftovers(names, firewall.list_tables() - before.tables).completed(new)
+        manifest = manifest.with_leftovers(names, firewall.find_tables(new / "dump.log")).completed(new)
         write_manifest(new, manifest)
         unfinished.forget_beginning(new)
         images.finish(new)
     except BaseException:
-        _undo_dump(before)
+        _undo_dump(new, before)
         shared_memory.remove_unused(shared_memory.find_names(before.shared_inodes))
         raise
     return manifest
@@ -344,10 +342,9 @@ def _put_back(path: Path, manifest: Manifest) -> None:
         raise RestoreFailed(f"its files could not be put back: {error}") from error
 
 
-def _clear(manifest: Manifest, tables: frozenset[str]) -> None:
+def _clear(manifest: Manifest) -> None:
     """Take away what was put there for a restore that failed."""
     shared_memory.remove_unused(manifest.shared_memory)
-    firewall.remove_tables(firewall.list_tables() - tables)
     if manifest.temporary_directory is not None:
         with suppress(temporary_files.DirectoryTaken):
             temporary_files.remove_leftover(Path(manifest.temporary_directory))

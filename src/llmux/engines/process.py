@@ -24,12 +24,14 @@ from llmux.engines.shim_connection import (
     ShimEvent,
     SpawnRefused,
     Started,
+    Stays,
 )
 from llmux.engines.waiting import outlast
-from llmux.errors import DumpFailed, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.errors import DumpFailed, ProcessStuck, RestoreFailed, SpawnFailed, StayRefused
 
 SPAWN_SECONDS = 30.0
 SHIM_END_SECONDS = 2.0
+STAY_SECONDS = 10.0
 CRIU_END_SECONDS = 10.0
 """From the end of criu's time until the shim must have told what became of it."""
 RESTORE_END_SECONDS = 30.0
@@ -97,6 +99,7 @@ class EngineProcess:
         self._restored_pid = 0
         self._dumping: asyncio.Future[str | None] = loop.create_future()
         """Why the engine could not be dumped, or None."""
+        self._staying: asyncio.Future[None] = loop.create_future()
 
     @classmethod
     async def spawn(cls, command: LaunchCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
@@ -237,6 +240,19 @@ class EngineProcess:
             self._connection.close()
         await outlast(self._gone)
 
+    async def stay(self, limit_seconds: float = STAY_SECONDS) -> None:
+        """Let the engine outlive this process: nothing is heard of it any more, and its shim stops it on SIGTERM.
+
+        Raises StayRefused if the shim does not agree in time, or the engine has ended; then it is ours as before.
+        """
+        self._send("stay")
+        await asyncio.wait((self._staying, self._exited), timeout=limit_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not self._staying.done() or self._exited.done():
+            raise StayRefused("it has ended" if self._exited.done() else f"no answer within {limit_seconds:g} s")
+        self._on_exit = _ignore_exit
+        if self._connection is not None:
+            self._connection.leave()
+
     def _send(self, command: str, **facts: Any) -> None:
         if self._connection is not None:
             self._connection.send(command, **facts)
@@ -272,6 +288,9 @@ class EngineProcess:
             case RestoreRefused(status, reason):
                 self._restored_pid = 0
                 self._set_started(describe_criu_end(status, reason))
+            case Stays():
+                if not self._staying.done():
+                    self._staying.set_result(None)
             case Gone():
                 self._tree_gone = True
                 if self._connection is not None:

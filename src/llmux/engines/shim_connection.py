@@ -88,8 +88,23 @@ class RestoreRefused(msgspec.Struct, frozen=True, tag_field="event", tag="restor
     reason: str
 
 
+class Stays(msgspec.Struct, frozen=True, tag_field="event", tag="stays"):
+    """The engine will outlive the connection."""
+
+
 ShimEvent = (
-    Started | SpawnRefused | Output | Dropped | Exited | Gone | Refused | Failed | Dumped | DumpRefused | RestoreRefused
+    Started
+    | SpawnRefused
+    | Output
+    | Dropped
+    | Exited
+    | Gone
+    | Refused
+    | Failed
+    | Dumped
+    | DumpRefused
+    | RestoreRefused
+    | Stays
 )
 
 
@@ -107,6 +122,7 @@ class ShimConnection(asyncio.Protocol):
         self._partial = b""
         self._transport: asyncio.Transport | None = None
         self._shim: subprocess.Popen[bytes] | None = None
+        self._shim_descriptor = -1
         self._disconnected = False
 
     @classmethod
@@ -144,6 +160,15 @@ class ShimConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def leave(self) -> None:
+        """End the connection with a shim that stays; neither callback is called after this."""
+        self._on_event, self._on_end = _ignore_event, _ignore_end
+        self._stop_watching()
+        if self._shim is not None:
+            # Not ours to wait for any more: it is init's child as soon as we have ended.
+            self._shim.returncode = 0
+        self.close()
+
     def _start_shim(self, theirs: socket.socket) -> None:
         # Not asyncio's subprocesses: their child watchers reap by their own rules.
         self._shim = subprocess.Popen(
@@ -154,12 +179,17 @@ class ShimConnection(asyncio.Protocol):
             start_new_session=True,
             pass_fds=(theirs.fileno(),),
         )
-        descriptor = os.pidfd_open(self._shim.pid)
-        asyncio.get_running_loop().add_reader(descriptor, self._shim_ended, descriptor)
+        self._shim_descriptor = os.pidfd_open(self._shim.pid)
+        asyncio.get_running_loop().add_reader(self._shim_descriptor, self._shim_ended)
 
-    def _shim_ended(self, descriptor: int) -> None:
-        asyncio.get_running_loop().remove_reader(descriptor)
-        os.close(descriptor)
+    def _stop_watching(self) -> None:
+        if self._shim_descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._shim_descriptor)
+            os.close(self._shim_descriptor)
+            self._shim_descriptor = -1
+
+    def _shim_ended(self) -> None:
+        self._stop_watching()
         if self._shim is not None:
             # A shim that was killed leaves its criu. Before the shim is reaped: until then nobody else has its number.
             kill_session(self._shim.pid, self._reap_shim)
@@ -187,3 +217,11 @@ class ShimConnection(asyncio.Protocol):
     def _finish(self) -> None:
         if self._disconnected and self._shim is not None and self._shim.returncode is not None:
             self._on_end()
+
+
+def _ignore_event(event: ShimEvent) -> None:
+    """Of an engine that stays nothing more is to be heard."""
+
+
+def _ignore_end() -> None:
+    """As ``_ignore_event``."""

@@ -14,6 +14,9 @@ KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""
 
 
+WITHOUT_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
+"""What keeps older uvloops and torch's stores from files that criu cannot dump; the shim's filter keeps newer ones."""
+
 _LACK_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|less than desired GPU memory utilization|No available memory for the cache blocks",
     re.IGNORECASE,

@@ -9,6 +9,8 @@ from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.errors import error_event, shape_of
 from llmux.gateway.response_head import Framing, ResponseHead
 from llmux.gateway.statistics import CLIENT_GONE_STATUS
+from llmux.gateway.suspension import Suspension
+from llmux.observability.access_log import AccessLog
 from llmux.runtime.lease import Lease, Outcome, Priority
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ _RELAYING: Final = _Phase.RELAYING
 _OVER: Final = _Phase.OVER
 
 _UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
-_KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 _NO_WAIT = b"\r\nx-llmux-queue-ms: 0\r\n"
 
 
@@ -62,18 +63,17 @@ class Exchange:
         "_body",
         "_client",
         "_engine",
-        "_frozen",
-        "_head_on_hold",
-        "_held",
         "_keep_alive",
-        "_kept_alive_at",
         "_lease",
         "_model",
         "_phase",
+        "_queue_seconds",
         "_request",
         "_request_id",
         "_retried",
+        "_size_bytes",
         "_state",
+        "_suspension",
     )
 
     def __init__(self, state: "GatewayState", client: "ClientConnection", model: str, body: bytes) -> None:
@@ -87,10 +87,10 @@ class Exchange:
         self._lease: Lease | None = None
         self._engine: EngineConnection | None = None
         self._retried = False
-        self._frozen = False
-        self._held = False
-        self._head_on_hold: ResponseHead | None = None
-        self._kept_alive_at = 0.0
+        self._suspension: Suspension | None = None
+        self._answer: ResponseHead | None = None
+        self._queue_seconds = 0.0
+        self._size_bytes = len(body)
 
     def start(self, *, may_wake: bool, priority: Priority) -> None:
         """Ask the desk for a lease."""
@@ -105,6 +105,7 @@ class Exchange:
         if self._phase is not _WAITING:
             return
         self._lease = lease
+        self._queue_seconds = lease.queue_seconds
         self._retried = False
         self._begin(lease)
 
@@ -116,7 +117,7 @@ class Exchange:
         lease, phase = self._lease, self._phase
         if lease is None or phase is _OVER or phase is _WAITING:
             return
-        self._forget_freeze()
+        self._end_suspension()
         engine = self._drop_engine()
         if phase is _RELAYING and engine is not None:
             self._break_off(error, engine)
@@ -127,24 +128,23 @@ class Exchange:
             self._refuse(error)
 
     def lease_frozen(self) -> None:
-        self._frozen = True
-        self._kept_alive_at = time.monotonic()
+        self._suspension = Suspension(time.monotonic())
         self._state.frozen.add(self)
 
     def lease_held(self) -> None:
-        self._held = True
+        if self._suspension is not None:
+            self._suspension.held = True
         if self._engine is not None:
             self._engine.pause_reading()
 
     def lease_thawed(self) -> None:
-        self._forget_freeze()
+        head = self._suspension.head if self._suspension is not None else None
+        self._end_suspension()
         lease, engine = self._lease, self._engine
         if engine is None:
             if self._phase is _PARKED and lease is not None:
                 self._begin(lease)
-            return
-        head, self._head_on_hold = self._head_on_hold, None
-        if head is not None:
+        elif head is not None:
             engine.resume_reading()
             self._relay(head)
         elif not self._client.is_full or self._phase is not _RELAYING:
@@ -153,15 +153,13 @@ class Exchange:
     # Called by the gateway's sweep.
 
     def keep_alive(self, now: float) -> None:
-        """Let the client of a frozen event stream know that it is not forgotten: a comment, which clients pass over."""
-        engine = self._engine
-        if engine is None or self._phase is not _RELAYING or not self._answer.event_stream or self._client.is_full:
+        """Let the client of a frozen event stream know that it is not forgotten."""
+        engine, answer, suspension = self._engine, self._answer, self._suspension
+        if engine is None or answer is None or suspension is None or not answer.event_stream or self._client.is_full:
             return
-        if now - self._kept_alive_at >= self._state.options.keepalive_seconds:
-            self._kept_alive_at = now
-            comment = engine.frame_comment(_KEEP_ALIVE_COMMENT)
-            if comment:
-                self._client.write(comment)
+        comment = suspension.comment_due(engine, now, self._state.options.keepalive_seconds)
+        if comment:
+            self._client.write(comment)
 
     # Called by the client's connection.
 
@@ -171,7 +169,7 @@ class Exchange:
         if phase is _OVER:
             return
         self._phase = _OVER
-        self._forget_freeze()
+        self._end_suspension()
         self._finish(CLIENT_GONE_STATUS)
         if phase is _WAITING:
             self._state.desk.cancel(self._request)
@@ -186,7 +184,7 @@ class Exchange:
 
     def client_has_room(self) -> None:
         """The opposite."""
-        if self._engine is not None and self._phase is _RELAYING and not self._held:
+        if self._engine is not None and self._phase is _RELAYING and not self._is_held:
             self._engine.resume_reading()
 
     # Called by the engine's connection.
@@ -203,8 +201,8 @@ class Exchange:
         def report(alive: bool) -> None:
             if self._engine is not engine or self._lease is not lease or self._phase is not _SENT:
                 return
-            if alive and self._held:
-                self._head_on_hold = head
+            if alive and self._suspension is not None and self._suspension.held:
+                self._suspension.head = head
             elif alive:
                 engine.resume_reading()
                 self._relay(head)
@@ -221,8 +219,9 @@ class Exchange:
         self._phase = _OVER
         self._engine = None
         self._lease = None
-        if self._frozen:
-            self._forget_freeze()
+        if self._suspension is not None:
+            self._end_suspension()
+        assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
         self._state.desk.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
@@ -232,8 +231,8 @@ class Exchange:
         assert engine is not None
         assert lease is not None
         self._engine = None
-        frozen = self._frozen
-        self._forget_freeze()
+        is_frozen = self._suspension is not None
+        self._end_suspension()
         if self._phase is _RELAYING:
             self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
             self._lease = None
@@ -241,7 +240,7 @@ class Exchange:
         elif engine.reused and not engine.heard and not self._retried:
             self._retried = True
             self._state.statistics.engine_retries += 1
-            if frozen:
+            if is_frozen:
                 self._park()
             else:
                 self._connect(self._state.pools.of(lease.upstream))
@@ -255,7 +254,7 @@ class Exchange:
         if self._phase is not _CONNECTING or self._lease is not lease:
             return False
         assert lease is not None
-        if self._frozen:
+        if self._suspension is not None:
             self._park()
             return False
         self._send(engine, self._state.pools.of(lease.upstream))
@@ -285,8 +284,12 @@ class Exchange:
         self.lease_frozen()
         self._phase = _PARKED
 
-    def _forget_freeze(self) -> None:
-        self._frozen = self._held = False
+    @property
+    def _is_held(self) -> bool:
+        return self._suspension is not None and self._suspension.held
+
+    def _end_suspension(self) -> None:
+        self._suspension = None
         self._state.frozen.discard(self)
 
     def _connect(self, pool: "EnginePool") -> None:
@@ -341,6 +344,7 @@ class Exchange:
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where that can be said, and never with a clean end."""
+        assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
         self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.event_stream else b"")
@@ -354,7 +358,23 @@ class Exchange:
 
     def _finish(self, status: int, body_bytes: int = 0) -> None:
         client = self._client
-        client.counts.finish(status, time.monotonic() - client.started_at, body_bytes)
+        seconds = time.monotonic() - client.started_at
+        client.counts.finish(status, seconds, body_bytes)
+        if self._state.options.access_log is not None:
+            self._note(self._state.options.access_log, status, body_bytes, seconds)
+
+    def _note(self, access_log: AccessLog, status: int, body_bytes: int, seconds: float) -> None:
+        access_log.add(
+            request_id=self._request_id,
+            model=self._model,
+            endpoint=self._client.counts.endpoint,
+            status=status,
+            request_bytes=self._size_bytes,
+            response_bytes=body_bytes,
+            is_stream=self._answer is not None and self._answer.event_stream,
+            queue_seconds=self._queue_seconds,
+            seconds=seconds,
+        )
 
 
 class _Attempt:

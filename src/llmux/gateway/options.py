@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llmux.observability.access_log import AccessLog
+
 
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
@@ -62,4 +64,5 @@ class GatewayOptions:
     """Idle connections to engines are closed after this; keep it below the engine's own keep-alive (vLLM: 5 s)."""
     keepalive_seconds: float = 15.0
     """How often the client of a frozen event stream gets a comment."""
+    access_log: AccessLog | None = None
     max_idle_per_engine: int = 512

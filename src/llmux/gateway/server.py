@@ -81,6 +81,8 @@ class Gateway:
             self._pools.close()
             self._sweep_timer.cancel()
         await self._until_empty(_ABORT_SECONDS)
+        if self._options.access_log is not None:
+            self._options.access_log.flush()
 
     async def _until_empty(self, limit_seconds: float) -> None:
         if self._state.connections:
@@ -101,5 +103,7 @@ class Gateway:
             connection.time_out()
         for exchange in list(self._state.frozen):
             exchange.keep_alive(now)
+        if self._options.access_log is not None:
+            self._options.access_log.flush()
         self._pools.expire(now)
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -1,5 +1,6 @@
 """Evictions as lists of reversible steps: applied in order to leave, undone in reverse to come back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
@@ -68,6 +69,15 @@ def steps_of(eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
             return (*pause, *_weights_steps(eviction, freeze=freeze), DumpProcess())
         case Process.CUDA_SUSPEND:
             raise UnsupportedEviction(eviction)
+
+
+def as_applied(eviction: Eviction, applied: Iterable[Step]) -> Eviction:
+    """The eviction with what has really become of the weights."""
+    levels = [step.level for step in applied if isinstance(step, Sleep)]
+    if not levels:
+        return eviction
+    weights = Weights.DISCARD if SleepLevel.DISCARD in levels else Weights.OFFLOAD
+    return Eviction(weights, eviction.process)
 
 
 def _weights_steps(eviction: Eviction, *, freeze: bool) -> tuple[Step, ...]:

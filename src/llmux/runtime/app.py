@@ -20,9 +20,19 @@ from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
+from llmux.observability.access_log import AccessLog
 from llmux.observability.http_metrics import HttpMetrics
 from llmux.observability.metrics import RuntimeMetrics
-from llmux.runtime.build import build_imager, build_images, build_scheduler, engine_specs, needs_criu
+from llmux.runtime.build import (
+    FindVirtualGpu,
+    build_imager,
+    build_images,
+    build_room,
+    build_scheduler,
+    engine_specs,
+    missing_programs,
+    needs_criu,
+)
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.desk import Desk
 from llmux.runtime.instance import Instance
@@ -44,7 +54,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server:
     """Everything that serves, on one event loop: built once, run once."""
 
-    def __init__(self, settings: Settings, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        find_virtual_gpu: FindVirtualGpu | None = None,
+    ) -> None:
         self.settings = settings
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._scheduler = build_scheduler(settings)
@@ -61,6 +76,7 @@ class Server:
                 self._endpoints[name],
                 self._exit_callback(name),
                 images=images.get(name),
+                room=build_room(settings, name, find_virtual_gpu),
                 on_leaving=self._forget_upstream,
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
@@ -85,6 +101,8 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen; raises LlmuxError."""
         settings = self.settings
+        for program, models in missing_programs(settings).items():
+            log.warning("no such program: install it or set vllm_command", program=program, models=models)
         if self._imager is not None and needs_criu(settings):
             await self._imager.check()
         await self._control.start()
@@ -136,10 +154,16 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
+            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
         )
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Server], None] | None = None,
+    find_virtual_gpu: FindVirtualGpu | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
 
     An error in the scheduler itself ends it too, as an exception group.
@@ -153,7 +177,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[Server], None] | None
         for number in SIGNALS:
             stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        server = Server(settings, tasks.create_task)
+        server = Server(settings, tasks.create_task, find_virtual_gpu)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
         for number in SIGNALS:

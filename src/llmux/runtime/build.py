@@ -1,7 +1,13 @@
 """From settings to the parts that are built of them: the scheduler, and what each engine is started with."""
 
 import os
-from typing import assert_never
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias, assert_never
+
+import aiohttp
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
@@ -13,11 +19,23 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.imaging import CriuSettings, Imager
 from llmux.engines.vllm import ControlTimeouts
+from llmux.errors import ConfigError, ModelNotFound, Problem
+from llmux.gpus.memory import GpuReader, StartNeed
+from llmux.gpus.nvml import NvmlReader
+from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import choose_ports
+from llmux.runtime.alone import EngineAlone
 from llmux.runtime.engine_spec import EngineSpec
 from llmux.runtime.images import ModelImages
+from llmux.runtime.instance import Instance
+
+FindVirtualGpu: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
+"""The virtual GPU of an engine with these arguments and this environment, and what its start needs; None: it has none.
+
+Passed in by whoever knows the simulated engine."""
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """How many wakes pass from one check to the next."""
@@ -60,12 +78,49 @@ def _image_eviction(settings: Settings, name: str) -> Eviction | None:
     return configured if configured.process is Process.CHECKPOINT else Eviction(Weights.DISCARD, Process.CHECKPOINT)
 
 
-def build_imager(settings: Settings) -> Imager | None:
-    """What dumps and restores engines; None where no checkpoints are configured."""
+def build_imager(settings: Settings, images_directory: Path | None = None) -> Imager | None:
+    """What dumps and restores engines, in another directory if one is given; None where it is not configured."""
     checkpoint = settings.checkpoint
     if checkpoint is None:
         return None
-    return Imager(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, checkpoint.images_dir))
+    directory = images_directory or checkpoint.images_dir
+    return Imager(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
+
+
+def require_imager(settings: Settings) -> Imager:
+    """As ``build_imager``; raises ConfigError where no checkpoints are configured."""
+    imager = build_imager(settings)
+    if imager is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "checkpoint", "the section is missing, and images need it", "add 'checkpoint: {}' for its defaults"
+                )
+            ]
+        )
+    return imager
+
+
+@asynccontextmanager
+async def open_alone(
+    settings: Settings, model: str, *, images: ModelImages | None, find_virtual_gpu: FindVirtualGpu | None = None
+) -> AsyncIterator[EngineAlone]:
+    """The model's engine without a server around it, not started; whatever it is in the end, it is ended.
+
+    Raises ModelNotFound.
+    """
+    if model not in settings.models:
+        raise ModelNotFound(model, list(settings.models))
+    spec = engine_specs(settings)[model]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        endpoints = EngineEndpoints(session, spec.port, spec.api_key)
+        room = build_room(settings, model, find_virtual_gpu)
+        instance = Instance(spec, endpoints, lambda reason: None, images=images, room=room)
+        try:
+            yield EngineAlone(instance, endpoints, room)
+        finally:
+            instance.interrupt("llmux is ending")
+            await instance.end()
 
 
 def build_images(settings: Settings, imager: Imager | None) -> dict[str, ModelImages]:
@@ -77,6 +132,19 @@ def build_images(settings: Settings, imager: Imager | None) -> dict[str, ModelIm
         name: ModelImages(imager, name, keep=keep, given=model.checkpoint_path)
         for name, model in settings.models.items()
     }
+
+
+def build_room(settings: Settings, name: str, find_virtual_gpu: FindVirtualGpu | None) -> GpuRoom:
+    """The GPUs as the model's engine sees them: those of its ledger if it is a simulated one."""
+    model = settings.models[name]
+    environment = os.environ | model.env
+    virtual = find_virtual_gpu(model.engine_arguments, environment) if find_virtual_gpu is not None else None
+    if virtual is not None:
+        reader, need = virtual
+        return GpuRoom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
+    need = None if model.start_share is None else StartNeed(share=model.start_share)
+    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
+    return GpuRoom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
 
 
 def needs_criu(settings: Settings) -> bool:
@@ -130,6 +198,17 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             checkpointable=settings.checkpoint is not None,
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
+            host_memory_reserve_mib=settings.host_memory_reserve_mib,
         )
         for name, model in settings.models.items()
     }
+
+
+def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
+    """Programs of engines that are not there (yet), each with the models that need it."""
+    missing: dict[str, list[str]] = {}
+    for name, model in settings.models.items():
+        program = settings.command_of(name)
+        if shutil.which(program, path=model.env.get("PATH")) is None:
+            missing.setdefault(program, []).append(name)
+    return missing

@@ -8,6 +8,7 @@ from typing import Any, Protocol, assert_never
 import structlog
 
 from llmux.core.actions import (
+    AbortEvict,
     AbortWake,
     Action,
     Admit,
@@ -188,6 +189,8 @@ class Controller:
             case AbortWake(instance):
                 if instance.model in self._waking:
                     self._instances[instance.model].interrupt("given up, because llmux is shutting down")
+            case AbortEvict(instance):
+                self._instances[instance.model].interrupt("given up, because llmux is shutting down")
             case Evict():
                 self._spawn(self._evict(action))
             case SetTimer(at):

@@ -7,6 +7,7 @@ from pathlib import Path
 from llmux.checkpoints.identity import identity_of
 from llmux.engines import vllm
 from llmux.engines.process import LaunchCommand
+from llmux.hosts.memory import available_mib, weights_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class EngineSpec:
 
     ``checkpointable``: so that criu can dump it. ``freezes``: its requests are to be suspended with it, if it can.
     ``canary_every``: how many wakes pass from one check of its answers to the next; None: it is never checked.
+    ``host_memory_reserve_mib``: what offloaded weights must leave of the host's memory.
     """
 
     model: str
@@ -31,6 +33,7 @@ class EngineSpec:
     checkpointable: bool = False
     freezes: bool = False
     canary_every: int | None = None
+    host_memory_reserve_mib: int = 0
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -42,9 +45,14 @@ class EngineSpec:
         """The fingerprint of how it is started: an image of an engine with another one is out of date."""
         return identity_of(self.argv, os.environ | self.environment, self.environment)
 
+    def leaves_host_memory(self) -> bool:
+        """Whether the weights could go into host memory now, and leave the reserve."""
+        return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
+
     def launch_command(self, temporary_directory: Path) -> LaunchCommand:
         """What the shim is told to start, with a directory that is the engine's own."""
-        environment = vllm.environment(os.environ, self.environment, str(temporary_directory))
+        configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
+        environment = vllm.environment(os.environ, configured, str(temporary_directory))
         return LaunchCommand(
             self.argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
         )

@@ -76,6 +76,11 @@ class ModelImages:
         self._doubted = None
         return process, manifest
 
+    async def delete(self) -> None:
+        """Delete the model's images; the engine must be in none of them."""
+        for frozen in (False, True):
+            await self._drop(self._imager.image_path(self._model, frozen=frozen))
+
     async def discard_held(self) -> None:
         """The engine in the image will not be woken any more; a kept image stays for later."""
         path, self._holding = self._holding, None

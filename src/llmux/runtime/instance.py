@@ -11,7 +11,7 @@ from typing import Any, assert_never
 import structlog
 
 from llmux.checkpoints.step_words import parse_step
-from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
 from llmux.engines.canary import Canary
@@ -20,6 +20,7 @@ from llmux.engines.health import Health, check_health, listens, wait_until_healt
 from llmux.engines.imaging import ImageFacts
 from llmux.engines.process import EngineProcess, describe_exit
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 from llmux.residency.steps import (
     DumpProcess,
@@ -29,6 +30,7 @@ from llmux.residency.steps import (
     Step,
     StopProcess,
     UnsupportedEviction,
+    as_applied,
     steps_of,
 )
 from llmux.runtime.engine_spec import EngineSpec
@@ -40,6 +42,8 @@ log = structlog.get_logger("engine")
 KILL_SECONDS = 10.0
 STUCK_RETRY_SECONDS = 5.0
 EXIT_NOTICE_SECONDS = 1.0
+DYING_SECONDS = 0.3
+"""What an engine that answers 500 is given to end."""
 LINES_SHOWN = 8
 RESTORED_HEALTHY_SECONDS = 30.0
 """What was healthy when it was dumped is so at once: seen were milliseconds."""
@@ -59,6 +63,7 @@ class Instance:
         on_exit: Callable[[str], None],
         *,
         images: ModelImages | None = None,
+        room: GpuRoom | None = None,
         on_leaving: Callable[[Upstream], None] = lambda upstream: None,
     ) -> None:
         """``on_leaving`` is told when the process is about to end, so that nobody keeps connections to it."""
@@ -66,8 +71,11 @@ class Instance:
         self.upstream = Upstream("127.0.0.1", spec.port, spec.api_key)
         self.canary = Canary(spec.served_names[0], spec.canary_every)
         self.can_freeze = False
+        self.fallback_reason: str | None = None
+        """Why the last ``evict`` did something else than was asked; None where it did not."""
         self._endpoints = endpoints
         self._images = images
+        self._room = room or GpuRoom(spec.model, None, None)
         self._on_exit = on_exit
         self._on_leaving = on_leaving
         self._process: EngineProcess | None = None
@@ -94,6 +102,11 @@ class Instance:
         return None if self._process is None else self._process.pid
 
     @property
+    def shim_pid(self) -> int | None:
+        """The parent of the engine's root, and of what its root leaves."""
+        return None if self._process is None else self._process.shim_pid
+
+    @property
     def output_tail(self) -> tuple[str, ...]:
         """The engine's last lines of output."""
         return () if self._process is None else self._process.tail
@@ -111,28 +124,41 @@ class Instance:
         if self._process is None and not self._is_in_image:
             await self._start()
             return
+        await self._guarded(self._room.wait_to_wake(), None, "the wait for free memory")
         if self._process is None:
             await self._guarded(self._restore(), None, "the restore")
             await self._guarded(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
+        has_frozen = any(isinstance(step, PauseRequests) or _keeps_requests(step) for step in self._applied)
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
-        await self._guarded(self.canary.check(self._endpoints), None, "the canary's check")
+        self._room.forget_left()
+        await self._guarded(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
         """Take the engine off the GPU; a step that fails is replaced by a cheaper one, at last by stopping it.
 
         ``freeze``: it has requests, which are to be suspended with it. Raises ProcessStuck.
         """
-        self._interruption = None
+        if not self._is_given_up:
+            self._interruption = None
+        self.fallback_reason = None
         if self._process is None:
             return await self._evict_from_image(eviction)
+        before = await self._room.read()
         try:
-            return await self._leave(eviction, freeze=freeze)
+            residency = await self._leave(eviction, freeze=freeze)
         except (EngineFailure, UnsupportedEviction) as failure:
-            log.warning("eviction failed, stopping the engine instead", model=self.spec.model, reason=str(failure))
+            self._fall_back("eviction failed, stopping the engine instead", str(failure))
             await self._stop()
             return Cold()
+        if isinstance(residency, Asleep):
+            self._room.note_left(before, await self._room.read())
+        return residency
+
+    def _fall_back(self, event: str, reason: str) -> None:
+        self.fallback_reason = f"{event}: {reason}"
+        log.warning(event, model=self.spec.model, reason=reason)
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
         if self._images is None or not self._images.hold_engine:
@@ -165,9 +191,12 @@ class Instance:
                     return Cold()
                 case _:
                     assert_never(step)
-        return Asleep(eviction)
+        return Asleep(as_applied(eviction, self._applied))
 
     async def _fall_asleep(self, step: Sleep) -> None:
+        if step.level is SleepLevel.OFFLOAD and not self.spec.leaves_host_memory():
+            self._fall_back("the weights are discarded instead of offloaded", "too little host memory for them")
+            step = Sleep(SleepLevel.DISCARD, step.keeps_requests)
         await self._guarded(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
         self._applied = (*self._applied, step)
 
@@ -194,13 +223,13 @@ class Instance:
         except (DumpFailed, CriuUnusable) as failure:
             if isinstance(failure, DumpFailed) and not failure.engine_runs:
                 raise EngineFailure(str(failure)) from failure
-            log.warning("no image was made, the engine sleeps instead", model=self.spec.model, reason=str(failure))
+            self._fall_back("no image was made, the engine sleeps instead", str(failure))
             if not any(isinstance(step, Sleep) for step in self._applied):
                 await self._fall_asleep(Sleep(SleepLevel.OFFLOAD, keeps_requests=freeze))
-            weights = Weights.OFFLOAD if eviction.weights is Weights.RETAIN else eviction.weights
-            return Asleep(Eviction(weights, Process.KEEP_RUNNING))
+            return Asleep(as_applied(Eviction(eviction.weights, Process.KEEP_RUNNING), self._applied))
+        residency = Asleep(as_applied(eviction, self._applied))
         self._forget()
-        return Asleep(eviction)
+        return residency
 
     async def end(self) -> None:
         """Kill whatever is left of the engine and return when all of it is gone, however long that takes.
@@ -219,8 +248,19 @@ class Instance:
             else:
                 self._forget()
 
+    async def let_stay(self) -> None:
+        """Let the engine outlive llmux, to which it is gone from then on; raises StayRefused."""
+        if self._process is not None:
+            await self._process.stay()
+            self._forget()
+
+    async def delete_images(self) -> None:
+        """Delete what could bring the engine back from disk, unless it is there that it is."""
+        if self._images is not None and not self._images.hold_engine:
+            await self._images.delete()
+
     def interrupt(self, reason: str) -> None:
-        """Make the ``wake`` under way fail now, for good: nothing is woken after it."""
+        """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
         self._is_given_up = True
         self._break_off(reason)
 
@@ -238,6 +278,8 @@ class Instance:
         return await check_health(self._endpoints, timeout_seconds)
 
     async def _start(self) -> None:
+        self._room.forget_left()
+        await self._guarded(self._room.wait_to_start(), None, "the wait for free memory")
         self._listen_at(self.spec.port)
         if not is_free(self.spec.port):
             raise EngineFailure(
@@ -310,19 +352,21 @@ class Instance:
             reason = self._interruption or f"{what} took longer than {limit_seconds:g} s{self._shown_tail()}"
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
+            # From here on there is nothing to break off: an exit that is heard of meanwhile is the explanation.
+            self._scope = None
             raise EngineFailure(await self._explain(failure)) from failure
         finally:
             self._scope = None
             work.close()
 
     async def _explain(self, failure: ControlCallFailed) -> str:
-        """A lost connection usually means a dying engine: its exit says more, and is noticed in a moment."""
-        if self._process is None or failure.status is not None:
+        """A lost connection usually means a dying engine, a 500 often: its exit says more, and comes in a moment."""
+        if self._process is None or (failure.status is not None and failure.status < 500):
             return str(failure)
         with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_NOTICE_SECONDS):
+            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else DYING_SECONDS):
                 return self._last_words(await self._process.wait_exited())
-        return str(failure)
+        return f"{failure}{self._shown_tail()}"
 
     async def _stop(self) -> None:
         if self._process is not None:
@@ -349,3 +393,7 @@ class Instance:
 
     def _hear(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
+
+
+def _keeps_requests(step: Step) -> bool:
+    return isinstance(step, Sleep) and step.keeps_requests

@@ -36,6 +36,10 @@ _PROCESSES = {
 }
 
 
+CHECKPOINTED = "checkpointed"
+"""The state of a model that is in an image."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One model as the operator sees it. ``process_state`` is in 0.7.7's words."""
@@ -79,6 +83,9 @@ class Engine(Protocol):
     @property
     def output_tail(self) -> tuple[str, ...]:
         """Its last lines of output."""
+
+    async def delete_images(self) -> None:
+        """Delete what could bring it back from disk; nothing happens where there is none."""
 
 
 class Operations:
@@ -157,11 +164,17 @@ class Operations:
         await self._controller.command(lambda number: WakeRequested(number, name))
 
     async def sleep(self, name: str, eviction: Eviction | None = None) -> None:
-        """Take a model off the GPU once its requests have ended. Raises as ``switch``, and EvictionRefused."""
+        """Take a model off the GPU once its requests have ended. Raises as ``switch``, and EvictionRefused.
+
+        Stopping one that is in an image deletes its images: that is how it is made to start cold.
+        """
         self._check(name)
         if eviction is not None:
             self._check_eviction(eviction)
+        is_in_image = process_state(self._scheduler.state(name)) == CHECKPOINTED
         await self._controller.command(lambda number: SleepRequested(number, name, eviction))
+        if is_in_image and (eviction or self._scheduler.model(name).eviction).process is Process.STOP:
+            await self._engines[name].delete_images()
 
     def set_mode(self, *, manual: bool) -> None:
         """Choose who switches; a pin is dropped."""
@@ -207,7 +220,7 @@ def process_state(state: State) -> str:
         case Serving() | Draining() | Evicting(eviction=Eviction(process=Process.STOP)):
             return "running"
         case Asleep(Eviction(process=Process.CHECKPOINT)):
-            return "checkpointed"
+            return CHECKPOINTED
         case Waking(asleep=eviction) | Asleep(eviction) | Evicting(eviction=eviction):
             assert eviction is not None
             return f"sleeping:{_WEIGHTS[eviction.weights]}+{_PROCESSES[eviction.process]}"

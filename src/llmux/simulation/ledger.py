@@ -15,6 +15,8 @@ from typing import Any
 
 LOCK_TIMEOUT_SECONDS = 10.0
 REFUSALS_KEPT = 200
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+ROUNDING_TICKS = 1
 
 
 class LedgerError(Exception):
@@ -83,7 +85,7 @@ class _Book:
     @classmethod
     def decode(cls, document: dict[str, Any]) -> "_Book":
         claims = [Claim(**claim) for claim in document["claims"]]
-        living = {claim.pid: claim for claim in claims if process_started(claim.pid) == claim.started}
+        living = {claim.pid: claim for claim in claims if _is_same(process_started(claim.pid), claim.started)}
         refused = [Refusal(**refusal) for refusal in document["refused"]]
         return cls(document["capacity_mib"], document["peak_mib"], living, refused)
 
@@ -168,12 +170,29 @@ class Ledger:
 
 
 def process_started(pid: int) -> int | None:
-    """When a living process started, in clock ticks since boot; None for a dead one and for a zombie."""
+    """When a living process started, in clock ticks since boot; None for a dead one and for a zombie.
+
+    criu puts what it restores into a time namespace of its own, in which all processes seem to have started at another
+    time: what is returned is the time outside.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else int(fields[19]) - _namespace_ticks()
+
+
+def _namespace_ticks() -> int:
+    """By how much this process's time namespace is ahead of the machine."""
+    try:
+        _, seconds, nanoseconds = Path("/proc/self/timens_offsets").read_text().splitlines()[1].split()
+    except (OSError, IndexError):
+        return 0
+    return round((int(seconds) + int(nanoseconds) / 1e9) * TICKS_PER_SECOND)
+
+
+def _is_same(started: int | None, claimed: int) -> bool:
+    return started is not None and abs(started - claimed) <= ROUNDING_TICKS
 
 
 def _read(descriptor: int, path: Path) -> _Book:

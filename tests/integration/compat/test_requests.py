@@ -73,22 +73,24 @@ async def test_no_model(bench: Bench, body: bytes, code: str | None) -> None:
 
 async def test_a_wait_that_is_too_long(tmp_path: Path) -> None:
     models = {"a": with_flags(OFFLOAD, *SLOW), "b": OFFLOAD}
-    async with (
-        serving(models, tmp_path, policy={"request_timeout_secs": 1}) as bench,
-        bench.held_stream("a") as stream,
-    ):
-        answer = await bench.ask("b")
-        assert (answer.status, answer.code) == (504, "queue_timeout")
-        await bench.until_state("active:a")
-        await bench.let_go("a")
-        await stream.read()
-        assert stream.is_complete
+    async with serving(models, tmp_path, policy={"request_timeout_secs": 1}) as bench:
+        # An engine's start may take longer than the second; an operator's wake has no limit.
+        await bench.call("POST /control/wake", {"model": "a"})
+        async with bench.held_stream("a") as stream:
+            answer = await bench.ask("b")
+            assert (answer.status, answer.code) == (504, "queue_timeout")
+            await bench.until_state("active:a")
+            await bench.let_go("a")
+            await stream.read()
+            assert stream.is_complete
+        await bench.call("POST /control/wake", {"model": "b"})
         await bench.expect("b")
 
 
 async def test_the_timeout_is_of_the_wait_and_not_of_the_answer(tmp_path: Path) -> None:
     slow = with_flags(STOP, "--token-ms", "200")
     async with serving({"a": slow}, tmp_path, policy={"request_timeout_secs": 1.5}) as bench:
+        await bench.call("POST /control/wake", {"model": "a"})
         await bench.expect("a", max_tokens=12)
 
 

@@ -74,7 +74,8 @@ async def test_a_wake_that_fails_stops_the_model_and_leaves_the_gpu_to_the_other
 
 
 async def test_a_drain_waits_for_a_stream(tmp_path: Path) -> None:
-    async with serving({"a": with_flags(OFFLOAD, *SLOW), "b": OFFLOAD}, tmp_path) as bench:
+    models = {"a": with_flags(OFFLOAD, *SLOW), "b": OFFLOAD}
+    async with serving(models, tmp_path, canary="off") as bench:
         async with bench.held_stream("a") as stream, asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(bench.expect("b"))
             await bench.until_state("switching:a->b")

@@ -10,7 +10,7 @@ from tests.support.server import ended_early, simulated_config
 
 
 async def test_all_end_asleep_and_none_is_active(tmp_path: Path) -> None:
-    async with serving({"a": OFFLOAD, "b": DISCARD, "c": STOP}, tmp_path, warmup=True) as bench:
+    async with serving({"a": OFFLOAD, "b": DISCARD, "c": STOP}, tmp_path, warmup=True, canary="off") as bench:
         status = await bench.status()
         assert (status["state"], status["active_model"]) == ("idle", None)
         states = {name: model["process_state"] for name, model in status["models"].items()}
@@ -44,6 +44,8 @@ async def test_a_failure_ends_the_program(tmp_path: Path, fault: str) -> None:
 
 
 async def test_a_model_that_cannot_sleep_is_stopped_instead(tmp_path: Path) -> None:
-    async with serving({"a": with_flags(OFFLOAD, "--sim-fault", "sleep-500")}, tmp_path, warmup=True) as bench:
+    async with serving(
+        {"a": with_flags(OFFLOAD, "--sim-fault", "sleep-500")}, tmp_path, warmup=True, canary="off"
+    ) as bench:
         assert await bench.process_state("a") == "not_started"
         await bench.expect("a")

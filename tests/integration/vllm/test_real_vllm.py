@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from time import monotonic
@@ -175,16 +175,19 @@ async def test_engines_that_die_and_llmux_that_is_killed(alone: Alone, tmp_path:
     async with llmux_server(real_config(models, canary="off"), tmp_path) as server, openai_client(server) as client:
         await check(client, alone, request)
         await _engine_core_killed_in_mid_stream(client, server)
+        killed = starts(server, "a")[-1]
         await check(client, alone, request)
-        assert len(starts(server, "a")) == 2, "the killed engine was started again"
-        assert not starts(server, "a")[0].family()
+        assert starts(server, "a")[-1] != killed, "the killed engine was started again"
+        assert not killed.family()
+        killed = starts(server, "a")[-1]
         await _whole_engine_killed_in_mid_stream(server)
         await check(client, alone, request)
-        assert len(starts(server, "a")) == 3, "the killed engine was started again"
+        count = len(starts(server, "a"))
+        assert starts(server, "a")[-1] != killed, "the killed engine was started again"
 
         await _engine_that_dies_at_its_first_request(client, server)
         await check(client, alone, request)
-        assert len(starts(server, "a")) == 3, "a slept meanwhile"
+        assert len(starts(server, "a")) == count, "a slept meanwhile"
         assert len(starts(server, "crash")) == 2, "nobody starts an engine that nobody asks for"
 
         engines = [process for engine in starts(server) for process in engine.family()]
@@ -196,19 +199,23 @@ async def test_engines_that_die_and_llmux_that_is_killed(alone: Alone, tmp_path:
 
 async def _engine_core_killed_in_mid_stream(client: openai.AsyncOpenAI, server: LlmuxProcess) -> None:
     """vLLM's front tells the client itself, by an error event, which the stock client raises."""
-    core = starts(server, "a")[-1].child("VLLM::EngineCore")
-    stream = await client.completions.create(
-        model="a", prompt="Hello", max_tokens=1900, temperature=0, stream=True, extra_body={"ignore_eos": True}
-    )
-    await anext(stream)
-    core.kill()
-    with pytest.raises(openai.APIError):
-        await _read_to_the_end(stream)
-
-
-async def _read_to_the_end(stream: AsyncIterator[object]) -> None:
-    async for _ in stream:
-        pass
+    for _ in range(3):
+        core = starts(server, "a")[-1].child("VLLM::EngineCore")
+        stream = await client.completions.create(
+            model="a", prompt="Hello", max_tokens=1900, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        await anext(stream)
+        core.kill()
+        finish_reason = None
+        try:
+            async for chunk in stream:
+                finish_reason = chunk.choices[0].finish_reason or finish_reason
+        except openai.APIError:
+            return
+        # On a busy machine the client can be so late that the answer was complete before the kill; nothing else may be.
+        assert finish_reason == "length", "an answer that was broken off looks complete"
+        await ask(client, "a", QUESTIONS[0], is_stream=False)
+    raise AssertionError("three answers were complete before the engine could be killed")
 
 
 async def _whole_engine_killed_in_mid_stream(server: LlmuxProcess) -> None:

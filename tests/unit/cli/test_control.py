@@ -41,8 +41,8 @@ async def test_status_as_a_table_and_as_json() -> None:
         assert shown.exit_code == 0
         lines = [line.split() for line in shown.stdout.splitlines()]
         assert shown.stdout.splitlines()[0] == "active:a (mode manual, pinned to a)"
-        assert lines[2] == ["a", "running", "0", "0", "offload+keep_running", "1000"]
-        assert lines[3] == ["[bold]b", "not_started", "0", "0", "offload+keep_running"]
+        assert lines[2] == ["a", "running", "0", "0", "0", "offload+keep_running", "1000"]
+        assert lines[3] == ["[bold]b", "not_started", "0", "0", "0", "offload+keep_running"]
         assert json.loads((await llmux(api, "status", "--json")).stdout) == await api.status()
 
 

@@ -36,3 +36,17 @@ def test_numbers_may_stand_where_words_are_expected() -> None:
     own = model(extra_args=["--max-model-len", 4096], env={"OMP_NUM_THREADS": 4})
     assert own.extra_args == ("--max-model-len", "4096")
     assert own.env == {"OMP_NUM_THREADS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [
+        ([], 0.92),
+        (["--gpu-memory-utilization", 0.85], 0.85),
+        (["--gpu_memory_utilization=0.5"], 0.5),
+        (["--gpu-memory-utilization", "most"], None),
+        (["--kv-cache-memory-bytes", "4G", "--gpu-memory-utilization", "0.9"], None),
+    ],
+)
+def test_what_a_start_wants_to_find_free(arguments: list[Any], share: float | None) -> None:
+    assert model(extra_args=arguments).start_share == share

@@ -42,9 +42,12 @@ def test_every_default_of_the_top_level() -> None:
         "reset_timeout_seconds": 30,
         "canary": CanaryMode.ALWAYS,
         "keepalive_seconds": 15,
+        "access_log": None,
+        "host_memory_reserve_mib": 1024,
         "max_body_bytes": 128 * 1024 * 1024,
         "queue_limit_requests": 10_000,
         "queue_limit_bytes": 1024 * 1024 * 1024,
+        "memory_wait_seconds": 10,
         "log_level": LogLevel.INFO,
     }
 

@@ -3,6 +3,7 @@
 import pytest
 
 from llmux.core.events import (
+    EvictDone,
     EvictionChanged,
     ModeChanged,
     ShutdownRequested,
@@ -308,6 +309,22 @@ def test_shutdown_gives_up_a_wake_and_stops_what_became_of_it(error):
     assert told(driver)[-1] == "AbortWake"
     driver.finish_wake("a", error)
     if error is None:
+        driver.finish_evict("a")
+    assert driver.stopped
+    assert driver.scheduler.state("a") == Cold()
+
+
+@pytest.mark.parametrize("residency", [Asleep(OFFLOAD), Cold()])
+def test_shutdown_gives_up_a_sleep_and_stops_what_became_of_it(residency):
+    driver = two()
+    serving(driver, "a")
+    driver.run_until(6.0)
+    driver.arrive("b")
+    assert told(driver)[-1] == "evict a offload+keep_running"
+    driver.shut_down(10.0)
+    assert told(driver)[-2:] == ["AbortEvict", "reject ShuttingDown"]
+    driver.finish_evict("a", EvictDone(driver.scheduler.model("a").instance, residency))
+    if residency == Asleep(OFFLOAD):
         driver.finish_evict("a")
     assert driver.stopped
     assert driver.scheduler.state("a") == Cold()

@@ -55,6 +55,21 @@ def test_frozen_requests_are_demand_and_go_on_before_the_queue():
     assert request.place is queued.place is Place.IN_FLIGHT
 
 
+def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on():
+    driver, request = frozen_under(ModelSpec("b", STOP), limits=Limits(min_active_seconds=2.0))
+    driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
+    driver.run_until(20.0)
+    driver.finish_evict("b")
+    driver.run_until(28.0)
+    driver.finish_wake("a")
+    driver.arrive("b")
+    began_at, took = 28.0, 28.0 - 20.0
+    driver.run_until(began_at + took - 0.1)
+    assert request.place is Place.IN_FLIGHT
+    driver.run_until(began_at + took)
+    assert request.place is Place.FROZEN
+
+
 def test_frozen_requests_alone_bring_their_model_back():
     driver, request = frozen_under(ModelSpec("b", STOP))
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])

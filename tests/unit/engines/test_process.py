@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit
-from llmux.errors import ProcessStuck, SpawnFailed
+from llmux.errors import ProcessStuck, SpawnFailed, StayRefused
 from tests.support.processes import (
     DEADLINE_SECONDS,
     IGNORE_SIGTERM,
@@ -263,3 +263,27 @@ def test_sigkill_of_llmux_leaves_no_process_and_no_directory(tmp_path: Path) -> 
 )
 def test_describe_exit(status: int, words: str) -> None:
     assert describe_exit(status) == words
+
+
+async def test_an_engine_that_stays_is_not_heard_of_any_more(tmp_path: Path) -> None:
+    listener = Listener()
+    directory = tmp_path / "engine"
+    process = await spawn(command(PRINT_PID_AND_WAIT, temporary_directory=directory), listener)
+    (root,) = await listener.wait_lines(1)
+    shim = process.shim_pid
+    assert shim is not None
+    await process.stay()
+    os.kill(shim, signal.SIGTERM)
+    await until(lambda: not is_living(int(root)) and not is_living(shim), "the end of what stayed")
+    assert os.waitpid(shim, os.WNOHANG) == (shim, 0)  # noqa: ASYNC222 - it has ended
+    assert not directory.exists()
+    assert listener.exits == []
+
+
+async def test_an_engine_that_has_ended_cannot_stay() -> None:
+    listener = Listener()
+    process = await spawn(command("pass"), listener)
+    await process.wait_exited()
+    with pytest.raises(StayRefused, match="it has ended"):
+        await process.stay()
+    await process.wait_gone()

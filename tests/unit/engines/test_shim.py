@@ -24,6 +24,23 @@ from tests.support.processes import (
     wait_until_dead,
 )
 
+CHATTER = """
+import os, signal, sys
+open(sys.argv[1]).read()
+for _ in range(200): os.write(1, b"x" * 10_000 + b"\\n")
+open(sys.argv[2], "w").close()
+while True: signal.pause()
+"""
+"""Prints more than a pipe holds once its FIFO has been opened and closed, then makes a file."""
+
+TREE_ENDING_WITH_SIGTERM = """
+import os, signal
+if os.fork() == 0:
+    os.setsid()
+    os.write(1, b"%d\\n" % os.getpid())
+while True: signal.pause()
+"""
+
 
 class Shim:
     """A shim of its own for one test."""
@@ -480,3 +497,37 @@ def test_socket_end_kills_criu(shim: Shim, tmp_path: Path) -> None:
     assert shim.process.wait(DEADLINE_SECONDS) == 0
     assert not is_living(root)
     assert not is_living(int(file.read_text()[:-1]))
+
+
+def test_what_stays_outlives_the_socket_and_ends_with_a_signal_to_the_shim(shim: Shim, tmp_path: Path) -> None:
+    directory = tmp_path / "engine"
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    root = shim.start(CHATTER, str(gate), str(directory / "chattered"), temporary_directory=str(directory))
+    shim.send("stay")
+    assert "stays" in [event["event"] for event in shim.events_until("stays")]
+    shim.hang_up()
+    gate.write_text("")
+    shown = directory / "chattered"
+    wait_until(shown.exists, "an engine that can print although nobody reads it")
+    assert is_living(root) and shim.process.poll() is None
+    shim.process.send_signal(signal.SIGTERM)
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    assert not is_living(root)
+    assert not directory.exists()
+
+
+def test_what_stays_takes_the_rest_of_its_tree_with_its_root(shim: Shim) -> None:
+    root = shim.start(TREE_ENDING_WITH_SIGTERM)
+    (child,) = shim.next_lines(1)
+    shim.send("stay")
+    shim.events_until("stays")
+    shim.hang_up()
+    os.kill(root, signal.SIGTERM)
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    assert not is_living(root) and not is_living(int(child))
+
+
+def test_only_a_running_engine_can_stay(shim: Shim) -> None:
+    shim.send("stay")
+    assert shim.next_event()["event"] == "refused"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmux.simulation import ledger as ledger_module
 from llmux.simulation.ledger import Ledger, LedgerError, LedgerFull, process_started
 
 
@@ -64,7 +65,7 @@ def test_a_released_or_dead_process_holds_nothing(ledger: Ledger, other: subproc
 def test_a_recycled_pid_does_not_inherit_the_claim(ledger: Ledger) -> None:
     ledger.claim(own_pid(), 500, "a")
     document = json.loads(ledger.path.read_text())
-    document["claims"][0]["started"] -= 1
+    document["claims"][0]["started"] -= 2
     ledger.path.write_text(json.dumps(document))
     assert ledger.snapshot().used_mib == 0
 
@@ -109,3 +110,11 @@ def test_an_unusable_file_is_named(tmp_path: Path, content: str | None) -> None:
         path.write_text(content)
     with pytest.raises(LedgerError, match=str(path)):
         Ledger(path).snapshot()
+
+
+def test_a_process_is_recognised_from_another_time_namespace(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which criu puts what it restores: all start times there are shifted by the same."""
+    outside = process_started(own_pid())
+    assert outside is not None
+    monkeypatch.setattr(ledger_module, "_namespace_ticks", lambda: -125)
+    assert process_started(own_pid()) == outside + 125

@@ -25,12 +25,24 @@ class Outbox:
         self.pending_events = 0
         self.dropped_lines = 0
         self.next_batch_at = 0.0
+        self.is_muted = False
+
+    def mute(self) -> None:
+        """Nobody reads any more: forget everything, also what is still to come."""
+        self.is_muted = True
+        self.items.clear()
+        self.unsent = b""
+        self.pending_events = self.dropped_lines = 0
 
     def add_event(self, event: str, **facts: Any) -> None:
+        if self.is_muted:
+            return
         self.items.append(("", encode(event, **facts)))
         self.pending_events += 1
 
     def add_line(self, stream: str, line: bytes) -> None:
+        if self.is_muted:
+            return
         self.items.append((stream, line))
         self.pending_bytes += len(line) + LINE_OVERHEAD_BYTES
         while self.pending_bytes > PENDING_BYTES:

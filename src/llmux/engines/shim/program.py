@@ -18,6 +18,8 @@ from .tree import FIRST_KILL_INTERVAL_SECONDS, LAST_KILL_INTERVAL_SECONDS, end_t
 COMMAND_BYTES = 8_388_608
 LEFT_BY_CRIU_SECONDS = 5.0
 """What criu dumped is dead when it ends; whatever else is then left gets so long."""
+ALONE_SECONDS = 10.0
+"""From the SIGTERM of an engine without llmux to its SIGKILL, and likewise for what its root leaves."""
 
 
 class Shim:
@@ -50,29 +52,57 @@ class Shim:
             "dump": self.dump,
             "restore": self.restore,
             "break_off": self.break_off,
+            "stay": self.stay,
         }
+        self.connected = True
+        self.stays = False
+        """Whether the engine outlives the connection with llmux."""
+        self.is_told_to_end = False
 
     def run(self) -> None:
-        """Serve until llmux closes the socket."""
+        """Serve until llmux closes the socket, or, if it is to stay, until the engine is gone."""
         wake_reader = watch_children()
         os.set_blocking(self.descriptor, False)
         self.selector.register(wake_reader, selectors.EVENT_READ, lambda: self.reap(wake_reader))
         self.selector.register(self.descriptor, selectors.EVENT_READ)
-        connected = True
-        while connected:
+        while self.connected or (self.stays and self.alive):
             for key, ready in self.selector.select(self._wait_seconds()):
                 if key.fd != self.descriptor:
                     key.data()
-                elif ready & selectors.EVENT_READ:
-                    connected = self.receive()
+                elif ready & selectors.EVENT_READ and not self.receive():
+                    self._part()
             now = time.monotonic()
+            if self.is_told_to_end:
+                self.is_told_to_end = False
+                self.stop({"terminate_seconds": ALONE_SECONDS, "leftover_seconds": ALONE_SECONDS})
             if self.criu is not None:
                 self.criu.kill_at_deadline(now)
             if self.alive and self.kill_after is not None and now >= self.kill_after:
                 self._kill_once(now)
-            connected = self.outbox.flush(now) and connected
-            writing = selectors.EVENT_WRITE if self.outbox.unsent else 0
-            self.selector.modify(self.descriptor, selectors.EVENT_READ | writing)
+            if not self.outbox.flush(now):
+                self._part()
+            if self.connected:
+                writing = selectors.EVENT_WRITE if self.outbox.unsent else 0
+                self.selector.modify(self.descriptor, selectors.EVENT_READ | writing)
+
+    def _part(self) -> None:
+        """The connection has ended: whatever there is to tell is for nobody from now on."""
+        if self.connected:
+            self.connected = False
+            self.selector.unregister(self.descriptor)
+            self.outbox.mute()
+
+    def stay(self, command: dict[str, Any]) -> None:
+        """Let the engine outlive llmux; a SIGTERM to the shim, or the end of the root, then ends all of it."""
+        if self.root is None or self.criu is not None or self.kill_after is not None:
+            self.outbox.add_event("refused", reason="the engine does not run, or is being stopped")
+            return
+        self.stays = True
+        signal.signal(signal.SIGTERM, self._hear_of_end)
+        self.outbox.add_event("stays")
+
+    def _hear_of_end(self, number: int, frame: object) -> None:
+        self.is_told_to_end = True
 
     def receive(self) -> bool:
         """Perform the commands that have come; False at the socket's end."""
@@ -235,6 +265,9 @@ class Shim:
         self.root = None
         self._read_pipes()
         self.outbox.add_event("exited", status=status)
+        if self.stays and self.kill_after is None:
+            self.leftover_seconds = ALONE_SECONDS
+            self.kill_after = time.monotonic() + ALONE_SECONDS
         if self.kill_after is not None:
             signal_tree(signal.SIGTERM)
             self._kill_not_later_than(time.monotonic() + self.leftover_seconds)

@@ -17,6 +17,11 @@ class Earliest:
     reading_at: Seconds
     first_token_at: Seconds
 
+    @property
+    def reading_seconds(self) -> Seconds:
+        """How long the prompt is read."""
+        return self.first_token_at - self.reading_at
+
 
 def alone(calls: Sequence[TracedCall], speed: EngineSpeed, batch_limit: int, wake_seconds: Seconds) -> list[Earliest]:
     """One model's calls on an engine that is woken once, never leaves, and writes as fast in a full batch as alone.

@@ -80,4 +80,6 @@ def _side(
     leaving = min(costs[other].evict for other in others)
     coming = min(costs[name].least_wake for name in names)
     ready_at = [entry.reading_at for name in names for entry in earliest[name]]
-    return Side(ready_at, leaving + coming, turn_seconds_min)
+    # Only of one model it is known in which order its requests are read.
+    reading = [entry.reading_seconds for entry in earliest[names[0]]] if len(names) == 1 else ()
+    return Side(ready_at, leaving + coming, turn_seconds_min, reading)

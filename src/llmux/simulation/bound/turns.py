@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 from llmux.core.identity import Seconds
 
@@ -19,11 +20,15 @@ STEP_SECONDS_MIN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two: when its requests could begin, how long the switch to it takes, and its shortest turn."""
+    """One of the two: when its requests could begin, how long the switch to it takes, and its shortest turn.
+
+    ``reading_seconds``, where given, is how long each then keeps those behind it waiting.
+    """
 
     ready_at: Sequence[Seconds]
     arriving_seconds: Seconds
     turn_seconds_min: Seconds
+    reading_seconds: Sequence[Seconds] = ()
 
 
 def least_waiting(first: Side, second: Side) -> Seconds:
@@ -35,8 +40,8 @@ def least_waiting(first: Side, second: Side) -> Seconds:
     margin = max(_steps(side.arriving_seconds + side.turn_seconds_min, step) for side in (first, second)) + 2
     size = math.ceil(end / step) + 2 * margin + 2
     return _Turns(
-        _Absence(first.ready_at, step, margin, size),
-        _Absence(second.ready_at, step, margin, size),
+        _Absence(first, step, margin, size),
+        _Absence(second, step, margin, size),
         (_steps(first.arriving_seconds, step), _steps(second.arriving_seconds, step)),
         (
             _steps(first.arriving_seconds + first.turn_seconds_min, step),
@@ -60,29 +65,38 @@ def _steps(seconds: Seconds, step: Seconds) -> int:
 class _Absence:
     """What it costs a side to be away: sums over its requests, up to each step of the grid."""
 
-    __slots__ = ("counts", "moments", "step")
+    __slots__ = ("counts", "moments", "queued", "read", "step")
 
-    def __init__(self, ready_at: Sequence[Seconds], step: Seconds, margin: int, size: int) -> None:
+    def __init__(self, side: Side, step: Seconds, margin: int, size: int) -> None:
         """The trace's beginning is ``margin`` steps after the grid's."""
         self.step = step
         self.counts = [0] * size
         self.moments = [0.0] * size
-        for at in ready_at:
+        self.read = [0.0] * size
+        """How long all requests up to there take to be read."""
+        self.queued = [0.0] * size
+        """The same of those before each request, summed over the requests."""
+        before = 0.0
+        for at, seconds in zip(side.ready_at, side.reading_seconds or repeat(0.0), strict=False):
             place = at / step + margin
-            self.counts[math.ceil(place)] += 1
-            self.moments[math.ceil(place)] += place
-        for index in range(1, size):
-            self.counts[index] += self.counts[index - 1]
-            self.moments[index] += self.moments[index - 1]
+            index = math.ceil(place)
+            self.counts[index] += 1
+            self.moments[index] += place
+            self.read[index] += seconds / step
+            self.queued[index] += before
+            before += seconds / step
+        self.counts = list(accumulate(self.counts))
+        for sums in (self.moments, self.read, self.queued):
+            sums[:] = accumulate(sums)
 
     def cost(self, left: int, back: int) -> float:
-        """The waiting, in steps, of those who wanted to begin in between."""
+        """The waiting, in steps, of those who wanted to begin in between: for the side, and for those before them."""
         if back <= left:
             return 0.0
-        if back >= len(self.counts):
-            last = len(self.counts) - 1
-            return (self.counts[last] - self.counts[left]) * back - (self.moments[last] - self.moments[left])
-        return (self.counts[back] - self.counts[left]) * back - (self.moments[back] - self.moments[left])
+        last = min(back, len(self.counts) - 1)
+        count = self.counts[last] - self.counts[left]
+        away = count * back - (self.moments[last] - self.moments[left])
+        return away + self.queued[last] - self.queued[left] - count * self.read[left]
 
 
 class _Side:

@@ -57,7 +57,7 @@ class Replayed:
         if model is not None:
             return None
         whole = self.seconds or 1.0
-        switching = min(1.0, self.switches.switching_seconds / whole)
+        switching = min(1.0, (self.switches.leaving_seconds + self.switches.coming_seconds) / whole)
         draining = min(1.0 - switching, self.switches.draining_seconds / whole)
         busy = covered((fate.admitted_at, fate.ended_at) for fate in fates) / whole
         serving = min(1.0 - switching - draining, max(0.0, busy - draining))

@@ -22,16 +22,29 @@ class SwitchCounts:
 
     by_model: Counter[str] = field(default_factory=Counter)
     """Switches to each model."""
+    evictions: int = 0
+    """Switches for which another model had to leave."""
     draining_seconds: float = 0.0
-    switching_seconds: float = 0.0
+    leaving_seconds: float = 0.0
+    coming_seconds: float = 0.0
 
     def since(self, before: "SwitchCounts") -> "SwitchCounts":
         """What has come on top."""
         return SwitchCounts(
             self.by_model - before.by_model,
+            self.evictions - before.evictions,
             max(0.0, self.draining_seconds - before.draining_seconds),
-            max(0.0, self.switching_seconds - before.switching_seconds),
+            max(0.0, self.leaving_seconds - before.leaving_seconds),
+            max(0.0, self.coming_seconds - before.coming_seconds),
         )
+
+    @property
+    def mean_costs(self) -> str | None:
+        """What a switch took on average, in the words of ``--costs``; None if nobody had to leave."""
+        if self.evictions <= 0:
+            return None
+        evict, wake = self.leaving_seconds / self.evictions, self.coming_seconds / self.by_model.total()
+        return f"evict={evict:.3f},wake={wake:.3f}"
 
 
 async def read_switches(session: aiohttp.ClientSession) -> SwitchCounts:
@@ -51,6 +64,7 @@ async def read_switches(session: aiohttp.ClientSession) -> SwitchCounts:
 def parse(text: str) -> SwitchCounts:
     """The switches in a scrape; raises ``ValueError`` if there are none of llmux's metrics in it."""
     by_model: Counter[str] = Counter()
+    evictions = 0
     phases: Counter[str] = Counter()
     names = set()
     for family in text_string_to_metric_families(text):
@@ -58,8 +72,9 @@ def parse(text: str) -> SwitchCounts:
         for sample in family.samples:
             if sample.name == "llmux_switches_total":
                 by_model[sample.labels["to"]] += int(sample.value)
+                evictions += int(sample.value) if sample.labels["from"] else 0
             elif sample.name == "llmux_switch_phase_seconds_sum":
                 phases[sample.labels["phase"]] += sample.value  # type: ignore[assignment]
     if "llmux_switches" not in names:
         raise ValueError("no llmux_switches")
-    return SwitchCounts(by_model, phases["drain"], phases["sleep"] + phases["wake"])
+    return SwitchCounts(by_model, evictions, phases["drain"], phases["sleep"], phases["wake"])

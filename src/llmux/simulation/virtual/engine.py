@@ -62,14 +62,15 @@ class VirtualEngine:
         """Whether it has nothing to do."""
         return not self._unread and not self._marks
 
-    def admit(self, request: int, tokens_to_read: int, tokens_to_write: int, now: Seconds) -> None:
-        """Take a request on. The first token comes when everything has been read."""
+    def admit(self, request: int, tokens_to_read: int, tokens_to_write: int, now: Seconds) -> Seconds:
+        """Take a request on; returns when everything will have been read, and its first token comes."""
         begins_at = self._reading[-1][0] if self._reading else now
         read_at = begins_at + tokens_to_read * self._prefill_seconds
         self._reading.append((read_at, request))
         self._unread[request] = tokens_to_write
         if read_at < self.next_at:
             self.next_at = read_at
+        return read_at
 
     def advance(self) -> tuple[int, bool]:
         """Go on to ``next_at``: a request's first token is out, or (true) its last one is."""

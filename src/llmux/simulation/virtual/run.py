@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from llmux.core.actions import (
+    AbortEvict,
     AbortWake,
     Action,
     Admit,
@@ -25,7 +26,7 @@ from llmux.core.actions import (
     Wake,
 )
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
-from llmux.core.identity import Seconds
+from llmux.core.identity import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, Waking
 from llmux.simulation.virtual.costs import SwitchCost
@@ -52,10 +53,17 @@ class Outcome:
     end: Seconds
 
 
+@dataclass(frozen=True, slots=True)
+class _Awake:
+    """An engine is on the GPU again, and goes on with what was frozen in it before anybody is told."""
+
+    instance: InstanceId
+
+
 class _Place:
     """One model's part: its engine, and what is known of it."""
 
-    __slots__ = ("cost", "engine", "name", "phase", "phases", "record", "was_started")
+    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "was_started")
 
     def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
         self.name = name
@@ -63,6 +71,10 @@ class _Place:
         self.engine = VirtualEngine(speed, self.record.spec.max_in_flight)
         self.cost = cost
         self.was_started = warm
+        self.frozen: dict[int, int] = {}
+        """How many tokens each request has yet to write that is suspended with the engine."""
+        self.held_back: set[int] = set()
+        """Requests whose first token the client gets when the wake is done."""
         self.phase = Phase.OFF
         self.phases: list[tuple[Seconds, Phase]] = []
 
@@ -118,13 +130,11 @@ class VirtualRun:
         self._moved_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
         self._due_at: Seconds = math.inf
-        self._outcomes: list[tuple[Seconds, int, Event]] = []
+        self._outcomes: list[tuple[Seconds, int, Event | _Awake]] = []
         self._numbers = itertools.count()
         self._switches: list[SwitchDone] = []
         nothing = [math.nan] * len(calls)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
-        self._frozen: dict[int, int] = {}
-        """How many tokens each request has yet to write that is suspended with its engine."""
         self._served = bytearray(len(calls))
 
     def run(self) -> Outcome:
@@ -176,7 +186,10 @@ class VirtualRun:
         now = self._now = max(self._now, place.engine.next_at)
         request, has_ended = place.engine.advance()
         if math.isnan(self._first_token_at[request]):
-            self._first_token_at[request] = now
+            if place.phase is Phase.WAKING and not has_ended:
+                place.held_back.add(request)
+            else:
+                self._first_token_at[request] = now
         if not has_ended:
             return
         self._ended_at[request] = self._moved_at = now
@@ -195,10 +208,13 @@ class VirtualRun:
             return
         if self._timer_at <= now:
             self._timer_at = math.inf
-            event: Event = TimerFired()
+            self._handle(TimerFired())
         else:
-            event = heapq.heappop(self._outcomes)[2]
-        self._handle(event)
+            outcome = heapq.heappop(self._outcomes)[2]
+            if isinstance(outcome, _Awake):
+                self._resume(outcome.instance)
+            else:
+                self._handle(outcome)
         self._set_due()
 
     def _handle(self, event: Event) -> None:
@@ -219,11 +235,13 @@ class VirtualRun:
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
-                if self._frozen.pop(request, None) is None:
-                    self._engine_of(request).remove(request, self._now)
+                place = self._place_of(request)
+                if place.frozen.pop(request, None) is None:
+                    place.engine.remove(request, self._now)
                 self._give_up(request)
             case Freeze(request):
-                self._frozen[request] = self._engine_of(request).remove(request, self._now)
+                place = self._place_of(request)
+                place.frozen[request] = place.engine.remove(request, self._now)
             case Thaw(request):
                 self._thaw(request)
             case Wake():
@@ -235,19 +253,32 @@ class VirtualRun:
                 self._set_due()
             case SwitchDone():
                 self._switches.append(action)
-            case AbortWake() | CommandDone() | SwitchFailed() | ShutdownDone():
+            case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
                 raise RuntimeError(f"{action} in a simulation, where nobody operates and no engine fails")
             case _:
                 assert_never(action)
 
-    def _engine_of(self, request: int) -> VirtualEngine:
-        return self._places[self._calls[request].model].engine
+    def _place_of(self, request: int) -> _Place:
+        return self._places[self._calls[request].model]
+
+    def _resume(self, instance: InstanceId) -> None:
+        """Go on with what was frozen; the wake is done when it has been read again."""
+        place = self._places[instance.model]
+        read_at = [self._go_on(request, place) for request in list(place.frozen)]
+        self._await(max(read_at, default=self._now) - self._now, WakeDone(instance, can_freeze=True))
+
+    def _go_on(self, request: int, place: _Place) -> Seconds:
+        """What a frozen request had read and written has to be read again."""
+        call, left = self._calls[request], place.frozen.pop(request)
+        return place.engine.admit(request, call.prompt_tokens + call.output_tokens - left, left, self._now)
 
     def _thaw(self, request: int) -> None:
-        """Go on with a request: what it had read and written has to be read again."""
-        call, left = self._calls[request], self._frozen.pop(request)
-        to_read = call.prompt_tokens + call.output_tokens - left
-        self._engine_of(request).admit(request, to_read, left, self._now)
+        place = self._place_of(request)
+        if request in place.frozen:
+            self._go_on(request, place)
+        elif request in place.held_back:
+            place.held_back.discard(request)
+            self._first_token_at[request] = self._now
 
     def _give_up(self, request: int) -> None:
         self._ended_at[request] = self._moved_at = self._now
@@ -263,14 +294,16 @@ class VirtualRun:
         place = self._places[action.instance.model]
         starts = action.asleep is None and not (place.was_started and action.instance.generation == 1)
         self._on_gpu.append(place)
-        self._await(place.cost.cold if starts else place.cost.wake, WakeDone(action.instance, can_freeze=True))
+        # With requests frozen in it, it is asked a question at its wake, which waits behind them.
+        outcome = _Awake(action.instance) if place.frozen else WakeDone(action.instance, can_freeze=True)
+        self._await(place.cost.cold if starts else place.cost.wake, outcome)
 
     def _evict(self, action: Evict) -> None:
         place = self._places[action.instance.model]
         residency = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
         self._await(place.cost.evict, EvictDone(action.instance, residency))
 
-    def _await(self, seconds: Seconds, outcome: Event) -> None:
+    def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
         self._set_due()
 

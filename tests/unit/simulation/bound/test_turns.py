@@ -5,9 +5,14 @@ import pytest
 from llmux.simulation.bound.turns import STEP_SECONDS_MIN, Side, least_waiting
 
 
-def cost(ready: list[int], left: int, back: int) -> int:
-    """The waiting of those who wanted to begin while their side was away."""
-    return sum(back - at for at in ready if left < at <= back)
+def cost(side: Side, left: int, back: int) -> float:
+    """The waiting of those who wanted to begin while their side was away, which are then read one after the other."""
+    begins, total = float(back), 0.0
+    for at, seconds in zip(side.ready_at, side.reading_seconds, strict=True):
+        if left < at <= back:
+            total += begins - at
+            begins += seconds
+    return total
 
 
 def exact(first: Side, second: Side) -> float:
@@ -18,13 +23,13 @@ def exact(first: Side, second: Side) -> float:
     ahead: dict[tuple[int, int], float] = {}
     for left_at in range(end, -2 * longest - 1, -1):
         for number, side in enumerate(sides):
-            ready, other = [int(at) for at in side.ready_at], sides[1 - number]
-            if not any(at > left_at for at in ready):
+            other = sides[1 - number]
+            if not any(at > left_at for at in side.ready_at):
                 ahead[number, left_at] = 0.0
                 continue
             shortest = int(other.arriving_seconds + other.turn_seconds_min)
             ahead[number, left_at] = min(
-                cost(ready, left_at, turn_ends + int(side.arriving_seconds)) + ahead.get((1 - number, turn_ends), 0.0)
+                cost(side, left_at, turn_ends + int(side.arriving_seconds)) + ahead.get((1 - number, turn_ends), 0.0)
                 for turn_ends in range(left_at + shortest, end + shortest + 1)
             )
     return min(ahead[0, -2 * longest], ahead[1, -2 * longest])
@@ -34,14 +39,14 @@ def exact(first: Side, second: Side) -> float:
 def test_it_is_below_the_best_sequence_of_turns_but_not_far(seed: int) -> None:
     chance = random.Random(seed)
     end = 60
-    first, second = (
-        Side(
-            sorted(float(chance.randrange(end)) for _ in range(chance.randint(1, 25))),
-            float(chance.randint(1, 4)),
-            float(chance.randint(0, 5)),
-        )
-        for _ in range(2)
-    )
+
+    def side() -> Side:
+        count = chance.randint(1, 25)
+        ready_at = sorted(float(chance.randrange(end)) for _ in range(count))
+        reading = [chance.choice((0.0, 0.1, 1.0)) for _ in range(count)]
+        return Side(ready_at, float(chance.randint(1, 4)), float(chance.randint(0, 5)), reading)
+
+    first, second = side(), side()
     best = exact(first, second)
     bound = least_waiting(first, second)
     # Switches may begin between whole seconds too, so the best on the grid may be a little above the very best.

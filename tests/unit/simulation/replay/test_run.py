@@ -14,7 +14,7 @@ def test_time_that_is_covered_twice_counts_once() -> None:
 
 
 def test_the_figures_are_those_of_a_simulation() -> None:
-    counts = SwitchCounts(draining_seconds=1.0, switching_seconds=2.0)
+    counts = SwitchCounts(draining_seconds=1.0, leaving_seconds=0.5, coming_seconds=1.5)
     counts.by_model["a"] = 2
     heard = [
         Heard(CALL, 100.0, 3.0, 104.0, 106.0),

@@ -21,7 +21,13 @@ llmux_switch_phase_seconds_sum{phase="wake",to="b"} 2.0
 def test_switches_and_their_times_are_added_up() -> None:
     counts = parse(SCRAPE)
     assert counts.by_model == {"a": 4, "b": 2}
-    assert (counts.draining_seconds, counts.switching_seconds) == (5.5, 3.25)
+    assert (counts.draining_seconds, counts.leaving_seconds, counts.coming_seconds) == (5.5, 1.25, 2.0)
+    assert counts.evictions == 5
+
+
+def test_what_a_switch_took_is_told_in_the_words_of_the_simulator() -> None:
+    assert parse(SCRAPE).mean_costs == "evict=0.250,wake=0.333"
+    assert SwitchCounts().mean_costs is None
 
 
 def test_only_what_came_since_counts() -> None:

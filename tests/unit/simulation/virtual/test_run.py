@@ -7,9 +7,10 @@ from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.simulation.virtual import run as virtual_run
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.run import STANDSTILL_SECONDS, Outcome, VirtualRun
+from llmux.simulation.virtual.run import Outcome, VirtualRun
 from llmux.simulation.virtual.timeline import Phase
 from llmux.simulation.workload.call import TracedCall
 
@@ -102,11 +103,26 @@ def test_frozen_work_is_read_again_and_goes_on() -> None:
     assert Phase.DRAINING not in [phase for _, phase in outcome.timeline.entries["a"]]
 
 
-def test_turns_that_are_too_short_to_get_anything_done_come_to_an_end() -> None:
+def test_a_wake_that_is_checked_is_done_when_what_was_frozen_has_been_read() -> None:
+    calls = [TracedCall(0.0, "a", 2000, 401), TracedCall(2.0, "b", 0, 1), TracedCall(5.0, "a", 0, 1)]
+    outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE)
+    # Frozen at 2.5 while it was being read; b has its turn from 4.5 to 5.5; a is back at 7.5 and has read at 9.5.
+    assert outcome.ended_at[1] == 4.5
+    assert outcome.first_token_at[0] == 9.5
+    assert outcome.ended_at[0] == pytest.approx(9.5 + 400 / 40)
+    assert outcome.admitted_at[2] == 9.5
+    assert (9.5, Phase.SERVING) in outcome.timeline.entries["a"]
+
+
+def test_turns_get_something_done_even_without_a_minimum() -> None:
     calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 500, 1)]
-    outcome = run(calls, Limits(min_active_seconds=0.0), drain=Drain.FREEZE)
-    assert outcome.served == [False, False]
-    assert outcome.end == pytest.approx(4.0 + STANDSTILL_SECONDS, abs=5.0)
+    assert run(calls, Limits(min_active_seconds=0.0), drain=Drain.FREEZE).served == [True, True]
+
+
+def test_a_run_in_which_nothing_gets_done_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_run, "STANDSTILL_SECONDS", 0.5)
+    outcome = run([TracedCall(0.0, "a", 500, 401)], Limits(min_active_seconds=0.0))
+    assert outcome.served == [False], "its wake alone takes longer than that"
 
 
 def test_what_is_frozen_for_too_long_was_not_served() -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from llmux.observability.access_log import AccessLog
 from llmux.simulation.workload.call import TracedCall, TraceError
 from llmux.simulation.workload.reading import read_trace
 
@@ -114,3 +115,26 @@ def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
     file = tmp_path / "a=b.csv"
     file.write_text(OURS)
     assert len(read_trace(str(file)).calls) == 2
+
+
+def test_what_llmux_logs_can_be_read(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "access.log")
+    for model, is_stream in (("a", False), ("b", True)):
+        log.add(
+            request_id=b"r",
+            model=model,
+            endpoint="/v1/chat/completions",
+            status=200,
+            request_bytes=4000,
+            response_bytes=22_000,
+            is_stream=is_stream,
+            queue_seconds=0.1,
+            seconds=2.0,
+        )
+    log.flush()
+    trace = read_trace(str(tmp_path / "access.log"))
+    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in trace.calls] == [
+        ("a", 1000, 5500),
+        ("b", 1000, 100),
+    ]
+    assert trace.dated

@@ -1,0 +1,178 @@
+"""The gateway's side of a frozen request: what is relayed, what is held back, and what its client is told meanwhile."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llmux.errors import EngineDied, Evicted
+from llmux.gateway import GatewayOptions
+from llmux.runtime.lease import LeaseHolder, Outcome
+from tests.support.gateway import Bench, EngineSide, Message, RawClient, post, running_gateway
+
+BODY = b'{"model":"m"}'
+COMMENT = b": keep-alive\n\n"
+OFTEN = GatewayOptions(keepalive_seconds=0.02)
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+class Streaming:
+    """An engine that begins a stream and then waits for the test."""
+
+    def __init__(self, first: bytes) -> None:
+        self.first = first
+        self.side: EngineSide | None = None
+        self.asked = asyncio.Event()
+
+    async def __call__(self, request: Message, engine: EngineSide) -> None:
+        self.side = engine
+        if self.first:
+            engine.begin_stream()
+            engine.chunk(self.first)
+        self.asked.set()
+        await engine.until_closed()
+
+
+async def begun(bench: Bench, script: Streaming) -> tuple[RawClient, LeaseHolder]:
+    """A client in mid-stream, and the holder of its lease."""
+    client = await bench.client()
+    client.send(post(BODY))
+    assert (await client.read_head()).status == 200
+    assert await client.chunk() == script.first
+    return client, bench.desk.asked[0].holder
+
+
+async def nothing_comes(client: RawClient) -> bool:
+    """Whether the client gets nothing while the gateway sweeps several times."""
+    try:
+        async with asyncio.timeout(0.1):
+            await client.reader.read(1)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_the_client_of_a_frozen_stream_gets_comments_until_the_thaw() -> None:
+    script = Streaming(b"data: one\n\n")
+    async with running_gateway(script, options=OFTEN) as bench:
+        client, holder = await begun(bench, script)
+        holder.lease_frozen()
+        assert await client.chunk() == COMMENT
+        assert await client.chunk() == COMMENT
+        assert script.side is not None
+        script.side.chunk(b"data: two\n\n")
+        while (piece := await client.chunk()) == COMMENT:
+            pass
+        assert piece == b"data: two\n\n", "what was on its way is relayed"
+        holder.lease_held()
+        holder.lease_thawed()
+        script.side.chunk(b"data: [DONE]\n\n")
+        script.side.end_stream()
+        while (piece := await client.chunk()) == COMMENT:
+            pass
+        assert piece == b"data: [DONE]\n\n"
+        assert await client.chunk() == b""
+        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+
+
+async def test_no_comment_in_the_middle_of_an_event() -> None:
+    script = Streaming(b"data: half an ev")
+    async with running_gateway(script, options=OFTEN) as bench:
+        client, holder = await begun(bench, script)
+        holder.lease_frozen()
+        assert await nothing_comes(client)
+        assert script.side is not None
+        script.side.chunk(b"ent\n\n")
+        assert await client.chunk() == b"ent\n\n"
+        assert await client.chunk() == COMMENT
+        await client.close()
+        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+
+
+async def test_nothing_passes_between_the_wake_and_the_thaw() -> None:
+    script = Streaming(b"data: one\n\n")
+    async with running_gateway(script) as bench:
+        client, holder = await begun(bench, script)
+        holder.lease_frozen()
+        holder.lease_held()
+        assert script.side is not None
+        script.side.chunk(b"data: garbage?\n\n")
+        assert await nothing_comes(client)
+        holder.lease_revoked(EngineDied("m", "it answers differently"))
+        bench.desk.leases.clear()
+        rest = await client.rest()
+        assert b"garbage" not in rest
+        assert b'"code":"engine_died"' in rest and b"[DONE]" not in rest
+
+
+async def test_the_head_of_an_answer_is_held_back_too() -> None:
+    script = Streaming(b"")
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(BODY))
+        await script.asked.wait()
+        holder = bench.desk.asked[0].holder
+        holder.lease_frozen()
+        holder.lease_held()
+        assert script.side is not None
+        script.side.answer(b"whole")
+        assert await nothing_comes(client)
+        holder.lease_thawed()
+        assert (await client.answer()).body == b"whole"
+
+
+async def test_an_error_of_a_frozen_engine_waits_for_the_thaw() -> None:
+    script = Streaming(b"")
+    async with running_gateway(script) as bench:
+        bench.desk.alive = None
+        client = await bench.client()
+        client.send(post(BODY))
+        await script.asked.wait()
+        assert script.side is not None
+        script.side.answer(b"busy", status="503 Service Unavailable")
+        await bench.desk.until(lambda: bool(bench.desk.reports))
+        holder = bench.desk.asked[0].holder
+        holder.lease_frozen()
+        holder.lease_held()
+        bench.desk.reports[0](True)
+        assert await nothing_comes(client)
+        holder.lease_thawed()
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (503, b"busy")
+
+
+async def test_what_had_no_connection_yet_is_sent_after_the_thaw() -> None:
+    async def answer(request: Message, engine: EngineSide) -> None:
+        engine.answer(b"after the thaw")
+
+    async with running_gateway(answer) as bench:
+        client = await bench.client()
+        bench.desk.on_acquire = lambda desk, asked: freeze_at_once(bench, asked.number, asked.holder)
+        client.send(post(BODY))
+        await bench.desk.until(lambda: bool(bench.desk.leases))
+        assert await nothing_comes(client)
+        assert bench.engine.seen == [], "a request was sent to an engine that sleeps"
+        bench.desk.asked[0].holder.lease_thawed()
+        assert (await client.answer()).body == b"after the thaw"
+
+
+def freeze_at_once(bench: Bench, number: int, holder: LeaseHolder) -> bool:
+    bench.desk.waiting[number] = bench.desk.asked[number - 1]
+    bench.desk.grant(number)
+    holder.lease_frozen()
+    return True
+
+
+async def test_a_request_that_has_ended_is_not_kept_alive() -> None:
+    script = Streaming(b"data: one\n\n")
+    async with running_gateway(script, options=OFTEN) as bench:
+        _, holder = await begun(bench, script)
+        holder.lease_frozen()
+        holder.lease_revoked(Evicted("m"))
+        bench.desk.leases.clear()
+        holder.lease_thawed()
+        assert not bench.gateway._state.frozen, "a request that has ended is not kept alive"

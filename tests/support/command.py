@@ -1,0 +1,58 @@
+"""One run of the program ``llmux`` to its end."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUN_SECONDS = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How it ended, and what it wrote."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def document(self) -> Any:
+        """Its output as JSON."""
+        return json.loads(self.output)
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n{self.output}\n{self.errors}"
+
+
+async def run_llmux(*arguments: str, directory: Path, limit_seconds: float = RUN_SECONDS) -> Ended:
+    """Run a command line in the directory."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "llmux",
+        *arguments,
+        cwd=directory,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
+    )
+    try:
+        async with asyncio.timeout(limit_seconds):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Ended(process.returncode, output.decode(), errors.decode())
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """As ``config.json``, where llmux looks for it."""
+    (directory / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,54 @@
+"""NVML as far as llmux uses it, without a driver: a module in the place of ``pynvml``."""
+
+import os
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+MIB = 1 << 20
+
+
+class NVMLError(Exception):
+    """As the real one."""
+
+
+@dataclass
+class FakeGpu:
+    """One GPU; sizes in MiB. ``processes``: what each pid holds, None where the driver does not say."""
+
+    uuid: str
+    total_mib: int = 1000
+    used_mib: int = 0
+    processes: dict[int, int | None] = field(default_factory=dict)
+
+
+class FakeNvml:
+    """The functions that are called, over some GPUs; ``failure`` makes all of them fail."""
+
+    NVMLError = NVMLError
+
+    def __init__(self, *gpus: FakeGpu, failure: str = "") -> None:
+        self.gpus = gpus
+        self.failure = failure
+
+    def nvmlInit(self) -> None:
+        if self.failure:
+            raise NVMLError(self.failure)
+
+    def nvmlDeviceGetCount(self) -> int:
+        self.nvmlInit()
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
+        return self.gpus[index]
+
+    def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:
+        return gpu.uuid
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
+        return SimpleNamespace(total=gpu.total_mib * MIB, free=(gpu.total_mib - gpu.used_mib) * MIB, used=0)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu: FakeGpu) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(pid=pid or os.getpid(), usedGpuMemory=None if mib is None else mib * MIB)
+            for pid, mib in gpu.processes.items()
+        ]

@@ -1,0 +1,118 @@
+"""The canary's questions, and what counts as the same answer."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from llmux.engines.canary import BEHIND_FROZEN_LIMIT_SECONDS, LIMIT_SECONDS, Canary, is_same
+from llmux.engines.control_calls import ControlCallFailed
+from llmux.errors import Unfaithful
+
+
+class Engine:
+    """Answers from a list, the last one for ever; an exception is raised."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.calls: list[tuple[str, float]] = []
+
+    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
+        self.calls.append((path, timeout_seconds))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def completion(*tokens: int, text: str = "words") -> dict[str, Any]:
+    return {"choices": [{"text": text, "token_ids": list(tokens) or None}]}
+
+
+def embedding(*numbers: float) -> dict[str, Any]:
+    return {"data": [{"embedding": list(numbers)}]}
+
+
+NO_COMPLETIONS = ControlCallFailed("POST /v1/completions", "status 404", 404)
+
+
+async def test_the_same_tokens_pass() -> None:
+    engine, canary = Engine(completion(1, 2, 3)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.check(engine)
+    assert json.loads(canary.baseline or "") == [1, 2, 3]
+    assert (canary.checks, canary.mismatches) == (1, 0)
+    assert canary.seconds > 0
+
+
+async def test_a_difference_that_repeats_is_told() -> None:
+    engine, canary = Engine(completion(1, 2), completion(1, 9)), Canary("m", 1)
+    await canary.record(engine)
+    with pytest.raises(Unfaithful, match=r"\[1, 9\], before it was \[1, 2\]"):
+        await canary.check(engine)
+    assert canary.mismatches == 1
+    assert len(engine.calls) == 3
+
+
+async def test_a_difference_that_does_not_repeat_is_let_pass() -> None:
+    engine, canary = Engine(completion(1, 2), completion(1, 9), completion(1, 2)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.check(engine)
+    assert canary.mismatches == 0
+
+
+async def test_an_engine_without_token_ids_is_compared_by_its_words() -> None:
+    engine, canary = Engine(completion(text="one"), completion(text="two")), Canary("m", 1)
+    await canary.record(engine)
+    with pytest.raises(Unfaithful):
+        await canary.check(engine)
+
+
+async def test_an_engine_that_does_not_complete_is_asked_for_an_embedding() -> None:
+    answers = (NO_COMPLETIONS, embedding(0.5, 0.5), NO_COMPLETIONS, embedding(0.5, 0.5001), NO_COMPLETIONS)
+    engine, canary = Engine(*answers, embedding(-0.5, 0.5), NO_COMPLETIONS, embedding(-0.5, 0.5)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.check(engine)
+    with pytest.raises(Unfaithful):
+        await canary.check(engine)
+
+
+async def test_only_each_nth_wake_is_checked() -> None:
+    engine, canary = Engine(completion(1)), Canary("m", 3)
+    await canary.record(engine)
+    for _ in range(7):
+        await canary.check(engine)
+    assert canary.checks == 3
+
+
+async def test_behind_frozen_requests_it_is_asked_in_any_case_and_given_time() -> None:
+    engine, canary = Engine(completion(1)), Canary("m", None)
+    await canary.record(engine)
+    await canary.check(engine)
+    assert engine.calls == []
+    await canary.check(engine, has_frozen=True)
+    assert engine.calls == [("/v1/completions", BEHIND_FROZEN_LIMIT_SECONDS)]
+    assert canary.checks == 0
+
+
+async def test_an_engine_that_is_too_slow_for_it_serves_unchecked() -> None:
+    too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
+    engine, canary = Engine(too_slow, completion(1)), Canary("m", 1)
+    await canary.record(engine)
+    await canary.check(engine)
+    assert engine.calls == [("/v1/completions", LIMIT_SECONDS)]
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"choices": []}, {"choices": ["x"]}, []])
+async def test_an_answer_that_is_none_is_a_failure(answer: Any) -> None:
+    with pytest.raises(ControlCallFailed, match="an answer without choices"):
+        await Canary("m", 1).record(Engine(answer))
+
+
+def test_words_are_no_embeddings() -> None:
+    assert is_same(json.dumps("a"), json.dumps("a"))
+    assert not is_same(json.dumps("a"), json.dumps("b"))
+    assert not is_same(json.dumps([1, 2]), json.dumps([1, 3]))
+    assert not is_same(json.dumps([0.0, 0.0]), json.dumps([0.5, 0.0]))
+    assert not is_same(json.dumps([0.5]), json.dumps([0.5, 0.5]))
