@@ -543,7 +543,8 @@ class CoreDriver:
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
-                self._waits.pop(name, None)
+                if engine.awake or not since:
+                    self._waits.pop(name, None)
                 continue
             bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
             began_at = max(min(since), engine.left_at)
