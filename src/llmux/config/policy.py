@@ -17,11 +17,15 @@ class PolicyType(StrEnum):
     ADAPTIVE = "adaptive"
 
 
+ABORTING = (PolicyType.FIFO, PolicyType.ADAPTIVE)
+"""The policies that may be told by ``drain_before_switch`` to end requests in flight."""
+
+
 class PolicySettings(Section):
     """When a switch is decided, and how patient everybody is."""
 
     policy_type: PolicyType = Field(
-        default=PolicyType.FIFO,
+        default=PolicyType.ADAPTIVE,
         description="fifo: switch at the first request for another model. cost_aware: when the queue is worth the "
         "switch. time_slice: when the resident model has nothing to do. adaptive: after turns that are long enough to "
         "pay for the switch. All keep max_wait_seconds.",
@@ -32,7 +36,7 @@ class PolicySettings(Section):
     drain_before_switch: Flag = Field(
         default=True,
         description="false: as if every model without its own `drain` had `drain: abort`. Only policy_type fifo "
-        "reads it; cost_aware and time_slice always drain.",
+        "and adaptive read it; cost_aware and time_slice always drain.",
     )
     eviction: EvictionField = Field(
         default=DEFAULT_EVICTION, description="How a model without its own `eviction` leaves the GPU."

@@ -20,7 +20,7 @@ def settings(**top: Any) -> Settings:
 def test_every_default_of_the_top_level() -> None:
     values = dict(settings())
     assert values.pop("models").keys() == {"a"}
-    assert values.pop("policy").policy_type is PolicyType.FIFO
+    assert values.pop("policy").policy_type is PolicyType.ADAPTIVE
     assert values == {
         "host": "127.0.0.1",
         "port": 3000,
@@ -54,7 +54,7 @@ def test_every_default_of_the_top_level() -> None:
 
 def test_every_default_of_the_policy() -> None:
     assert settings().policy.model_dump(mode="json") == {
-        "policy_type": "fifo",
+        "policy_type": "adaptive",
         "request_timeout_seconds": 300,
         "drain_before_switch": True,
         "eviction": {"weights": "retain", "process": "stop"},

@@ -50,12 +50,14 @@ class Adaptive:
     def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
         cost = view.cost(leaving.model, coming)
-        least, elapsed = self._quantum(cost), now - leaving.since
-        longest = self._longest(least, leaving)
+        quantum, elapsed = self._quantum(cost), now - leaving.since
+        # What drains goes on working: that is a part of its turn, and others wait for it.
+        least = quantum if leaving.can_freeze else max(0.0, quantum - leaving.drain_seconds)
+        longest = self._longest(quantum, leaving)
         if elapsed < least or elapsed >= longest or leaving.service_seconds is None:
             return least
         usual = leaving.arrivals_per_second * leaving.service_seconds
-        shortest_cycle = 2 * (least + cost)
+        shortest_cycle = 2 * (quantum + cost)
         share = BACKLOG_SHARE * shortest_cycle / (leaving.absent_seconds + elapsed)
         # One request more or less, and as much again as chance makes of it, say nothing.
         allowed = (1 + share) * usual + math.sqrt(usual) + 1
