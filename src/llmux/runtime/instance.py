@@ -4,9 +4,8 @@ One operation at a time: the controller sees to it.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, assert_never
+from collections.abc import Callable
+from typing import assert_never
 
 import structlog
 
@@ -15,11 +14,11 @@ from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
 from llmux.engines.canary import Canary
-from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
 from llmux.engines.imaging import ImageFacts
-from llmux.engines.process import EngineProcess, describe_exit
-from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.engines.process import EngineProcess
+from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.gpus.room import GpuRoom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 from llmux.residency.steps import (
@@ -34,6 +33,7 @@ from llmux.residency.steps import (
     steps_of,
 )
 from llmux.runtime.engine_spec import EngineSpec
+from llmux.runtime.guard import EngineFailure, Guard, last_words
 from llmux.runtime.images import ModelImages
 from llmux.runtime.lease import Upstream
 
@@ -41,16 +41,8 @@ log = structlog.get_logger("engine")
 
 KILL_SECONDS = 10.0
 STUCK_RETRY_SECONDS = 5.0
-EXIT_NOTICE_SECONDS = 1.0
-DYING_SECONDS = 0.3
-"""What an engine that answers 500 is given to end."""
-LINES_SHOWN = 8
 RESTORED_HEALTHY_SECONDS = 30.0
 """What was healthy when it was dumped is so at once: seen were milliseconds."""
-
-
-class EngineFailure(LlmuxError):
-    """An engine did not do what it should; the text says what, with its last words where it has any."""
 
 
 class Instance:
@@ -80,8 +72,7 @@ class Instance:
         self._on_leaving = on_leaving
         self._process: EngineProcess | None = None
         self._applied: tuple[Step, ...] = ()
-        self._scope: asyncio.Timeout | None = None
-        self._interruption: str | None = None
+        self._guard = Guard(lambda: self._process)
         self._is_given_up = False
 
     @property
@@ -90,7 +81,7 @@ class Instance:
         if self._process is None:
             return None if self._is_in_image else "no engine runs"
         status = self._process.exit_status
-        return None if status is None else self._last_words(status)
+        return None if status is None else last_words(self._process, status)
 
     @property
     def _is_in_image(self) -> bool:
@@ -124,16 +115,16 @@ class Instance:
         if self._process is None and not self._is_in_image:
             await self._start()
             return
-        await self._guarded(self._room.wait_to_wake(), None, "the wait for free memory")
+        await self._guard.run(self._room.wait_to_wake(), None, "the wait for free memory")
         if self._process is None:
-            await self._guarded(self._restore(), None, "the restore")
-            await self._guarded(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
+            await self._guard.run(self._restore(), None, "the restore")
+            await self._guard.run(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
         has_frozen = any(isinstance(step, PauseRequests) or _keeps_requests(step) for step in self._applied)
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
         self._room.forget_left()
-        await self._guarded(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
+        await self._guard.run(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
         """Take the engine off the GPU; a step that fails is replaced by a cheaper one, at last by stopping it.
@@ -141,7 +132,7 @@ class Instance:
         ``freeze``: it has requests, which are to be suspended with it. Raises ProcessStuck.
         """
         if not self._is_given_up:
-            self._interruption = None
+            self._guard.reset()
         self.fallback_reason = None
         if self._process is None:
             return await self._evict_from_image(eviction)
@@ -182,7 +173,7 @@ class Instance:
                     await self._fall_asleep(step)
                 case PauseRequests():
                     pause = vllm.pause_requests(self._endpoints, self.spec.timeouts)
-                    await self._guarded(pause, None, "pausing")
+                    await self._guard.run(pause, None, "pausing")
                     self._applied = (*self._applied, step)
                 case DumpProcess():
                     return await self._dump(eviction, freeze=freeze)
@@ -197,7 +188,7 @@ class Instance:
         if step.level is SleepLevel.OFFLOAD and not self.spec.leaves_host_memory():
             self._fall_back("the weights are discarded instead of offloaded", "too little host memory for them")
             step = Sleep(SleepLevel.DISCARD, step.keeps_requests)
-        await self._guarded(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
+        await self._guard.run(vllm.fall_asleep(self._endpoints, step, self.spec.timeouts), None, "going to sleep")
         self._applied = (*self._applied, step)
 
     def _take_kept_image(self) -> bool:
@@ -262,12 +253,7 @@ class Instance:
     def interrupt(self, reason: str) -> None:
         """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
         self._is_given_up = True
-        self._break_off(reason)
-
-    def _break_off(self, reason: str) -> None:
-        self._interruption = reason
-        if self._scope is not None and not self._scope.expired():
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        self._guard.break_off(reason)
 
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether the engine lives: its process, and what it says itself."""
@@ -279,7 +265,7 @@ class Instance:
 
     async def _start(self) -> None:
         self._room.forget_left()
-        await self._guarded(self._room.wait_to_start(), None, "the wait for free memory")
+        await self._guard.run(self._room.wait_to_start(), None, "the wait for free memory")
         self._listen_at(self.spec.port)
         if not is_free(self.spec.port):
             raise EngineFailure(
@@ -294,10 +280,10 @@ class Instance:
             remove_temporary_directory(directory)
             raise EngineFailure(failure.reason) from failure
         log.info("engine started", model=self.spec.model, pid=self._process.pid, port=self.spec.port)
-        await self._guarded(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
+        await self._guard.run(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
         if not await asyncio.to_thread(listens, self._process.pid, self.spec.port):
             raise EngineFailure(f"port {self.spec.port} is answered by another process than the engine")
-        await self._guarded(self._get_to_know(), None, "its first answer")
+        await self._guard.run(self._get_to_know(), None, "its first answer")
 
     async def _get_to_know(self) -> None:
         """Learn what a started engine can do and what it says."""
@@ -330,43 +316,14 @@ class Instance:
     async def _undo(self, step: Step) -> None:
         match step:
             case Sleep():
-                await self._guarded(vllm.wake_up(self._endpoints, step, self.spec.timeouts), None, "waking up")
+                await self._guard.run(vllm.wake_up(self._endpoints, step, self.spec.timeouts), None, "waking up")
             case PauseRequests():
                 resume = vllm.resume_requests(self._endpoints, self.spec.timeouts)
-                await self._guarded(resume, None, "resuming")
+                await self._guard.run(resume, None, "resuming")
             case DumpProcess() | StopProcess():
                 pass
             case _:
                 assert_never(step)
-
-    async def _guarded(self, work: Coroutine[Any, Any, None], limit_seconds: float | None, what: str) -> None:
-        """Do the work, for as long as the engine lives and nobody interrupts."""
-        try:
-            async with asyncio.timeout(limit_seconds) as self._scope:
-                if self._process is not None and self._process.exit_status is not None:
-                    self._exited(self._process.exit_status)
-                elif self._interruption is not None:
-                    self._break_off(self._interruption)
-                await work
-        except TimeoutError:
-            reason = self._interruption or f"{what} took longer than {limit_seconds:g} s{self._shown_tail()}"
-            raise EngineFailure(reason) from None
-        except ControlCallFailed as failure:
-            # From here on there is nothing to break off: an exit that is heard of meanwhile is the explanation.
-            self._scope = None
-            raise EngineFailure(await self._explain(failure)) from failure
-        finally:
-            self._scope = None
-            work.close()
-
-    async def _explain(self, failure: ControlCallFailed) -> str:
-        """A lost connection usually means a dying engine, a 500 often: its exit says more, and comes in a moment."""
-        if self._process is None or (failure.status is not None and failure.status < 500):
-            return str(failure)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else DYING_SECONDS):
-                return self._last_words(await self._process.wait_exited())
-        return f"{failure}{self._shown_tail()}"
 
     async def _stop(self) -> None:
         if self._process is not None:
@@ -377,19 +334,13 @@ class Instance:
     def _forget(self) -> None:
         self._process = None
         self._applied = ()
-        self._interruption = None
+        self._guard.reset()
 
     def _exited(self, status: int) -> None:
-        reason = self._last_words(status)
-        self._break_off(reason)
+        # The process is not known yet where it ended while it was being spawned.
+        reason = last_words(self._process, status)
+        self._guard.break_off(reason)
         self._on_exit(reason)
-
-    def _last_words(self, status: int) -> str:
-        return f"the engine ended with {describe_exit(status)}{self._shown_tail()}"
-
-    def _shown_tail(self) -> str:
-        lines = self.output_tail[-LINES_SHOWN:]
-        return "; its last lines: " + " | ".join(lines) if lines else ""
 
     def _hear(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
