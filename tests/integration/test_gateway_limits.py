@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from llmux.gateway import GatewayOptions
-from llmux.runtime.lease import Outcome
+from llmux.runtime.lease import Outcome, Priority
 from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
 
 BODY = b'{"model":"m"}'
@@ -436,3 +436,32 @@ async def test_control_request_waits_for_its_turn() -> None:
         bench.desk.grant(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         assert json.loads((await client.answer()).body)["path"] == "/control/status"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (["X-Api-Key: person"], Priority.INTERACTIVE),
+        (["X-Api-Key: person", "x-llmux-priority: batch"], Priority.BATCH),
+        (["X-Api-Key: person", "X-LLMUX-Priority: Interactive"], Priority.INTERACTIVE),
+        (["Authorization: Bearer job"], Priority.BATCH),
+        (["Authorization: Bearer job", "x-llmux-priority: interactive"], Priority.BATCH),
+    ],
+)
+async def test_a_request_is_of_the_class_of_its_key_or_a_lower_one(fields: list[str], expected: Priority) -> None:
+    options = GatewayOptions(api_keys=frozenset(("person",)), batch_api_keys=frozenset(("job",)))
+    async with running_gateway(options=options) as bench:
+        client = await bench.client()
+        for _ in range(2):
+            client.send(post(BODY, *fields))
+            assert (await client.answer()).status == 200
+        assert [asked.priority for asked in bench.desk.asked] == [expected, expected]
+        assert bench.engine.seen[0].get("x-llmux-priority") is None
+
+
+async def test_a_class_is_known_or_refused_and_needs_no_key() -> None:
+    async with running_gateway() as bench:
+        assert (await bench.ask(post(BODY, "x-llmux-priority: batch"))).status == 200
+        answer = await bench.ask(post(BODY, "x-llmux-priority: urgent"))
+        assert (answer.status, b"interactive or batch" in answer.body) == (400, True)
+        assert [asked.priority for asked in bench.desk.asked] == [Priority.BATCH]

@@ -14,6 +14,8 @@ import pytest
 
 from llmux.core import admission, commands, lifecycle, placement, switching
 from llmux.core.model import Model
+from llmux.core.policies.adaptive import Adaptive
+from llmux.core.priority import Lanes
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits
 from llmux.core.world import World
@@ -25,6 +27,8 @@ from tests.simulation.test_core_simulation import (
     test_several_gpus_do_not_starve_a_model_that_needs_them_all as several_gpus,
 )
 from tests.support.core_scenarios import random_walk
+from tests.unit.core.policies.test_adaptive import test_an_overdue_model_does_not_cut_a_turn_short as turn_is_kept
+from tests.unit.core.policies.test_adaptive import test_catching_up_has_an_end as turn_has_an_end
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
 from tests.unit.core.test_freezing import (
     test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on as stays_as_long,
@@ -115,6 +119,13 @@ FAULTS = (
     Fault("freezes what the mode would keep frozen", lifecycle.freezes, "and world.allows(model.name)", ""),
     Fault("does not count the frozen as demand", Model.head_since.fget, "and not self.frozen", ""),  # type: ignore[attr-defined]
     Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
+    Fault("cuts a policy's turn short", switching._turn_ends_at, "model.state.since + turn", "0.0"),
+    Fault("lets a turn last for ever", Adaptive.turn_seconds, "elapsed >= longest", "False"),
+    Fault("forgets the turn in the bound", Scheduler.wait_bound, "max(limits.min_active_seconds, ", "min(0.0, "),
+    Fault("lets batch requests starve", Lanes.first, "+ self.patience_seconds <", "+ 1e9 <"),
+    Fault("puts batch requests first", Lanes.first, "+ self.patience_seconds <", "- 1e9 <"),
+    Fault("forgets who was away", Lanes.add_again, "(request, *reversed(older))", "()"),
+    Fault("ignores a model's own max_wait_seconds", World.refresh_turn, "model.max_wait_seconds", "15.0"),
     Fault("admits above max_in_flight", Model.has_room.fget, "< self", "<= self"),  # type: ignore[attr-defined]
 )
 
@@ -144,7 +155,7 @@ def planted(fault: Fault) -> Iterator[None]:
 def _everything() -> None:
     for seed in range(150):
         random_walk(seed)
-    for seed_policy in ("fifo", "time_slice"):
+    for seed_policy in ("adaptive", "fifo", "time_slice"):
         bounded_wait(seed_policy, 3)
     busy_against_cold("time_slice")
     several_gpus("fifo")
@@ -153,6 +164,8 @@ def _everything() -> None:
     drains_instead()
     stays_as_long()
     dies_asleep()
+    turn_is_kept()
+    turn_has_an_end()
 
 
 def test_without_a_fault_nothing_is_noticed():

@@ -44,9 +44,11 @@ from llmux.core.events import (
 from llmux.core.eviction import Drain, Process
 from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
+from llmux.core.priority import Priority
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Manual
+from llmux.core.switch_costs import SAMPLE_MAX_SECONDS
 from llmux.errors import EngineDied, RequestError
 from tests.support.core_truth import Engine, Fates, Held, Place, Request, evicted
 from tests.support.invariants import check_invariants
@@ -84,6 +86,8 @@ class CoreDriver:
         self.log: list[Action] = []
         self.switches: list[SwitchDone] = []
         self.longest_wait = 0.0
+        self.faults = 0
+        self._waits: dict[str, tuple[float, int]] = {}
         self._numbers = itertools.count(1)
         self._future: list[tuple[float, int, Callable[[], None]]] = []
         self._backlog: list[Event] = []
@@ -146,9 +150,16 @@ class CoreDriver:
         self.check()
         return actions
 
-    def arrive(self, model: str, size_bytes: int = 0, *, may_wake: bool = True) -> Request:
+    def arrive(
+        self,
+        model: str,
+        size_bytes: int = 0,
+        *,
+        may_wake: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Request:
         """A client asks for a model."""
-        request = Request(next(self._numbers), model, self.now, size_bytes)
+        request = Request(next(self._numbers), model, self.now, size_bytes, priority=priority)
         self.requests[request.number] = request
         self.waiting[model][request.number] = None
         if self.short_cuts:
@@ -157,7 +168,7 @@ class CoreDriver:
                 self._perform(Admit(request.number, instance))
                 self.check()
                 return request
-        self.send(RequestArrived(request.number, model, size_bytes, may_wake))
+        self.send(RequestArrived(request.number, model, size_bytes, may_wake, priority))
         assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
         return request
 
@@ -187,7 +198,13 @@ class CoreDriver:
         self._place(request, Place.WAITING)
         self.send(
             RequestReturned(
-                request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+                request.number,
+                request.model,
+                request.arrived_at,
+                request.attempts,
+                request.size_bytes,
+                reason,
+                priority=request.priority,
             )
         )
 
@@ -199,6 +216,7 @@ class CoreDriver:
         assert isinstance(engine.pending, Wake)
         action, engine.pending = engine.pending, None
         engine.awake = engine.running = error is None
+        self.faults += error is not None
         engine.asleep = None
         engine.dead = False
         if error is None:
@@ -218,6 +236,7 @@ class CoreDriver:
         assert isinstance(engine.pending, Evict)
         action, engine.pending = engine.pending, None
         outcome = outcome or evicted(action)
+        self.faults += outcome.error is not None
         if outcome.error is None:
             engine.awake = False
             engine.asleep = outcome.residency.eviction if isinstance(outcome.residency, Asleep) else None
@@ -233,6 +252,7 @@ class CoreDriver:
         if not engine.running and engine.pending is None:
             return
         engine.dead = True
+        self.faults += 1
         self.send(InstanceExited(InstanceId(model, engine.generation), reason))
         if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
             self.finish_wake(model, reason)
@@ -383,7 +403,13 @@ class CoreDriver:
             reason = str(error)
             self._backlog.append(
                 RequestReturned(
-                    request.number, request.model, request.arrived_at, request.attempts, request.size_bytes, reason
+                    request.number,
+                    request.model,
+                    request.arrived_at,
+                    request.attempts,
+                    request.size_bytes,
+                    reason,
+                    priority=request.priority,
                 )
             )
         else:
@@ -458,11 +484,23 @@ class CoreDriver:
         evicted_at = next((i for i, a in enumerate(actions) if isinstance(a, Evict) and a.instance.model == name), None)
         admitted = [a.request for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
         refused = {a.request for a in actions if isinstance(a, Reject)}
-        arrivals = sorted(self.requests[number].arrived_at for number in waiters if number not in refused)
+        patience = self.patience_seconds(name)
+        order = sorted(self._turn(number, patience) for number in waiters if number not in refused)
         thawed = sum(isinstance(a, Thaw) and self.requests[a.request].model == name for a in actions)
-        expected = arrivals[: self.engines[name].spec.max_in_flight - thawed]
-        went = [self.requests[number].arrived_at for number in admitted]
+        expected = order[: self.engines[name].spec.max_in_flight - thawed]
+        went = [self._turn(number, patience) for number in admitted]
         assert went == expected, f"{name} was woken, but its waiters were not admitted in order"
+
+    def patience_seconds(self, model: str) -> float:
+        """How long the model's requests wait until they are overdue."""
+        own = self.engines[model].spec.max_wait_seconds
+        return self.limits.max_wait_seconds if own is None else own
+
+    def _turn(self, number: int, patience: float) -> tuple[float, bool]:
+        """What orders admissions: a batch request counts as if it had come so much later."""
+        request = self.requests[number]
+        is_batch = request.priority is Priority.BATCH
+        return request.arrived_at + (patience if is_batch else 0.0), is_batch
 
     def check(self) -> None:
         """Everything that must hold between two events."""
@@ -487,21 +525,33 @@ class CoreDriver:
         if not self.commands and not any(self.waiting.values()) and not any(self.frozen.values()):
             return
         limits = self.limits
-        latest = self.now + max(limits.min_active_seconds, limits.max_wait_seconds, limits.backoff_max_seconds)
+        patience = max(self.patience_seconds(name) for name in self.engines)
+        turn = self.policy.longest_turn_seconds(2 * SAMPLE_MAX_SECONDS)
+        latest = self.now + max(limits.min_active_seconds, patience, limits.backoff_max_seconds, turn)
         if isinstance(self.scheduler.mode, Manual):
             latest = max(latest, self.now + limits.request_timeout_seconds)
         assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
         assert self.timer_at <= latest, f"somebody waits, and nothing happens before {self.timer_at}"
 
     def _check_wait_bound(self) -> None:
-        """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch."""
-        bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds)
+        """The time from a queue head's arrival, or the model's leaving, to the beginning of its switch.
+
+        The bound is for the case that nothing fails: each failure meanwhile may cost a back-off and as much again.
+        """
         claims = self.scheduler._world.claims
         for name, engine in self.engines.items():
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
+                if engine.awake or not since:
+                    self._waits.pop(name, None)
                 continue
-            waited = self.now - max(min(since), engine.left_at)
+            bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
+            began_at = max(min(since), engine.left_at)
+            if name not in self._waits or self._waits[name][0] != began_at:
+                self._waits[name] = (began_at, self.faults)
+            failures = self.faults - self._waits[name][1]
+            bound += failures * (bound + self.limits.backoff_max_seconds)
+            waited = self.now - began_at
             self.longest_wait = max(self.longest_wait, waited)
             assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"

@@ -17,10 +17,12 @@ from llmux.core.events import (
 )
 from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.identity import ALL_OF_IT, Footprint, GpuId, InstanceId
+from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.priority import Priority
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Failed
 from llmux.core.switching import NEVER_LEAVES
@@ -36,7 +38,12 @@ EVICTIONS = (OFFLOAD, DISCARD, SUSPEND, CHECKPOINT, STOP)
 
 GPUS = tuple(GpuId("local", str(number)) for number in range(3))
 
-POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "cost_aware": CostAware, "time_slice": TimeSlice}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "adaptive": Adaptive,
+    "fifo": Fifo,
+    "cost_aware": CostAware,
+    "time_slice": TimeSlice,
+}
 
 LIMITS = Limits(
     request_timeout_seconds=100_000.0,
@@ -96,8 +103,8 @@ SCENARIOS = (
         "one GPU, requests are frozen",
         (
             ModelSpec("a", OFFLOAD, max_in_flight=2, drain=Drain.FREEZE),
-            ModelSpec("b", CHECKPOINT, max_in_flight=3, drain=Drain.FREEZE),
-            ModelSpec("c", STOP, max_in_flight=2, drain=Drain.FREEZE),
+            ModelSpec("b", CHECKPOINT, max_in_flight=3, drain=Drain.FREEZE, weight=3.0, max_wait_seconds=4.0),
+            ModelSpec("c", STOP, max_in_flight=2, drain=Drain.FREEZE, max_wait_seconds=40.0),
             ModelSpec("d", DISCARD, max_in_flight=1),
         ),
         ALL_OF_IT,
@@ -156,9 +163,12 @@ class Walk:
         )
         self.names = [spec.name for spec in scenario.specs]
 
-    def arrive(self, pick: int, count: int = 1, size_bytes: int = 0, *, may_wake: bool = True) -> None:
+    def arrive(
+        self, pick: int, count: int = 1, size_bytes: int = 0, *, may_wake: bool = True, batch: bool = False
+    ) -> None:
+        priority = Priority.BATCH if batch else Priority.INTERACTIVE
         for _ in range(count):
-            self.driver.arrive(self._name(pick), size_bytes, may_wake=may_wake)
+            self.driver.arrive(self._name(pick), size_bytes, may_wake=may_wake, priority=priority)
 
     def leave(self, pick: int) -> None:
         waiting = self.driver.in_place(Place.WAITING)
@@ -308,6 +318,7 @@ def random_walk(seed: int, steps: int = 120) -> None:
         lambda: walk.leave(rng.randrange(50)),
         lambda: walk.leave_model(rng.randrange(9)),
         lambda: walk.arrive(rng.randrange(9), may_wake=False),
+        lambda: walk.arrive(rng.randrange(9), rng.randrange(1, 4), batch=True),
         lambda: walk.give_back(rng.randrange(50)),
         lambda: walk.outcome(rng.randrange(9), rng.randrange(5)),
         lambda: walk.outcome(rng.randrange(9), rng.randrange(5)),

@@ -7,6 +7,7 @@ from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import Eviction
 from llmux.core.identity import Footprint
+from llmux.core.priority import Priority
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold
 from llmux.errors import RequestError
@@ -31,6 +32,7 @@ class Request:
     arrived_at: float
     size_bytes: int
     place: Place = Place.WAITING
+    priority: Priority = Priority.INTERACTIVE
     attempts: int = 0
     error: RequestError | None = None
     admitted_at: float | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llmux.errors import ModelNotLoaded, RequestError
-from llmux.runtime.lease import Lease, LeaseHolder, Outcome, Upstream
+from llmux.runtime.lease import Lease, LeaseHolder, Outcome, Priority, Upstream
 
 DEADLINE_SECONDS = 10.0
 
@@ -19,6 +19,7 @@ class Asked:
     holder: LeaseHolder
     size_bytes: int
     may_wake: bool
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(slots=True)
@@ -51,8 +52,16 @@ class FakeDesk:
     def knows(self, model: str) -> bool:
         return model in self.awake or model in self.asleep
 
-    def acquire(self, model: str, holder: LeaseHolder, *, size_bytes: int, may_wake: bool = True) -> int:
-        asked = Asked(len(self.asked) + 1, model, holder, size_bytes, may_wake)
+    def acquire(
+        self,
+        model: str,
+        holder: LeaseHolder,
+        *,
+        size_bytes: int,
+        may_wake: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> int:
+        asked = Asked(len(self.asked) + 1, model, holder, size_bytes, may_wake, priority)
         self.asked.append(asked)
         self._changed.set()
         if self.on_acquire is not None and self.on_acquire(self, asked):

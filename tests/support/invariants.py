@@ -2,6 +2,7 @@
 
 from llmux.core.identity import GpuId
 from llmux.core.model import Model
+from llmux.core.priority import Priority
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Draining, Evicting, Failed, Serving, Stuck, Waking
 from llmux.core.world import World
@@ -33,6 +34,11 @@ def _check_model(world: World, model: Model, now: float) -> None:
         assert world.stopping_until is None, f"{model.name}: frozen during shutdown"
     arrivals = [waiting.arrived_at for waiting in model.waiting.values()]
     assert arrivals == sorted(arrivals), f"{model.name}: the queue is not in order of arrival"
+    for priority in Priority:
+        members = {
+            number: waiting.arrived_at for number, waiting in model.waiting.items() if waiting.priority is priority
+        }
+        assert list(model.lanes.members(priority).items()) == list(members.items()), f"{model.name}: {priority} differ"
     if model.waiting:
         assert world.allows(model.name), f"{model.name}: requests wait though the mode refuses them"
         assert world.stopping_until is None, f"{model.name}: requests wait during shutdown"
@@ -57,13 +63,18 @@ def _check_indexes(world: World, now: float) -> None:
     for name in wanted:
         model = world.models[name]
         since = [w.arrived_at for w in model.waiting.values()] + [f.since for f in model.frozen.values()]
-        expected = max(min(since) + world.limits.max_wait_seconds, model.last_turn_end)
+        expected = max(min(since) + _patience(world, model), model.last_turn_end)
         assert world.turns.overdue_at(name) == expected, f"{name}: wrong place in the turn order"
     first = world.turns.first()
     assert first is None or first[0] == next(iter(world.turns))
     assert world.queued_requests == sum(len(m.waiting) for m in models)
     assert world.frozen_requests == sum(len(m.frozen) for m in models)
     assert world.queued_bytes == sum(w.size_bytes for m in models for w in m.waiting.values())
+
+
+def _patience(world: World, model: Model) -> float:
+    own = model.spec.max_wait_seconds
+    return world.limits.max_wait_seconds if own is None else own
 
 
 def _check_memory(world: World) -> None:

@@ -98,7 +98,8 @@ def real_model(
 
 def real_config(models: Mapping[str, Mapping[str, Any]], **top_level: Any) -> dict[str, Any]:
     """A configuration over real engines that switches as soon as it may."""
-    policy = {"min_active_seconds": 0.0, "request_timeout_seconds": REQUEST_SECONDS, **top_level.pop("policy", {})}
+    soon = {"policy_type": "fifo", "min_active_seconds": 0.0, "request_timeout_seconds": REQUEST_SECONDS}
+    policy = {**soon, **top_level.pop("policy", {})}
     base = {"vllm_command": program(), "port": 0, "metrics_port": 0, "start_timeout_seconds": START_SECONDS}
     return {**base, "policy": policy, "models": models, **top_level}
 

@@ -85,7 +85,7 @@ def simulated_config(
         name: {"model_path": f"models/{name}", **settings, "extra_args": [*quick, *settings.get("extra_args", ())]}
         for name, settings in models.items()
     }
-    policy = {"min_active_seconds": 0.0, **top_level.pop("policy", {})}
+    policy = {"policy_type": "fifo", "min_active_seconds": 0.0, **top_level.pop("policy", {})}
     base = {"vllm_command": SIMULATED_ENGINE, "port": 0, "metrics_port": 0, "policy": policy, "models": described}
     return {**base, **top_level}
 

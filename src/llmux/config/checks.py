@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llmux.config import arguments
+from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.errors import Problem
@@ -125,7 +126,7 @@ def warnings(settings: Settings) -> Iterator[Problem]:
             path = dotted(("models", name, "drain"))
             yield Problem(path, f"{eviction} ends the engine and its requests: they are drained instead of frozen")
     policy = settings.policy
-    if not policy.drain_before_switch and policy.policy_type != "fifo":
+    if not policy.drain_before_switch and policy.policy_type not in ABORTING:
         yield Problem(
             "policy.drain_before_switch", f"{policy.policy_type} always drains", "use the model's 'drain: abort'"
         )

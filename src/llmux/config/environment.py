@@ -36,8 +36,9 @@ def substitute(data: dict[str, Any], environment: Mapping[str, str]) -> tuple[di
 
 def _secrets(data: Mapping[str, Any]) -> Iterator[Path]:
     yield ("admin_key",)
-    keys = data.get("api_keys")
-    if isinstance(keys, list):
-        yield from (("api_keys", index) for index in range(len(keys)))
+    for name in ("api_keys", "batch_api_keys"):
+        keys = data.get(name)
+        if isinstance(keys, list):
+            yield from ((name, index) for index in range(len(keys)))
     yield ("checkpoint", "object_store", "access_key")
     yield ("checkpoint", "object_store", "secret_key")

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from llmux.config import arguments
 from llmux.config.eviction import EvictionField
-from llmux.config.fields import Count, Directory, EnginePort, Section, Text, VariableName, Word
+from llmux.config.fields import Count, Directory, EnginePort, PositiveFactor, Seconds, Section, Text, VariableName, Word
 from llmux.core.eviction import Drain
 
 DEFAULT_GPU_SHARE = 0.92
@@ -38,6 +38,13 @@ class ModelSettings(Section):
         default=None,
         description="What a switch does about requests in flight. wait: lets them end, for at most "
         "drain_timeout_seconds. abort: ends them. freeze: suspends them. Absent: wait.",
+    )
+
+    weight: PositiveFactor = Field(
+        default=1.0, description="policy adaptive: how much the model's waiting requests count against those of others."
+    )
+    max_wait_seconds: Seconds | None = Field(
+        default=None, description="As policy.max_wait_seconds, for this model; absent: that."
     )
 
     def served_names(self, name: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from llmux.config.eviction import DEFAULT_EVICTION, EvictionField
-from llmux.config.fields import Factor, Flag, PositiveSeconds, Seconds, Section
+from llmux.config.fields import Factor, Flag, PositiveSeconds, Seconds, Section, Share
 
 
 class PolicyType(StrEnum):
@@ -14,15 +14,21 @@ class PolicyType(StrEnum):
     FIFO = "fifo"
     COST_AWARE = "cost_aware"
     TIME_SLICE = "time_slice"
+    ADAPTIVE = "adaptive"
+
+
+ABORTING = (PolicyType.FIFO, PolicyType.ADAPTIVE)
+"""The policies that may be told by ``drain_before_switch`` to end requests in flight."""
 
 
 class PolicySettings(Section):
     """When a switch is decided, and how patient everybody is."""
 
     policy_type: PolicyType = Field(
-        default=PolicyType.FIFO,
+        default=PolicyType.ADAPTIVE,
         description="fifo: switch at the first request for another model. cost_aware: when the queue is worth the "
-        "switch. time_slice: when the resident model has nothing to do. All keep max_wait_seconds.",
+        "switch. time_slice: when the resident model has nothing to do. adaptive: after turns that are long enough to "
+        "pay for the switch. All keep max_wait_seconds.",
     )
     request_timeout_seconds: Seconds = Field(
         default=300.0, description="How long a request may wait for its model before it is answered with 504."
@@ -30,7 +36,7 @@ class PolicySettings(Section):
     drain_before_switch: Flag = Field(
         default=True,
         description="false: as if every model without its own `drain` had `drain: abort`. Only policy_type fifo "
-        "reads it; cost_aware and time_slice always drain.",
+        "and adaptive read it; cost_aware and time_slice always drain.",
     )
     eviction: EvictionField = Field(
         default=DEFAULT_EVICTION, description="How a model without its own `eviction` leaves the GPU."
@@ -51,5 +57,8 @@ class PolicySettings(Section):
     )
     tick_interval_seconds: PositiveSeconds = Field(
         default=0.5, description="time_slice: how long the resident model must have been idle before it has to leave."
+    )
+    switch_share_max: Share = Field(
+        default=0.25, description="adaptive: the part of the time that may go into switching while there is demand."
     )
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")

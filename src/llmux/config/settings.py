@@ -9,7 +9,7 @@ from llmux.config import checks
 from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
 from llmux.config.model import ModelSettings
-from llmux.config.policy import PolicySettings, PolicyType
+from llmux.config.policy import ABORTING, PolicySettings
 from llmux.config.problems import problems_of
 from llmux.core.eviction import Drain, Eviction
 from llmux.errors import ConfigError
@@ -52,6 +52,11 @@ class Settings(Section):
     )
     api_keys: tuple[Secret, ...] = Field(
         default=(), description="Keys of which clients must show one; ${NAME} is taken from the environment."
+    )
+    batch_api_keys: tuple[Secret, ...] = Field(
+        default=(),
+        description="Further such keys, whose requests are of the class batch: they go behind the model's interactive "
+        "ones, but not behind those that come max_wait_seconds later.",
     )
     vllm_command: Text = Field(
         default="vllm", description="The engine's program: a name on PATH or a path, one word that is never split."
@@ -117,7 +122,7 @@ class Settings(Section):
         own = self.models[name].drain
         if own is not None:
             return own
-        aborts = not self.policy.drain_before_switch and self.policy.policy_type is PolicyType.FIFO
+        aborts = not self.policy.drain_before_switch and self.policy.policy_type in ABORTING
         return Drain.ABORT if aborts else Drain.WAIT
 
     def max_in_flight_of(self, name: str) -> int:

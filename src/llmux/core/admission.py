@@ -38,10 +38,13 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
     if refusal is not None:
         world.emit(Reject(event.request, refusal))
     elif is_open(world, model) or (not event.may_wake and isinstance(model.state, Serving)):
+        model.traffic.arrived += 1
         admit(world, model, event.request)
     else:
+        model.traffic.arrived += 1
         deadline = now + world.limits.request_timeout_seconds
-        _enqueue(world, model, event.request, Waiting(now, deadline, 0, event.size_bytes))
+        _enqueue(world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority))
+        model.lanes.add(event.request, event.priority, now)
         world.refresh_turn(model, now)
 
 
@@ -56,8 +59,10 @@ def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
         world.emit(Reject(event.request, refusal))
     else:
         deadline = now + world.limits.request_timeout_seconds
-        _enqueue(world, model, event.request, Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes))
+        waiting = Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes, event.priority)
+        _enqueue(world, model, event.request, waiting)
         _move_before_the_younger(model, event.request)
+        model.lanes.add_again(event.request, event.priority, event.arrived_at)
         world.refresh_turn(model, now)
     admit_waiting(world, model, now)
 
@@ -72,8 +77,7 @@ def admit_waiting(world: World, model: Model, now: Seconds) -> None:
     """Let waiting requests go while the model serves and has room."""
     if not isinstance(model.state, Serving) or not world.allows(model.name):
         return
-    while model.waiting and model.has_room:
-        request = next(iter(model.waiting))
+    while model.has_room and (request := model.lanes.first()) is not None:
         _dequeue(world, model, request)
         admit(world, model, request)
     world.refresh_turn(model, now)
@@ -216,6 +220,7 @@ def _move_before_the_younger(model: Model, request: int) -> None:
 
 def _dequeue(world: World, model: Model, request: int) -> None:
     waiting = model.waiting.pop(request)
+    model.lanes.remove(request, waiting.priority)
     world.queued_requests -= 1
     world.queued_bytes -= waiting.size_bytes
 

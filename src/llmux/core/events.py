@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
 from llmux.core.identity import InstanceId, Seconds
+from llmux.core.priority import Priority
 from llmux.core.states import Asleep, Cold
 
 
@@ -16,6 +17,7 @@ class RequestArrived:
     model: str
     size_bytes: int = 0
     may_wake: bool = True
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class RequestReturned:
     size_bytes: int
     reason: str
     may_wake: bool = True
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ STOPPED_WHILE_FROZEN = "the engine had to be stopped while the request was suspe
 def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Seconds, now: Seconds) -> None:
     """Admit nothing more to a serving model and let what it has in flight end."""
     assert isinstance(model.state, Serving)
+    model.traffic.turn_ended(len(model.in_flight), len(model.waiting), now)
     world.set_state(model, Draining(now, model.state.since, deadline, eviction), now)
     if model.spec.drain is Drain.ABORT:
         revoke_all(world, model, Evicted(model.name), now)
@@ -29,6 +30,7 @@ def freezes(world: World, model: Model, eviction: Eviction) -> bool:
 
 def begin_freeze(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:
     """Have a serving model leave at once, its requests suspended with it."""
+    model.traffic.turn_ended(len(model.in_flight), len(model.waiting), now)
     freeze_all(world, model, now)
     begin_evict(world, model, eviction, now)
 
@@ -47,6 +49,7 @@ def finish_drain(world: World, model: Model, now: Seconds) -> None:
         error = ShuttingDown() if world.stopping_until is not None else Evicted(model.name)
         revoke_all(world, model, error, now)
     if not model.in_flight:
+        model.traffic.drained(now - model.state.since)
         begin_evict(world, model, model.state.eviction, now)
 
 
@@ -95,6 +98,7 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
     world.set_state(model, Serving(now), now)
     thaw_all(world, model)
     admit_waiting(world, model, now)
+    model.traffic.turn_began(len(model.in_flight), len(model.waiting), now)
 
 
 def _cheapest_sleeper(world: World) -> Model | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Footprint, InstanceId, Seconds
+from llmux.core.priority import Lanes, Priority
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.core.traffic import Traffic
 
 STORY_LENGTH = 64
 
@@ -19,6 +21,7 @@ class Waiting:
     deadline: Seconds
     attempts: int
     size_bytes: int
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +54,30 @@ class Model:
         "idle_since",
         "in_flight",
         "instance",
+        "lanes",
         "last_turn_end",
         "made_room",
+        "max_wait_seconds",
         "spec",
         "state",
         "story",
+        "traffic",
         "unfaithful",
         "waiting",
         "wake_seconds",
     )
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds) -> None:
         self.spec = spec
+        self.max_wait_seconds = max_wait_seconds if spec.max_wait_seconds is None else spec.max_wait_seconds
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
         self.generation = 0
         self.instance = InstanceId(spec.name, 0)
         """The model's present engine, or its last one."""
         self.waiting: OrderedDict[int, Waiting] = OrderedDict()
+        """All that wait, in the order of arrival."""
+        self.lanes = Lanes(self.max_wait_seconds)
+        """The same by class, in the order of admission."""
         self.in_flight: set[int] = set()
         self.frozen: OrderedDict[int, Frozen] = OrderedDict()
         """What was in flight when the engine left, and goes on when it is back."""
@@ -82,6 +92,7 @@ class Model:
         self.made_room = False
         self.idle_since: Seconds = 0.0
         self.last_turn_end: Seconds = float("-inf")
+        self.traffic = Traffic()
         self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
 
     @property

@@ -53,6 +53,7 @@ class Scheduler:
         if not admission.is_open(self._world, model):
             return None
         model.in_flight.add(request)
+        model.traffic.arrived += 1
         return model.instance
 
     def done(self, request: int, name: str, completed: bool, now: Seconds) -> bool:
@@ -204,17 +205,19 @@ class Scheduler:
         """Whether the end has been asked for."""
         return self._world.stopping_until is not None
 
-    def wait_bound(self, longest_switch_seconds: Seconds) -> Seconds:
-        """The longest time that a queue's head waits for its switch to begin, if no wake fails.
+    def wait_bound(self, longest_switch_seconds: Seconds, model: str | None = None) -> Seconds:
+        """The longest time that a queue's head waits for its switch to begin, if no wake fails: one model's, or any's.
 
-        ``max_wait + S + (N−1)(max(min_active + drain_timeout, S) + S)``: it is overdue after max_wait; a switch may
-        just have begun; and each other model may have one turn before it, which lasts as long as its drain or, where
-        its requests freeze, as its wake.
+        ``max_wait + S + (N−1)(max(max(min_active, Q) + drain_timeout, S) + S)``: it is overdue after max_wait; a switch
+        may just have begun; and each other model may have one turn before it, of which the policy keeps Q at most, and
+        which lasts as long as its drain or, where its requests freeze, as its wake.
         """
-        limits = self._world.limits
-        others = len(self._world.models) - 1
-        turn = max(limits.min_active_seconds + limits.drain_timeout_seconds, longest_switch_seconds)
-        return limits.max_wait_seconds + longest_switch_seconds + others * (turn + longest_switch_seconds)
+        world = self._world
+        patience = max(record.max_wait_seconds for record in self.models if model in (None, record.name))
+        stay = max(world.limits.min_active_seconds, world.policy.longest_turn_seconds(longest_switch_seconds))
+        turn = max(stay + world.limits.drain_timeout_seconds, longest_switch_seconds)
+        others = len(world.models) - 1
+        return patience + longest_switch_seconds + others * (turn + longest_switch_seconds)
 
 
 def _retry_at(model: Model) -> Seconds:

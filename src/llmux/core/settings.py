@@ -19,6 +19,10 @@ class ModelSpec:
     asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
     begins_asleep: Eviction | None = None
     """How it left the GPU before llmux started, if it can be woken from there."""
+    weight: float = 1.0
+    """How much its waiting requests count with a policy that weighs."""
+    max_wait_seconds: Seconds | None = None
+    """When its oldest waiting request is overdue; None: as for all."""
 
     def residue(self, eviction: Eviction) -> Footprint:
         """What the model still holds on the GPUs after it left by ``eviction``."""

@@ -82,6 +82,7 @@ class View:
     """What a policy sees: the candidates that do not need a GPU that is spoken for."""
 
     world: World
+    now: Seconds
     spoken_for: set[GpuId]
     looked_at: set[str] = field(default_factory=set)
     _same_for_all: dict[int, Sequence[Incumbent]] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class View:
     def _incumbents(self, model: Model) -> Sequence[Incumbent]:
         made = plan(self.world, model)
         others = [self.world.models[name] for name in (() if made is None else made.victims)]
-        return [_incumbent(other) for other in others if isinstance(other.state, Serving)]
+        return [self.incumbent(other) for other in others if isinstance(other.state, Serving)]
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         """See ``PolicyView``."""
@@ -132,18 +133,30 @@ class View:
     def _candidate(self, name: str) -> Candidate:
         model = self.world.models[name]
         assert model.head_since is not None
-        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen))
+        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen), model.spec.weight)
 
-
-def _incumbent(model: Model) -> Incumbent:
-    assert isinstance(model.state, Serving)
-    idle_since = model.idle_since if model.is_idle else None
-    return Incumbent(model.name, model.state.since, len(model.in_flight), len(model.waiting), idle_since)
+    def incumbent(self, model: Model) -> Incumbent:
+        """What a policy is told of a model that serves."""
+        assert isinstance(model.state, Serving)
+        model.traffic.look(self.now)
+        return Incumbent(
+            model.name,
+            model.state.since,
+            len(model.in_flight),
+            len(model.waiting),
+            model.idle_since if model.is_idle else None,
+            can_freeze=freezes(self.world, model, model.eviction),
+            arrivals_per_second=model.traffic.rate,
+            service_seconds=model.traffic.service_seconds,
+            drain_seconds=model.traffic.drain_seconds,
+            last_turn_seconds=model.traffic.turn_seconds,
+            absent_seconds=max(0.0, model.state.since - model.last_turn_end),
+        )
 
 
 def decide(world: World, now: Seconds) -> Seconds:
     """Start every switch that is due; returns when to look again (infinity: when something happens)."""
-    view = View(world, {gpu for claim in world.claims.values() for gpu in world.models[claim.target].spec.awake})
+    view = View(world, now, {gpu for claim in world.claims.values() for gpu in world.models[claim.target].spec.awake})
     look_again_at = float("inf")
     still_wanted: dict[str, Seconds] = {}
     while len(view.spoken_for) < len(world.capacity):
@@ -155,7 +168,7 @@ def decide(world: World, now: Seconds) -> Seconds:
         made = plan(world, target) if target.can_be_woken(now) else None
         if made is None:
             continue
-        ready_at = _ready_at(world, made)
+        ready_at = max(_ready_at(world, made), _turn_ends_at(view, made, target))
         if ready_at > now:
             still_wanted[target.name] = world.wanted_at.get(target.name, now)
             look_again_at = min(look_again_at, ready_at)
@@ -216,6 +229,20 @@ def _may_leave_at(world: World, name: str) -> Seconds:
         # Frozen again any sooner, its requests might be read again and again and never come on.
         stays = max(stays, model.wake_seconds)
     return model.state.since + stays
+
+
+def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
+    """When the policy lets those go that still have work; an operator's command does not ask it."""
+    world = view.world
+    if any(isinstance(command, SwitchCommand) and command.model == target.name for command in world.commands.values()):
+        return float("-inf")
+    ends_at = float("-inf")
+    for name in made.victims:
+        model = world.models[name]
+        if isinstance(model.state, Serving) and not model.is_idle:
+            turn = world.policy.turn_seconds(view.incumbent(model), target.name, view, view.now)
+            ends_at = max(ends_at, model.state.since + turn)
+    return ends_at
 
 
 def _start(world: World, target: Model, made: Plan, now: Seconds) -> None:

@@ -56,7 +56,7 @@ class World:
     def __init__(
         self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Mapping[GpuId, int]
     ) -> None:
-        self.models = {spec.name: _fitting(spec, capacity) for spec in specs}
+        self.models = {spec.name: _fitting(spec, capacity, limits) for spec in specs}
         self.limits = limits
         self.policy = policy
         self.capacity = dict(capacity)
@@ -101,7 +101,7 @@ class World:
         """Bring the turn order in line after the model's queue or state changed."""
         head_since = model.head_since
         if head_since is not None and model.can_be_woken(now) and self.allows(model.name):
-            self.turns.place(model.name, max(head_since + self.limits.max_wait_seconds, model.last_turn_end))
+            self.turns.place(model.name, max(head_since + model.max_wait_seconds, model.last_turn_end))
         else:
             self.turns.remove(model.name)
 
@@ -144,14 +144,14 @@ class World:
         return all(isinstance(model.state, Cold | Failed | Stuck) for model in self.models.values())
 
 
-def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int]) -> Model:
+def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits) -> Model:
     for gpu, size in spec.awake.items():
         if size > capacity.get(gpu, 0):
             raise ValueError(
                 f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
                 "it could never be woken; give it more or other GPUs"
             )
-    return Model(spec)
+    return Model(spec, limits.max_wait_seconds)
 
 
 def _keep(index: dict[str, Model], model: Model, member: bool) -> None:

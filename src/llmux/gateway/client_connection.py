@@ -19,7 +19,7 @@ from llmux.errors import (
     UpgradeRefused,
 )
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer
-from llmux.gateway.api_keys import is_authorized
+from llmux.gateway.api_keys import is_authorized, priority_of
 from llmux.gateway.backlog import Backlog
 from llmux.gateway.body_reader import BodyReader
 from llmux.gateway.chunks import FramingError
@@ -260,7 +260,9 @@ class ClientConnection(asyncio.Protocol):
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
             return self._hand_over(head_bytes, rest)
-        if route.destination not in _WITHOUT_KEY and not is_authorized(head, state.options.api_keys):
+        if route.destination not in _WITHOUT_KEY and not is_authorized(
+            head, state.options.api_keys, state.options.batch_api_keys
+        ):
             raise InvalidApiKey
         length = head.content_length
         if not head.chunked and not length:
@@ -307,13 +309,14 @@ class ClientConnection(asyncio.Protocol):
             model, body = find_model(head, route, body)
             if not state.desk.knows(model):
                 raise ModelNotFound(model, state.desk.models)
+            priority = priority_of(head, state.options.batch_api_keys)
         except RequestError as error:
             self._answer_error(error)
             return
         self._repeatable = route.model is None
         self.counts.pending += 1
         exchange = self._exchange = Exchange(state, self, model, body)
-        exchange.start(may_wake=head.method not in _WITHOUT_WAKING)
+        exchange.start(may_wake=head.method not in _WITHOUT_WAKING, priority=priority)
 
     def _answer_locally(self, route: Route) -> None:
         head = self.head

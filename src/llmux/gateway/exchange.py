@@ -11,7 +11,7 @@ from llmux.gateway.response_head import Framing, ResponseHead
 from llmux.gateway.statistics import CLIENT_GONE_STATUS
 from llmux.gateway.suspension import Suspension
 from llmux.observability.access_log import AccessLog
-from llmux.runtime.lease import Lease, Outcome
+from llmux.runtime.lease import Lease, Outcome, Priority
 
 if TYPE_CHECKING:
     from llmux.gateway.client_connection import ClientConnection
@@ -92,10 +92,12 @@ class Exchange:
         self._queue_seconds = 0.0
         self._size_bytes = len(body)
 
-    def start(self, *, may_wake: bool) -> None:
+    def start(self, *, may_wake: bool, priority: Priority) -> None:
         """Ask the desk for a lease."""
         size_bytes = len(self._body) + len(self._client.head.forwarded)
-        self._request = self._state.desk.acquire(self._model, self, size_bytes=size_bytes, may_wake=may_wake)
+        self._request = self._state.desk.acquire(
+            self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority
+        )
 
     # Called by the desk.
 

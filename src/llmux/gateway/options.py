@@ -45,6 +45,8 @@ class GatewayOptions:
     """Each stands for itself and everything below it, ``/`` only for itself."""
     api_keys: frozenset[str] = frozenset()
     """Empty: any Authorization header is accepted and ignored."""
+    batch_api_keys: frozenset[str] = frozenset()
+    """Further keys, whose requests are batch."""
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
     max_pipelined_bytes: int = 256 * 1024

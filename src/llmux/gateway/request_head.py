@@ -29,6 +29,7 @@ _DROPPED = frozenset(
         b"model-override",
         b"expect",
         b"x-request-id",
+        b"x-llmux-priority",
     )
 )
 _TO_READ = frozenset((*_DROPPED, b"content-type"))
@@ -63,6 +64,7 @@ class RequestHead:
         "keep_alive",
         "method",
         "model_override",
+        "priority",
         "request_id",
         "url",
         "x_api_key",
@@ -96,6 +98,7 @@ class RequestHead:
         self.authorization: bytes | None = None
         self.x_api_key: bytes | None = None
         self.model_override: bytes | None = None
+        self.priority: bytes | None = None
         self.request_id: bytes | None = None
         self.forwarded = b""
         """The header lines that an engine gets, each ended by CRLF."""
@@ -142,6 +145,8 @@ class RequestHead:
                 self._upgrade = value
             case b"model-override":
                 self.model_override = value
+            case b"x-llmux-priority":
+                self.priority = value
             case b"expect":
                 self.expects_continue = value.strip().lower() == b"100-continue"
             case _:

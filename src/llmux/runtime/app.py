@@ -153,6 +153,7 @@ class Server:
             local_routes=LocalRoutes(ready=self._listing.ready, models=self._listing.models, model=self._listing.model),
             control_protocol_factory=self._control.protocol_factory,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
+            batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
             max_body_bytes=self.settings.max_body_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,

@@ -12,6 +12,7 @@ import aiohttp
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
@@ -40,8 +41,11 @@ CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS:
 """How many wakes pass from one check to the next."""
 
 
-def build_scheduler(settings: Settings) -> Scheduler:
-    """The scheduler for the configured models, each of which takes all of every GPU while awake."""
+def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
+    """The scheduler for the configured models, each of which takes all of every GPU while awake.
+
+    ``own_policy`` takes the place of the configured one.
+    """
     specs = [
         ModelSpec(
             name,
@@ -49,6 +53,8 @@ def build_scheduler(settings: Settings) -> Scheduler:
             settings.max_in_flight_of(name),
             settings.drain_of(name),
             begins_asleep=_image_eviction(settings, name),
+            weight=settings.models[name].weight,
+            max_wait_seconds=settings.models[name].max_wait_seconds,
         )
         for name in settings.models
     ]
@@ -61,7 +67,7 @@ def build_scheduler(settings: Settings) -> Scheduler:
         queue_limit_requests=settings.queue_limit_requests,
         queue_limit_bytes=settings.queue_limit_bytes,
     )
-    return Scheduler(specs, build_policy(policy), limits)
+    return Scheduler(specs, own_policy or build_policy(policy), limits)
 
 
 def _image_eviction(settings: Settings, name: str) -> Eviction | None:
@@ -158,6 +164,8 @@ def build_policy(settings: PolicySettings) -> Policy:
             return CostAware(settings.coalesce_window_seconds, settings.amortization_factor)
         case PolicyType.TIME_SLICE:
             return TimeSlice(settings.tick_interval_seconds)
+        case PolicyType.ADAPTIVE:
+            return Adaptive(settings.switch_share_max)
         case _:
             assert_never(settings.policy_type)
 

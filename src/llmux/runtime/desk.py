@@ -13,7 +13,7 @@ from llmux.engines.health import Health
 from llmux.errors import RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
-from llmux.runtime.lease import Lease, LeaseHolder, Outcome, Upstream
+from llmux.runtime.lease import Lease, LeaseHolder, Outcome, Priority, Upstream
 
 log = structlog.get_logger("llmux.desk")
 
@@ -25,7 +25,7 @@ SECOND_LOOK_SECONDS = 0.15
 class _Pending:
     """A request that waits for its first or its next lease."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "may_wake", "model", "queued_at", "size_bytes")
+    __slots__ = ("arrived_at", "attempts", "holder", "may_wake", "model", "priority", "queued_at", "size_bytes")
 
     def __init__(self, holder: LeaseHolder, model: str, arrived_at: float, size_bytes: int, attempts: int = 0) -> None:
         self.holder = holder
@@ -35,12 +35,13 @@ class _Pending:
         self.size_bytes = size_bytes
         self.attempts = attempts
         self.may_wake = True
+        self.priority = Priority.INTERACTIVE
 
 
 class _DeskLease(Lease):
     """A lease with what the desk must remember of its request."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "size_bytes")
+    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "priority", "size_bytes")
 
     holder: LeaseHolder
     instance: InstanceId
@@ -48,6 +49,7 @@ class _DeskLease(Lease):
     attempts: int
     size_bytes: int
     may_wake: bool
+    priority: Priority
 
 
 class Desk:
@@ -79,7 +81,15 @@ class Desk:
         """See ``LeaseDesk``."""
         return model in self._instances
 
-    def acquire(self, model: str, holder: LeaseHolder, *, size_bytes: int, may_wake: bool = True) -> int:
+    def acquire(
+        self,
+        model: str,
+        holder: LeaseHolder,
+        *,
+        size_bytes: int,
+        may_wake: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> int:
         """See ``LeaseDesk``."""
         request = next(self._numbers)
         now = self._now()
@@ -93,13 +103,15 @@ class Desk:
             lease.attempts = 1
             lease.size_bytes = size_bytes
             lease.may_wake = may_wake
+            lease.priority = priority
             self._leases[request] = lease
             self._at_once[model] += 1
             holder.lease_granted(lease)
         else:
             pending = self._pending[request] = _Pending(holder, model, now, size_bytes)
             pending.may_wake = may_wake
-            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake))
+            pending.priority = priority
+            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake, priority))
         return request
 
     def cancel(self, request: int) -> None:
@@ -122,6 +134,7 @@ class Desk:
         self._leases.pop(lease.request, None)
         pending = _Pending(lease.holder, lease.model, lease.arrived_at, lease.size_bytes, lease.attempts)
         pending.queued_at = self._now()
+        pending.priority = lease.priority
         self._pending[lease.request] = pending
         self._controller.run(self._return(lease, reason))
 
@@ -147,6 +160,7 @@ class Desk:
         lease.attempts = pending.attempts + 1
         lease.size_bytes = pending.size_bytes
         lease.may_wake = pending.may_wake
+        lease.priority = pending.priority
         self._leases[request] = lease
         self._metrics.admitted(pending.model, waited)
         pending.holder.lease_granted(lease)
@@ -198,6 +212,7 @@ class Desk:
                 lease.size_bytes,
                 reason,
                 lease.may_wake,
+                lease.priority,
             )
         )
 

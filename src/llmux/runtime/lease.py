@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from llmux.core.priority import Priority as Priority
 from llmux.errors import RequestError
 
 
@@ -88,7 +89,15 @@ class LeaseDesk(Protocol):
     def knows(self, model: str) -> bool:
         """Whether the model is configured."""
 
-    def acquire(self, model: str, holder: LeaseHolder, *, size_bytes: int, may_wake: bool = True) -> int:
+    def acquire(
+        self,
+        model: str,
+        holder: LeaseHolder,
+        *,
+        size_bytes: int,
+        may_wake: bool = True,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> int:
         """Ask for a lease; returns the request's number. ``holder`` may be called back before this returns.
 
         ``size_bytes`` is what the waiting request holds in memory. ``may_wake`` false: refused with ModelNotLoaded

@@ -45,7 +45,7 @@ def test_a_usable_file(good: Path, option: str) -> None:
 
 def test_one_model_is_not_two() -> None:
     result = CliRunner().invoke(APP, ["-c", str(FIXTURES / "sleep.json")])
-    assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy fifo\n"
+    assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy adaptive\n"
 
 
 def test_each_problem_has_its_line_on_stderr(bad: Path) -> None:

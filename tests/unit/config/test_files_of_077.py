@@ -42,7 +42,8 @@ def test_there_is_nothing_to_warn_about(kind: str) -> None:
 
 def test_example() -> None:
     settings = loaded("example").settings
-    assert differences(settings) == {"models", "admin_port", "checkpoint"}
+    assert differences(settings) == {"models", "policy", "admin_port", "checkpoint"}
+    assert settings.policy.policy_type is PolicyType.FIFO, "the file says so"
     assert settings.admin_port == 3001
     assert {name: (m.model_path, m.port, m.extra_args) for name, m in settings.models.items()} == {
         "chat-8b": ("example/chat-8b", 8001, ("--gpu-memory-utilization", "0.9")),

@@ -20,7 +20,7 @@ def settings(**top: Any) -> Settings:
 def test_every_default_of_the_top_level() -> None:
     values = dict(settings())
     assert values.pop("models").keys() == {"a"}
-    assert values.pop("policy").policy_type is PolicyType.FIFO
+    assert values.pop("policy").policy_type is PolicyType.ADAPTIVE
     assert values == {
         "host": "127.0.0.1",
         "port": 3000,
@@ -28,6 +28,7 @@ def test_every_default_of_the_top_level() -> None:
         "admin_port": None,
         "admin_key": None,
         "api_keys": (),
+        "batch_api_keys": (),
         "vllm_command": "vllm",
         "checkpoint": None,
         "warmup": False,
@@ -53,7 +54,7 @@ def test_every_default_of_the_top_level() -> None:
 
 def test_every_default_of_the_policy() -> None:
     assert settings().policy.model_dump(mode="json") == {
-        "policy_type": "fifo",
+        "policy_type": "adaptive",
         "request_timeout_seconds": 300,
         "drain_before_switch": True,
         "eviction": {"weights": "retain", "process": "stop"},
@@ -62,6 +63,7 @@ def test_every_default_of_the_policy() -> None:
         "amortization_factor": 0.5,
         "max_wait_seconds": 15,
         "tick_interval_seconds": 0.5,
+        "switch_share_max": 0.25,
         "min_quantum_seconds": 2,
     }
 
@@ -77,6 +79,8 @@ def test_every_default_of_a_model() -> None:
         "command": None,
         "max_in_flight": None,
         "drain": None,
+        "weight": 1.0,
+        "max_wait_seconds": None,
     }
 
 

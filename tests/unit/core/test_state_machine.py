@@ -42,6 +42,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def arrive_without_waking(self, model):
         self.walk.arrive(model, may_wake=False)
 
+    @rule(model=models, count=st.integers(1, 3))
+    def arrive_as_batch(self, model, count):
+        self.walk.arrive(model, count, batch=True)
+
     @rule(pick=picks)
     def leave(self, pick):
         self.walk.leave(pick)

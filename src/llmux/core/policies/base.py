@@ -14,6 +14,7 @@ class Candidate:
     model: str
     head_arrived_at: Seconds
     queue_depth: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ class Incumbent:
     in_flight: int
     queue_depth: int
     idle_since: Seconds | None
+    can_freeze: bool = False
+    arrivals_per_second: float = 0.0
+    service_seconds: Seconds | None = None
+    drain_seconds: Seconds = 0.0
+    absent_seconds: Seconds = 0.0
+    last_turn_seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +72,23 @@ class Policy(Protocol):
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
         """Called whenever something could be switched; must not keep the view."""
+
+    def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
+        """How long a model that has work stays on the GPU at least, overdue models or not; asked again and again."""
+
+    def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+        """The most that ``turn_seconds`` ever says, if no switch takes longer than that."""
+
+
+class NoMinimumTurn:
+    """For policies that leave it to ``min_active_seconds`` how long a model stays."""
+
+    __slots__ = ()
+
+    def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
+        """See ``Policy``."""
+        return 0.0
+
+    def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+        """See ``Policy``."""
+        return 0.0

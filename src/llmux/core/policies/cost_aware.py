@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, PolicyView, Stay
+from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, NoMinimumTurn, PolicyView, Stay
 
 
 @dataclass(frozen=True, slots=True)
-class CostAware:
+class CostAware(NoMinimumTurn):
     """Lets a model stay at least as long as the switch costs, then waits for a worthwhile queue or for the window."""
 
     coalesce_window_seconds: Seconds = 2.0

@@ -1,10 +1,10 @@
 """First come, first served: switch at the first request for another model."""
 
 from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Choice, PolicyView, Stay
+from llmux.core.policies.base import Bring, Choice, NoMinimumTurn, PolicyView, Stay
 
 
-class Fifo:
+class Fifo(NoMinimumTurn):
     """Brings whoever has waited longest, at once."""
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 
 from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Choice, Incumbent, PolicyView, Stay
+from llmux.core.policies.base import Bring, Choice, Incumbent, NoMinimumTurn, PolicyView, Stay
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSlice:
+class TimeSlice(NoMinimumTurn):
     """Switches when the models in the way have been idle for a tick, to the longest queue.
 
     0.7.7 samples idleness every tick; here a model must have been idle for one whole tick, which does not depend on

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
+from llmux.core.scheduler import Scheduler
 from llmux.errors import LlmuxError
 from llmux.runtime.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
@@ -17,6 +18,7 @@ from llmux.simulation.report.starvation import starvation
 from llmux.simulation.virtual.costs import SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.run import Outcome, VirtualRun
+from llmux.simulation.virtual.when_idle import WhenIdle
 from llmux.simulation.workload.call import TracedCall
 
 
@@ -70,16 +72,24 @@ def simulate(
     progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run the trace under one policy."""
-    settings = _with_policy(scenario.settings, policy_type=policy)
-    scheduler = build_scheduler(settings)
-    return VirtualRun(
-        scheduler,
-        calls,
-        scenario.costs,
-        scenario.speed,
-        warm=settings.warmup,
-        progress=progress,
-    ).run()
+    scheduler = build_scheduler(_with_policy(scenario.settings, policy_type=policy))
+    return _run(scenario, calls, scheduler, progress)
+
+
+def simulate_when_idle(scenario: Scenario, calls: Sequence[TracedCall]) -> Outcome:
+    """Run the trace under the rule that a model leaves only when it is idle, however long others wait."""
+    unbounded = _with_policy(scenario.settings, max_wait_seconds=math.inf)
+    return _run(scenario, calls, build_scheduler(unbounded, WhenIdle()))
+
+
+def _run(
+    scenario: Scenario,
+    calls: Sequence[TracedCall],
+    scheduler: Scheduler,
+    progress: Callable[[float], None] | None = None,
+) -> Outcome:
+    warm = scenario.settings.warmup
+    return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=warm, progress=progress).run()
 
 
 def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:
