@@ -14,6 +14,7 @@ from collections.abc import Callable
 from llmux.core.actions import Action, Admit, Evict, Wake
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.eviction import Eviction
+from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
@@ -23,7 +24,14 @@ from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep
 
 OFFLOAD = Eviction.parse("offload+keep_running")
-POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "cost_aware": CostAware, "time_slice": TimeSlice}
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "fifo": Fifo,
+    "cost_aware": CostAware,
+    "time_slice": TimeSlice,
+    "adaptive": Adaptive,
+}
+STEP_SECONDS = {"adaptive": 1.0}
+"""The time between two events, where it is not 10 ms: adaptive's turns last as long as switches cost, and longer."""
 
 
 class Cycle:
@@ -35,6 +43,7 @@ class Cycle:
         self.scheduler = Scheduler(specs, POLICIES[policy](), limits)
         self.wanted = [spec.name for spec in specs[:wanted]]
         self.now = 0.0
+        self.step_seconds = STEP_SECONDS.get(policy, 0.01)
         self.request = 0
         self.in_flight: list[tuple[int, str]] = []
         self.pending: Wake | Evict | None = None
@@ -64,7 +73,7 @@ class Cycle:
 
     def turn(self) -> None:
         """Whatever is due next; every request that ends is followed by a new one."""
-        self.now += 0.01
+        self.now += self.step_seconds
         if self.pending is not None:
             action, self.pending = self.pending, None
             outcome = WakeDone(action.instance)

@@ -1,10 +1,14 @@
 """Whether a request carries one of the configured keys, and of which class it is by its key and its header."""
 
 from hmac import compare_digest
+from typing import Final
 
 from llmux.errors import MalformedRequest
 from llmux.gateway.request_head import RequestHead
 from llmux.runtime.lease import Priority
+
+# Looking up a member of an Enum costs more than the comparison it is for, and this is done for every request.
+_USUAL: Final = Priority.INTERACTIVE
 
 
 def is_authorized(head: RequestHead, keys: frozenset[str], batch_keys: frozenset[str] = frozenset()) -> bool:
@@ -18,7 +22,7 @@ def priority_of(head: RequestHead, batch_keys: frozenset[str]) -> Priority:
     """What the header asks for, but no more than the key allows; raises MalformedRequest for an unknown class."""
     wanted = head.priority
     if wanted is None and not batch_keys:
-        return Priority.INTERACTIVE
+        return _USUAL
     try:
         asked = Priority.INTERACTIVE if wanted is None else Priority(wanted.decode("latin-1").strip().lower())
     except ValueError:
