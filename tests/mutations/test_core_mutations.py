@@ -121,7 +121,7 @@ FAULTS = (
     Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
     Fault("cuts a policy's turn short", switching._turn_ends_at, "model.state.since + turn", "0.0"),
     Fault("lets a turn last for ever", Adaptive.turn_seconds, "elapsed >= longest", "False"),
-    Fault("forgets the turn in the bound", Scheduler.wait_bound, "max(limits.min_active_seconds, ", "min(0.0, "),
+    Fault("forgets the turn in the bound", Scheduler.wait_bound, "max(world.limits.min_active_seconds, ", "min(0.0, "),
     Fault("lets batch requests starve", Lanes.first, "+ self.patience_seconds <", "+ 1e9 <"),
     Fault("puts batch requests first", Lanes.first, "+ self.patience_seconds <", "- 1e9 <"),
     Fault("forgets who was away", Lanes.add_again, "(request, *reversed(older))", "()"),
