@@ -90,7 +90,9 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
         return
     model.made_room = False
     model.can_freeze = event.can_freeze
-    world.costs.observe_wake(model.name, now - model.state.since)
+    if not model.state.from_cold or not model.eviction.keeps_process:
+        # The first start of a model that will sleep from then on says nothing about its wakes.
+        world.costs.observe_wake(model.name, now - model.state.since)
     model.wake_seconds = 0.0 if model.state.from_cold else now - model.state.since
     model.idle_since = now
     if claim is not None:

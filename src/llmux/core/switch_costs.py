@@ -26,8 +26,13 @@ class SwitchCosts:
 
     def direction(self, leaving: str, coming: str) -> Seconds:
         """The expected time of a switch between two models."""
+        known = self.known(leaving, coming)
+        return UNKNOWN_SECONDS if known is None else known
+
+    def known(self, leaving: str, coming: str) -> Seconds | None:
+        """The same, or None before both of its parts have been seen."""
         evict, wake = self._evict.get(leaving), self._wake.get(coming)
-        return UNKNOWN_SECONDS if evict is None or wake is None else evict + wake
+        return None if evict is None or wake is None else evict + wake
 
 
 def _observe(averages: dict[str, Seconds], model: str, seconds: Seconds) -> None:

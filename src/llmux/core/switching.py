@@ -118,6 +118,10 @@ class View:
         """See ``PolicyView``."""
         return self.world.costs.direction(leaving, coming)
 
+    def known_cost(self, leaving: str, coming: str) -> Seconds | None:
+        """See ``PolicyView``."""
+        return self.world.costs.known(leaving, coming)
+
     def is_free(self, name: str) -> bool:
         """Whether no switch has been found for any of the GPUs that the model needs."""
         if name in self.looked_at or name in self.world.claims:

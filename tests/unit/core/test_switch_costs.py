@@ -2,7 +2,11 @@
 
 import pytest
 
+from llmux.core.eviction import STOP
+from llmux.core.settings import ModelSpec
 from llmux.core.switch_costs import SwitchCosts
+from tests.support.core_scenarios import OFFLOAD
+from tests.support.playbook import play, serving
 
 
 def test_an_unknown_direction_costs_ten_seconds():
@@ -25,3 +29,25 @@ def test_samples_are_capped_at_a_minute():
     costs.observe_evict("a", 0.0)
     costs.observe_wake("b", 500.0)
     assert costs.direction("a", "b") == 60.0
+
+
+def test_what_is_not_known_is_told_apart_from_what_is_assumed():
+    costs = SwitchCosts()
+    costs.observe_wake("b", 1.0)
+    assert costs.known("a", "b") is None
+    costs.observe_evict("a", 0.5)
+    assert costs.known("a", "b") == costs.direction("a", "b") == 1.5
+
+
+def test_the_first_start_of_a_model_that_will_sleep_says_nothing_about_its_wakes():
+    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b", STOP))
+    serving(driver, "a")
+    driver.run_until(6.0)
+    driver.arrive("b")
+    driver.run_until(7.0)
+    driver.finish_evict("a")
+    driver.run_until(40.0)
+    driver.finish_wake("b")
+    costs = driver.scheduler._world.costs
+    assert costs.known("a", "b") == 34.0, "what stops is always started anew"
+    assert costs.known("a", "a") is None

@@ -41,7 +41,7 @@ class Adaptive:
             if due_at > now:
                 earliest = min(earliest, due_at)
                 continue
-            cost = max((view.cost(leaving.model, candidate.model) for leaving in incumbents), default=0.0)
+            cost = max((_cost(view, leaving, candidate.model) for leaving in incumbents), default=0.0)
             worth = _worth(candidate, cost, now)
             if worth > best:
                 best, wanted = worth, candidate.model
@@ -49,7 +49,7 @@ class Adaptive:
 
     def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
-        cost = view.cost(leaving.model, coming)
+        cost = _cost(view, leaving, coming)
         quantum, elapsed = self._quantum(cost), now - leaving.since
         # What drains goes on working: that is a part of its turn, and others wait for it.
         least = quantum if leaving.can_freeze else max(0.0, quantum - leaving.drain_seconds)
@@ -58,7 +58,8 @@ class Adaptive:
             return least
         usual = leaving.arrivals_per_second * leaving.service_seconds
         shortest_cycle = 2 * (quantum + cost)
-        share = BACKLOG_SHARE * shortest_cycle / (leaving.absent_seconds + elapsed)
+        cycle = leaving.absent_seconds + elapsed
+        share = BACKLOG_SHARE * shortest_cycle / cycle if cycle > 0 else BACKLOG_SHARE
         # One request more or less, and as much again as chance makes of it, say nothing.
         allowed = (1 + share) * usual + math.sqrt(usual) + 1
         if leaving.in_flight + leaving.queue_depth <= allowed:
@@ -83,9 +84,14 @@ class Adaptive:
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
         if leaving.idle_since is None:
             return leaving.since + self.turn_seconds(leaving, candidate.model, view, now)
-        cost = view.cost(leaving.model, candidate.model)
+        cost = _cost(view, leaving, candidate.model)
         # Idle, but if somebody is likely to come before the switch is over, the turn is used up.
         return leaving.since + self._quantum(cost) if leaving.arrivals_per_second * cost > 1 else now
+
+
+def _cost(view: PolicyView, leaving: Incumbent, coming: str) -> Seconds:
+    """What the switch takes; nothing as long as that is not known, for it is learnt by switching."""
+    return view.known_cost(leaving.model, coming) or 0.0
 
 
 def _worth(candidate: Candidate, cost: Seconds, now: Seconds) -> float:

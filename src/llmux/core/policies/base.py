@@ -66,6 +66,9 @@ class PolicyView(Protocol):
     def cost(self, leaving: str, coming: str) -> Seconds:
         """What a switch between the two is expected to take."""
 
+    def known_cost(self, leaving: str, coming: str) -> Seconds | None:
+        """The same, or None as long as nobody knows."""
+
 
 class Policy(Protocol):
     """Decides when to switch and to whom, within the bounds that the core keeps for every policy."""

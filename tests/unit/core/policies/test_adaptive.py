@@ -121,3 +121,9 @@ def test_a_command_does_not_ask_for_the_turn():
     driver.run_until(6.0)
     driver.command(SwitchRequested, "b")
     assert driver.scheduler.switching() == ("a", "b")
+
+
+def test_as_long_as_nobody_knows_what_a_switch_costs_nobody_stays_for_it():
+    policy, view = Adaptive(), View([waits()], [BUSY], None)
+    assert policy.choose(view, 100.0) == Bring("b")
+    assert policy.turn_seconds(BUSY, "b", view, 100.0) == 0.0

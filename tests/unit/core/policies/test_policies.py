@@ -47,6 +47,9 @@ class View:
     def cost(self, leaving, coming):
         return self._cost
 
+    def known_cost(self, leaving, coming):
+        return self._cost
+
 
 def learnt(driver: CoreDriver, seconds: float) -> None:
     for name in "abc":
