@@ -108,7 +108,7 @@ async def test_a_stream_is_frozen_by_a_switch_and_comes_back_whole(alone: Alone,
                 answer = await ask(client, "a", QUESTIONS[1], is_stream=False)
                 answered_at = monotonic()
             assert answer.text == alone["a"][QUESTIONS[1]]
-            assert stream.times[10] < answered_at < stream.times[-1], "a was not answered in mid-stream"
+            assert stream.times[9] < answered_at < stream.times[-1], "a was not answered in mid-stream"
             before = sum(at < answered_at for at in stream.times)
             assert 10 <= before < len(stream.times) - 10
             assert stream.gap_seconds(asked_at) > (answered_at - asked_at) / 2, "the chunks show no gap"

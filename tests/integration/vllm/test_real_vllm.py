@@ -15,6 +15,7 @@ import pytest
 from tests.support.real_vllm import (
     MISSING,
     QUESTIONS,
+    REQUEST_SECONDS,
     SKIP_REASON,
     Question,
     StartedEngine,
@@ -76,7 +77,8 @@ async def read_stream(
     """The whole of a streamed chat answer, as bytes."""
     body = chat(model, "Hello", stream=True, max_tokens=tokens, temperature=0, ignore_eos=True)
     received = b""
-    async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+    limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    async with session.post(f"{server.url}/v1/chat/completions", json=body, timeout=limit) as response:
         assert response.status == 200, await response.text()
         async for piece in response.content.iter_any():
             if not received:
@@ -258,13 +260,13 @@ async def test_a_client_that_leaves_and_a_switch_that_waits(alone: Alone, tmp_pa
         openai_client(server) as client,
         http_client() as session,
     ):
-        whole = events(await read_stream(session, server, "c", 150))
+        whole = events(await read_stream(session, server, "c", 60))
         (c,) = starts(server, "c")
         await _leave_in_mid_stream(session, server, c)
 
         asked = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            stream = tasks.create_task(read_stream(session, server, "c", 150, on_first_text=asked.set))
+            stream = tasks.create_task(read_stream(session, server, "c", 60, on_first_text=asked.set))
             await asked.wait()
             await check(client, alone, ("a", QUESTIONS[0], False))
             assert stream.done(), "the switch did not wait for the answer in flight"
