@@ -29,7 +29,7 @@ class Ended:
         return f"exit code {self.code}\n{self.output}\n{self.errors}"
 
 
-async def run_llmux(*arguments: str, directory: Path, limit_seconds: float = RUN_SECONDS) -> Ended:
+async def run_llmux(*arguments: str, directory: Path | None, limit_seconds: float = RUN_SECONDS) -> Ended:
     """Run a command line in the directory."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from llmux.cli.control import eviction_of
 from llmux.cli.engine_work import (
     ConfigOption,
     JsonOption,
     ModelArgument,
     PortOption,
     VerboseOption,
-    eviction_of,
     memory_text,
     run_to_end,
     tell,

@@ -35,7 +35,8 @@ def _url(text: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-def _eviction(text: str) -> Eviction:
+def eviction_of(text: str) -> Eviction:
+    """``weights+process`` of a command line."""
     try:
         return Eviction.parse(text)
     except ValueError as error:
@@ -52,11 +53,11 @@ KeyOption = Annotated[
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A configured model.")]
 OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="A configured model.")]
 EvictionArgument = Annotated[
-    Eviction | None, typer.Argument(metavar="W+P", parser=_eviction, help="Such as offload+keep_running.")
+    Eviction | None, typer.Argument(metavar="W+P", parser=eviction_of, help="Such as offload+keep_running.")
 ]
 EvictionOption = Annotated[
     Eviction | None,
-    typer.Option("--eviction", parser=_eviction, metavar="W+P", help="Instead of the model's own, this once."),
+    typer.Option("--eviction", parser=eviction_of, metavar="W+P", help="Instead of the model's own, this once."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print llmux's answer as it is.")]
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from llmux.config.settings import Settings
-from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 from llmux.observability.logging import configure_logging
 from llmux.runtime.alone import Memory
@@ -45,14 +44,6 @@ def tell(what: str) -> None:
 def without_canary_off(settings: Settings) -> Settings:
     """The same, with every wake checked."""
     return settings.model_copy(update={"canary": type(settings.canary)("always")})
-
-
-def eviction_of(text: str) -> Eviction:
-    """``weights+process`` of a command line."""
-    try:
-        return Eviction.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def memory_text(memory: Memory) -> str:

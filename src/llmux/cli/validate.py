@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmux.cli.control import eviction_of
 from llmux.cli.engine_work import (
     ConfigOption,
     JsonOption,
     ModelArgument,
     PortOption,
     VerboseOption,
-    eviction_of,
     run_to_end,
     tell,
     without_canary_off,

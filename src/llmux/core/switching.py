@@ -238,7 +238,7 @@ def _may_leave_at(world: World, name: str) -> Seconds:
 def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
     """When the policy lets those go that still have work; an operator's command does not ask it."""
     world = view.world
-    if any(isinstance(command, SwitchCommand) and command.model == target.name for command in world.commands.values()):
+    if _is_commanded(world, target):
         return float("-inf")
     ends_at = float("-inf")
     for name in made.victims:
@@ -316,6 +316,10 @@ def is_wanted(world: World, model: Model) -> bool:
     """Whether somebody waits for the model: a client that it may serve, or the operator."""
     if model.head_since is not None and world.allows(model.name):
         return True
+    return _is_commanded(world, model)
+
+
+def _is_commanded(world: World, model: Model) -> bool:
     return any(
         isinstance(command, SwitchCommand) and command.model == model.name for command in world.commands.values()
     )

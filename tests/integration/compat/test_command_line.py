@@ -1,16 +1,14 @@
 """0.7.7's command line: every option in both spellings, and the exit codes."""
 
-import asyncio
 import json
-import os
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.command import run_llmux
 from tests.support.server import SIMULATED_ENGINE, http_client, llmux_server, simulated_config
 
 MODELS: Mapping[str, Mapping[str, Any]] = {"a": {}, "b": {}}
@@ -18,20 +16,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {"a": {}, "b": {}}
 
 async def llmux(*arguments: str, directory: Path | None = None) -> tuple[int, str, str]:
     """Run the program to its end; its exit code, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llmux",
-        *arguments,
-        cwd=directory,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
+    ended = await run_llmux(*arguments, directory=directory, limit_seconds=30)
+    return ended.code, ended.output, ended.errors
 
 
 def write_config(directory: Path, **changes: Any) -> Path:
