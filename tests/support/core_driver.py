@@ -163,12 +163,12 @@ class CoreDriver:
         self.requests[request.number] = request
         self.waiting[model][request.number] = None
         if self.short_cuts:
-            instance = self.scheduler.admit(request.number, model, self.now)
+            instance = self.scheduler.admit(request.number, model, self.now, streams=request.streams)
             if instance is not None:
                 self._perform(Admit(request.number, instance))
                 self.check()
                 return request
-        self.send(RequestArrived(request.number, model, size_bytes, may_wake, priority))
+        self.send(RequestArrived(request.number, model, size_bytes, may_wake, priority, request.streams))
         assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
         return request
 
@@ -179,6 +179,13 @@ class CoreDriver:
             self.send(RequestGone(request.number, request.model))
         else:
             self.complete(request, completed=False)
+
+    def answer(self, request: Request) -> None:
+        """A streaming request has its first token, be it frozen: that may have been on its way."""
+        if request.place in (Place.IN_FLIGHT, Place.FROZEN) and request.streams:
+            request.answered = True
+            self.scheduler.answered(request.number, request.model, self.now)
+            self.check()
 
     def complete(self, request: Request, *, completed: bool = True) -> None:
         """An admitted request ends, also a frozen one whose last words were on their way."""
@@ -205,6 +212,7 @@ class CoreDriver:
                 request.size_bytes,
                 reason,
                 priority=request.priority,
+                streams=request.streams,
             )
         )
 
@@ -353,6 +361,7 @@ class CoreDriver:
         mode = self.scheduler.mode
         assert not isinstance(mode, Manual) or mode.allowed == request.model, f"{action} against the mode"
         request.admitted_at = self.now
+        request.answered = False
         self._place(request, Place.IN_FLIGHT)
         assert len(self.in_flight[request.model]) <= engine.spec.max_in_flight, f"{action}: above max_in_flight"
         self._run(request, self.fates.request(request))
@@ -369,6 +378,11 @@ class CoreDriver:
             if request.place is Place.IN_FLIGHT and request.admitted_at == began_at:
                 self.complete(request, completed=completed)
 
+        def answer() -> None:
+            if request.place is Place.IN_FLIGHT and request.admitted_at == began_at:
+                self.answer(request)
+
+        self.after(seconds / 3, answer)
         self.after(seconds, end)
 
     def _freeze(self, request: Request) -> None:
@@ -410,6 +424,7 @@ class CoreDriver:
                     request.size_bytes,
                     reason,
                     priority=request.priority,
+                    streams=request.streams,
                 )
             )
         else:
@@ -510,6 +525,12 @@ class CoreDriver:
             model = self.scheduler.model(name)
             assert set(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
             assert set(model.frozen) == set(self.frozen[name]), f"{name}: frozen differs from the truth"
+            unanswered = {
+                number
+                for number in (*self.in_flight[name], *self.frozen[name])
+                if self.requests[number].streams and not self.requests[number].answered
+            }
+            assert model.unanswered == unanswered, f"{name}: those without a first token differ from the truth"
             returning = {event.request for event in self._backlog if isinstance(event, RequestReturned)}
             assert set(model.waiting) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
         self._check_something_will_happen()

@@ -181,6 +181,11 @@ class Walk:
             if request.place is Place.WAITING:
                 self.driver.leave(request)
 
+    def answer(self, pick: int) -> None:
+        admitted = self.driver.in_place(Place.IN_FLIGHT) + self.driver.in_place(Place.FROZEN)
+        if admitted:
+            self.driver.answer(admitted[pick % len(admitted)])
+
     def complete(self, pick: int, *, completed: bool = True) -> None:
         admitted = self.driver.in_place(Place.IN_FLIGHT) + self.driver.in_place(Place.FROZEN)
         if admitted:
@@ -315,6 +320,7 @@ def random_walk(seed: int, steps: int = 120) -> None:
         lambda: walk.pass_time(rng.randrange(4)),
     ]
     rare: list[Callable[[], None]] = [
+        lambda: walk.answer(rng.randrange(50)),
         lambda: walk.leave(rng.randrange(50)),
         lambda: walk.leave_model(rng.randrange(9)),
         lambda: walk.arrive(rng.randrange(9), may_wake=False),

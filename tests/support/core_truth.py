@@ -33,12 +33,19 @@ class Request:
     size_bytes: int
     place: Place = Place.WAITING
     priority: Priority = Priority.INTERACTIVE
+    answered: bool = False
+    """Whether its answer has begun, since it was admitted last."""
     attempts: int = 0
     error: RequestError | None = None
     admitted_at: float | None = None
     frozen_at: float | None = None
     remaining: tuple[float, bool] | None = None
     """How much longer a frozen request takes once it goes on, and whether it completes."""
+
+    @property
+    def streams(self) -> bool:
+        """Every fourth wants its answer in one piece."""
+        return self.number % 4 != 0
 
 
 @dataclass

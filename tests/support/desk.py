@@ -20,6 +20,7 @@ class Asked:
     size_bytes: int
     may_wake: bool
     priority: Priority = Priority.INTERACTIVE
+    streams: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class FakeDesk:
     waiting: dict[int, Asked] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
     ended: list[tuple[int, Outcome]] = field(default_factory=list)
+    answering: list[int] = field(default_factory=list)
     given_back: list[tuple[int, str]] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     reports: list[Callable[[bool], None]] = field(default_factory=list)
@@ -60,8 +62,9 @@ class FakeDesk:
         size_bytes: int,
         may_wake: bool = True,
         priority: Priority = Priority.INTERACTIVE,
+        streams: bool = False,
     ) -> int:
-        asked = Asked(len(self.asked) + 1, model, holder, size_bytes, may_wake, priority)
+        asked = Asked(len(self.asked) + 1, model, holder, size_bytes, may_wake, priority, streams)
         self.asked.append(asked)
         self._changed.set()
         if self.on_acquire is not None and self.on_acquire(self, asked):
@@ -77,6 +80,9 @@ class FakeDesk:
         self.cancelled.append(request)
         self.waiting.pop(request, None)
         self._changed.set()
+
+    def answered(self, lease: Lease) -> None:
+        self.answering.append(lease.request)
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
         self._close(lease, f"end({outcome.name})")

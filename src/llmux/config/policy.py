@@ -41,8 +41,10 @@ class PolicySettings(Section):
     eviction: EvictionField = Field(
         default=DEFAULT_EVICTION, description="How a model without its own `eviction` leaves the GPU."
     )
-    min_active_seconds: Seconds = Field(
-        default=5.0, description="How long a model stays on the GPU after its wake, forced switches included."
+    min_active_seconds: Seconds | None = Field(
+        default=None,
+        description="How long a model stays on the GPU after its wake, forced switches included; null: 1 s under "
+        "adaptive, whose turns are as long as their switches need anyway, 5 s under the others.",
     )
     coalesce_window_seconds: Seconds = Field(
         default=2.0, description="cost_aware: how long to gather requests for a switch that is not worth it yet."
@@ -62,3 +64,10 @@ class PolicySettings(Section):
         default=0.25, description="adaptive: the part of the time that may go into switching while there is demand."
     )
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")
+
+    @property
+    def least_turn_seconds(self) -> float:
+        """``min_active_seconds``, or the policy's own if there is none."""
+        if self.min_active_seconds is not None:
+            return self.min_active_seconds
+        return 1.0 if self.policy_type is PolicyType.ADAPTIVE else 5.0

@@ -39,11 +39,13 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
         world.emit(Reject(event.request, refusal))
     elif is_open(world, model) or (not event.may_wake and isinstance(model.state, Serving)):
         model.traffic.arrived += 1
-        admit(world, model, event.request)
+        admit(world, model, event.request, event.streams, now)
     else:
         model.traffic.arrived += 1
         deadline = now + world.limits.request_timeout_seconds
-        _enqueue(world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority))
+        _enqueue(
+            world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority, event.streams)
+        )
         model.lanes.add(event.request, event.priority, now)
         world.refresh_turn(model, now)
 
@@ -59,7 +61,7 @@ def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
         world.emit(Reject(event.request, refusal))
     else:
         deadline = now + world.limits.request_timeout_seconds
-        waiting = Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes, event.priority)
+        waiting = Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes, event.priority, event.streams)
         _enqueue(world, model, event.request, waiting)
         _move_before_the_younger(model, event.request)
         model.lanes.add_again(event.request, event.priority, event.arrived_at)
@@ -67,9 +69,9 @@ def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
     admit_waiting(world, model, now)
 
 
-def admit(world: World, model: Model, request: int) -> None:
+def admit(world: World, model: Model, request: int, streams: bool, now: Seconds) -> None:
     """Count a request as in flight and let it go."""
-    model.in_flight.add(request)
+    model.begin(request, streams=streams, now=now)
     world.emit(Admit(request, model.instance))
 
 
@@ -78,8 +80,8 @@ def admit_waiting(world: World, model: Model, now: Seconds) -> None:
     if not isinstance(model.state, Serving) or not world.allows(model.name):
         return
     while model.has_room and (request := model.lanes.first()) is not None:
-        _dequeue(world, model, request)
-        admit(world, model, request)
+        waiting = _dequeue(world, model, request)
+        admit(world, model, request, waiting.streams, now)
     world.refresh_turn(model, now)
 
 
@@ -93,8 +95,7 @@ def leave(world: World, model: Model, request: int, now: Seconds) -> None:
 def finish(world: World, model: Model, request: int, completed: bool, now: Seconds) -> None:
     """An admitted request ended, frozen or not; ends that were already taken account of are ignored."""
     if request in model.in_flight:
-        model.in_flight.discard(request)
-        model.idle_since = now
+        model.end(request, now)
     elif request in model.frozen:
         _take_frozen(world, model, request, now)
     else:
@@ -132,6 +133,7 @@ def revoke_all(world: World, model: Model, error: RequestError, now: Seconds) ->
     """Take back every lease of a model; after this nothing of it is in flight."""
     for request in sorted(model.in_flight):
         world.emit(Revoke(request, error))
+    model.unanswered -= model.in_flight
     model.in_flight.clear()
     model.idle_since = now
 
@@ -218,14 +220,16 @@ def _move_before_the_younger(model: Model, request: int) -> None:
         model.waiting.move_to_end(other, last=False)
 
 
-def _dequeue(world: World, model: Model, request: int) -> None:
+def _dequeue(world: World, model: Model, request: int) -> Waiting:
     waiting = model.waiting.pop(request)
     model.lanes.remove(request, waiting.priority)
     world.queued_requests -= 1
     world.queued_bytes -= waiting.size_bytes
+    return waiting
 
 
 def _take_frozen(world: World, model: Model, request: int, now: Seconds) -> None:
     del model.frozen[request]
+    model.unanswered.discard(request)
     world.frozen_requests -= 1
     world.refresh_turn(model, now)

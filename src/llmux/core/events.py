@@ -18,6 +18,7 @@ class RequestArrived:
     size_bytes: int = 0
     may_wake: bool = True
     priority: Priority = Priority.INTERACTIVE
+    streams: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class RequestReturned:
     reason: str
     may_wake: bool = True
     priority: Priority = Priority.INTERACTIVE
+    streams: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ STOPPED_WHILE_FROZEN = "the engine had to be stopped while the request was suspe
 def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Seconds, now: Seconds) -> None:
     """Admit nothing more to a serving model and let what it has in flight end."""
     assert isinstance(model.state, Serving)
-    model.traffic.turn_ended(len(model.in_flight), len(model.waiting), now)
+    model.look(now)
     world.set_state(model, Draining(now, model.state.since, deadline, eviction), now)
     if model.spec.drain is Drain.ABORT:
         revoke_all(world, model, Evicted(model.name), now)
@@ -30,7 +30,7 @@ def freezes(world: World, model: Model, eviction: Eviction) -> bool:
 
 def begin_freeze(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:
     """Have a serving model leave at once, its requests suspended with it."""
-    model.traffic.turn_ended(len(model.in_flight), len(model.waiting), now)
+    model.look(now)
     freeze_all(world, model, now)
     begin_evict(world, model, eviction, now)
 
@@ -98,9 +98,9 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
     if claim is not None:
         _report_switch(world, claim, now)
     world.set_state(model, Serving(now), now)
+    model.traffic.resume(now)
     thaw_all(world, model)
     admit_waiting(world, model, now)
-    model.traffic.turn_began(len(model.in_flight), len(model.waiting), now)
 
 
 def _cheapest_sleeper(world: World) -> Model | None:

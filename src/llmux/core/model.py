@@ -22,6 +22,7 @@ class Waiting:
     attempts: int
     size_bytes: int
     priority: Priority = Priority.INTERACTIVE
+    streams: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Model:
         "state",
         "story",
         "traffic",
+        "unanswered",
         "unfaithful",
         "waiting",
         "wake_seconds",
@@ -79,6 +81,8 @@ class Model:
         self.lanes = Lanes(self.max_wait_seconds)
         """The same by class, in the order of admission."""
         self.in_flight: set[int] = set()
+        self.unanswered: set[int] = set()
+        """Which of those in flight or frozen, if they stream, have not begun to be answered."""
         self.frozen: OrderedDict[int, Frozen] = OrderedDict()
         """What was in flight when the engine left, and goes on when it is back."""
         self.can_freeze = False
@@ -99,6 +103,38 @@ class Model:
     def name(self) -> str:
         """The name clients ask for."""
         return self.spec.name
+
+    def begin(self, request: int, *, streams: bool, now: Seconds) -> None:
+        """A request goes to the engine."""
+        self._pass_time(now)
+        self.in_flight.add(request)
+        if streams:
+            self.unanswered.add(request)
+
+    def answer(self, request: int, now: Seconds) -> None:
+        """A request's answer begins."""
+        if request in self.unanswered:
+            if request in self.in_flight:
+                self._pass_time(now)
+                self.traffic.answered += 1
+            self.unanswered.discard(request)
+
+    def end(self, request: int, now: Seconds) -> None:
+        """A request that was in flight is over."""
+        self._pass_time(now)
+        self.traffic.ended += 1
+        self.in_flight.discard(request)
+        self.unanswered.discard(request)
+        self.idle_since = now
+
+    def look(self, now: Seconds) -> None:
+        """Bring up to date what is learnt of the requests."""
+        if isinstance(self.state, Serving):
+            self._pass_time(now)
+        self.traffic.look(now)
+
+    def _pass_time(self, now: Seconds) -> None:
+        self.traffic.pass_time(len(self.in_flight), bool(self.unanswered or self.waiting), now)
 
     def begin_generation(self) -> None:
         """A new engine: what is still heard of the last one is not about it."""

@@ -47,14 +47,18 @@ class Scheduler:
         self._world = World(specs, limits or Limits(), policy, capacity)
         self._timer: Seconds | None = None
 
-    def admit(self, request: int, name: str, now: Seconds) -> InstanceId | None:
+    def admit(self, request: int, name: str, now: Seconds, *, streams: bool = True) -> InstanceId | None:
         """Admit a request that would not have to wait; None means: send ``RequestArrived`` instead."""
         model = self._world.models[name]
         if not admission.is_open(self._world, model):
             return None
-        model.in_flight.add(request)
+        model.begin(request, streams=streams, now=now)
         model.traffic.arrived += 1
         return model.instance
+
+    def answered(self, request: int, name: str, now: Seconds) -> None:
+        """Tell that a request's answer begins: its first token is out. Policies look at who still waits for that."""
+        self._world.models[name].answer(request, now)
 
     def done(self, request: int, name: str, completed: bool, now: Seconds) -> bool:
         """End a request that nobody waits behind; False means: send ``RequestDone`` instead."""

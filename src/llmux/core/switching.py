@@ -17,7 +17,7 @@ from llmux.core.lifecycle import (
 )
 from llmux.core.model import Model
 from llmux.core.placement import Holder, fits, free_memory, victims
-from llmux.core.policies.base import Bring, Candidate, Incumbent
+from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
 
@@ -142,7 +142,8 @@ class View:
     def incumbent(self, model: Model) -> Incumbent:
         """What a policy is told of a model that serves."""
         assert isinstance(model.state, Serving)
-        model.traffic.look(self.now)
+        model.look(self.now)
+        traffic = model.traffic
         return Incumbent(
             model.name,
             model.state.since,
@@ -150,12 +151,28 @@ class View:
             len(model.waiting),
             model.idle_since if model.is_idle else None,
             can_freeze=freezes(self.world, model, model.eviction),
-            arrivals_per_second=model.traffic.rate,
-            service_seconds=model.traffic.service_seconds,
-            drain_seconds=model.traffic.drain_seconds,
-            last_turn_seconds=model.traffic.turn_seconds,
-            absent_seconds=max(0.0, model.state.since - model.last_turn_end),
+            unanswered=len(model.unanswered),
+            arrivals_per_second=traffic.rate,
+            service_seconds=traffic.service_seconds,
+            reading_seconds=traffic.reading_seconds,
+            drain_seconds=traffic.drain_seconds,
+            demand=self._demand_beside(model),
         )
+
+    def _demand_beside(self, model: Model) -> Demand:
+        """What the model asks of its GPUs, with those that share them or wait for them."""
+        load = arrivals = in_service = 0.0
+        for name in (*self.world.on_gpu, *islice(self.world.turns, CANDIDATES_MAX)):
+            other = self.world.models[name]
+            if model.spec.awake.keys().isdisjoint(other.spec.awake):
+                continue
+            other.look(self.now)
+            traffic = other.traffic
+            load += traffic.load
+            if traffic.service_seconds is not None:
+                arrivals += traffic.rate
+                in_service += traffic.rate * traffic.service_seconds
+        return Demand(load, in_service / arrivals if arrivals else 0.0)
 
 
 def decide(world: World, now: Seconds) -> Seconds:

@@ -1,81 +1,117 @@
-"""What a model's requests have been like lately: learnt at the beginnings and ends of its turns, never per request."""
+"""What a model's requests have been like lately, and how much of an engine's time they need."""
 
 import math
 
 from llmux.core.identity import Seconds
 
-MEMORY_SECONDS: Seconds = 60.0
+RATE_MEMORY_SECONDS: Seconds = 60.0
 """Arrivals this long ago count for a third."""
 
-ENDED_MIN = 3
-"""A turn in which fewer requests ended says nothing about how long they take."""
+SERVICE_MEMORY_SECONDS: Seconds = 120.0
+"""What was seen this long ago, counted in time on the GPU, counts for a third."""
 
-SHORTER_SHARE, LONGER_SHARE = 0.4, 0.1
-"""How much a new sample of the service time counts: what is shorter is nearer to what the engine can do."""
+SEEN_MIN = 2.0
+"""Fewer requests than this say nothing about how long they take."""
 
 DRAIN_SHARE = 0.3
 """How much a new drain counts."""
 
 
 class Traffic:
-    """Counts arrivals, and from those derives their rate, how long requests take in the engine, and how drains last."""
+    """Counts what comes and goes, and sums up the time between; the ratios of the sums are what is learnt.
+
+    ``pass_time`` is called before each change of what is in flight, ``look`` now and then. So a request costs a few
+    additions.
+    """
 
     __slots__ = (
+        "_answered",
+        "_behind_seconds",
         "_counted",
         "_counted_at",
-        "_turn",
+        "_ended",
+        "_held_seconds",
+        "_passed_seconds",
+        "_since",
+        "answered",
         "arrived",
         "drain_seconds",
+        "ended",
         "rate",
-        "service_seconds",
-        "turn_seconds",
     )
 
     def __init__(self) -> None:
         self.arrived = 0
         """All requests so far that were admitted or queued."""
+        self.answered = 0
+        """Requests whose answer began since the last look."""
+        self.ended = 0
+        """Requests that ended since the last look."""
         self.rate = 0.0
         """Arrivals a second."""
-        self.service_seconds: Seconds | None = None
-        """How long a request is in flight; None: not known yet."""
         self.drain_seconds: Seconds = 0.0
-        self.turn_seconds: Seconds = 0.0
-        """How long the last turn lasted."""
         self._counted = 0
         self._counted_at: Seconds | None = None
-        self._turn: tuple[Seconds, int, int] | None = None
+        self._since: Seconds = 0.0
+        self._passed_seconds: Seconds = 0.0
+        self._held_seconds = self._behind_seconds = 0.0
+        self._ended = self._answered = 0.0
+
+    @property
+    def service_seconds(self) -> Seconds | None:
+        """How long a request is in flight; None: not known yet. By Little's law: request-seconds by ends."""
+        return self._held_seconds / self._ended if self._ended >= SEEN_MIN else None
+
+    @property
+    def reading_seconds(self) -> Seconds | None:
+        """How much of the engine's time a request takes until its answer begins; None: not known yet.
+
+        The time in which anybody waited for the first token, by the answers that began: however many an engine reads
+        at once, that is how fast it gets on.
+        """
+        return self._behind_seconds / self._answered if self._answered >= SEEN_MIN else None
+
+    @property
+    def load(self) -> float:
+        """The part of the engine's time that the arrivals need until their answers begin; 0 as long as nobody knows."""
+        return self.rate * (self.reading_seconds or 0.0)
+
+    def resume(self, now: Seconds) -> None:
+        """The model serves from now on; what was before is not counted."""
+        self._since = now
+
+    def pass_time(self, in_flight: int, is_behind: bool, now: Seconds) -> None:
+        """So many were in flight until now, since the last call; somebody waited for a first token or for a place."""
+        elapsed = now - self._since
+        self._since = now
+        self._passed_seconds += elapsed
+        self._held_seconds += in_flight * elapsed
+        if is_behind:
+            self._behind_seconds += elapsed
 
     def look(self, now: Seconds) -> None:
-        """Bring the rate up to date."""
+        """Bring what is learnt up to date."""
         if self._counted_at is None:
             self._counted_at = now
         elapsed = now - self._counted_at
         if elapsed < 1.0:
             return
-        share = -math.expm1(-elapsed / MEMORY_SECONDS)
+        share = -math.expm1(-elapsed / RATE_MEMORY_SECONDS)
         self.rate += share * ((self.arrived - self._counted) / elapsed - self.rate)
         self._counted, self._counted_at = self.arrived, now
-
-    def turn_began(self, in_flight: int, waiting: int, now: Seconds) -> None:
-        """The model serves from now on, with so much to do."""
-        self.look(now)
-        self._turn = (now, self.arrived - in_flight - waiting, in_flight)
-
-    def turn_ended(self, in_flight: int, waiting: int, now: Seconds) -> None:
-        """The model admits nothing more; what is in flight has not ended yet."""
-        self.look(now)
-        if self._turn is None:
-            return
-        began_at, ended_before, in_flight_before = self._turn
-        self._turn = None
-        self.turn_seconds = now - began_at
-        ended = self.arrived - in_flight - waiting - ended_before
-        if ended < ENDED_MIN or now <= began_at:
-            return
-        sample = (in_flight_before + in_flight) / 2 * (now - began_at) / ended
-        known = sample if self.service_seconds is None else self.service_seconds
-        self.service_seconds = known + (SHORTER_SHARE if sample < known else LONGER_SHARE) * (sample - known)
+        self._forget()
 
     def drained(self, seconds: Seconds) -> None:
         """A drain has ended."""
         self.drain_seconds += DRAIN_SHARE * (seconds - self.drain_seconds)
+
+    def _forget(self) -> None:
+        self._ended += self.ended
+        self._answered += self.answered
+        self.ended = self.answered = 0
+        kept = math.exp(-self._passed_seconds / SERVICE_MEMORY_SECONDS)
+        self._passed_seconds = 0.0
+        self._held_seconds *= kept
+        self._behind_seconds *= kept
+        self._ended *= kept
+        self._answered *= kept

@@ -1,6 +1,6 @@
-"""The model's name inside a request's body, and putting another one there."""
+"""What llmux reads in a request's body, the model's name above all, and putting another name there."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from python_multipart import MultipartParser
@@ -13,34 +13,47 @@ _MAX_MODEL_NAME_BYTES = 1024
 _MAX_FORM_PARTS = 256
 
 
-class _OnlyModel(msgspec.Struct):
+class _Read(msgspec.Struct):
     model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw(b"false")
 
 
-_decoder = msgspec.json.Decoder(_OnlyModel)
+_decoder = msgspec.json.Decoder(_Read)
 
 
-def model_in_json(body: bytes) -> str:
-    """The top-level string ``model``; raises InvalidJson or MissingModel."""
+class Inside(NamedTuple):
+    """What stands in a body: the model if there is one, and whether the answer shall come in pieces."""
+
+    model: str | None
+    streams: bool
+
+
+def model_in_json(body: bytes) -> tuple[str, bool]:
+    """The top-level string ``model``, and whether ``stream`` is true; raises InvalidJson or MissingModel."""
     if not body:
         raise MissingModel
     try:
-        name = _decoder.decode(body).model
+        read = _decoder.decode(body)
     except msgspec.ValidationError:
         raise MalformedRequest('the body must be a JSON object whose "model" is a string') from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidJson("the body is not valid JSON") from None
-    if not name:
+    if not read.model:
         raise MissingModel
-    return name
+    return read.model, _is_true(read.stream)
 
 
-def model_in_json_or_none(body: bytes) -> str | None:
-    """The same where a body without a (readable) model is no error."""
+def read_json(body: bytes) -> Inside | None:
+    """The same where a body without a (readable) model is no error; None: nothing of it can be read."""
     try:
-        return _decoder.decode(body).model
+        read = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return Inside(read.model, _is_true(read.stream))
+
+
+def _is_true(value: msgspec.Raw) -> bool:
+    return bytes(value) == b"true"
 
 
 def replace_model(body: bytes, model: str) -> bytes:

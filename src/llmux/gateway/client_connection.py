@@ -306,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
             if route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
                 return
-            model, body = find_model(head, route, body)
+            model, body, streams = find_model(head, route, body)
             if not state.desk.knows(model):
                 raise ModelNotFound(model, state.desk.models)
             priority = priority_of(head, state.options.batch_api_keys)
@@ -316,7 +316,7 @@ class ClientConnection(asyncio.Protocol):
         self._repeatable = route.model is None
         self.counts.pending += 1
         exchange = self._exchange = Exchange(state, self, model, body)
-        exchange.start(may_wake=head.method not in _WITHOUT_WAKING, priority=priority)
+        exchange.start(may_wake=head.method not in _WITHOUT_WAKING, priority=priority, streams=streams)
 
     def _answer_locally(self, route: Route) -> None:
         head = self.head

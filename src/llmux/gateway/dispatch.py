@@ -1,13 +1,23 @@
 """What a complete request asks for: which model, with which body, or which of llmux's own answers."""
 
+from typing import NamedTuple
+
 from llmux.errors import MalformedRequest, MethodNotAllowed, MissingModel, ModelNotFound, UnknownPath
-from llmux.gateway.body_model import model_in_form, model_in_json, model_in_json_or_none, replace_model
+from llmux.gateway.body_model import model_in_form, model_in_json, read_json, replace_model
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 from llmux.gateway.request_head import RequestHead
 from llmux.gateway.routing import Destination, Route
 
 
-def find_model(head: RequestHead, route: Route, body: bytes) -> tuple[str, bytes]:
+class Wanted(NamedTuple):
+    """What is to be sent to which model, and whether the answer shall come in pieces."""
+
+    model: str
+    body: bytes
+    streams: bool
+
+
+def find_model(head: RequestHead, route: Route, body: bytes) -> Wanted:
     """The model's name, and the body for the engine.
 
     The header wins over the path, the path over the body. The body is changed only if it is JSON and names another
@@ -23,14 +33,18 @@ def find_model(head: RequestHead, route: Route, body: bytes) -> tuple[str, bytes
     elif route.model is not None:
         name = route.model
     elif head.is_form:
-        return model_in_form(body, head.content_type), body
+        return Wanted(model_in_form(body, head.content_type), body, streams=False)
     else:
-        return model_in_json(body), body
+        name, streams = model_in_json(body)
+        return Wanted(name, body, streams)
+    streams = False
     if body and not head.is_form:
-        inside = model_in_json_or_none(body)
-        if inside is not None and inside != name:
-            body = replace_model(body, name)
-    return name, body
+        inside = read_json(body)
+        if inside is not None:
+            streams = inside.streams
+            if inside.model is not None and inside.model != name:
+                body = replace_model(body, name)
+    return Wanted(name, body, streams)
 
 
 def answer_locally(method: bytes, route: Route, routes: LocalRoutes) -> LocalAnswer:

@@ -21,6 +21,9 @@ class AnswerReceiver(Protocol):
     def answer_began(self, head: ResponseHead) -> None:
         """The head of the final answer is here; the receiver calls ``relay`` now or later, or ``abort``."""
 
+    def first_bytes(self) -> None:
+        """The answer's body begins: of a stream, the first token."""
+
     def answer_ended(self) -> None:
         """The whole answer was relayed; the connection is idle or closed."""
 
@@ -70,6 +73,7 @@ class EngineConnection(asyncio.Protocol):
         "_receiver",
         "_remaining",
         "_send_bytes",
+        "_silent",
         "_to_head_request",
         "_transport",
         "_until_close",
@@ -96,6 +100,7 @@ class EngineConnection(asyncio.Protocol):
         self._large_request = False
         self._until_close = False
         self._paused = False
+        self._silent = False
         self.body_bytes = 0
         self.heard = False
         self.reused = False
@@ -125,6 +130,7 @@ class EngineConnection(asyncio.Protocol):
         self._receiver = receiver
         self._phase = _HEAD
         self._to_head_request = to_head_request
+        self._silent = True
         self.heard = False
         if len(body) < _LARGE_REQUEST_BYTES:
             self._large_request = False
@@ -161,6 +167,8 @@ class EngineConnection(asyncio.Protocol):
             self._phase = _UNTIL_CLOSE
             self._until_close = True
             self.body_bytes = len(body)
+            if body:
+                self._speaks()
             write(head + body)
 
     def pause_reading(self) -> None:
@@ -208,6 +216,8 @@ class EngineConnection(asyncio.Protocol):
         elif phase is _LENGTH:
             self._relay_length(data)
         elif phase is _UNTIL_CLOSE:
+            if self._silent:
+                self._speaks()
             self.body_bytes += len(data)
             self._last_piece = data
             assert self._write is not None
@@ -268,6 +278,8 @@ class EngineConnection(asyncio.Protocol):
         length = len(data)
         write = self._write
         assert write is not None
+        if self._silent and data:
+            self._speaks()
         remaining = self._remaining
         if length < remaining:
             self._remaining = remaining - length
@@ -287,6 +299,8 @@ class EngineConnection(asyncio.Protocol):
         write = self._write
         assert chunks is not None
         assert write is not None
+        if self._silent and data:
+            self._speaks()
         self.body_bytes += len(data)
         self._last_piece = data
         try:
@@ -308,6 +322,11 @@ class EngineConnection(asyncio.Protocol):
             write(head + data[:end])
         if end >= 0:
             self._complete(clean=end == len(data) or chunks.payload is not None)
+
+    def _speaks(self) -> None:
+        self._silent = False
+        assert self._receiver is not None
+        self._receiver.first_bytes()
 
     def _complete(self, *, clean: bool) -> None:
         receiver, self._receiver = self._receiver, None

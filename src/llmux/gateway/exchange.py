@@ -92,11 +92,11 @@ class Exchange:
         self._queue_seconds = 0.0
         self._size_bytes = len(body)
 
-    def start(self, *, may_wake: bool, priority: Priority) -> None:
+    def start(self, *, may_wake: bool, priority: Priority, streams: bool) -> None:
         """Ask the desk for a lease."""
         size_bytes = len(self._body) + len(self._client.head.forwarded)
         self._request = self._state.desk.acquire(
-            self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority
+            self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams
         )
 
     # Called by the desk.
@@ -211,6 +211,10 @@ class Exchange:
                 self._give_back(lease, "the engine answered with an error and is dead")
 
         self._state.desk.confirm_alive(lease, report)
+
+    def first_bytes(self) -> None:
+        if self._lease is not None:
+            self._state.desk.answered(self._lease)
 
     def answer_ended(self) -> None:
         engine, lease = self._engine, self._lease

@@ -39,6 +39,7 @@ class RuntimeMetrics:
         self._scheduler = scheduler
         self._now = now
         self._queue_wait = {model: Histogram() for model in models}
+        self._first_token = {model: Histogram() for model in models}
         self.at_once = dict.fromkeys(models, 0)
         """Requests per model that were admitted in the call in which they came; counted by the desk itself."""
         self._not_waited = dict.fromkeys(models, 0)
@@ -61,6 +62,10 @@ class RuntimeMetrics:
         self._queue_wait[model].observe(waited_seconds)
         counted = self._waited if waited_seconds > WAITED_SECONDS else self._not_waited
         counted[model] += 1
+
+    def answered(self, model: str, seconds: float) -> None:
+        """The first token of a streamed answer came so long after its request."""
+        self._first_token[model].observe(seconds)
 
     def switch_done(self, done: SwitchDone) -> None:
         """A model came onto the GPU."""
@@ -126,6 +131,11 @@ class RuntimeMetrics:
             "llmux_request_queue_wait_seconds", "How long admitted requests waited for their model.", labels=["model"]
         )
         requests = CounterMetricFamily("llmux_requests", "Admitted requests.", labels=["model", "waited"])
+        first = HistogramMetricFamily(
+            "llmux_time_to_first_token_seconds",
+            "From a streaming request's arrival to the first bytes of its answer.",
+            labels=["model"],
+        )
         in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the engine.", labels=["model"])
         depth = GaugeMetricFamily("llmux_queue_depth", "Requests waiting for the model.", labels=["model"])
         frozen = GaugeMetricFamily("llmux_frozen", "Requests suspended with their engine.", labels=["model"])
@@ -136,11 +146,13 @@ class RuntimeMetrics:
             at_once = self.at_once[model]
             buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
             waits.add_metric([model], buckets, histogram.total)
+            first.add_metric([model], self._first_token[model].buckets(), self._first_token[model].total)
             requests.add_metric([model, "true"], self._waited[model])
             requests.add_metric([model, "false"], self._not_waited[model] + at_once)
             in_flight.add_metric([model], len(record.in_flight))
             depth.add_metric([model], len(record.waiting))
         yield waits
+        yield first
         yield requests
         yield in_flight
         yield depth

@@ -25,7 +25,17 @@ SECOND_LOOK_SECONDS = 0.15
 class _Pending:
     """A request that waits for its first or its next lease."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "may_wake", "model", "priority", "queued_at", "size_bytes")
+    __slots__ = (
+        "arrived_at",
+        "attempts",
+        "holder",
+        "may_wake",
+        "model",
+        "priority",
+        "queued_at",
+        "size_bytes",
+        "streams",
+    )
 
     def __init__(self, holder: LeaseHolder, model: str, arrived_at: float, size_bytes: int, attempts: int = 0) -> None:
         self.holder = holder
@@ -36,12 +46,13 @@ class _Pending:
         self.attempts = attempts
         self.may_wake = True
         self.priority = Priority.INTERACTIVE
+        self.streams = False
 
 
 class _DeskLease(Lease):
     """A lease with what the desk must remember of its request."""
 
-    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "priority", "size_bytes")
+    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "priority", "size_bytes", "streams")
 
     holder: LeaseHolder
     instance: InstanceId
@@ -50,6 +61,7 @@ class _DeskLease(Lease):
     size_bytes: int
     may_wake: bool
     priority: Priority
+    streams: bool
 
 
 class Desk:
@@ -89,11 +101,12 @@ class Desk:
         size_bytes: int,
         may_wake: bool = True,
         priority: Priority = Priority.INTERACTIVE,
+        streams: bool = False,
     ) -> int:
         """See ``LeaseDesk``."""
         request = next(self._numbers)
         now = self._now()
-        instance = self._scheduler.admit(request, model, now)
+        instance = self._scheduler.admit(request, model, now, streams=streams)
         if instance is not None:
             upstream = self._instances[model].upstream
             lease = _DeskLease(request, model, upstream, 0.0, None)
@@ -104,6 +117,7 @@ class Desk:
             lease.size_bytes = size_bytes
             lease.may_wake = may_wake
             lease.priority = priority
+            lease.streams = streams
             self._leases[request] = lease
             self._at_once[model] += 1
             holder.lease_granted(lease)
@@ -111,7 +125,8 @@ class Desk:
             pending = self._pending[request] = _Pending(holder, model, now, size_bytes)
             pending.may_wake = may_wake
             pending.priority = priority
-            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake, priority))
+            pending.streams = streams
+            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake, priority, streams))
         return request
 
     def cancel(self, request: int) -> None:
@@ -119,6 +134,14 @@ class Desk:
         pending = self._pending.pop(request, None)
         if pending is not None:
             self._controller.feed(RequestGone(request, pending.model))
+
+    def answered(self, lease: Lease) -> None:
+        """See ``LeaseDesk``."""
+        assert isinstance(lease, _DeskLease)
+        if lease.streams:
+            now = self._now()
+            self._scheduler.answered(lease.request, lease.model, now)
+            self._metrics.answered(lease.model, now - lease.arrived_at)
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
         """See ``LeaseDesk``."""
@@ -135,6 +158,7 @@ class Desk:
         pending = _Pending(lease.holder, lease.model, lease.arrived_at, lease.size_bytes, lease.attempts)
         pending.queued_at = self._now()
         pending.priority = lease.priority
+        pending.streams = lease.streams
         self._pending[lease.request] = pending
         self._controller.run(self._return(lease, reason))
 
@@ -161,6 +185,7 @@ class Desk:
         lease.size_bytes = pending.size_bytes
         lease.may_wake = pending.may_wake
         lease.priority = pending.priority
+        lease.streams = pending.streams
         self._leases[request] = lease
         self._metrics.admitted(pending.model, waited)
         pending.holder.lease_granted(lease)
@@ -213,6 +238,7 @@ class Desk:
                 reason,
                 lease.may_wake,
                 lease.priority,
+                lease.streams,
             )
         )
 

@@ -97,15 +97,19 @@ class LeaseDesk(Protocol):
         size_bytes: int,
         may_wake: bool = True,
         priority: Priority = Priority.INTERACTIVE,
+        streams: bool = False,
     ) -> int:
         """Ask for a lease; returns the request's number. ``holder`` may be called back before this returns.
 
         ``size_bytes`` is what the waiting request holds in memory. ``may_wake`` false: refused with ModelNotLoaded
-        unless the model is serving now.
+        unless the model is serving now. ``streams``: ``answered`` will be called when the first token is out.
         """
 
     def cancel(self, request: int) -> None:
         """The client left while the request was waiting; idempotent, no call-back follows."""
+
+    def answered(self, lease: Lease) -> None:
+        """The first bytes of the answer's body have come."""
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
         """The lease's request is over and its connection to the engine closed or idle."""

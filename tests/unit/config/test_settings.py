@@ -58,7 +58,7 @@ def test_every_default_of_the_policy() -> None:
         "request_timeout_seconds": 300,
         "drain_before_switch": True,
         "eviction": {"weights": "retain", "process": "stop"},
-        "min_active_seconds": 5,
+        "min_active_seconds": None,
         "coalesce_window_seconds": 2,
         "amortization_factor": 0.5,
         "max_wait_seconds": 15,
@@ -66,6 +66,14 @@ def test_every_default_of_the_policy() -> None:
         "switch_share_max": 0.25,
         "min_quantum_seconds": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds"),
+    [({}, 1.0), ({"policy_type": "fifo"}, 5.0), ({"min_active_seconds": 3}, 3.0), ({"min_active_seconds": 0}, 0.0)],
+)
+def test_how_long_a_model_stays_at_least(policy: dict[str, object], seconds: float) -> None:
+    assert settings(policy=policy).policy.least_turn_seconds == seconds
 
 
 def test_every_default_of_a_model() -> None:

@@ -58,6 +58,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def end(self, pick, completed):
         self.walk.complete(pick, completed=completed)
 
+    @rule(pick=picks)
+    def answer(self, pick):
+        self.walk.answer(pick)
+
     @rule(model=models)
     def end_all(self, model):
         self.walk.complete_all(model)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.core.traffic import Traffic
+from llmux.core.traffic import SERVICE_MEMORY_SECONDS, Traffic
 
 
 def test_the_rate_follows_the_arrivals():
@@ -26,35 +26,69 @@ def test_a_second_look_at_once_changes_nothing():
     assert traffic.rate > 0.0
 
 
-def turn(traffic: Traffic, began_at: float, seconds: float, ended: int, in_flight: int = 4) -> None:
-    traffic.arrived += in_flight
-    traffic.turn_began(in_flight, 0, began_at)
-    traffic.arrived += ended
-    traffic.turn_ended(in_flight, 0, began_at + seconds)
-    traffic.arrived -= in_flight
+class Engine:
+    """One that serves so many at a time, of which each takes so long, and as much of that to be read."""
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+        self.now = 0.0
+        self.traffic.look(0.0)
+        self.traffic.resume(0.0)
+
+    def serve(self, seconds: float, in_flight: int, ends: int, behind_seconds: float = 0.0) -> None:
+        """A stretch of time in which so many end, and for a part of which somebody waits for a first token."""
+        traffic = self.traffic
+        traffic.pass_time(in_flight, True, self.now + behind_seconds)
+        traffic.pass_time(in_flight, False, self.now + seconds)
+        traffic.ended += ends
+        traffic.answered += ends
+        self.now += seconds
+        traffic.look(self.now)
 
 
 def test_the_service_time_is_what_was_in_flight_by_what_ended():
-    traffic = Traffic()
-    turn(traffic, 0.0, 10.0, 20)
-    assert traffic.service_seconds == pytest.approx(2.0)
+    engine = Engine()
+    engine.serve(10.0, in_flight=4, ends=20)
+    assert engine.traffic.service_seconds == pytest.approx(2.0)
 
 
-def test_a_shorter_service_time_is_believed_sooner_than_a_longer_one():
-    shorter, longer = Traffic(), Traffic()
-    for traffic, ended in ((shorter, 40), (longer, 10)):
-        turn(traffic, 0.0, 10.0, 20)
-        turn(traffic, 20.0, 10.0, ended)
-    assert shorter.service_seconds == pytest.approx(2.0 - 0.4)
-    assert longer.service_seconds == pytest.approx(2.0 + 0.2)
+def test_the_reading_time_is_how_fast_first_tokens_come_while_anybody_waits_for_one():
+    engine = Engine()
+    engine.serve(10.0, in_flight=4, ends=20, behind_seconds=4.0)
+    assert engine.traffic.reading_seconds == pytest.approx(0.2)
 
 
-def test_a_turn_in_which_nothing_much_ended_says_nothing():
-    traffic = Traffic()
-    turn(traffic, 0.0, 10.0, 2)
-    assert traffic.service_seconds is None
-    traffic.turn_ended(1, 1, 30.0)
-    assert traffic.service_seconds is None
+def test_the_load_is_what_the_arrivals_take_of_the_engines_time():
+    engine = Engine()
+    for _ in range(60):
+        engine.traffic.arrived += 20
+        engine.serve(10.0, in_flight=4, ends=20, behind_seconds=4.0)
+    assert engine.traffic.load == pytest.approx(0.4, rel=0.01)
+
+
+def test_time_away_from_the_gpu_does_not_count():
+    engine = Engine()
+    engine.serve(10.0, in_flight=4, ends=20)
+    engine.now += 600.0
+    engine.traffic.resume(engine.now)
+    engine.serve(10.0, in_flight=4, ends=20)
+    assert engine.traffic.service_seconds == pytest.approx(2.0)
+
+
+def test_what_is_long_ago_on_the_gpu_is_forgotten():
+    engine = Engine()
+    engine.serve(10.0, in_flight=4, ends=20)
+    for _ in range(10):
+        engine.serve(SERVICE_MEMORY_SECONDS, in_flight=4, ends=int(4 * SERVICE_MEMORY_SECONDS))
+    assert engine.traffic.service_seconds == pytest.approx(1.0, rel=0.01)
+
+
+def test_one_request_says_nothing():
+    engine = Engine()
+    engine.serve(10.0, in_flight=4, ends=1, behind_seconds=10.0)
+    assert engine.traffic.service_seconds is None
+    assert engine.traffic.reading_seconds is None
+    assert engine.traffic.load == 0.0
 
 
 def test_drains_are_averaged():

@@ -21,9 +21,25 @@ def head(*fields: str) -> RequestHead:
 
 def test_only_the_top_level_counts() -> None:
     body = b'{"tools":[{"model":"decoy"}],"messages":[{"model":"decoy"}],"model":"m"}'
-    assert model_in_json(body) == "m"
-    assert model_in_json(b'{"model":"\\u006d"}') == "m"
-    assert model_in_json(b'{"model":"a","model":"m"}') == "m"
+    assert model_in_json(body) == ("m", False)
+    assert model_in_json(b'{"model":"\\u006d"}') == ("m", False)
+    assert model_in_json(b'{"model":"a","model":"m"}') == ("m", False)
+
+
+@pytest.mark.parametrize(
+    ("body", "streams"),
+    [
+        (b'{"stream":true,"model":"m"}', True),
+        (b'{"model":"m","stream": true }', True),
+        (b'{"model":"m","stream":false}', False),
+        (b'{"model":"m","stream":"true"}', False),
+        (b'{"model":"m","stream":{"true":true}}', False),
+        (b'{"model":"m","options":{"stream":true}}', False),
+    ],
+)
+def test_whether_the_answer_shall_come_in_pieces(body: bytes, streams: bool) -> None:
+    assert model_in_json(body) == ("m", streams)
+    assert find_model(head("model-override: m"), ROUTE, body).streams is streams
 
 
 @pytest.mark.parametrize("body", [b'{"model":"m"}}', b"\xff", b'{"model":"\xff"}', b"{'model':'m'}", b"\xef\xbb\xbf{}"])
@@ -48,6 +64,7 @@ def test_replacing_keeps_every_other_value_as_it_was_written() -> None:
         (["model-override: m"], b'{"model": "m"}', ("m", b'{"model": "m"}')),
         (["model-override: m"], b"", ("m", b"")),
         (["model-override: m"], b"not json", ("m", b"not json")),
+        (["model-override: m"], b'{"model": ""}', ("m", b'{"model":"m"}')),
         (["model-override: m"], b'{"model": 5}', ("m", b'{"model": 5}')),
         ([], b'{"model": "m"}', ("m", b'{"model": "m"}')),
         (["Content-Type: text/plain"], b'{"model": "m"}', ("m", b'{"model": "m"}')),
@@ -56,13 +73,13 @@ def test_replacing_keeps_every_other_value_as_it_was_written() -> None:
 def test_header_wins_and_the_body_changes_only_where_it_must(
     fields: list[str], body: bytes, expected: tuple[str, bytes]
 ) -> None:
-    assert find_model(head(*fields), ROUTE, body) == expected
+    assert find_model(head(*fields), ROUTE, body) == (*expected, False)
 
 
 def test_path_wins_over_body_and_header_over_path() -> None:
     route = Route(Destination.ENGINE, "other", b"/v1/completions", "from-path")
-    assert find_model(head(), route, b'{"model":"b"}') == ("from-path", b'{"model":"from-path"}')
-    assert find_model(head("model-override: h"), route, b"{}") == ("h", b"{}")
+    assert find_model(head(), route, b'{"model":"b"}') == ("from-path", b'{"model":"from-path"}', False)
+    assert find_model(head("model-override: h"), route, b"{}") == ("h", b"{}", False)
 
 
 def form(*parts: str) -> bytes:
@@ -79,7 +96,7 @@ def test_form_field() -> None:
     assert is_form(content_type)
     assert model_in_form(form(FILE, MODEL, DECOY), content_type) == "whisper"
     parsed = head('Content-Type: Multipart/Form-Data; boundary="B"')
-    assert find_model(parsed, ROUTE, form(MODEL)) == ("whisper", form(MODEL))
+    assert find_model(parsed, ROUTE, form(MODEL)) == ("whisper", form(MODEL), False)
     with pytest.raises(MissingModel):
         model_in_form(form(FILE), content_type)
 

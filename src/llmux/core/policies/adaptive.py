@@ -7,27 +7,36 @@ from llmux.core.identity import Seconds
 from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, PolicyView, Stay
 from llmux.core.switch_costs import UNKNOWN_SECONDS
 
+SPARE_SHARE, SPARE_SHARE_MAX = 0.7, 0.55
+"""How much of the time that the demand leaves over may be spent switching, and of all time in any case."""
+
+SHORT_ANSWERS_SHARE = 0.7
+"""How much of that, where answers are short against a switch: then little is won by interrupting them."""
+
+ANSWERS_MAX, ANSWERS_MIN_SECONDS = 3, 20.0
+"""A model that can freeze may stay for as long as so many answers take one after the other, or for so long."""
+
+QUANTA_MAX = 10
+"""How many quanta one that has to drain may stay: its leaving keeps the GPU from everybody."""
+
 CATCHING_UP_MAX_SECONDS: Seconds = 120.0
 CATCHING_UP_MAX_QUANTA = 3
-"""How long a model may stay to catch up with what came while it was away, whichever is longer."""
+"""Nobody stays longer than that with others waiting, whichever is longer."""
 
-GROWTH_MAX = 4
-"""How much longer than its last turn a model that is preempted may stay to catch up: one burst is no trend."""
+READING_AGAIN_SHARE = 0.35
+"""How much reading a second of staying must save (as answers end that would be frozen and read again) to be worth it.
+"""
 
 LOOK_EVERY_SECONDS: Seconds = 0.25
-"""How often it is asked whether it has caught up: ends of requests are not told one by one."""
-
-BACKLOG_SHARE = 0.5
-"""How much more than usual may be left over at the end of a turn, where turns follow each other as fast as allowed."""
+"""How often it is asked whether it has caught up: beginnings and ends of answers are not told one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
     """Preempts after a quantum in proportion to the switch's cost, and later where the model has fallen behind.
 
-    Leaving interrupts what is in flight (it is frozen and has to be read again, or everybody waits for it to end). So a
-    model stays until little more is left over than is in flight at any time anyway, arrivals × service time. How much
-    more falls with the length of the cycle: the higher the load, the less may be wasted.
+    A model stays until everybody who asked for it has had a first token: reading prompts is what an engine does one
+    after the other, and what others wait for. Then it stays as long as that saves more than it delays.
     """
 
     switch_share_max: float = 0.25
@@ -49,44 +58,51 @@ class Adaptive:
 
     def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
-        cost = _cost(view, leaving, coming)
-        quantum, elapsed = self._quantum(cost), now - leaving.since
+        quantum = self._quantum(_cost(view, leaving, coming), leaving)
         # What drains goes on working: that is a part of its turn, and others wait for it.
         least = quantum if leaving.can_freeze else max(0.0, quantum - leaving.drain_seconds)
-        longest = self._longest(quantum, leaving)
-        if elapsed < least or elapsed >= longest or leaving.service_seconds is None:
+        longest = _longest(quantum, leaving)
+        # Compared as the caller will: the difference of two times is not exactly what was added to the first.
+        if now < leaving.since + least or now >= leaving.since + longest or not _is_behind(leaving):
             return least
-        usual = leaving.arrivals_per_second * leaving.service_seconds
-        shortest_cycle = 2 * (quantum + cost)
-        cycle = leaving.absent_seconds + elapsed
-        share = BACKLOG_SHARE * shortest_cycle / cycle if cycle > 0 else BACKLOG_SHARE
-        # One request more or less, and as much again as chance makes of it, say nothing.
-        allowed = (1 + share) * usual + math.sqrt(usual) + 1
-        if leaving.in_flight + leaving.queue_depth <= allowed:
-            return least
-        return min(longest, elapsed + LOOK_EVERY_SECONDS)
+        return min(longest, now - leaving.since + LOOK_EVERY_SECONDS)
 
     def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
         """See ``Policy``."""
-        quantum = self._quantum(max(longest_switch_seconds, UNKNOWN_SECONDS))
-        return max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
+        longest_quantum = max(longest_switch_seconds, UNKNOWN_SECONDS) * _turn_per_switch(self.switch_share_max)
+        return max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * longest_quantum)
 
-    def _longest(self, quantum: Seconds, leaving: Incumbent) -> Seconds:
-        longest = max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
-        if leaving.can_freeze:
-            longest = min(longest, max(quantum, GROWTH_MAX * leaving.last_turn_seconds))
-        return longest
-
-    def _quantum(self, cost: Seconds) -> Seconds:
-        """How long a turn must be so that switching takes the allowed share of turn and switch together."""
-        return cost * (1 / self.switch_share_max - 1)
+    def _quantum(self, cost: Seconds, leaving: Incumbent) -> Seconds:
+        """How long a turn must be so that switching takes no more than its share of turn and switch together."""
+        spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - leaving.demand.load))
+        if leaving.can_freeze and leaving.demand.service_seconds < cost:
+            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * leaving.demand.service_seconds / cost
+        return cost * _turn_per_switch(max(self.switch_share_max, spare))
 
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
-        if leaving.idle_since is None:
-            return leaving.since + self.turn_seconds(leaving, candidate.model, view, now)
-        cost = _cost(view, leaving, candidate.model)
-        # Idle, but if somebody is likely to come before the switch is over, the turn is used up.
-        return leaving.since + self._quantum(cost) if leaving.arrivals_per_second * cost > 1 else now
+        if leaving.idle_since is not None:
+            return now
+        return leaving.since + self.turn_seconds(leaving, candidate.model, view, now)
+
+
+def _longest(quantum: Seconds, leaving: Incumbent) -> Seconds:
+    if not leaving.can_freeze:
+        return min(QUANTA_MAX * quantum, max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum))
+    answers = max(ANSWERS_MIN_SECONDS, ANSWERS_MAX * (leaving.service_seconds or 0.0))
+    return max(quantum, min(CATCHING_UP_MAX_SECONDS, answers))
+
+
+def _is_behind(leaving: Incumbent) -> bool:
+    """Whether it is worth staying: somebody waits for a first token, or much would have to be read again."""
+    if leaving.unanswered + leaving.queue_depth > 0:
+        return True
+    if not leaving.can_freeze or not leaving.service_seconds or not leaving.reading_seconds:
+        return False
+    return leaving.in_flight * leaving.reading_seconds / leaving.service_seconds > READING_AGAIN_SHARE
+
+
+def _turn_per_switch(share: float) -> float:
+    return 1 / share - 1
 
 
 def _cost(view: PolicyView, leaving: Incumbent, coming: str) -> Seconds:

@@ -18,8 +18,27 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What the models that share a GPU, and are there or wait to be, ask of it together.
+
+    ``load``: the part of an engine's time that arrivals take until their answers begin. ``service_seconds``: how long
+    requests are in flight on the average; 0 as long as nobody knows.
+    """
+
+    load: float
+    service_seconds: Seconds
+
+
+NO_DEMAND = Demand(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Incumbent:
-    """A model on the GPU that would have to leave. ``idle_since`` is None while it has work."""
+    """A model on the GPU that would have to leave. ``idle_since`` is None while it has work.
+
+    ``unanswered``: how many of those in flight wait for their first token. ``reading_seconds``: what a request takes of
+    the engine's time until then, and ``service_seconds`` how long it is in flight; None where nobody knows.
+    """
 
     model: str
     since: Seconds
@@ -27,11 +46,12 @@ class Incumbent:
     queue_depth: int
     idle_since: Seconds | None
     can_freeze: bool = False
+    unanswered: int = 0
     arrivals_per_second: float = 0.0
     service_seconds: Seconds | None = None
+    reading_seconds: Seconds | None = None
     drain_seconds: Seconds = 0.0
-    absent_seconds: Seconds = 0.0
-    last_turn_seconds: Seconds = 0.0
+    demand: Demand = NO_DEMAND
 
 
 @dataclass(frozen=True, slots=True)

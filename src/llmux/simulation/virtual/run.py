@@ -190,6 +190,7 @@ class VirtualRun:
                 place.held_back.add(request)
             else:
                 self._first_token_at[request] = now
+            self._scheduler.answered(request, place.name, now)
         if not has_ended:
             return
         self._ended_at[request] = self._moved_at = now

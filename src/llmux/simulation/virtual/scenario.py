@@ -96,7 +96,8 @@ def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:
     """The times to first token that no policy can be below."""
     settings = scenario.settings
     specs = [model.spec for model in build_scheduler(settings).models]
-    return lower_bound(calls, specs, scenario.costs, scenario.speed, settings.policy.min_active_seconds)
+    least_turn = min(_with_policy(settings, policy_type=policy).policy.least_turn_seconds for policy in PolicyType)
+    return lower_bound(calls, specs, scenario.costs, scenario.speed, least_turn)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,17 @@ import pytest
 from llmux.core.events import SwitchRequested
 from llmux.core.eviction import Drain
 from llmux.core.policies.adaptive import CATCHING_UP_MAX_SECONDS, Adaptive
-from llmux.core.policies.base import Bring, Candidate, Incumbent, Stay
+from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent, Stay
 from llmux.core.settings import Limits, ModelSpec
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import OFFLOAD
 from tests.support.core_truth import Fates, Place
 from tests.unit.core.policies.test_policies import View, switch_begins, three
 
-BUSY = Incumbent("a", 100.0, 4, 0, None)
+BUSY = Incumbent("a", 100.0, 4, 0, None, demand=Demand(1.0, 60.0))
 IDLE = Incumbent("a", 100.0, 0, 0, 101.0)
-BEHIND = replace(BUSY, in_flight=60, arrivals_per_second=1.0, service_seconds=10.0, absent_seconds=10.0)
+BEHIND = replace(BUSY, unanswered=3, service_seconds=10.0)
+FREEZING = replace(BUSY, can_freeze=True, service_seconds=10.0, reading_seconds=0.1)
 
 
 def waits(model: str = "b", since: float = 100.0, depth: int = 1, weight: float = 1.0) -> Candidate:
@@ -34,9 +35,32 @@ def test_an_idle_model_leaves_at_once():
     assert Adaptive().choose(View([waits()], [IDLE], 2.0), 101.0) == Bring("b")
 
 
-def test_an_idle_model_that_is_asked_for_all_the_time_uses_its_turn_up():
-    often = replace(IDLE, arrivals_per_second=2.0)
-    assert Adaptive().choose(View([waits()], [often], 2.0), 101.0) == Stay(106.0)
+@pytest.mark.parametrize(
+    ("load", "quantum"),
+    [(1.5, 24.0), (0.8, 24.0), (0.5, 8 / 0.35 - 8), (0.3, 8 / 0.49 - 8), (0.0, 8 / 0.55 - 8)],
+)
+def test_what_the_demand_leaves_over_may_be_spent_switching(load, quantum):
+    leaving = replace(FREEZING, demand=Demand(load, 60.0))
+    view = View([waits()], [leaving], 8.0)
+    assert Adaptive().turn_seconds(leaving, "b", view, 100.0) == pytest.approx(quantum)
+
+
+def test_answers_that_are_short_against_a_switch_are_interrupted_less_often():
+    policy = Adaptive()
+    turns = []
+    for seconds in (60.0, 30.0, 15.0, 0.0):
+        leaving = replace(FREEZING, demand=Demand(0.2, seconds))
+        turns.append(policy.turn_seconds(leaving, "b", View([waits()], [leaving], 30.0), 100.0))
+    assert turns[0] == turns[1] < turns[2] < turns[3]
+    draining = replace(BUSY, demand=Demand(0.2, 0.0))
+    assert policy.turn_seconds(draining, "b", View([waits()], [draining], 30.0), 100.0) == turns[0]
+
+
+def test_a_model_that_drains_stops_admitting_as_much_earlier():
+    policy, leaving = Adaptive(), replace(BUSY, drain_seconds=4.0)
+    assert policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 100.0) == 2.0
+    freezing = replace(leaving, can_freeze=True)
+    assert policy.turn_seconds(freezing, "b", View([waits()], [freezing], 2.0), 100.0) == 6.0
 
 
 def test_with_nothing_in_the_way_or_nobody_waiting():
@@ -44,30 +68,56 @@ def test_with_nothing_in_the_way_or_nobody_waiting():
     assert Adaptive().choose(View([], [BUSY]), 100.0) == Stay(float("inf"))
 
 
-def test_a_model_that_has_fallen_behind_catches_up_first():
-    policy, view = Adaptive(), View([waits()], [BEHIND], 2.0)
-    assert policy.turn_seconds(BEHIND, "b", view, 110.0) > 10.0
-    caught_up = replace(BEHIND, in_flight=12)
-    assert policy.turn_seconds(caught_up, "b", view, 110.0) == 6.0
+@pytest.mark.parametrize("behind", [{"unanswered": 3}, {"queue_depth": 3}])
+def test_a_model_stays_until_everybody_has_a_first_token(behind):
+    leaving = replace(BUSY, **behind)
+    policy, view = Adaptive(), View([waits()], [leaving], 2.0)
+    assert policy.turn_seconds(leaving, "b", view, 110.0) == 10.25
+    assert policy.choose(view, 110.0) == Stay(110.25)
+    assert policy.turn_seconds(BUSY, "b", view, 110.0) == 6.0
 
 
-def test_catching_up_has_an_end():
-    policy, view = Adaptive(), View([waits()], [BEHIND], 2.0)
-    assert policy.turn_seconds(BEHIND, "b", view, 100.0 + CATCHING_UP_MAX_SECONDS) == 6.0
+def test_it_looks_whether_it_has_caught_up_when_the_quantum_is_over_to_the_last_bit():
+    """At 0.1 + 0.2 seconds, what has passed since 0.1 is a little less than 0.2."""
+    leaving = replace(BEHIND, since=0.1)
+    policy = Adaptive(switch_share_max=0.5)
+    assert policy.turn_seconds(leaving, "b", View([waits()], [leaving], 0.2), 0.1 + 0.2) > 0.2
 
 
-def test_the_longer_the_cycle_the_less_may_be_left_over():
-    policy, view = Adaptive(), View([waits()], [BEHIND], 2.0)
-    left_over = replace(BEHIND, in_flight=18)
-    assert policy.turn_seconds(left_over, "b", view, 106.0) == 6.0
-    assert policy.turn_seconds(replace(left_over, absent_seconds=60.0), "b", view, 106.0) > 6.0
+def test_a_model_stays_while_that_saves_reading_again():
+    """Answers of 10 s end at a tenth of those in flight a second, and each would take 0.1 s to be read again."""
+    policy = Adaptive()
+    for in_flight, stays in ((34, False), (36, True)):
+        leaving = replace(FREEZING, in_flight=in_flight)
+        turn = policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
+        assert turn == (10.25 if stays else 6.0)
+    draining = replace(FREEZING, in_flight=36, can_freeze=False)
+    assert policy.turn_seconds(draining, "b", View([waits()], [draining], 2.0), 110.0) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("leaving", "longest"),
+    [
+        (replace(BEHIND, can_freeze=True), 30.0),
+        (replace(BEHIND, can_freeze=True, service_seconds=2.0), 20.0),
+        (replace(BEHIND, can_freeze=True, service_seconds=None), 20.0),
+        (replace(BEHIND, can_freeze=True, service_seconds=90.0), CATCHING_UP_MAX_SECONDS),
+        (BEHIND, 60.0),
+    ],
+)
+def test_catching_up_has_an_end(leaving, longest):
+    policy, view = Adaptive(), View([waits()], [leaving], 2.0)
+    assert policy.turn_seconds(leaving, "b", view, 100.0 + longest - 0.01) == longest
+    assert policy.turn_seconds(leaving, "b", view, 100.0 + longest) == 6.0
 
 
 @pytest.mark.parametrize("switch", [0.1, 2.0, 30.0, 100.0])
-def test_no_turn_is_longer_than_the_bound_says(switch):
-    policy, view = Adaptive(), View([waits()], [BEHIND], switch)
+@pytest.mark.parametrize("can_freeze", [False, True])
+def test_no_turn_is_longer_than_the_bound_says(switch, can_freeze):
+    leaving = replace(BEHIND, can_freeze=can_freeze)
+    policy, view = Adaptive(), View([waits()], [leaving], switch)
     longest = policy.longest_turn_seconds(switch)
-    assert all(policy.turn_seconds(BEHIND, "b", view, 100.0 + elapsed) <= longest for elapsed in range(400))
+    assert all(policy.turn_seconds(leaving, "b", view, 100.0 + elapsed) <= longest for elapsed in range(400))
 
 
 @pytest.mark.parametrize(
@@ -83,14 +133,17 @@ def test_the_most_weighted_work_goes_first(others, chosen):
 
 
 def test_an_overdue_model_does_not_cut_a_turn_short():
-    """20 s of switching make a turn of 60 s; max_wait_seconds is 15 s."""
+    """20 s of switching make a turn of 20 s; max_wait_seconds is 15 s."""
     driver = three(Adaptive())
     driver.scheduler._world.costs.observe_evict("a", 10.0)
     driver.scheduler._world.costs.observe_wake("b", 10.0)
     driver.arrive("a")
     driver.finish_wake("a")
     driver.arrive("b")
-    assert switch_begins(driver) == (60.0, "b")
+    driver.answer(next(iter(driver.requests.values())))
+    began_at, model = switch_begins(driver)
+    assert model == "b"
+    assert began_at == pytest.approx(20 / 0.55 - 20) and began_at > driver.limits.max_wait_seconds
 
 
 def test_the_bound_counts_the_longest_turn():
