@@ -56,8 +56,8 @@ FAULTS = (
         "revoke_all(world, model, EngineDied(model.name, event.reason), now)",
         "pass",
     ),
-    Fault("forgets the timer of a back-off", Scheduler._set_timer, "_retry_at(model) for model in", "1e9 for model in"),
-    Fault("forgets to look again when a policy waits", Scheduler._set_timer, "[look_again_at, ", "["),
+    Fault("forgets the timer of a back-off", Scheduler._set_timer, "_retry_at(model))", "1e9)"),
+    Fault("forgets to look again when a policy waits", Scheduler._set_timer, "min(look_again_at, ", "min(1e9, "),
     Fault(
         "leaves Waking after a failed wake",
         lifecycle._fail,
@@ -67,7 +67,7 @@ FAULTS = (
     Fault(
         "counts a departed waiter as demand",
         switching.is_wanted,
-        "if model.head_since is not None",
+        "if model.is_asked_for",
         "if True",
     ),
     Fault(
@@ -79,8 +79,8 @@ FAULTS = (
     Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_turn_end)", ", 0.0)"),
     Fault("ignores who is overdue", switching._next_target, "if overdue_at <= now:", "if False:"),
     Fault("ignores the drain's deadline", lifecycle.finish_drain, "now >= model.state.deadline", "False"),
-    Fault("believes that half the memory is enough", placement.fits, ">= size", ">= size // 2"),
-    Fault("forgets what sleepers hold", World.held, "self.with_residue.values()", "()"),
+    Fault("believes that half the memory is enough", placement.fits, "< size:", "< size // 2:"),
+    Fault("forgets what sleepers hold", Model.footprint, "self.spec.residue(asleep)", "{}"),
     Fault(
         "accepts the outcome of an old instance",
         Scheduler._apply,
@@ -117,7 +117,7 @@ FAULTS = (
         "False",
     ),
     Fault("freezes what the mode would keep frozen", lifecycle.freezes, "and world.allows(model.name)", ""),
-    Fault("does not count the frozen as demand", Model.head_since.fget, "and not self.frozen", ""),  # type: ignore[attr-defined]
+    Fault("does not count the frozen as demand", Model.head_since.fget, "if not self.frozen", "if True"),  # type: ignore[attr-defined]
     Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
     Fault("cuts a policy's turn short", switching._turn_ends_at, "model.state.since + turn", "0.0"),
     Fault("lets a turn last for ever", Adaptive.turn_seconds, "elapsed >= longest", "False"),

@@ -45,7 +45,8 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
         deadline = now + world.limits.request_timeout_seconds
         _enqueue(world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority))
         model.lanes.add(event.request, event.priority, now)
-        world.refresh_turn(model, now)
+        if len(model.waiting) == 1:  # else it is not the head that this changed
+            world.refresh_turn(model, now)
 
 
 def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
@@ -105,7 +106,8 @@ def finish(world: World, model: Model, request: int, completed: bool, now: Secon
 
 def expire(world: World, now: Seconds) -> None:
     """End the requests that have waited too long."""
-    for request, model in world.overdue_requests(now):
+    while (expired := world.next_expired(now)) is not None:
+        request, model = expired
         if request in model.frozen:
             since = model.frozen[request].since
             _take_frozen(world, model, request, now)

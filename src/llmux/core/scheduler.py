@@ -3,6 +3,7 @@
 ``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
@@ -122,8 +123,9 @@ class Scheduler:
         """Level-triggered: look at what is, and do what should be. Each step is idempotent."""
         world = self._world
         admission.expire(world, now)
-        self._retry_failures(now)
-        look_again_at = float("inf")
+        if world.backing_off:
+            self._retry_failures(now)
+        look_again_at = math.inf
         if world.stopping_until is not None:
             commands.advance_shutdown(world, now)
             self._finish_drains(now)
@@ -132,14 +134,16 @@ class Scheduler:
                 world.backing_off.clear()
                 world.emit(ShutdownDone())
         else:
-            switching.call_off_unwanted(world, now)
-            commands.advance_commands(world, now)
+            if world.claims:
+                switching.call_off_unwanted(world, now)
+            if world.commands:
+                commands.advance_commands(world, now)
             if world.commands or len(world.turns):
                 look_again_at = switching.decide(world, now)
             elif world.wanted_at:
                 world.wanted_at = {}
             self._finish_drains(now)
-            for claim in list(world.claims.values()):
+            for claim in world.claims.values():
                 look_again_at = min(look_again_at, switching.advance(world, claim, now))
         self._set_timer(look_again_at)
 
@@ -153,16 +157,20 @@ class Scheduler:
                 world.refresh_turn(model, now)
 
     def _finish_drains(self, now: Seconds) -> None:
-        for model in [model for model in self._world.on_gpu.values() if isinstance(model.state, Draining)]:
-            lifecycle.finish_drain(self._world, model, now)
+        # What begins to leave is still on the GPU, so the index stays as it is meanwhile.
+        for model in self._world.on_gpu.values():
+            if isinstance(model.state, Draining):
+                lifecycle.finish_drain(self._world, model, now)
 
     def _set_timer(self, look_again_at: Seconds) -> None:
         world = self._world
-        times = [look_again_at, world.next_deadline()]
-        times += [model.state.deadline for model in world.on_gpu.values() if isinstance(model.state, Draining)]
-        times += [_retry_at(model) for model in world.backing_off.values()]
-        earliest = min(times)
-        if earliest != float("inf") and earliest != self._timer:
+        earliest = min(look_again_at, world.next_deadline())
+        for model in world.on_gpu.values():
+            if isinstance(model.state, Draining):
+                earliest = min(earliest, model.state.deadline)
+        for model in world.backing_off.values():
+            earliest = min(earliest, _retry_at(model))
+        if earliest != math.inf and earliest != self._timer:
             self._timer = earliest
             world.emit(SetTimer(earliest))
 
