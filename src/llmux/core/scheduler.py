@@ -1,6 +1,7 @@
 """The scheduler: the one place where events become actions.
 
-``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting.
+``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting, and
+``done`` for one that drains while nothing else can be decided.
 """
 
 import math
@@ -61,9 +62,12 @@ class Scheduler:
         """End a request that nobody waits behind; False means: send ``RequestDone`` instead."""
         world = self._world
         model = world.models[name]
-        if type(model.state) is not Serving or model.waiting or world.stopping_until is not None:
+        if type(model.state) is Draining:
+            if not self._only_waits_for(model, now):
+                return False
+        elif type(model.state) is not Serving or model.waiting or world.stopping_until is not None:
             return False
-        if len(model.in_flight) <= 1 and len(world.turns):
+        elif len(model.in_flight) <= 1 and len(world.turns):
             return False
         admission.finish(world, model, request, completed, now)
         return True
@@ -75,6 +79,12 @@ class Scheduler:
         self._settle(now)
         actions, self._world.actions = self._world.actions, []
         return actions
+
+    def _only_waits_for(self, model: Model, now: Seconds) -> bool:
+        """Whether all there is to do is to wait for the last request of a draining model, and this is not the last."""
+        if len(model.in_flight) <= 1 or (self._timer is not None and self._timer <= now):
+            return False
+        return not self._world.commands and switching.takes_everything_from(self._world, model)
 
     def _apply(self, event: Event, now: Seconds) -> None:
         world = self._world

@@ -337,6 +337,14 @@ def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
     return math.inf
 
 
+def takes_everything_from(world: World, model: Model) -> bool:
+    """Whether the one switch under way needs every GPU, and has a model leave for it."""
+    if len(world.claims) != 1:
+        return False
+    claim = next(iter(world.claims.values()))
+    return model.name in claim.victims and len(world.models[claim.target].spec.awake) >= len(world.capacity)
+
+
 def is_wanted(world: World, model: Model) -> bool:
     """Whether somebody waits for the model: a client that it may serve, or the operator."""
     if model.is_asked_for and world.allows(model.name):
