@@ -34,10 +34,11 @@ def is_open(world: World, model: Model) -> bool:
 def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
     """A new request: admitted, queued or refused."""
     model = world.models[event.model]
-    refusal = _refusal(world, model, event, now)
+    opened = is_open(world, model)
+    refusal = _refusal(world, model, event, opened, now)
     if refusal is not None:
         world.emit(Reject(event.request, refusal))
-    elif is_open(world, model) or (not event.may_wake and isinstance(model.state, Serving)):
+    elif opened or (not event.may_wake and isinstance(model.state, Serving)):
         model.traffic.arrived += 1
         admit(world, model, event.request)
     else:
@@ -176,13 +177,13 @@ def refuse_disallowed(world: World, now: Seconds) -> None:
         world.refresh_turn(model, now)
 
 
-def _refusal(world: World, model: Model, event: RequestArrived, now: Seconds) -> RequestError | None:
+def _refusal(world: World, model: Model, event: RequestArrived, opened: bool, now: Seconds) -> RequestError | None:
     standing = _standing_refusal(world, model, now)
     if standing is not None:
         return standing
     if not event.may_wake:
         return None if isinstance(model.state, Serving) and model.has_room else ModelNotLoaded(model.name)
-    if is_open(world, model):
+    if opened:
         return None
     if world.queued_requests >= world.limits.queue_limit_requests:
         return QueueFull(f"queue_limit_requests {world.limits.queue_limit_requests}")

@@ -1,13 +1,12 @@
 """Which models must leave the GPUs so that another one fits."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmux.core.identity import Footprint, GpuId
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A model that holds GPU memory and may be made to give it up; cheaper ones are asked first."""
 
     model: str
@@ -40,7 +39,7 @@ def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Sequence[Hold
         return ()
     left = dict(free)
     chosen: list[Holder] = []
-    for holder in sorted(holders, key=lambda holder: holder.price):
+    for holder in sorted(holders, key=lambda holder: holder.price) if len(holders) > 1 else holders:
         if _helps(holder.frees, needed, left):
             chosen.append(holder)
             _give(left, holder.frees)

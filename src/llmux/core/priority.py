@@ -46,12 +46,11 @@ class Lanes:
 
     def first(self) -> int | None:
         """Who is admitted next."""
-        interactive = next(iter(self._lines[Priority.INTERACTIVE].items()), None)
-        batch = next(iter(self._lines[Priority.BATCH].items()), None)
-        if interactive is None or batch is None:
-            one = interactive or batch
-            return None if one is None else one[0]
-        return batch[0] if batch[1] + self.patience_seconds < interactive[1] else interactive[0]
+        interactive, batch = self._lines[Priority.INTERACTIVE], self._lines[Priority.BATCH]
+        if not interactive or not batch:
+            return next(iter(interactive or batch), None)
+        (first, arrived_at), (patient, came_at) = next(iter(interactive.items())), next(iter(batch.items()))
+        return patient if came_at + self.patience_seconds < arrived_at else first
 
     def members(self, priority: Priority) -> Mapping[int, Seconds]:
         """One line, with the times of arrival; not to be changed."""

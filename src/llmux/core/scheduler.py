@@ -96,6 +96,8 @@ class Scheduler:
             case RequestDone(request, name, completed):
                 admission.finish(world, world.models[name], request, completed, now)
                 admission.admit_waiting(world, world.models[name], now)
+            case TimerFired():
+                self._timer = None
             case RequestReturned():
                 admission.come_back(world, event, now)
             case WakeDone(instance, error):
@@ -112,8 +114,6 @@ class Scheduler:
                     commands.end_sleep(world, model, eviction, error, now)
             case InstanceExited(instance):
                 lifecycle.instance_exited(world, world.models[instance.model], event, now)
-            case TimerFired():
-                self._timer = None
             case ModeChanged():
                 commands.change_mode(world, event, now)
             case SwitchRequested():
@@ -174,7 +174,7 @@ class Scheduler:
 
     def _set_timer(self, look_again_at: Seconds) -> None:
         world = self._world
-        earliest = min(look_again_at, world.next_deadline())
+        earliest = min(look_again_at, world.next_deadline(look_again_at))
         for model in world.on_gpu.values():
             if isinstance(model.state, Draining):
                 earliest = min(earliest, model.state.deadline)

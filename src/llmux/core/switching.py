@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
-from llmux.core.identity import NOTHING, Footprint, GpuId, Seconds
+from llmux.core.identity import Footprint, GpuId, Seconds
 from llmux.core.lifecycle import (
     begin_drain,
     begin_evict,
@@ -17,7 +17,7 @@ from llmux.core.lifecycle import (
     stop_draining,
 )
 from llmux.core.model import Model
-from llmux.core.placement import Holder, fits, free_memory, victims
+from llmux.core.placement import Holder, fits, victims
 from llmux.core.policies.base import Bring, Candidate, Incumbent
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
@@ -50,34 +50,34 @@ def plan(world: World, model: Model) -> Plan | None:
 
 def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
     """Memory that is neither held by another model nor reserved by another switch."""
-    reserved = [
-        world.models[claim.target].spec.awake
-        for claim in world.claims.values()
-        if claim.wake_began_at is None and claim.target != model.name
-    ]
-    free = free_memory(world.free, reserved)
+    free = dict(world.free)
     for gpu, size in model.held.items():
         free[gpu] += size
+    for claim in world.claims.values():
+        if claim.wake_began_at is None and claim.target != model.name:
+            for gpu, size in world.models[claim.target].spec.awake.items():
+                free[gpu] = free.get(gpu, 0) - size
     return free
 
 
 def _holders(world: World, model: Model, *, by_stopping: bool) -> list[Holder]:
     """Who could make room for a model, and what each would give back."""
-    holders = [
-        Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end))
-        for other in world.with_residue.values()
-        if other is not model and other.name not in world.claims
-    ]
+    holders = []
+    for other in world.with_residue.values():
+        if other is not model and other.name not in world.claims:
+            holders.append(Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end)))
     for other in world.on_gpu.values():
-        if isinstance(other.state, Serving) and other is not model and other.eviction.leaves_the_gpu:
-            price = (1 if other.is_idle else 2, other.state.since)
-            holders.append(Holder(other.name, _frees(other, by_stopping=by_stopping), price))
+        if isinstance(other.state, Serving) and other is not model:
+            eviction = other.eviction
+            if eviction.leaves_the_gpu:
+                frees = other.spec.awake if by_stopping else _frees(other, eviction)
+                holders.append(Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since)))
     return holders
 
 
-def _frees(model: Model, *, by_stopping: bool) -> Footprint:
+def _frees(model: Model, eviction: Eviction) -> Footprint:
     """What a model on the GPU gives back when it leaves."""
-    remains = NOTHING if by_stopping else model.spec.residue(model.eviction)
+    remains = model.spec.residue(eviction)
     if not remains:
         return model.spec.awake
     return {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
@@ -124,8 +124,12 @@ class View:
         made = plan(self.world, model)
         if made is None:
             return ()
-        others = [self.world.models[name] for name in made.victims]
-        return [self.incumbent(other) for other in others if isinstance(other.state, Serving)]
+        incumbents = []
+        for name in made.victims:
+            other = self.world.models[name]
+            if isinstance(other.state, Serving):
+                incumbents.append(self.incumbent(other))
+        return incumbents
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         """See ``PolicyView``."""
@@ -139,7 +143,7 @@ class View:
         """Whether no switch has been found for any of the GPUs that the model needs."""
         if name in self.looked_at or name in self.world.claims:
             return False
-        return self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
+        return not self.spoken_for or self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
 
     def speak_for(self, model: Model) -> None:
         """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
@@ -246,7 +250,10 @@ def _keep_free(view: View, model: Model) -> None:
 
 
 def _ready_at(world: World, made: Plan) -> Seconds:
-    return max((_may_leave_at(world, name) for name in made.victims), default=-math.inf)
+    ready_at = -math.inf
+    for name in made.victims:
+        ready_at = max(ready_at, _may_leave_at(world, name))
+    return ready_at
 
 
 def _may_leave_at(world: World, name: str) -> Seconds:
@@ -300,11 +307,10 @@ def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
     """Call off the switches that nobody wants any more and whose wake has not begun."""
-    unwanted = [
-        claim
-        for claim in world.claims.values()
-        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target])
-    ]
+    unwanted = []
+    for claim in world.claims.values():
+        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target]):
+            unwanted.append(claim)
     for claim in unwanted:
         _call_off(world, claim, now)
 

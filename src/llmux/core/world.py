@@ -126,11 +126,12 @@ class World:
             self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
             heapq.heapify(self._deadlines)
 
-    def next_deadline(self) -> Seconds:
-        """When the next queued or frozen request has waited too long, or infinity."""
-        while self._deadlines:
-            if self._is_waiting(*self._deadlines[0]):
-                return self._deadlines[0][0]
+    def next_deadline(self, before: Seconds) -> Seconds:
+        """When the next queued or frozen request has waited too long; infinity if none has before that time."""
+        while self._deadlines and self._deadlines[0][0] < before:
+            deadline, request, name = self._deadlines[0]
+            if self._is_waiting(deadline, request, name):
+                return deadline
             heapq.heappop(self._deadlines)
         return math.inf
 

@@ -28,7 +28,7 @@ from llmux.core.actions import (
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.identity import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, Waking
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, State, Waking
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
 from llmux.simulation.virtual.timeline import Phase, Timeline
@@ -63,11 +63,13 @@ class _Awake:
 class _Place:
     """One model's part: its engine, and what is known of it."""
 
-    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "was_started")
+    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "state", "was_started")
 
     def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
         self.name = name
         self.record = scheduler.model(name)
+        self.state: State = self.record.state
+        """What the model's state was when it was last looked at."""
         self.engine = VirtualEngine(speed, self.record.spec.max_in_flight)
         self.cost = cost
         self.was_started = warm
@@ -86,10 +88,11 @@ class _Place:
 
     def look(self, now: Seconds) -> None:
         """Note what the scheduler made of the model."""
+        self.state = self.record.state
         self.enter(self._present_phase(), now)
 
     def _present_phase(self) -> Phase:
-        match self.record.state:
+        match self.state:
             case Waking():
                 return Phase.WAKING
             case Serving():
@@ -197,7 +200,7 @@ class VirtualRun:
         self._open -= 1
         if not self._scheduler.done(request, place.name, True, now):
             self._handle(RequestDone(request, place.name))
-        elif place.engine.is_idle:
+        if place.phase is Phase.SERVING and place.engine.is_idle:
             place.enter(Phase.IDLE, now)
 
     def _settle(self) -> None:
@@ -223,8 +226,9 @@ class VirtualRun:
             self._perform(action)
         somebody_left = False
         for place in self._on_gpu:
-            place.look(now)
-            somebody_left |= place.phase is Phase.OFF
+            if place.record.state is not place.state:
+                place.look(now)
+                somebody_left |= place.phase is Phase.OFF
         if somebody_left:
             self._on_gpu = [place for place in self._on_gpu if place.phase is not Phase.OFF]
 
@@ -232,6 +236,9 @@ class VirtualRun:
         match action:
             case Admit(request, instance):
                 self._begin(request, self._places[instance.model])
+            case SetTimer(at):
+                self._timer_at = at
+                self._set_due()
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
@@ -248,9 +255,6 @@ class VirtualRun:
                 self._wake(action)
             case Evict():
                 self._evict(action)
-            case SetTimer(at):
-                self._timer_at = at
-                self._set_due()
             case SwitchDone():
                 self._switches.append(action)
             case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
