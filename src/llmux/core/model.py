@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import NOTHING, Footprint, InstanceId, Seconds
@@ -13,8 +14,7 @@ from llmux.core.traffic import Traffic
 STORY_LENGTH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A queued request. ``arrived_at`` orders it; ``deadline`` is when it has waited too long."""
 
     arrived_at: Seconds

@@ -1,6 +1,6 @@
 """Which models must leave the GPUs so that another one fits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from llmux.core.identity import Footprint, GpuId
@@ -33,16 +33,17 @@ def fits(needed: Footprint, free: Mapping[GpuId, int]) -> bool:
     return True
 
 
-def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Sequence[Holder]) -> tuple[str, ...] | None:
+def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Iterable[Holder]) -> tuple[str, ...] | None:
     """A small, cheap set of models whose leaving makes ``needed`` fit; empty if it fits now, None if nothing helps."""
     if fits(needed, free):
         return ()
     left = dict(free)
     chosen: list[Holder] = []
-    for holder in sorted(holders, key=lambda holder: holder.price) if len(holders) > 1 else holders:
+    for holder in sorted(holders, key=lambda holder: holder.price):
         if _helps(holder.frees, needed, left):
             chosen.append(holder)
-            _give(left, holder.frees)
+            for gpu, size in holder.frees.items():
+                left[gpu] = left.get(gpu, 0) + size
             if fits(needed, left):
                 break
     else:
@@ -62,8 +63,3 @@ def _helps(frees: Footprint, needed: Footprint, free: Mapping[GpuId, int]) -> bo
         if free.get(gpu, 0) < size and frees.get(gpu, 0):
             return True
     return False
-
-
-def _give(free: dict[GpuId, int], footprint: Footprint) -> None:
-    for gpu, size in footprint.items():
-        free[gpu] = free.get(gpu, 0) + size

@@ -62,12 +62,10 @@ class Scheduler:
         """End a request that nobody waits behind; False means: send ``RequestDone`` instead."""
         world = self._world
         model = world.models[name]
-        if type(model.state) is Draining:
-            if not self._only_waits_for(model, now):
+        if type(model.state) is Serving:
+            if model.waiting or world.stopping_until is not None or (len(model.in_flight) <= 1 and len(world.turns)):
                 return False
-        elif type(model.state) is not Serving or model.waiting or world.stopping_until is not None:
-            return False
-        elif len(model.in_flight) <= 1 and len(world.turns):
+        elif type(model.state) is not Draining or not self._only_waits_for(model, now):
             return False
         admission.finish(world, model, request, completed, now)
         return True
@@ -167,7 +165,9 @@ class Scheduler:
                 world.refresh_turn(model, now)
 
     def _finish_drains(self, now: Seconds) -> None:
-        # What begins to leave is still on the GPU, so the index stays as it is meanwhile.
+        if not self._world.draining:
+            return
+        # In the order of their wakes; what begins to leave is still on the GPU, so that nothing is taken out meanwhile.
         for model in self._world.on_gpu.values():
             if isinstance(model.state, Draining):
                 lifecycle.finish_drain(self._world, model, now)
@@ -175,9 +175,9 @@ class Scheduler:
     def _set_timer(self, look_again_at: Seconds) -> None:
         world = self._world
         earliest = min(look_again_at, world.next_deadline(look_again_at))
-        for model in world.on_gpu.values():
-            if isinstance(model.state, Draining):
-                earliest = min(earliest, model.state.deadline)
+        for model in world.draining.values():
+            assert isinstance(model.state, Draining)
+            earliest = min(earliest, model.state.deadline)
         for model in world.backing_off.values():
             earliest = min(earliest, _retry_at(model))
         if earliest != math.inf and earliest != self._timer:

@@ -39,8 +39,6 @@ class Plan:
 def plan(world: World, model: Model) -> Plan | None:
     """How room could be made for a model now; None while what is in its way is itself on the move."""
     free = _unreserved(world, model)
-    if fits(model.spec.awake, free):
-        return Plan(())
     gentle = victims(model.spec.awake, free, _holders(world, model, by_stopping=False))
     if gentle is not None:
         return Plan(gentle)
@@ -60,26 +58,24 @@ def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
     return free
 
 
-def _holders(world: World, model: Model, *, by_stopping: bool) -> list[Holder]:
+def _holders(world: World, model: Model, *, by_stopping: bool) -> Iterator[Holder]:
     """Who could make room for a model, and what each would give back."""
-    holders = []
     for other in world.with_residue.values():
         if other is not model and other.name not in world.claims:
-            holders.append(Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end)))
+            yield Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end))
     for other in world.on_gpu.values():
         if isinstance(other.state, Serving) and other is not model:
             eviction = other.eviction
             if eviction.leaves_the_gpu:
                 frees = other.spec.awake if by_stopping else _frees(other, eviction)
-                holders.append(Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since)))
-    return holders
+                yield Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since))
 
 
 def _frees(model: Model, eviction: Eviction) -> Footprint:
     """What a model on the GPU gives back when it leaves."""
-    remains = model.spec.residue(eviction)
-    if not remains:
+    if not model.spec.asleep:
         return model.spec.awake
+    remains = model.spec.residue(eviction)
     return {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
 
 
@@ -100,14 +96,11 @@ class View:
 
     def candidates(self) -> Iterator[Candidate]:
         """See ``PolicyView``."""
-        return islice((self._candidate(name) for name in self.world.turns if self.is_free(name)), CANDIDATES_MAX)
+        return map(self._candidate, islice(filter(self.is_free, self.world.turns), CANDIDATES_MAX))
 
     def next_in_turn(self) -> str | None:
         """The first candidate's name."""
-        for name in self.world.turns:
-            if self.is_free(name):
-                return name
-        return None
+        return next(filter(self.is_free, self.world.turns), None)
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         """See ``PolicyView``."""
@@ -124,12 +117,8 @@ class View:
         made = plan(self.world, model)
         if made is None:
             return ()
-        incumbents = []
-        for name in made.victims:
-            other = self.world.models[name]
-            if isinstance(other.state, Serving):
-                incumbents.append(self.incumbent(other))
-        return incumbents
+        models = self.world.models
+        return [self.incumbent(models[name]) for name in made.victims if isinstance(models[name].state, Serving)]
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         """See ``PolicyView``."""
@@ -180,7 +169,7 @@ def decide(world: World, now: Seconds) -> Seconds:
     """Start every switch that is due; returns when to look again (infinity: when something happens)."""
     still_wanted: dict[str, Seconds] = {}
     look_again_at = math.inf
-    spoken_for = _gpus_of_claims(world)
+    spoken_for = _gpus_of_claims(world) if world.claims else set()
     if len(spoken_for) >= len(world.capacity):
         world.wanted_at = still_wanted
         return look_again_at
@@ -214,7 +203,7 @@ def _gpus_of_claims(world: World) -> set[GpuId]:
 
 def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, Seconds]:
     """The operator's wish first, then whoever is overdue, then the policy's choice."""
-    command = next(iter(world.commands.values()), None)
+    command = next(iter(world.commands.values())) if world.commands else None
     if isinstance(command, SwitchCommand):
         commanded = world.models[command.model]
         if commanded.can_be_woken(now):
@@ -224,24 +213,29 @@ def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, 
     first = _next_in_turn(world, view, now)
     if first is None:
         return None, math.inf
-    overdue_at = world.turns.overdue_at(first)
+    name, overdue_at = first
     if overdue_at <= now:
-        return world.models[first], math.inf
+        return world.models[name], math.inf
     choice = world.policy.choose(view, now)
     if isinstance(choice, Bring):
         return world.models[choice.model], math.inf
     return None, min(choice.until, overdue_at)
 
 
-def _next_in_turn(world: World, view: View, now: Seconds) -> str | None:
-    """The first candidate; the GPUs of overdue ones that still wait for another GPU are not given to anybody else."""
+def _next_in_turn(world: World, view: View, now: Seconds) -> tuple[str, Seconds] | None:
+    """The first candidate, and when it is overdue.
+
+    The GPUs of overdue ones that still wait for another GPU are not given to anybody else.
+    """
+    first = world.turns.first()
+    if first is None or view.is_free(first[0]):
+        return first
     for name in world.turns:
-        if view.is_free(name):
-            return name
-        if world.turns.overdue_at(name) > now:
+        if world.turns.overdue_at(name) > now or view.is_free(name):
             break
         _keep_free(view, world.models[name])
-    return view.next_in_turn()
+    free = view.next_in_turn()
+    return None if free is None else (free, world.turns.overdue_at(free))
 
 
 def _keep_free(view: View, model: Model) -> None:
@@ -270,7 +264,7 @@ def _may_leave_at(world: World, name: str) -> Seconds:
 def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
     """When the policy lets those go that still have work; an operator's command does not ask it."""
     world = view.world
-    if _is_commanded(world, target):
+    if world.commands and _is_commanded(world, target):
         return -math.inf
     ends_at = -math.inf
     for name in made.victims:
@@ -307,10 +301,11 @@ def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
     """Call off the switches that nobody wants any more and whose wake has not begun."""
-    unwanted = []
-    for claim in world.claims.values():
-        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target]):
-            unwanted.append(claim)
+    unwanted = [
+        claim
+        for claim in world.claims.values()
+        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target])
+    ]
     for claim in unwanted:
         _call_off(world, claim, now)
 
@@ -359,7 +354,7 @@ def is_wanted(world: World, model: Model) -> bool:
 
 
 def _is_commanded(world: World, model: Model) -> bool:
-    return bool(world.commands) and any(
+    return any(
         isinstance(command, SwitchCommand) and command.model == model.name for command in world.commands.values()
     )
 

@@ -14,7 +14,19 @@ from llmux.core.model import Chapter, Model
 from llmux.core.placement import free_memory
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import HAS_ITS_TURN, ON_GPU, OUT_OF_ORDER, Asleep, Auto, Cold, Failed, Mode, State, Stuck
+from llmux.core.states import (
+    HAS_ITS_TURN,
+    ON_GPU,
+    OUT_OF_ORDER,
+    Asleep,
+    Auto,
+    Cold,
+    Draining,
+    Failed,
+    Mode,
+    State,
+    Stuck,
+)
 from llmux.core.switch_costs import SwitchCosts
 from llmux.core.turn_order import TurnOrder
 
@@ -72,6 +84,7 @@ class World:
         self.wanted_at: dict[str, Seconds] = {}
         self.commands: OrderedDict[int, Command] = OrderedDict()
         self.on_gpu: dict[str, Model] = {}
+        self.draining: dict[str, Model] = {}
         self.with_residue: dict[str, Model] = {}
         self.backing_off: dict[str, Model] = {}
         self.turns = TurnOrder()
@@ -98,6 +111,7 @@ class World:
         model.state = state
         self._hold(model, model.footprint(state))
         _keep(self.on_gpu, model, isinstance(state, ON_GPU))
+        _keep(self.draining, model, isinstance(state, Draining))
         _keep(self.with_residue, model, isinstance(state, Asleep) and bool(model.held))
         _keep(self.backing_off, model, isinstance(state, OUT_OF_ORDER))
         self.refresh_turn(model, now)

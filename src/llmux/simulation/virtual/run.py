@@ -143,8 +143,9 @@ class VirtualRun:
     def run(self) -> Outcome:
         """Let virtual time pass until every request has ended."""
         calls, count = self._calls, len(self._calls)
+        arrives_at = calls[0].at_seconds if calls else math.inf
         while self._open:
-            at, busiest = calls[self._came].at_seconds if self._came < count else math.inf, None
+            at, busiest = arrives_at, None
             for place in self._on_gpu:
                 if place.engine.next_at < at:
                     at, busiest = place.engine.next_at, place
@@ -154,6 +155,7 @@ class VirtualRun:
                 self._advance(busiest)
             elif at < math.inf:
                 self._arrive()
+                arrives_at = calls[self._came].at_seconds if self._came < count else math.inf
             else:
                 raise RuntimeError(f"{self._open} requests wait, and nothing will ever happen")
         return Outcome(
@@ -312,4 +314,6 @@ class VirtualRun:
         self._set_due()
 
     def _set_due(self) -> None:
-        self._due_at = min(self._timer_at, self._outcomes[0][0]) if self._outcomes else self._timer_at
+        self._due_at = self._timer_at
+        if self._outcomes and self._outcomes[0][0] < self._due_at:
+            self._due_at = self._outcomes[0][0]
