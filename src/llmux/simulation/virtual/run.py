@@ -132,7 +132,7 @@ class VirtualRun:
         self._now: Seconds = 0.0
         self._moved_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
-        self._due_at: Seconds = math.inf
+        self._outcome_at: Seconds = math.inf
         self._outcomes: list[tuple[Seconds, int, Event | _Awake]] = []
         self._numbers = itertools.count()
         self._switches: list[SwitchDone] = []
@@ -149,7 +149,7 @@ class VirtualRun:
             for place in self._on_gpu:
                 if place.engine.next_at < at:
                     at, busiest = place.engine.next_at, place
-            if self._due_at < at:
+            if self._timer_at < at or self._outcome_at < at:
                 self._settle()
             elif busiest is not None:
                 self._advance(busiest)
@@ -207,7 +207,7 @@ class VirtualRun:
 
     def _settle(self) -> None:
         """Deliver the timer or the outcome that is due."""
-        now = self._now = max(self._now, self._due_at)
+        now = self._now = max(self._now, min(self._timer_at, self._outcome_at))
         if now > self._moved_at + STANDSTILL_SECONDS and self._came == len(self._calls):
             self._stand_still()
             return
@@ -216,11 +216,11 @@ class VirtualRun:
             self._handle(TimerFired())
         else:
             outcome = heapq.heappop(self._outcomes)[2]
+            self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
             if isinstance(outcome, _Awake):
                 self._resume(outcome.instance)
             else:
                 self._handle(outcome)
-        self._set_due()
 
     def _handle(self, event: Event) -> None:
         now = self._now
@@ -240,7 +240,6 @@ class VirtualRun:
                 self._begin(request, self._places[instance.model])
             case SetTimer(at):
                 self._timer_at = at
-                self._set_due()
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
@@ -311,9 +310,4 @@ class VirtualRun:
 
     def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
-        self._set_due()
-
-    def _set_due(self) -> None:
-        self._due_at = self._timer_at
-        if self._outcomes and self._outcomes[0][0] < self._due_at:
-            self._due_at = self._outcomes[0][0]
+        self._outcome_at = self._outcomes[0][0]
