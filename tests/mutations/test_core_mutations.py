@@ -73,8 +73,8 @@ FAULTS = (
     Fault(
         "forgets to call off a switch",
         switching.call_off_unwanted,
-        "in unwanted:",
-        "in unwanted[:0]:",
+        "in list(world.claims.values()):",
+        "in ():",
     ),
     Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_turn_end)", ", 0.0)"),
     Fault("ignores who is overdue", switching._next_target, "if overdue_at <= now:", "if False:"),

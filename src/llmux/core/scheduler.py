@@ -150,7 +150,8 @@ class Scheduler:
                 look_again_at = switching.decide(world, now)
             elif world.wanted_at:
                 world.wanted_at = {}
-            self._finish_drains(now)
+            if world.draining:
+                self._finish_drains(now)
             for claim in world.claims.values():
                 look_again_at = min(look_again_at, switching.advance(world, claim, now))
         self._set_timer(look_again_at)
@@ -165,8 +166,6 @@ class Scheduler:
                 world.refresh_turn(model, now)
 
     def _finish_drains(self, now: Seconds) -> None:
-        if not self._world.draining:
-            return
         # In the order of their wakes; what begins to leave is still on the GPU, so that nothing is taken out meanwhile.
         for model in self._world.on_gpu.values():
             if isinstance(model.state, Draining):

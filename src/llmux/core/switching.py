@@ -301,13 +301,9 @@ def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
     """Call off the switches that nobody wants any more and whose wake has not begun."""
-    unwanted = [
-        claim
-        for claim in world.claims.values()
-        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target])
-    ]
-    for claim in unwanted:
-        _call_off(world, claim, now)
+    for claim in list(world.claims.values()):
+        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target]):
+            _call_off(world, claim, now)
 
 
 def advance(world: World, claim: Claim, now: Seconds) -> Seconds:

@@ -183,15 +183,15 @@ class VirtualRun:
     def _begin(self, request: int, place: _Place) -> None:
         call, now = self._calls[request], self._now
         self._admitted_at[request] = now
-        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
-        if place.phase is Phase.IDLE:
+        if place.engine.is_idle and place.phase is Phase.IDLE:
             place.enter(Phase.SERVING, now)
+        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
 
     def _advance(self, place: _Place) -> None:
         now = self._now = max(self._now, place.engine.next_at)
         request, has_ended = place.engine.advance()
         if math.isnan(self._first_token_at[request]):
-            if place.phase is Phase.WAKING and not has_ended:
+            if not has_ended and place.phase is Phase.WAKING:
                 place.held_back.add(request)
             else:
                 self._first_token_at[request] = now
@@ -202,7 +202,7 @@ class VirtualRun:
         self._open -= 1
         if not self._scheduler.done(request, place.name, True, now):
             self._handle(RequestDone(request, place.name))
-        if place.phase is Phase.SERVING and place.engine.is_idle:
+        if place.engine.is_idle and place.phase is Phase.SERVING:
             place.enter(Phase.IDLE, now)
 
     def _settle(self) -> None:
