@@ -65,7 +65,7 @@ class Scheduler:
         if type(model.state) is Serving:
             if model.waiting or world.stopping_until is not None or (len(model.in_flight) <= 1 and len(world.turns)):
                 return False
-        elif type(model.state) is not Draining or not self._only_waits_for(model, now):
+        elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._only_waits(now):
             return False
         admission.finish(world, model, request, completed, now)
         return True
@@ -74,15 +74,19 @@ class Scheduler:
         """Apply one event, then do whatever has become due. The actions are to be performed in order."""
         self._world.event_name = type(event).__name__
         self._apply(event, now)
-        self._settle(now)
+        if type(event) is RequestArrived and self._only_waits(now):
+            self._set_timer(math.inf)
+        else:
+            self._settle(now)
         actions, self._world.actions = self._world.actions, []
         return actions
 
-    def _only_waits_for(self, model: Model, now: Seconds) -> bool:
-        """Whether all there is to do is to wait for the last request of a draining model, and this is not the last."""
-        if len(model.in_flight) <= 1 or (self._timer is not None and self._timer <= now):
+    def _only_waits(self, now: Seconds) -> bool:
+        """Whether nothing is due, and nothing can be decided until the models of the one switch have left or come."""
+        if self._world.commands or (self._timer is not None and self._timer <= now):
             return False
-        return not self._world.commands and switching.takes_everything_from(self._world, model)
+        claim = switching.claim_of_all(self._world)
+        return claim is not None and switching.is_under_way(self._world, claim)
 
     def _apply(self, event: Event, now: Seconds) -> None:
         world = self._world

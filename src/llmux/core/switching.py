@@ -24,6 +24,8 @@ from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
 
 NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
 
+_LEAVING = frozenset((Draining, Evicting))
+
 CANDIDATES_MAX = 8
 """How many of the models whose turn is next a policy chooses among, so that a decision's cost has a bound."""
 
@@ -334,12 +336,19 @@ def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
     return math.inf
 
 
-def takes_everything_from(world: World, model: Model) -> bool:
-    """Whether the one switch under way needs every GPU, and has a model leave for it."""
+def claim_of_all(world: World) -> Claim | None:
+    """The one switch that has been decided, if it needs every GPU."""
     if len(world.claims) != 1:
-        return False
+        return None
     claim = next(iter(world.claims.values()))
-    return model.name in claim.victims and len(world.models[claim.target].spec.awake) >= len(world.capacity)
+    return claim if len(world.models[claim.target].spec.awake) >= len(world.capacity) else None
+
+
+def is_under_way(world: World, claim: Claim) -> bool:
+    """Whether the target is being woken, or somebody is leaving for it."""
+    return claim.wake_began_at is not None or not _LEAVING.isdisjoint(
+        [type(world.models[name].state) for name in claim.victims]
+    )
 
 
 def is_wanted(world: World, model: Model) -> bool:
