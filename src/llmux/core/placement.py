@@ -39,7 +39,10 @@ def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Iterable[Hold
         return ()
     left = dict(free)
     chosen: list[Holder] = []
-    for holder in sorted(holders, key=lambda holder: holder.price):
+    cheapest_first = list(holders)
+    if len(cheapest_first) > 1:
+        cheapest_first.sort(key=lambda holder: holder.price)
+    for holder in cheapest_first:
         if _helps(holder.frees, needed, left):
             chosen.append(holder)
             for gpu, size in holder.frees.items():

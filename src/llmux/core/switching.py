@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.identity import Footprint, GpuId, Seconds
@@ -30,8 +31,7 @@ CANDIDATES_MAX = 8
 """How many of the models whose turn is next a policy chooses among, so that a decision's cost has a bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How room is made for a model: who leaves, and whether by stopping, because asleep they would hold too much."""
 
     victims: tuple[str, ...]
@@ -111,9 +111,10 @@ class View:
             return self._incumbents(model)
         # Models that ask for the same memory and hold none of it have the same ones in their way.
         key = id(model.spec.awake)
-        if key not in self._same_for_all:
-            self._same_for_all[key] = self._incumbents(model)
-        return self._same_for_all[key]
+        incumbents = self._same_for_all.get(key)
+        if incumbents is None:
+            incumbents = self._same_for_all[key] = self._incumbents(model)
+        return incumbents
 
     def _incumbents(self, model: Model) -> Sequence[Incumbent]:
         made = plan(self.world, model)
