@@ -2,7 +2,8 @@
 
 Two workloads, made up from a seed: one busy model with a second one asked every few minutes (the model that is asked
 is mostly there), and two models that take turns all the time, so that most requests wait and each switch is decided.
-``simulated`` is the virtual run alone, ``with_figures`` adds the summing up. Processor time, best of some rounds.
+``simulated`` is the virtual run alone, ``with_figures`` adds the summing up. Processor time, best of some rounds. The
+bar holds for both workloads and every policy.
 
     python bench/simulate/run.py [--requests 100000] [--check]
 """
@@ -18,7 +19,7 @@ from llmux.simulation.virtual.scenario import build_scenario, simulate, summaris
 from llmux.simulation.workload.call import TracedCall
 
 BAR_PER_SECOND = 50_000
-ROUNDS = 3
+ROUNDS = 5
 SHARES = {"mostly_resident": 0.0005, "taking_turns": 0.4}
 
 
@@ -49,7 +50,7 @@ def measure(calls: list[TracedCall], policy: PolicyType) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Print the figures; exit code 1 if the bar is missed with a resident model and ``--check`` was given."""
+    """Print the figures; exit code 1 if any policy misses the bar in either workload and ``--check`` was given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--check", action="store_true", help="fail where the bar is missed")
@@ -62,8 +63,7 @@ def main() -> int:
         figures[name] = {
             policy: {"simulated": round(run), "with_figures": round(both)} for policy, (run, both) in rates.items()
         }
-        if name == "mostly_resident":
-            slowest = min(run for run, _ in rates.values())
+        slowest = min(slowest, *(run for run, _ in rates.values()))
     print(json.dumps(figures, indent=2))
     return int(options.check and slowest < BAR_PER_SECOND)
 

@@ -27,6 +27,7 @@ from tests.simulation.test_core_simulation import (
     test_several_gpus_do_not_starve_a_model_that_needs_them_all as several_gpus,
 )
 from tests.support.core_scenarios import random_walk
+from tests.unit.core.policies.test_adaptive import LONGEST_TURNS
 from tests.unit.core.policies.test_adaptive import test_an_overdue_model_does_not_cut_a_turn_short as turn_is_kept
 from tests.unit.core.policies.test_adaptive import test_catching_up_has_an_end as turn_has_an_end
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
@@ -36,6 +37,7 @@ from tests.unit.core.test_freezing import (
 from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_is_drained as drains_instead
 from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
 from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
+from tests.unit.core.test_lifecycle import test_the_back_off_doubles_up_to_a_minute as back_off_doubles
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ FAULTS = (
         "revoke_all(world, model, EngineDied(model.name, event.reason), now)",
         "pass",
     ),
-    Fault("forgets the timer of a back-off", Scheduler._set_timer, "_retry_at(model) for model in", "1e9 for model in"),
-    Fault("forgets to look again when a policy waits", Scheduler._set_timer, "[look_again_at, ", "["),
+    Fault("forgets the timer of a back-off", Scheduler._set_timer, "_retry_at(model))", "1e9)"),
+    Fault("forgets to look again when a policy waits", Scheduler._set_timer, "min(look_again_at, ", "min(1e9, "),
     Fault(
         "leaves Waking after a failed wake",
         lifecycle._fail,
@@ -67,20 +69,20 @@ FAULTS = (
     Fault(
         "counts a departed waiter as demand",
         switching.is_wanted,
-        "if model.head_since is not None",
+        "if model.is_asked_for",
         "if True",
     ),
     Fault(
         "forgets to call off a switch",
         switching.call_off_unwanted,
-        "in unwanted:",
-        "in unwanted[:0]:",
+        "in list(world.claims.values()):",
+        "in ():",
     ),
     Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_turn_end)", ", 0.0)"),
     Fault("ignores who is overdue", switching._next_target, "if overdue_at <= now:", "if False:"),
     Fault("ignores the drain's deadline", lifecycle.finish_drain, "now >= model.state.deadline", "False"),
-    Fault("believes that half the memory is enough", placement.fits, ">= size", ">= size // 2"),
-    Fault("forgets what sleepers hold", World.held, "self.with_residue.values()", "()"),
+    Fault("believes that half the memory is enough", placement.fits, "< size:", "< size // 2:"),
+    Fault("forgets what sleepers hold", Model.footprint, "self.spec.residue(asleep)", "{}"),
     Fault(
         "accepts the outcome of an old instance",
         Scheduler._apply,
@@ -117,15 +119,17 @@ FAULTS = (
         "False",
     ),
     Fault("freezes what the mode would keep frozen", lifecycle.freezes, "and world.allows(model.name)", ""),
-    Fault("does not count the frozen as demand", Model.head_since.fget, "and not self.frozen", ""),  # type: ignore[attr-defined]
+    Fault("does not count the frozen as demand", Model.head_since.fget, "if not self.frozen", "if True"),  # type: ignore[attr-defined]
     Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
     Fault("cuts a policy's turn short", switching._turn_ends_at, "model.state.since + turn", "0.0"),
-    Fault("lets a turn last for ever", Adaptive.turn_seconds, "elapsed >= longest", "False"),
+    Fault("lets a turn last for ever", Adaptive.turn_seconds, "now >= leaving.since + longest", "False"),
     Fault("forgets the turn in the bound", Scheduler.wait_bound, "max(world.limits.min_active_seconds, ", "min(0.0, "),
     Fault("lets batch requests starve", Lanes.first, "+ self.patience_seconds <", "+ 1e9 <"),
     Fault("puts batch requests first", Lanes.first, "+ self.patience_seconds <", "- 1e9 <"),
     Fault("forgets who was away", Lanes.add_again, "(request, *reversed(older))", "()"),
     Fault("ignores a model's own max_wait_seconds", World.refresh_turn, "model.max_wait_seconds", "15.0"),
+    Fault("never hears of a first token", Model.answer, "    self.unanswered.discard(request)\n", ""),
+    Fault("waits for the first token of what was revoked", admission.revoke_all, "model.unanswered -= ", "_ = "),
     Fault("admits above max_in_flight", Model.has_room.fget, "< self", "<= self"),  # type: ignore[attr-defined]
 )
 
@@ -161,11 +165,13 @@ def _everything() -> None:
     several_gpus("fifo")
     pin_rolls_back()
     back_off_resets()
+    back_off_doubles()
     drains_instead()
     stays_as_long()
     dies_asleep()
     turn_is_kept()
-    turn_has_an_end()
+    for leaving, longest in LONGEST_TURNS:
+        turn_has_an_end(leaving, longest)
 
 
 def test_without_a_fault_nothing_is_noticed():

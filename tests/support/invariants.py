@@ -2,6 +2,7 @@
 
 from llmux.core.identity import GpuId
 from llmux.core.model import Model
+from llmux.core.placement import free_memory
 from llmux.core.priority import Priority
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Draining, Evicting, Failed, Serving, Stuck, Waking
@@ -54,8 +55,11 @@ def _check_model(world: World, model: Model, now: float) -> None:
 def _check_indexes(world: World, now: float) -> None:
     models = world.models.values()
     assert world.on_gpu == {m.name: m for m in models if isinstance(m.state, ON_GPU)}
+    assert world.draining == {m.name: m for m in models if isinstance(m.state, Draining)}
     assert world.with_residue == {m.name: m for m in models if isinstance(m.state, Asleep) and m.held}
     backing_off = {m.name: m for m in models if isinstance(m.state, Failed | Stuck) and m.state.retry_at > now}
+    assert all(model.held == model.footprint(model.state) for model in models)
+    assert world.free == free_memory(world.capacity, [model.held for model in models])
     assert world.backing_off == ({} if world.shutdown_reported else backing_off)
     demanded = {m.name for m in models if m.waiting or m.frozen}
     wanted = {m.name for m in models if m.name in demanded and m.can_be_woken(now) and world.allows(m.name)}

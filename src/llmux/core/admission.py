@@ -34,10 +34,11 @@ def is_open(world: World, model: Model) -> bool:
 def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
     """A new request: admitted, queued or refused."""
     model = world.models[event.model]
-    refusal = _refusal(world, model, event, now)
+    opened = is_open(world, model)
+    refusal = _refusal(world, model, event, opened, now)
     if refusal is not None:
         world.emit(Reject(event.request, refusal))
-    elif is_open(world, model) or (not event.may_wake and isinstance(model.state, Serving)):
+    elif opened or (not event.may_wake and isinstance(model.state, Serving)):
         model.traffic.arrived += 1
         admit(world, model, event.request, event.streams, now)
     else:
@@ -47,7 +48,8 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
             world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority, event.streams)
         )
         model.lanes.add(event.request, event.priority, now)
-        world.refresh_turn(model, now)
+        if len(model.waiting) == 1:  # else it is not the head that this changed
+            world.refresh_turn(model, now)
 
 
 def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
@@ -106,7 +108,8 @@ def finish(world: World, model: Model, request: int, completed: bool, now: Secon
 
 def expire(world: World, now: Seconds) -> None:
     """End the requests that have waited too long."""
-    for request, model in world.overdue_requests(now):
+    while (expired := world.next_expired(now)) is not None:
+        request, model = expired
         if request in model.frozen:
             since = model.frozen[request].since
             _take_frozen(world, model, request, now)
@@ -176,13 +179,13 @@ def refuse_disallowed(world: World, now: Seconds) -> None:
         world.refresh_turn(model, now)
 
 
-def _refusal(world: World, model: Model, event: RequestArrived, now: Seconds) -> RequestError | None:
+def _refusal(world: World, model: Model, event: RequestArrived, opened: bool, now: Seconds) -> RequestError | None:
     standing = _standing_refusal(world, model, now)
     if standing is not None:
         return standing
     if not event.may_wake:
         return None if isinstance(model.state, Serving) and model.has_room else ModelNotLoaded(model.name)
-    if is_open(world, model):
+    if opened:
         return None
     if world.queued_requests >= world.limits.queue_limit_requests:
         return QueueFull(f"queue_limit_requests {world.limits.queue_limit_requests}")

@@ -42,6 +42,11 @@ class Eviction:
         """Whether the model can be woken afterwards without a cold start."""
         return self.process is not Process.STOP
 
+    @property
+    def leaves_the_gpu(self) -> bool:
+        """Whether any memory is given back; what retains its weights in a running process stays where it is."""
+        return self.weights is not Weights.RETAIN or self.process is not Process.KEEP_RUNNING
+
     def is_deeper_than(self, other: Self) -> bool:
         """Whether a model that left by ``other`` can go on to leave by this, without being woken in between."""
         order = tuple(Process)

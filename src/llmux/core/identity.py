@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Seconds = float
 """A duration, or a point on the caller's monotonic clock."""
@@ -18,9 +19,8 @@ class InstanceId:
         return f"{self.model}#{self.generation}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class GpuId:
-    """One GPU of one host."""
+class GpuId(NamedTuple):
+    """One GPU of one host. A tuple, since every decision looks it up in mappings many times."""
 
     host: str
     uuid: str
@@ -31,6 +31,8 @@ Footprint = Mapping[GpuId, int]
 
 EVERY_GPU = GpuId("local", "all")
 """Stands for all GPUs together, while the configuration declares no sizes."""
+
+NOTHING: Footprint = {}
 
 ALL_OF_IT: Footprint = {EVERY_GPU: 1}
 """The footprint of a model without any declaration: all of every GPU."""

@@ -2,9 +2,10 @@
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import Footprint, InstanceId, Seconds
+from llmux.core.identity import NOTHING, Footprint, InstanceId, Seconds
 from llmux.core.priority import Lanes, Priority
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
@@ -13,8 +14,7 @@ from llmux.core.traffic import Traffic
 STORY_LENGTH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A queued request. ``arrived_at`` orders it; ``deadline`` is when it has waited too long."""
 
     arrived_at: Seconds
@@ -44,7 +44,7 @@ class Chapter:
 
 
 class Model:
-    """Everything the scheduler knows of one model. Only ``World`` changes ``state``."""
+    """Everything the scheduler knows of one model. Only ``World`` changes ``state`` and ``held``."""
 
     __slots__ = (
         "can_freeze",
@@ -52,6 +52,7 @@ class Model:
         "failures",
         "frozen",
         "generation",
+        "held",
         "idle_since",
         "in_flight",
         "instance",
@@ -59,6 +60,7 @@ class Model:
         "last_turn_end",
         "made_room",
         "max_wait_seconds",
+        "name",
         "spec",
         "state",
         "story",
@@ -71,8 +73,12 @@ class Model:
 
     def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds) -> None:
         self.spec = spec
+        self.name = spec.name
+        """The name clients ask for."""
         self.max_wait_seconds = max_wait_seconds if spec.max_wait_seconds is None else spec.max_wait_seconds
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
+        self.held: Footprint = self.footprint(self.state)
+        """The GPU memory it holds now."""
         self.generation = 0
         self.instance = InstanceId(spec.name, 0)
         """The model's present engine, or its last one."""
@@ -98,11 +104,6 @@ class Model:
         self.last_turn_end: Seconds = float("-inf")
         self.traffic = Traffic()
         self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
-
-    @property
-    def name(self) -> str:
-        """The name clients ask for."""
-        return self.spec.name
 
     def begin(self, request: int, *, streams: bool, now: Seconds) -> None:
         """A request goes to the engine."""
@@ -145,27 +146,31 @@ class Model:
     def eviction(self) -> Eviction:
         """How the model leaves the GPU: the operator's override, else the configured one, unless that changes it."""
         chosen = self.eviction_override or self.spec.eviction
-        return STOP if chosen in self.unfaithful else chosen
+        return STOP if self.unfaithful and chosen in self.unfaithful else chosen
 
-    @property
-    def held(self) -> Footprint:
-        """The GPU memory the model holds in its present state."""
-        match self.state:
+    def footprint(self, state: State) -> Footprint:
+        """The GPU memory the model holds in a state."""
+        match state:
             case Asleep(eviction=asleep) | Evicting(asleep=Eviction() as asleep) | Stuck(asleep=Eviction() as asleep):
                 return self.spec.residue(asleep)
             case Waking() | Serving() | Draining() | Evicting() | Stuck():
                 return self.spec.awake
             case _:
-                return {}
+                return NOTHING
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether requests wait for the model, queued or frozen."""
+        return bool(self.waiting or self.frozen)
 
     @property
     def head_since(self) -> Seconds | None:
         """Since when the longest-waiting request waits, queued or frozen; None if nothing does."""
-        if not self.waiting and not self.frozen:
-            return None
-        queued = next(iter(self.waiting.values())).arrived_at if self.waiting else float("inf")
-        frozen = next(iter(self.frozen.values())).since if self.frozen else float("inf")
-        return min(queued, frozen)
+        queued = next(iter(self.waiting.values())).arrived_at if self.waiting else None
+        if not self.frozen:
+            return queued
+        frozen = next(iter(self.frozen.values())).since
+        return frozen if queued is None else min(queued, frozen)
 
     @property
     def has_room(self) -> bool:

@@ -22,11 +22,13 @@ class Lanes:
     so nobody is passed for ever. Each step is O(1), but for a request that comes back: O(those older than it).
     """
 
-    __slots__ = ("_lines", "patience_seconds")
+    __slots__ = ("_batch", "_interactive", "_lines", "patience_seconds")
 
     def __init__(self, patience_seconds: Seconds) -> None:
         self.patience_seconds = patience_seconds
-        self._lines: dict[Priority, OrderedDict[int, Seconds]] = {priority: OrderedDict() for priority in Priority}
+        self._interactive: OrderedDict[int, Seconds] = OrderedDict()
+        self._batch: OrderedDict[int, Seconds] = OrderedDict()
+        self._lines = {Priority.INTERACTIVE: self._interactive, Priority.BATCH: self._batch}
 
     def add(self, request: int, priority: Priority, arrived_at: Seconds) -> None:
         """Let a request that has just come stand at the end of its line."""
@@ -46,11 +48,9 @@ class Lanes:
 
     def first(self) -> int | None:
         """Who is admitted next."""
-        interactive = next(iter(self._lines[Priority.INTERACTIVE].items()), None)
-        batch = next(iter(self._lines[Priority.BATCH].items()), None)
-        if interactive is None or batch is None:
-            one = interactive or batch
-            return None if one is None else one[0]
+        if not self._interactive or not self._batch:
+            return next(iter(self._interactive or self._batch), None)
+        interactive, batch = next(iter(self._interactive.items())), next(iter(self._batch.items()))
         return batch[0] if batch[1] + self.patience_seconds < interactive[1] else interactive[0]
 
     def members(self, priority: Priority) -> Mapping[int, Seconds]:

@@ -1,8 +1,10 @@
 """The scheduler: the one place where events become actions.
 
-``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting.
+``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting, and
+``done`` for one that drains while nothing else can be decided.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
@@ -64,9 +66,10 @@ class Scheduler:
         """End a request that nobody waits behind; False means: send ``RequestDone`` instead."""
         world = self._world
         model = world.models[name]
-        if type(model.state) is not Serving or model.waiting or world.stopping_until is not None:
-            return False
-        if len(model.in_flight) <= 1 and len(world.turns):
+        if type(model.state) is Serving:
+            if model.waiting or world.stopping_until is not None or (len(model.in_flight) <= 1 and len(world.turns)):
+                return False
+        elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._only_waits(now):
             return False
         admission.finish(world, model, request, completed, now)
         return True
@@ -75,9 +78,19 @@ class Scheduler:
         """Apply one event, then do whatever has become due. The actions are to be performed in order."""
         self._world.event_name = type(event).__name__
         self._apply(event, now)
-        self._settle(now)
+        if type(event) is RequestArrived and self._only_waits(now):
+            self._set_timer(math.inf)
+        else:
+            self._settle(now)
         actions, self._world.actions = self._world.actions, []
         return actions
+
+    def _only_waits(self, now: Seconds) -> bool:
+        """Whether nothing is due, and nothing can be decided until the models of the one switch have left or come."""
+        if self._world.commands or (self._timer is not None and self._timer <= now):
+            return False
+        claim = switching.claim_of_all(self._world)
+        return claim is not None and switching.is_under_way(self._world, claim)
 
     def _apply(self, event: Event, now: Seconds) -> None:
         world = self._world
@@ -89,6 +102,8 @@ class Scheduler:
             case RequestDone(request, name, completed):
                 admission.finish(world, world.models[name], request, completed, now)
                 admission.admit_waiting(world, world.models[name], now)
+            case TimerFired():
+                self._timer = None
             case RequestReturned():
                 admission.come_back(world, event, now)
             case WakeDone(instance, error):
@@ -105,8 +120,6 @@ class Scheduler:
                     commands.end_sleep(world, model, eviction, error, now)
             case InstanceExited(instance):
                 lifecycle.instance_exited(world, world.models[instance.model], event, now)
-            case TimerFired():
-                self._timer = None
             case ModeChanged():
                 commands.change_mode(world, event, now)
             case SwitchRequested():
@@ -126,8 +139,9 @@ class Scheduler:
         """Level-triggered: look at what is, and do what should be. Each step is idempotent."""
         world = self._world
         admission.expire(world, now)
-        self._retry_failures(now)
-        look_again_at = float("inf")
+        if world.backing_off:
+            self._retry_failures(now)
+        look_again_at = math.inf
         if world.stopping_until is not None:
             commands.advance_shutdown(world, now)
             self._finish_drains(now)
@@ -136,14 +150,17 @@ class Scheduler:
                 world.backing_off.clear()
                 world.emit(ShutdownDone())
         else:
-            switching.call_off_unwanted(world, now)
-            commands.advance_commands(world, now)
+            if world.claims:
+                switching.call_off_unwanted(world, now)
+            if world.commands:
+                commands.advance_commands(world, now)
             if world.commands or len(world.turns):
                 look_again_at = switching.decide(world, now)
             elif world.wanted_at:
                 world.wanted_at = {}
-            self._finish_drains(now)
-            for claim in list(world.claims.values()):
+            if world.draining:
+                self._finish_drains(now)
+            for claim in world.claims.values():
                 look_again_at = min(look_again_at, switching.advance(world, claim, now))
         self._set_timer(look_again_at)
 
@@ -157,16 +174,20 @@ class Scheduler:
                 world.refresh_turn(model, now)
 
     def _finish_drains(self, now: Seconds) -> None:
-        for model in [model for model in self._world.on_gpu.values() if isinstance(model.state, Draining)]:
-            lifecycle.finish_drain(self._world, model, now)
+        # In the order of their wakes; what begins to leave is still on the GPU, so that nothing is taken out meanwhile.
+        for model in self._world.on_gpu.values():
+            if isinstance(model.state, Draining):
+                lifecycle.finish_drain(self._world, model, now)
 
     def _set_timer(self, look_again_at: Seconds) -> None:
         world = self._world
-        times = [look_again_at, world.next_deadline()]
-        times += [model.state.deadline for model in world.on_gpu.values() if isinstance(model.state, Draining)]
-        times += [_retry_at(model) for model in world.backing_off.values()]
-        earliest = min(times)
-        if earliest != float("inf") and earliest != self._timer:
+        earliest = min(look_again_at, world.next_deadline(look_again_at))
+        for model in world.draining.values():
+            assert isinstance(model.state, Draining)
+            earliest = min(earliest, model.state.deadline)
+        for model in world.backing_off.values():
+            earliest = min(earliest, _retry_at(model))
+        if earliest != math.inf and earliest != self._timer:
             self._timer = earliest
             world.emit(SetTimer(earliest))
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmux.core.eviction import STOP, Drain, Eviction, Process, Weights
-from llmux.core.identity import ALL_OF_IT, Footprint, Seconds
+from llmux.core.eviction import STOP, Drain, Eviction
+from llmux.core.identity import ALL_OF_IT, NOTHING, Footprint, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class ModelSpec:
 
     def residue(self, eviction: Eviction) -> Footprint:
         """What the model still holds on the GPUs after it left by ``eviction``."""
-        if eviction.weights is Weights.RETAIN and eviction.process is Process.KEEP_RUNNING:
+        if not eviction.leaves_the_gpu:
             return self.awake
-        return self.asleep.get(eviction, {})
+        return self.asleep.get(eviction, NOTHING) if self.asleep else NOTHING
 
 
 @dataclass(frozen=True, slots=True)

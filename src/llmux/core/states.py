@@ -88,6 +88,9 @@ State: TypeAlias = Cold | Asleep | Waking | Serving | Draining | Evicting | Stuc
 ON_GPU = (Waking, Serving, Draining, Evicting, Stuck)
 """The states in which a model holds the memory of an awake one."""
 
+HAS_ITS_TURN = (Serving, Draining)
+OUT_OF_ORDER = (Failed, Stuck)
+
 
 @dataclass(frozen=True, slots=True)
 class Auto:

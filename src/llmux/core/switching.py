@@ -1,8 +1,10 @@
 """Switches: deciding on one, making room, waking the target, calling one off."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.identity import Footprint, GpuId, Seconds
@@ -16,19 +18,20 @@ from llmux.core.lifecycle import (
     stop_draining,
 )
 from llmux.core.model import Model
-from llmux.core.placement import Holder, fits, free_memory, victims
+from llmux.core.placement import Holder, fits, victims
 from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
 
 NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
 
+_LEAVING = frozenset((Draining, Evicting))
+
 CANDIDATES_MAX = 8
 """How many of the models whose turn is next a policy chooses among, so that a decision's cost has a bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How room is made for a model: who leaves, and whether by stopping, because asleep they would hold too much."""
 
     victims: tuple[str, ...]
@@ -38,43 +41,44 @@ class Plan:
 def plan(world: World, model: Model) -> Plan | None:
     """How room could be made for a model now; None while what is in its way is itself on the move."""
     free = _unreserved(world, model)
-    holders = list(_holders(world, model))
-    gentle = victims(model.spec.awake, free, [_holder(world, holder, by_stopping=False) for holder in holders])
+    gentle = victims(model.spec.awake, free, _holders(world, model, by_stopping=False))
     if gentle is not None:
         return Plan(gentle)
-    harsh = victims(model.spec.awake, free, [_holder(world, holder, by_stopping=True) for holder in holders])
+    harsh = victims(model.spec.awake, free, _holders(world, model, by_stopping=True))
     return None if harsh is None else Plan(harsh, by_stopping=True)
 
 
 def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
     """Memory that is neither held by another model nor reserved by another switch."""
-    free = free_memory(world.capacity, world.held())
+    free = dict(world.free)
     for gpu, size in model.held.items():
         free[gpu] += size
-    reserved = [
-        world.models[claim.target].spec.awake
-        for claim in world.claims.values()
-        if claim.wake_began_at is None and claim.target != model.name
-    ]
-    return free_memory(free, reserved)
+    for claim in world.claims.values():
+        if claim.wake_began_at is None and claim.target != model.name:
+            for gpu, size in world.models[claim.target].spec.awake.items():
+                free[gpu] = free.get(gpu, 0) - size
+    return free
 
 
-def _holders(world: World, model: Model) -> Iterator[Model]:
+def _holders(world: World, model: Model, *, by_stopping: bool) -> Iterator[Holder]:
+    """Who could make room for a model, and what each would give back."""
     for other in world.with_residue.values():
         if other is not model and other.name not in world.claims:
-            yield other
+            yield Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end))
     for other in world.on_gpu.values():
-        if isinstance(other.state, Serving) and other.eviction != NEVER_LEAVES and other is not model:
-            yield other
+        if isinstance(other.state, Serving) and other is not model:
+            eviction = other.eviction
+            if eviction.leaves_the_gpu:
+                frees = other.spec.awake if by_stopping else _frees(other, eviction)
+                yield Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since))
 
 
-def _holder(world: World, model: Model, *, by_stopping: bool) -> Holder:
-    if isinstance(model.state, Asleep):
-        return Holder(model.name, model.held, (3 if model.frozen else 0, model.last_turn_end))
-    assert isinstance(model.state, Serving)
-    remains: Footprint = {} if by_stopping else model.spec.residue(model.eviction)
-    frees = {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
-    return Holder(model.name, frees, (1 if model.is_idle else 2, model.state.since))
+def _frees(model: Model, eviction: Eviction) -> Footprint:
+    """What a model on the GPU gives back when it leaves."""
+    if not model.spec.asleep:
+        return model.spec.awake
+    remains = model.spec.residue(eviction)
+    return {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
 
 
 @dataclass(slots=True)
@@ -89,14 +93,16 @@ class View:
 
     def oldest(self) -> Candidate | None:
         """See ``PolicyView``."""
-        first = self.world.turns.first()
-        if first is None:
-            return None
-        return self._candidate(first[0]) if self.is_free(first[0]) else next(self.candidates(), None)
+        name = self.next_in_turn()
+        return None if name is None else self._candidate(name)
 
     def candidates(self) -> Iterator[Candidate]:
         """See ``PolicyView``."""
-        return islice((self._candidate(name) for name in self.world.turns if self.is_free(name)), CANDIDATES_MAX)
+        return map(self._candidate, islice(filter(self.is_free, self.world.turns), CANDIDATES_MAX))
+
+    def next_in_turn(self) -> str | None:
+        """The first candidate's name."""
+        return next(filter(self.is_free, self.world.turns), None)
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         """See ``PolicyView``."""
@@ -105,14 +111,17 @@ class View:
             return self._incumbents(model)
         # Models that ask for the same memory and hold none of it have the same ones in their way.
         key = id(model.spec.awake)
-        if key not in self._same_for_all:
-            self._same_for_all[key] = self._incumbents(model)
-        return self._same_for_all[key]
+        incumbents = self._same_for_all.get(key)
+        if incumbents is None:
+            incumbents = self._same_for_all[key] = self._incumbents(model)
+        return incumbents
 
     def _incumbents(self, model: Model) -> Sequence[Incumbent]:
         made = plan(self.world, model)
-        others = [self.world.models[name] for name in (() if made is None else made.victims)]
-        return [self.incumbent(other) for other in others if isinstance(other.state, Serving)]
+        if made is None:
+            return ()
+        models = self.world.models
+        return [self.incumbent(models[name]) for name in made.victims if isinstance(models[name].state, Serving)]
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         """See ``PolicyView``."""
@@ -126,7 +135,7 @@ class View:
         """Whether no switch has been found for any of the GPUs that the model needs."""
         if name in self.looked_at or name in self.world.claims:
             return False
-        return self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
+        return not self.spoken_for or self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
 
     def speak_for(self, model: Model) -> None:
         """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
@@ -136,8 +145,9 @@ class View:
 
     def _candidate(self, name: str) -> Candidate:
         model = self.world.models[name]
-        assert model.head_since is not None
-        return Candidate(name, model.head_since, len(model.waiting) + len(model.frozen), model.spec.weight)
+        head_since = model.head_since
+        assert head_since is not None
+        return Candidate(name, head_since, len(model.waiting) + len(model.frozen), model.spec.weight)
 
     def incumbent(self, model: Model) -> Incumbent:
         """What a policy is told of a model that serves."""
@@ -177,9 +187,13 @@ class View:
 
 def decide(world: World, now: Seconds) -> Seconds:
     """Start every switch that is due; returns when to look again (infinity: when something happens)."""
-    view = View(world, now, {gpu for claim in world.claims.values() for gpu in world.models[claim.target].spec.awake})
-    look_again_at = float("inf")
     still_wanted: dict[str, Seconds] = {}
+    look_again_at = math.inf
+    spoken_for = _gpus_of_claims(world) if world.claims else set()
+    if len(spoken_for) >= len(world.capacity):
+        world.wanted_at = still_wanted
+        return look_again_at
+    view = View(world, now, spoken_for)
     while len(view.spoken_for) < len(world.capacity):
         target, until = _next_target(world, view, now)
         look_again_at = min(look_again_at, until)
@@ -199,37 +213,49 @@ def decide(world: World, now: Seconds) -> Seconds:
     return look_again_at
 
 
+def _gpus_of_claims(world: World) -> set[GpuId]:
+    """The GPUs for which a switch has been decided."""
+    gpus: set[GpuId] = set()
+    for claim in world.claims.values():
+        gpus.update(world.models[claim.target].spec.awake)
+    return gpus
+
+
 def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, Seconds]:
     """The operator's wish first, then whoever is overdue, then the policy's choice."""
-    command = next(iter(world.commands.values()), None)
+    command = next(iter(world.commands.values())) if world.commands else None
     if isinstance(command, SwitchCommand):
         commanded = world.models[command.model]
         if commanded.can_be_woken(now):
             if view.is_free(commanded.name):
-                return commanded, float("inf")
+                return commanded, math.inf
             _keep_free(view, commanded)
-    oldest = _next_in_turn(world, view, now)
-    if oldest is None:
-        return None, float("inf")
-    overdue_at = world.turns.overdue_at(oldest.model)
+    first = _next_in_turn(world, view, now)
+    if first is None:
+        return None, math.inf
+    name, overdue_at = first
     if overdue_at <= now:
-        return world.models[oldest.model], float("inf")
+        return world.models[name], math.inf
     choice = world.policy.choose(view, now)
     if isinstance(choice, Bring):
-        return world.models[choice.model], float("inf")
+        return world.models[choice.model], math.inf
     return None, min(choice.until, overdue_at)
 
 
-def _next_in_turn(world: World, view: View, now: Seconds) -> Candidate | None:
-    """The first candidate; the GPUs of overdue ones that still wait for another GPU are not given to anybody else."""
+def _next_in_turn(world: World, view: View, now: Seconds) -> tuple[str, Seconds] | None:
+    """The first candidate, and when it is overdue.
+
+    The GPUs of overdue ones that still wait for another GPU are not given to anybody else.
+    """
     first = world.turns.first()
     if first is None or view.is_free(first[0]):
-        return view.oldest()
+        return first
     for name in world.turns:
         if world.turns.overdue_at(name) > now or view.is_free(name):
             break
         _keep_free(view, world.models[name])
-    return view.oldest()
+    free = view.next_in_turn()
+    return None if free is None else (free, world.turns.overdue_at(free))
 
 
 def _keep_free(view: View, model: Model) -> None:
@@ -238,13 +264,16 @@ def _keep_free(view: View, model: Model) -> None:
 
 
 def _ready_at(world: World, made: Plan) -> Seconds:
-    return max((_may_leave_at(world, name) for name in made.victims), default=float("-inf"))
+    ready_at = -math.inf
+    for name in made.victims:
+        ready_at = max(ready_at, _may_leave_at(world, name))
+    return ready_at
 
 
 def _may_leave_at(world: World, name: str) -> Seconds:
     model = world.models[name]
     if not isinstance(model.state, Serving):
-        return float("-inf")
+        return -math.inf
     stays = world.limits.min_active_seconds
     if model.in_flight and freezes(world, model, model.eviction):
         # Frozen again any sooner, its requests might be read again and again and never come on.
@@ -255,9 +284,9 @@ def _may_leave_at(world: World, name: str) -> Seconds:
 def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
     """When the policy lets those go that still have work; an operator's command does not ask it."""
     world = view.world
-    if _is_commanded(world, target):
-        return float("-inf")
-    ends_at = float("-inf")
+    if world.commands and _is_commanded(world, target):
+        return -math.inf
+    ends_at = -math.inf
     for name in made.victims:
         model = world.models[name]
         if isinstance(model.state, Serving) and not model.is_idle:
@@ -292,46 +321,57 @@ def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None
 
 def call_off_unwanted(world: World, now: Seconds) -> None:
     """Call off the switches that nobody wants any more and whose wake has not begun."""
-    unwanted = [
-        claim
-        for claim in world.claims.values()
-        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target])
-    ]
-    for claim in unwanted:
-        _call_off(world, claim, now)
+    for claim in list(world.claims.values()):
+        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target]):
+            _call_off(world, claim, now)
 
 
 def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
     """Take a switch as far as it can go; returns when to look again (infinity: when something happens)."""
     target = world.models[claim.target]
     if claim.wake_began_at is not None:
-        return float("inf")
-    leaving = [world.models[name].state for name in claim.victims]
-    if claim.evict_began_at is None and any(not isinstance(state, Draining) for state in leaving):
+        return math.inf
+    leaving = [type(world.models[name].state) for name in claim.victims]
+    if claim.evict_began_at is None and leaving.count(Draining) < len(leaving):
         claim.evict_began_at = now
-    if any(isinstance(state, Draining | Evicting) for state in leaving):
-        return float("inf")
+    if Draining in leaving or Evicting in leaving:
+        return math.inf
     if not target.can_be_woken(now):
-        return float("inf")
+        return math.inf
     if fits(target.spec.awake, _unreserved(world, target)):
         claim.wake_began_at = now
         begin_wake(world, target, now)
-        return float("inf")
+        return math.inf
     # A victim left in another way than planned and holds too much asleep, or a new one stands in the way.
     made = plan(world, target)
     if made is None:
-        return float("inf")
+        return math.inf
     ready_at = _ready_at(world, made)
     if ready_at > now:
         return ready_at
     claim.victims = made.victims
     _vacate(world, made, now)
-    return float("inf")
+    return math.inf
+
+
+def claim_of_all(world: World) -> Claim | None:
+    """The one switch that has been decided, if it needs every GPU."""
+    if len(world.claims) != 1:
+        return None
+    claim = next(iter(world.claims.values()))
+    return claim if len(world.models[claim.target].spec.awake) >= len(world.capacity) else None
+
+
+def is_under_way(world: World, claim: Claim) -> bool:
+    """Whether the target is being woken, or somebody is leaving for it."""
+    return claim.wake_began_at is not None or not _LEAVING.isdisjoint(
+        [type(world.models[name].state) for name in claim.victims]
+    )
 
 
 def is_wanted(world: World, model: Model) -> bool:
     """Whether somebody waits for the model: a client that it may serve, or the operator."""
-    if model.head_since is not None and world.allows(model.name):
+    if model.is_asked_for and world.allows(model.name):
         return True
     return _is_commanded(world, model)
 

@@ -1,8 +1,9 @@
 """The scheduler's whole state, and the few primitives by which it changes."""
 
 import heapq
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,9 +11,22 @@ from llmux.core.actions import Action
 from llmux.core.eviction import Eviction
 from llmux.core.identity import Footprint, GpuId, Seconds
 from llmux.core.model import Chapter, Model
+from llmux.core.placement import free_memory
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import ON_GPU, Asleep, Auto, Cold, Draining, Failed, Mode, Serving, State, Stuck
+from llmux.core.states import (
+    HAS_ITS_TURN,
+    ON_GPU,
+    OUT_OF_ORDER,
+    Asleep,
+    Auto,
+    Cold,
+    Draining,
+    Failed,
+    Mode,
+    State,
+    Stuck,
+)
 from llmux.core.switch_costs import SwitchCosts
 from llmux.core.turn_order import TurnOrder
 
@@ -60,6 +74,8 @@ class World:
         self.limits = limits
         self.policy = policy
         self.capacity = dict(capacity)
+        self.free = free_memory(capacity, [model.held for model in self.models.values()])
+        """What no model holds on each GPU."""
         self.costs = SwitchCosts()
         self.mode: Mode = Auto()
         self.stopping_until: Seconds | None = None
@@ -68,6 +84,7 @@ class World:
         self.wanted_at: dict[str, Seconds] = {}
         self.commands: OrderedDict[int, Command] = OrderedDict()
         self.on_gpu: dict[str, Model] = {}
+        self.draining: dict[str, Model] = {}
         self.with_residue: dict[str, Model] = {}
         self.backing_off: dict[str, Model] = {}
         self.turns = TurnOrder()
@@ -89,18 +106,29 @@ class World:
     def set_state(self, model: Model, state: State, now: Seconds) -> None:
         """The only place where a model's state changes."""
         model.story.append(Chapter(now, self.event_name, model.state, state))
-        if isinstance(model.state, Serving | Draining) and not isinstance(state, Serving | Draining):
+        if isinstance(model.state, HAS_ITS_TURN) and not isinstance(state, HAS_ITS_TURN):
             model.last_turn_end = now
         model.state = state
+        self._hold(model, model.footprint(state))
         _keep(self.on_gpu, model, isinstance(state, ON_GPU))
+        _keep(self.draining, model, isinstance(state, Draining))
         _keep(self.with_residue, model, isinstance(state, Asleep) and bool(model.held))
-        _keep(self.backing_off, model, isinstance(state, Failed | Stuck))
+        _keep(self.backing_off, model, isinstance(state, OUT_OF_ORDER))
         self.refresh_turn(model, now)
+
+    def _hold(self, model: Model, footprint: Footprint) -> None:
+        if footprint is model.held:
+            return
+        for gpu, size in model.held.items():
+            self.free[gpu] += size
+        for gpu, size in footprint.items():
+            self.free[gpu] = self.free.get(gpu, 0) - size
+        model.held = footprint
 
     def refresh_turn(self, model: Model, now: Seconds) -> None:
         """Bring the turn order in line after the model's queue or state changed."""
-        head_since = model.head_since
-        if head_since is not None and model.can_be_woken(now) and self.allows(model.name):
+        head_since = model.head_since if model.can_be_woken(now) else None
+        if head_since is not None and self.allows(model.name):
             self.turns.place(model.name, max(head_since + model.max_wait_seconds, model.last_turn_end))
         else:
             self.turns.remove(model.name)
@@ -112,31 +140,27 @@ class World:
             self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
             heapq.heapify(self._deadlines)
 
-    def next_deadline(self) -> Seconds:
-        """When the next queued or frozen request has waited too long, or infinity."""
-        while self._deadlines:
-            if self._is_waiting(*self._deadlines[0]):
-                return self._deadlines[0][0]
+    def next_deadline(self, before: Seconds) -> Seconds:
+        """When the next queued or frozen request has waited too long; infinity if none has before that time."""
+        while self._deadlines and self._deadlines[0][0] < before:
+            deadline, request, name = self._deadlines[0]
+            if self._is_waiting(deadline, request, name):
+                return deadline
             heapq.heappop(self._deadlines)
-        return float("inf")
+        return math.inf
 
-    def overdue_requests(self, now: Seconds) -> Iterator[tuple[int, Model]]:
-        """Take out, one by one, the queued and frozen requests that have waited too long."""
-        while self.next_deadline() <= now:
-            _, request, name = heapq.heappop(self._deadlines)
-            yield request, self.models[name]
+    def next_expired(self, now: Seconds) -> tuple[int, Model] | None:
+        """Take out a queued or frozen request that has waited too long, if there is one."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, request, name = heapq.heappop(self._deadlines)
+            if self._is_waiting(deadline, request, name):
+                return request, self.models[name]
+        return None
 
     def _is_waiting(self, deadline: Seconds, request: int, name: str) -> bool:
         model = self.models[name]
         entry = model.waiting.get(request) or model.frozen.get(request)
         return entry is not None and entry.deadline == deadline
-
-    def held(self) -> Iterator[Footprint]:
-        """Everything that is held or reserved on the GPUs."""
-        for model in self.on_gpu.values():
-            yield model.held
-        for model in self.with_residue.values():
-            yield model.held
 
     @property
     def is_empty_of_engines(self) -> bool:

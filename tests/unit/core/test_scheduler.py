@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmux.core.actions import Admit, SetTimer
+from llmux.core.eviction import Drain
 from llmux.core.identity import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Draining
 from tests.support.core_scenarios import OFFLOAD, POLICIES, SCENARIOS, Walk
 from tests.support.playbook import play, serving
 
@@ -69,6 +71,17 @@ def test_the_short_cut_for_an_end_is_refused_while_somebody_waits_for_the_idlene
     driver.arrive("b")
     assert not driver.scheduler.done(busy.number, "a", True, driver.now)
     driver.complete(busy)
+
+
+def test_the_short_cut_for_an_end_is_taken_in_a_drain_but_for_the_last_request():
+    driver = play(ModelSpec("a", drain=Drain.WAIT), ModelSpec("b"))
+    serving(driver, "a")
+    first, last = driver.arrive("a"), driver.arrive("a")
+    driver.arrive("b")
+    driver.run_until(driver.now + 6.0)
+    assert isinstance(driver.scheduler.state("a"), Draining)
+    assert driver.scheduler.done(first.number, "a", True, driver.now)
+    assert not driver.scheduler.done(last.number, "a", True, driver.now)
 
 
 def test_a_timer_is_announced_once_and_replaced_by_an_earlier_one():

@@ -109,12 +109,13 @@ class VirtualEngine:
 
     def _plan(self) -> None:
         heap, marks = self._heap, self._marks
-        while heap and marks.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
         next_at = self._reading[0][0] if self._reading else math.inf
-        if heap:
-            ends_at = self._clock_at + (heap[0][0] - self._clock) / self._rates[len(marks)]
-            next_at = min(next_at, ends_at)
-        else:
-            self._clock = 0.0
+        while heap:
+            mark, request = heap[0]
+            if marks.get(request) == mark:
+                ends_at = self._clock_at + (mark - self._clock) / self._rates[len(marks)]
+                self.next_at = ends_at if ends_at < next_at else next_at
+                return
+            heappop(heap)
+        self._clock = 0.0
         self.next_at = next_at

@@ -28,7 +28,7 @@ from llmux.core.actions import (
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.identity import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, Waking
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, State, Waking
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
 from llmux.simulation.virtual.timeline import Phase, Timeline
@@ -63,11 +63,13 @@ class _Awake:
 class _Place:
     """One model's part: its engine, and what is known of it."""
 
-    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "was_started")
+    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "state", "was_started")
 
     def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
         self.name = name
         self.record = scheduler.model(name)
+        self.state: State = self.record.state
+        """What the model's state was when it was last looked at."""
         self.engine = VirtualEngine(speed, self.record.spec.max_in_flight)
         self.cost = cost
         self.was_started = warm
@@ -86,10 +88,11 @@ class _Place:
 
     def look(self, now: Seconds) -> None:
         """Note what the scheduler made of the model."""
+        self.state = self.record.state
         self.enter(self._present_phase(), now)
 
     def _present_phase(self) -> Phase:
-        match self.record.state:
+        match self.state:
             case Waking():
                 return Phase.WAKING
             case Serving():
@@ -129,7 +132,7 @@ class VirtualRun:
         self._now: Seconds = 0.0
         self._moved_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
-        self._due_at: Seconds = math.inf
+        self._outcome_at: Seconds = math.inf
         self._outcomes: list[tuple[Seconds, int, Event | _Awake]] = []
         self._numbers = itertools.count()
         self._switches: list[SwitchDone] = []
@@ -140,17 +143,19 @@ class VirtualRun:
     def run(self) -> Outcome:
         """Let virtual time pass until every request has ended."""
         calls, count = self._calls, len(self._calls)
+        arrives_at = calls[0].at_seconds if calls else math.inf
         while self._open:
-            at, busiest = calls[self._came].at_seconds if self._came < count else math.inf, None
+            at, busiest = arrives_at, None
             for place in self._on_gpu:
                 if place.engine.next_at < at:
                     at, busiest = place.engine.next_at, place
-            if self._due_at < at:
+            if self._timer_at < at or self._outcome_at < at:
                 self._settle()
             elif busiest is not None:
                 self._advance(busiest)
             elif at < math.inf:
                 self._arrive()
+                arrives_at = calls[self._came].at_seconds if self._came < count else math.inf
             else:
                 raise RuntimeError(f"{self._open} requests wait, and nothing will ever happen")
         return Outcome(
@@ -178,15 +183,15 @@ class VirtualRun:
     def _begin(self, request: int, place: _Place) -> None:
         call, now = self._calls[request], self._now
         self._admitted_at[request] = now
-        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
-        if place.phase is Phase.IDLE:
+        if place.engine.is_idle and place.phase is Phase.IDLE:
             place.enter(Phase.SERVING, now)
+        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
 
     def _advance(self, place: _Place) -> None:
         now = self._now = max(self._now, place.engine.next_at)
         request, has_ended = place.engine.advance()
         if math.isnan(self._first_token_at[request]):
-            if place.phase is Phase.WAKING and not has_ended:
+            if not has_ended and place.phase is Phase.WAKING:
                 place.held_back.add(request)
             else:
                 self._first_token_at[request] = now
@@ -198,12 +203,12 @@ class VirtualRun:
         self._open -= 1
         if not self._scheduler.done(request, place.name, True, now):
             self._handle(RequestDone(request, place.name))
-        elif place.engine.is_idle:
+        if place.engine.is_idle and place.phase is Phase.SERVING:
             place.enter(Phase.IDLE, now)
 
     def _settle(self) -> None:
         """Deliver the timer or the outcome that is due."""
-        now = self._now = max(self._now, self._due_at)
+        now = self._now = max(self._now, min(self._timer_at, self._outcome_at))
         if now > self._moved_at + STANDSTILL_SECONDS and self._came == len(self._calls):
             self._stand_still()
             return
@@ -212,11 +217,11 @@ class VirtualRun:
             self._handle(TimerFired())
         else:
             outcome = heapq.heappop(self._outcomes)[2]
+            self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
             if isinstance(outcome, _Awake):
                 self._resume(outcome.instance)
             else:
                 self._handle(outcome)
-        self._set_due()
 
     def _handle(self, event: Event) -> None:
         now = self._now
@@ -224,8 +229,9 @@ class VirtualRun:
             self._perform(action)
         somebody_left = False
         for place in self._on_gpu:
-            place.look(now)
-            somebody_left |= place.phase is Phase.OFF
+            if place.record.state is not place.state:
+                place.look(now)
+                somebody_left |= place.phase is Phase.OFF
         if somebody_left:
             self._on_gpu = [place for place in self._on_gpu if place.phase is not Phase.OFF]
 
@@ -233,6 +239,8 @@ class VirtualRun:
         match action:
             case Admit(request, instance):
                 self._begin(request, self._places[instance.model])
+            case SetTimer(at):
+                self._timer_at = at
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
@@ -249,9 +257,6 @@ class VirtualRun:
                 self._wake(action)
             case Evict():
                 self._evict(action)
-            case SetTimer(at):
-                self._timer_at = at
-                self._set_due()
             case SwitchDone():
                 self._switches.append(action)
             case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
@@ -306,7 +311,4 @@ class VirtualRun:
 
     def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
-        self._set_due()
-
-    def _set_due(self) -> None:
-        self._due_at = min(self._timer_at, self._outcomes[0][0]) if self._outcomes else self._timer_at
+        self._outcome_at = self._outcomes[0][0]

@@ -95,16 +95,16 @@ def test_a_model_stays_while_that_saves_reading_again():
     assert policy.turn_seconds(draining, "b", View([waits()], [draining], 2.0), 110.0) == 6.0
 
 
-@pytest.mark.parametrize(
-    ("leaving", "longest"),
-    [
-        (replace(BEHIND, can_freeze=True), 30.0),
-        (replace(BEHIND, can_freeze=True, service_seconds=2.0), 20.0),
-        (replace(BEHIND, can_freeze=True, service_seconds=None), 20.0),
-        (replace(BEHIND, can_freeze=True, service_seconds=90.0), CATCHING_UP_MAX_SECONDS),
-        (BEHIND, 60.0),
-    ],
+LONGEST_TURNS = (
+    (replace(BEHIND, can_freeze=True), 30.0),
+    (replace(BEHIND, can_freeze=True, service_seconds=2.0), 20.0),
+    (replace(BEHIND, can_freeze=True, service_seconds=None), 20.0),
+    (replace(BEHIND, can_freeze=True, service_seconds=90.0), CATCHING_UP_MAX_SECONDS),
+    (BEHIND, 60.0),
 )
+
+
+@pytest.mark.parametrize(("leaving", "longest"), LONGEST_TURNS)
 def test_catching_up_has_an_end(leaving, longest):
     policy, view = Adaptive(), View([waits()], [leaving], 2.0)
     assert policy.turn_seconds(leaving, "b", view, 100.0 + longest - 0.01) == longest
