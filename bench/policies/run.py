@@ -84,6 +84,7 @@ def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:
         "latency": figures.latency.mean,
         "unserved": figures.unserved,
         "switches": figures.switches,
+        "switching": figures.share.switching,
     }
 
 

@@ -26,22 +26,24 @@ def render(results: Sequence[Result]) -> str:
 def _freezing(rows: Mapping[tuple[Any, ...], Sequence[Result]]) -> Iterable[str]:
     yield "### Freezing allowed"
     yield ""
-    titles = (*_CASE, "best other, drained", "adaptive", "p99 ×", "bar", "", "best other, frozen too", "p99 ×")
+    titles = (*_CASE, "best other, drained", "adaptive", "switching", "p99 ×", "latency ×", "bar", "")
+    titles += ("best other, frozen too", "p99 ×")
     yield "| " + " | ".join(titles) + " |"
-    yield "|" + "---|" * (len(_CASE) + 7)
+    yield "|" + "---|" * len(titles)
     held = judged = 0
     for key, row in rows.items():
         own = _of(row, "adaptive", "freeze")
         drained, frozen = best(_others(row, "wait")), best(_others(row, "freeze"))
-        ratio = own["p99"] / drained["p99"]
+        ratio, latency = own["p99"] / drained["p99"], own["latency"] / drained["latency"]
         bar = BARS[own["stretch"]][own["cost"]]
         verdict = "not judged"
         if own["load"] <= LOAD_MAX:
-            holds = ratio <= bar * ROUNDING and own["latency"] <= drained["latency"] * ROUNDING
+            holds = ratio <= bar * ROUNDING and latency <= ROUNDING
             verdict = "held" if holds else "**missed**"
             held, judged = held + holds, judged + 1
-        cells = (_times(drained), _reached(own), f"{ratio:.2f}", f"{bar:.2f}", verdict, _times(frozen))
-        yield _line(key, own, (*cells, f"{own['p99'] / frozen['p99']:.2f}"))
+        measured = (_times(drained), _reached(own), f"{own['switching']:.0%}", f"{ratio:.2f}", f"{latency:.2f}")
+        beside = (_times(frozen), f"{own['p99'] / frozen['p99']:.2f}")
+        yield _line(key, own, (*measured, f"{bar:.2f}", verdict, *beside))
     yield ""
     yield f"Held: {held} of the {judged} rows with a load of at most {LOAD_MAX:.0%}."
 

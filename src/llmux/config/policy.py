@@ -61,7 +61,9 @@ class PolicySettings(Section):
         default=0.5, description="time_slice: how long the resident model must have been idle before it has to leave."
     )
     switch_share_max: Share = Field(
-        default=0.25, description="adaptive: the part of the time that may go into switching while there is demand."
+        default=0.25,
+        description="adaptive: the part of the time that may go into switching. What the demand leaves over may be "
+        "spent on it too, up to 0.55 in all.",
     )
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")
 

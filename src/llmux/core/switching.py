@@ -182,7 +182,7 @@ class View:
             if traffic.service_seconds is not None:
                 arrivals += traffic.rate
                 in_service += traffic.rate * traffic.service_seconds
-        return Demand(load, in_service / arrivals if arrivals else 0.0)
+        return Demand(load, in_service / arrivals if arrivals else 0.0, len(self.world.turns))
 
 
 def decide(world: World, now: Seconds) -> Seconds:

@@ -13,6 +13,10 @@ SPARE_SHARE, SPARE_SHARE_MAX = 0.7, 0.55
 SHORT_ANSWERS_SHARE = 0.7
 """How much of that, where answers are short against a switch: then little is won by interrupting them."""
 
+ANSWERS_PER_ROUND = 1.5
+"""How many answers one after the other a turn lasts at least where many models wait: an interrupted answer goes on only
+when all of them have had their turn."""
+
 ANSWERS_MAX, ANSWERS_MIN_SECONDS = 3, 20.0
 """A model that can freeze may stay for as long as so many answers take one after the other, or for so long."""
 
@@ -74,10 +78,15 @@ class Adaptive:
 
     def _quantum(self, cost: Seconds, leaving: Incumbent) -> Seconds:
         """How long a turn must be so that switching takes no more than its share of turn and switch together."""
-        spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - leaving.demand.load))
-        if leaving.can_freeze and leaving.demand.service_seconds < cost:
-            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * leaving.demand.service_seconds / cost
-        return cost * _turn_per_switch(max(self.switch_share_max, spare))
+        demand = leaving.demand
+        spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - demand.load)) / max(1, demand.waiting_models)
+        if leaving.can_freeze and demand.service_seconds < cost:
+            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.service_seconds / cost
+        quantum = cost * _turn_per_switch(max(self.switch_share_max, spare))
+        if leaving.can_freeze and leaving.service_seconds is not None and demand.waiting_models > 1:
+            answers = ANSWERS_PER_ROUND * (1 - 1 / demand.waiting_models) * leaving.service_seconds
+            quantum = max(quantum, min(CATCHING_UP_MAX_SECONDS, answers))
+        return quantum
 
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
         if leaving.idle_since is not None:

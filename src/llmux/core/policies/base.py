@@ -22,11 +22,12 @@ class Demand:
     """What the models that share a GPU, and are there or wait to be, ask of it together.
 
     ``load``: the part of an engine's time that arrivals take until their answers begin. ``service_seconds``: how long
-    requests are in flight on the average; 0 as long as nobody knows.
+    requests are in flight on the average; 0 as long as nobody knows. ``waiting_models``: how many wait for their turn.
     """
 
     load: float
     service_seconds: Seconds
+    waiting_models: int = 1
 
 
 NO_DEMAND = Demand(0.0, 0.0)

@@ -56,6 +56,21 @@ def test_answers_that_are_short_against_a_switch_are_interrupted_less_often():
     assert policy.turn_seconds(draining, "b", View([waits()], [draining], 30.0), 100.0) == turns[0]
 
 
+def test_where_several_models_wait_less_time_is_left_over_for_switching():
+    turns = []
+    for waiting_models in (1, 2, 3, 40):
+        leaving = replace(BUSY, demand=Demand(0.0, 60.0, waiting_models))
+        turns.append(Adaptive().turn_seconds(leaving, "b", View([waits()], [leaving], 8.0), 100.0))
+    assert turns == pytest.approx([8 / 0.55 - 8, 8 / 0.275 - 8, 24.0, 24.0])
+
+
+@pytest.mark.parametrize(("waiting_models", "answers"), [(1, 0.0), (2, 0.75), (4, 1.125)])
+def test_an_answer_that_would_wait_for_a_whole_round_is_rather_not_interrupted(waiting_models, answers):
+    leaving = replace(FREEZING, demand=Demand(1.0, 60.0, waiting_models))
+    turn = Adaptive().turn_seconds(leaving, "b", View([waits()], [leaving], 0.5), 100.0)
+    assert turn == pytest.approx(max(1.5, 10.0 * answers))
+
+
 def test_a_model_that_drains_stops_admitting_as_much_earlier():
     policy, leaving = Adaptive(), replace(BUSY, drain_seconds=4.0)
     assert policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 100.0) == 2.0
