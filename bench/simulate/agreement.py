@@ -22,8 +22,11 @@ from rich.console import Console
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.simulation.replay.run import Replay, Replayed
+from llmux.simulation.replay.switches import SwitchCounts
 from llmux.simulation.report.figures import RunFigures
 from llmux.simulation.report.table import render
+from llmux.simulation.virtual.engine import EngineSpeed
+from llmux.simulation.virtual.place import question_seconds
 from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
 from llmux.simulation.workload.call import TracedCall
 from llmux.simulation.workload.reading import read_trace
@@ -81,6 +84,13 @@ def simulated(config: dict[str, object], calls: list[TracedCall], policy: str, c
     return summarise("simulate", calls, simulate(scenario, calls, PolicyType(policy)))
 
 
+def measured(switches: SwitchCounts, drain: str) -> str | None:
+    """What llmux measured, without the reading again of frozen requests, which the simulator adds itself."""
+    if drain == "wait":
+        return switches.mean_costs
+    return switches.mean_costs_if_asking_takes(question_seconds(EngineSpeed()))
+
+
 def apart(one: float, other: float) -> float:
     """How far the two are from each other, in parts of the second."""
     return abs(one - other) / max(other, 1e-9)
@@ -105,9 +115,7 @@ def main() -> int:
         calls = made_up(options.seconds, options.seed)
     config = configuration(models_of(calls), options.policy, options.drain)
     really = asyncio.run(replayed(config, calls))
-    # What llmux measures of a wake with frozen requests includes that they are read again.
-    costs = really.switches.mean_costs if options.drain == "wait" else None
-    costs = costs or COSTS
+    costs = measured(really.switches, options.drain) or COSTS
     runs = really.figures("replay"), simulated(config, calls, options.policy, costs)
     Console(stderr=True, width=130).print(render(runs, None), highlight=False)
     real, virtual = (run.total for run in runs)
