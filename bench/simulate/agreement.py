@@ -13,7 +13,9 @@ import json
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -23,8 +25,9 @@ from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.simulation.replay.run import Replay, Replayed
 from llmux.simulation.replay.switches import SwitchCounts
-from llmux.simulation.report.figures import RunFigures
+from llmux.simulation.report.figures import Figures, RunFigures
 from llmux.simulation.report.table import render
+from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.place import question_seconds
 from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
@@ -50,6 +53,8 @@ CANARY_SECONDS = 0.1
 """What llmux's question after a wake was measured to take, where nothing is frozen."""
 COSTS = f"evict={EVICT_MS / 1000},wake={WAKE_MS / 1000 + CANARY_SECONDS}"
 WAIT_BAR, SWITCHES_BAR = 0.10, 0.05
+SHAKEN_SECONDS, SHAKEN_TIMES = 0.02, 30
+"""By how much switches and arrivals are moved, and how often, to see how much depends on moments."""
 
 
 def made_up(seconds: float, seed: int) -> list[TracedCall]:
@@ -84,6 +89,23 @@ def simulated(config: dict[str, object], calls: list[TracedCall], policy: str, c
     return summarise("simulate", calls, simulate(scenario, calls, PolicyType(policy)))
 
 
+def shaken(config: dict[str, object], calls: list[TracedCall], policy: str, costs: str, seed: int) -> Figures:
+    """What the simulator says where everything comes a little earlier or later than it did."""
+    chance = random.Random(seed)
+
+    def shake(seconds: float) -> float:
+        return max(0.0, seconds + chance.uniform(-SHAKEN_SECONDS, SHAKEN_SECONDS))
+
+    scenario = build_scenario(loads(json.dumps(config)).settings, [costs])
+    moved = {
+        model: SwitchCost(shake(cost.evict), shake(cost.wake), shake(cost.cold))
+        for model, cost in scenario.costs.items()
+    }
+    later = [replace(call, at_seconds=shake(call.at_seconds)) for call in calls]
+    later.sort(key=lambda call: call.at_seconds)
+    return summarise("shaken", later, simulate(replace(scenario, costs=moved), later, PolicyType(policy))).total
+
+
 def measured(switches: SwitchCounts, drain: str) -> str | None:
     """What llmux measured, without the reading again of frozen requests, which the simulator adds itself."""
     if drain == "wait":
@@ -96,8 +118,8 @@ def apart(one: float, other: float) -> float:
     return abs(one - other) / max(other, 1e-9)
 
 
-def main() -> int:
-    """Print both (tables to standard error) and how far they are apart; ``--check``: exit code 1 if a bar is missed."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="*", metavar="TRACE")
     parser.add_argument("--thin", type=float, default=1.0)
@@ -107,7 +129,12 @@ def main() -> int:
     parser.add_argument("--policy", default="fifo", choices=list(PolicyType))
     parser.add_argument("--drain", default="wait", choices=["wait", "freeze"])
     parser.add_argument("--check", action="store_true", help="fail where a bar is missed")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print both (tables to standard error) and how far they are apart; ``--check``: exit code 1 if a bar is missed."""
+    options = parse_arguments()
     if options.traces:
         selection = Selection(options.skip, options.seconds, options.thin, seed=options.seed)
         calls = select(merge([read_trace(trace) for trace in options.traces]), selection)
@@ -119,6 +146,8 @@ def main() -> int:
     runs = really.figures("replay"), simulated(config, calls, options.policy, costs)
     Console(stderr=True, width=130).print(render(runs, None), highlight=False)
     real, virtual = (run.total for run in runs)
+    others = [shaken(config, calls, options.policy, costs, seed) for seed in range(SHAKEN_TIMES)]
+    waits, counts = sorted(one.wait.mean or 0.0 for one in others), sorted(one.switches for one in others)
     with_given_costs = simulated(config, calls, options.policy, COSTS).total
     wait, switches = apart(real.wait.mean or 0.0, virtual.wait.mean or 0.0), apart(real.switches, virtual.switches)
     figures = {
@@ -132,6 +161,12 @@ def main() -> int:
             "simulate": round(virtual.latency.mean or 0, 3),
         },
         "switches": {"replay": real.switches, "simulate": virtual.switches},
+        "shaken": {
+            "times": SHAKEN_TIMES,
+            "by_seconds": SHAKEN_SECONDS,
+            "mean_wait_seconds": [round(wait, 3) for wait in (waits[0], median(waits), waits[-1])],
+            "switches": [counts[0], median(counts), counts[-1]],
+        },
         "apart": {"mean_wait": round(wait, 4), "switches": round(switches, 4)},
         "bars": {"mean_wait": WAIT_BAR, "switches": SWITCHES_BAR},
         "late_seconds": round(really.late_seconds, 3),
