@@ -26,7 +26,6 @@ class Place:
 
     __slots__ = (
         "_is_to_be_asked",
-        "awake_seconds",
         "cost",
         "engine",
         "frozen",
@@ -42,8 +41,6 @@ class Place:
         self.record = record
         self.engine = VirtualEngine(speed, record.spec.max_in_flight)
         self.cost = cost
-        self.awake_seconds = max(0.0, cost.wake - question_seconds(speed))
-        """How long a wake takes before the question."""
         self.frozen: dict[int, int] = {}
         """How many tokens each request has yet to write that is suspended with the engine."""
         self.held_back: dict[int, bool] = {}

@@ -29,9 +29,9 @@ from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, Tim
 from llmux.core.identity import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold, Serving
-from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.place import Place
+from llmux.simulation.virtual.place import Place, question_seconds
 from llmux.simulation.virtual.timeline import Phase, Timeline
 from llmux.simulation.virtual.warmup import warm_up
 from llmux.simulation.workload.call import TracedCall
@@ -73,15 +73,18 @@ class VirtualRun:
         speed: EngineSpeed | None = None,
         *,
         warm: bool = False,
+        measured: MeasuredSwitches | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         """``warm``: with a warm-up before the trace begins. ``progress`` is told how many calls have come."""
         self._scheduler = scheduler
         self._calls = calls
         self._progress = progress
-        self._places = {
-            model.name: Place(model, costs[model.name], speed or EngineSpeed()) for model in scheduler.models
-        }
+        speed = speed or EngineSpeed()
+        measured = measured or MeasuredSwitches()
+        self._evictions, self._wakes = iter(measured.evictions), iter(measured.wakes)
+        self._question_seconds = question_seconds(speed)
+        self._places = {model.name: Place(model, costs[model.name], speed) for model in scheduler.models}
         if warm:
             warm_up(scheduler, costs)
         self._on_gpu = [place for place in self._places.values() if isinstance(place.record.state, Serving)]
@@ -246,17 +249,20 @@ class VirtualRun:
     def _wake(self, action: Wake) -> None:
         place = self._places[action.instance.model]
         self._on_gpu.append(place)
+        done = WakeDone(action.instance, can_freeze=True)
         if action.asleep is None:
-            self._await(place.cost.cold, WakeDone(action.instance, can_freeze=True))
-        elif place.frozen:
-            self._await(place.awake_seconds, _Awake(action.instance))
+            self._await(place.cost.cold, done)
+            return
+        seconds = next(self._wakes, place.cost.wake)
+        if place.frozen:
+            self._await(max(0.0, seconds - self._question_seconds), _Awake(action.instance))
         else:
-            self._await(place.cost.wake, WakeDone(action.instance, can_freeze=True))
+            self._await(seconds, done)
 
     def _evict(self, action: Evict) -> None:
         place = self._places[action.instance.model]
         residency = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
-        self._await(place.cost.evict, EvictDone(action.instance, residency))
+        self._await(next(self._evictions, place.cost.evict), EvictDone(action.instance, residency))
 
     def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))

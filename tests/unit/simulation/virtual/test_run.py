@@ -9,7 +9,7 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.switching import NEVER_LEAVES
 from llmux.simulation.virtual import run as virtual_run
-from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.place import question_seconds
 from llmux.simulation.virtual.run import Outcome, VirtualRun
@@ -30,11 +30,12 @@ def run(
     max_in_flight: int = 8,
     *,
     warm: bool = True,
+    measured: MeasuredSwitches | None = None,
 ) -> Outcome:
     names = dict.fromkeys(call.model for call in calls)
     specs = [ModelSpec(name, eviction, max_in_flight, drain) for name in names]
     scheduler = Scheduler(specs, Fifo(), limits or Limits(min_active_seconds=0.0))
-    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm).run()
+    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm, measured=measured).run()
 
 
 def test_a_request_waits_for_the_wake_then_reads_then_writes() -> None:
@@ -78,6 +79,12 @@ def test_a_switch_drains_evicts_and_wakes() -> None:
         (pytest.approx(ended_at + 4.0), Phase.IDLE),
     ]
     assert len(outcome.switches) == 3
+
+
+def test_what_was_measured_of_each_switch_goes_before_the_costs() -> None:
+    calls = [TracedCall(0.0, "a", 0, 1), TracedCall(10.0, "b", 0, 1), TracedCall(20.0, "a", 0, 1)]
+    outcome = run(calls, measured=MeasuredSwitches([0.7], [1.0, 2.0]))
+    assert list(outcome.admitted_at) == pytest.approx([1.0, 12.7, 22.0])
 
 
 def test_requests_beyond_the_batch_limit_wait_in_the_scheduler() -> None:
