@@ -107,11 +107,13 @@ def measured(counts: Sequence[SwitchCounts]) -> MeasuredSwitches:
     """What each switch took, without the reading again of frozen requests, which the simulator adds itself."""
     evictions: list[float] = []
     wakes: list[float] = []
-    for before, after in pairwise(counts):
-        one = after.since(before)
+    switches = [after.since(before) for before, after in pairwise(counts)]
+    # Nothing was frozen where the question was answered the soonest.
+    least_asking = min((one.asking_seconds / one.by_model.total() for one in switches), default=0.0)
+    for one in switches:
         number = one.by_model.total()
         evictions += [one.leaving_seconds / max(1, one.evictions)] * one.evictions
-        wakes += [(one.coming_seconds - one.asking_seconds) / number + QUESTION_SECONDS] * number
+        wakes += [(one.coming_seconds - one.asking_seconds) / number + least_asking] * number
     return MeasuredSwitches(evictions, wakes)
 
 
