@@ -203,6 +203,9 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # uvloop would write at the end of the loop's turn, and to many connections in any order: what has waited
+        # together for a model has to reach it in the order in which it was admitted.
+        self._transport.set_write_buffer_limits(high=0)
         self._send_bytes = self._transport.write
         self._pool.open_count += 1
 

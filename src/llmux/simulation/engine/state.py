@@ -89,7 +89,10 @@ class SimulatedEngine:
         self.level = 0
         self.running = 0
         self._waiting: deque[Generation] = deque()
-        self._generations: set[Generation] = set()
+        self._generations: dict[Generation, None] = {}
+        """In the order in which they came: what slept goes on in it."""
+        self._writing: set[Generation] = set()
+        """Those that have been read: only they slow each other down."""
         self._dead = False
         self._memory = memory
         self._ended = ended
@@ -125,7 +128,7 @@ class SimulatedEngine:
             self.die("no kernel for this head size", at_once=at_once)
         if not self.lives():
             raise EngineDead
-        self._generations.add(generation)
+        self._generations[generation] = None
         self._waiting.append(generation)
         try:
             self._admit()
@@ -148,6 +151,7 @@ class SimulatedEngine:
         if not goes_on:
             return None
         self._count_token()
+        self._writing.add(generation)
         token = generation.next_token(self._weights_valid)
         if generation.produced == generation.limit:
             self._release(generation)
@@ -158,7 +162,7 @@ class SimulatedEngine:
         unread, generation.unread = generation.unread, None
         now = asyncio.get_running_loop().time()
         if unread is None:
-            share = (self.running - 1) / max(1, self.options.max_running - 1)
+            share = (len(self._writing) - 1) / max(1, self.options.max_running - 1)
             due_at = generation.due_at + self.timings.before_token(share)
             generation.due_at = due_at if due_at > now - SLIP_SECONDS else now
             return max(0.0, generation.due_at - now)
@@ -197,7 +201,8 @@ class SimulatedEngine:
     def _release(self, generation: Generation) -> None:
         if generation not in self._generations:
             return
-        self._generations.discard(generation)
+        del self._generations[generation]
+        self._writing.discard(generation)
         if generation.admitted:
             self.running -= 1
         else:
@@ -265,6 +270,7 @@ class SimulatedEngine:
     def _forget(self) -> None:
         """The KV cache is gone: what is suspended has to be read again, with what has been written of it."""
         self._has_read_at = 0.0
+        self._writing.clear()
         for generation in self._generations:
             generation.unread = generation.prompt_tokens + generation.produced
 

@@ -27,6 +27,8 @@ class SwitchCounts:
     draining_seconds: float = 0.0
     leaving_seconds: float = 0.0
     coming_seconds: float = 0.0
+    asking_seconds: float = 0.0
+    """The part of it in which engines were asked whether they still say the same, and read again what was frozen."""
 
     def since(self, before: "SwitchCounts") -> "SwitchCounts":
         """What has come on top."""
@@ -36,14 +38,22 @@ class SwitchCounts:
             max(0.0, self.draining_seconds - before.draining_seconds),
             max(0.0, self.leaving_seconds - before.leaving_seconds),
             max(0.0, self.coming_seconds - before.coming_seconds),
+            max(0.0, self.asking_seconds - before.asking_seconds),
         )
 
     @property
     def mean_costs(self) -> str | None:
         """What a switch took on average, in the words of ``--costs``; None if nobody had to leave."""
+        return self._costs(self.coming_seconds)
+
+    def mean_costs_if_asking_takes(self, seconds: float) -> str | None:
+        """The same without what was read again: as if every question had been answered in this time."""
+        return self._costs(self.coming_seconds - self.asking_seconds + seconds * self.by_model.total())
+
+    def _costs(self, coming_seconds: float) -> str | None:
         if self.evictions <= 0:
             return None
-        evict, wake = self.leaving_seconds / self.evictions, self.coming_seconds / self.by_model.total()
+        evict, wake = self.leaving_seconds / self.evictions, coming_seconds / self.by_model.total()
         return f"evict={evict:.3f},wake={wake:.3f}"
 
 
@@ -66,6 +76,7 @@ def parse(text: str) -> SwitchCounts:
     by_model: Counter[str] = Counter()
     evictions = 0
     phases: Counter[str] = Counter()
+    asking_seconds = 0.0
     names = set()
     for family in text_string_to_metric_families(text):
         names.add(family.name)
@@ -75,6 +86,8 @@ def parse(text: str) -> SwitchCounts:
                 evictions += int(sample.value) if sample.labels["from"] else 0
             elif sample.name == "llmux_switch_phase_seconds_sum":
                 phases[sample.labels["phase"]] += sample.value  # type: ignore[assignment]
+            elif sample.name == "llmux_canary_seconds_total":
+                asking_seconds += sample.value
     if "llmux_switches" not in names:
         raise ValueError("no llmux_switches")
-    return SwitchCounts(by_model, evictions, phases["drain"], phases["sleep"], phases["wake"])
+    return SwitchCounts(by_model, evictions, phases["drain"], phases["sleep"], phases["wake"], asking_seconds)

@@ -27,6 +27,18 @@ class SwitchCost:
         return min(self.wake, self.cold)
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredSwitches:
+    """What leaving and coming took in a real run, one time after the other; goes before the models' costs.
+
+    Once there is no more of it, those are taken.
+    """
+
+    evictions: Sequence[float] = ()
+    wakes: Sequence[float] = ()
+    """Each with its question, but without what had to be read again before it."""
+
+
 def default_cost(eviction: Eviction) -> SwitchCost:
     """Published measurements of models of about 8 billion parameters; docs/simulation.md says whose."""
     match eviction:

@@ -32,6 +32,7 @@ class VirtualEngine:
     """
 
     __slots__ = (
+        "_batch_limit",
         "_clock",
         "_clock_at",
         "_heap",
@@ -46,6 +47,7 @@ class VirtualEngine:
     def __init__(self, speed: EngineSpeed, batch_limit: int) -> None:
         self._prefill_seconds = 1.0 / speed.prefill
         self._rates = speed.decode_rates(batch_limit)
+        self._batch_limit = batch_limit
         self._reading: deque[tuple[Seconds, int]] = deque()
         """When each prompt will have been read: first come, first read."""
         self._unread: dict[int, int] = {}
@@ -62,15 +64,19 @@ class VirtualEngine:
         """Whether it has nothing to do."""
         return not self._unread and not self._marks
 
-    def admit(self, request: int, tokens_to_read: int, tokens_to_write: int, now: Seconds) -> Seconds:
-        """Take a request on; returns when everything will have been read, and its first token comes."""
+    @property
+    def has_room(self) -> bool:
+        """Whether it would begin with one more request at once."""
+        return len(self._unread) + len(self._marks) < self._batch_limit
+
+    def admit(self, request: int, tokens_to_read: int, tokens_to_write: int, now: Seconds) -> None:
+        """Take a request on."""
         begins_at = self._reading[-1][0] if self._reading else now
         read_at = begins_at + tokens_to_read * self._prefill_seconds
         self._reading.append((read_at, request))
         self._unread[request] = tokens_to_write
         if read_at < self.next_at:
             self.next_at = read_at
-        return read_at
 
     def advance(self) -> tuple[int, bool]:
         """Go on to ``next_at``: a request's first token is out, or (true) its last one is."""

@@ -28,10 +28,12 @@ from llmux.core.actions import (
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.identity import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving, State, Waking
-from llmux.simulation.virtual.costs import SwitchCost
-from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
+from llmux.core.states import Asleep, Cold, Serving
+from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
+from llmux.simulation.virtual.engine import EngineSpeed
+from llmux.simulation.virtual.place import Place, question_seconds
 from llmux.simulation.virtual.timeline import Phase, Timeline
+from llmux.simulation.virtual.warmup import warm_up
 from llmux.simulation.workload.call import TracedCall
 
 PROGRESS_EVERY = 4096
@@ -60,51 +62,6 @@ class _Awake:
     instance: InstanceId
 
 
-class _Place:
-    """One model's part: its engine, and what is known of it."""
-
-    __slots__ = ("cost", "engine", "frozen", "held_back", "name", "phase", "phases", "record", "state", "was_started")
-
-    def __init__(self, scheduler: Scheduler, name: str, cost: SwitchCost, speed: EngineSpeed, warm: bool) -> None:
-        self.name = name
-        self.record = scheduler.model(name)
-        self.state: State = self.record.state
-        """What the model's state was when it was last looked at."""
-        self.engine = VirtualEngine(speed, self.record.spec.max_in_flight)
-        self.cost = cost
-        self.was_started = warm
-        self.frozen: dict[int, int] = {}
-        """How many tokens each request has yet to write that is suspended with the engine."""
-        self.held_back: set[int] = set()
-        """Requests whose first token the client gets when the wake is done."""
-        self.phase = Phase.OFF
-        self.phases: list[tuple[Seconds, Phase]] = []
-
-    def enter(self, phase: Phase, now: Seconds) -> None:
-        """Note what the model does from now on."""
-        if phase is not self.phase:
-            self.phase = phase
-            self.phases.append((now, phase))
-
-    def look(self, now: Seconds) -> None:
-        """Note what the scheduler made of the model."""
-        self.state = self.record.state
-        self.enter(self._present_phase(), now)
-
-    def _present_phase(self) -> Phase:
-        match self.state:
-            case Waking():
-                return Phase.WAKING
-            case Serving():
-                return Phase.IDLE if self.engine.is_idle else Phase.SERVING
-            case Draining():
-                return Phase.DRAINING
-            case Evicting():
-                return Phase.EVICTING
-            case _:
-                return Phase.OFF
-
-
 class VirtualRun:
     """One run of one scheduler over one trace; ``run`` may be called once."""
 
@@ -116,17 +73,21 @@ class VirtualRun:
         speed: EngineSpeed | None = None,
         *,
         warm: bool = False,
+        measured: MeasuredSwitches | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """``warm``: the engines have been started before. ``progress`` is told how many calls have come."""
+        """``warm``: with a warm-up before the trace begins. ``progress`` is told how many calls have come."""
         self._scheduler = scheduler
         self._calls = calls
         self._progress = progress
-        self._places = {
-            model.name: _Place(scheduler, model.name, costs[model.name], speed or EngineSpeed(), warm)
-            for model in scheduler.models
-        }
-        self._on_gpu: list[_Place] = []
+        speed = speed or EngineSpeed()
+        measured = measured or MeasuredSwitches()
+        self._evictions, self._wakes = iter(measured.evictions), iter(measured.wakes)
+        self._question_seconds = question_seconds(speed)
+        self._places = {model.name: Place(model, costs[model.name], speed) for model in scheduler.models}
+        if warm:
+            warm_up(scheduler, costs)
+        self._on_gpu = [place for place in self._places.values() if isinstance(place.record.state, Serving)]
         self._came = 0
         self._open = len(calls)
         self._now: Seconds = 0.0
@@ -180,31 +141,37 @@ class VirtualRun:
         if self._progress is not None and not request % PROGRESS_EVERY:
             self._progress(request)
 
-    def _begin(self, request: int, place: _Place) -> None:
+    def _begin(self, request: int, place: Place) -> None:
         call, now = self._calls[request], self._now
         self._admitted_at[request] = now
         if place.engine.is_idle and place.phase is Phase.IDLE:
             place.enter(Phase.SERVING, now)
         place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
 
-    def _advance(self, place: _Place) -> None:
+    def _advance(self, place: Place) -> None:
         now = self._now = max(self._now, place.engine.next_at)
         request, has_ended = place.engine.advance()
-        if math.isnan(self._first_token_at[request]):
-            if not has_ended and place.phase is Phase.WAKING:
-                place.held_back.add(request)
-            else:
-                self._first_token_at[request] = now
-            self._scheduler.answered(request, place.name, now)
+        if place.phase is Phase.WAKING:
+            if place.hold_back(request, has_ended, now):
+                self._handle(WakeDone(place.record.instance, can_freeze=True))
+            return
+        self._hear(request, has_ended)
         if not has_ended:
             return
-        self._ended_at[request] = self._moved_at = now
-        self._served[request] = True
-        self._open -= 1
         if not self._scheduler.done(request, place.name, True, now):
             self._handle(RequestDone(request, place.name))
         if place.engine.is_idle and place.phase is Phase.SERVING:
             place.enter(Phase.IDLE, now)
+
+    def _hear(self, request: int, has_ended: bool) -> None:
+        """The client gets the first token, or the last one."""
+        if math.isnan(self._first_token_at[request]):
+            self._first_token_at[request] = self._now
+            self._scheduler.answered(request, self._calls[request].model, self._now)
+        if has_ended:
+            self._ended_at[request] = self._moved_at = self._now
+            self._served[request] = True
+            self._open -= 1
 
     def _settle(self) -> None:
         """Deliver the timer or the outcome that is due."""
@@ -219,7 +186,7 @@ class VirtualRun:
             outcome = heapq.heappop(self._outcomes)[2]
             self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
             if isinstance(outcome, _Awake):
-                self._resume(outcome.instance)
+                self._places[outcome.instance.model].resume(self._calls, now)
             else:
                 self._handle(outcome)
 
@@ -244,13 +211,10 @@ class VirtualRun:
             case Reject(request, _):
                 self._give_up(request)
             case Revoke(request, _):
-                place = self._place_of(request)
-                if place.frozen.pop(request, None) is None:
-                    place.engine.remove(request, self._now)
+                self._place_of(request).give_up(request, self._now)
                 self._give_up(request)
             case Freeze(request):
-                place = self._place_of(request)
-                place.frozen[request] = place.engine.remove(request, self._now)
+                self._place_of(request).freeze(request, self._now)
             case Thaw(request):
                 self._thaw(request)
             case Wake():
@@ -264,27 +228,16 @@ class VirtualRun:
             case _:
                 assert_never(action)
 
-    def _place_of(self, request: int) -> _Place:
+    def _place_of(self, request: int) -> Place:
         return self._places[self._calls[request].model]
-
-    def _resume(self, instance: InstanceId) -> None:
-        """Go on with what was frozen; the wake is done when it has been read again."""
-        place = self._places[instance.model]
-        read_at = [self._go_on(request, place) for request in list(place.frozen)]
-        self._await(max(read_at, default=self._now) - self._now, WakeDone(instance, can_freeze=True))
-
-    def _go_on(self, request: int, place: _Place) -> Seconds:
-        """What a frozen request had read and written has to be read again."""
-        call, left = self._calls[request], place.frozen.pop(request)
-        return place.engine.admit(request, call.prompt_tokens + call.output_tokens - left, left, self._now)
 
     def _thaw(self, request: int) -> None:
         place = self._place_of(request)
-        if request in place.frozen:
-            self._go_on(request, place)
-        elif request in place.held_back:
-            place.held_back.discard(request)
-            self._first_token_at[request] = self._now
+        has_ended = place.held_back.pop(request, None)
+        if has_ended is not None:
+            self._hear(request, has_ended)
+        if has_ended:
+            self._await(0.0, RequestDone(request, place.name))
 
     def _give_up(self, request: int) -> None:
         self._ended_at[request] = self._moved_at = self._now
@@ -298,16 +251,21 @@ class VirtualRun:
 
     def _wake(self, action: Wake) -> None:
         place = self._places[action.instance.model]
-        starts = action.asleep is None and not (place.was_started and action.instance.generation == 1)
         self._on_gpu.append(place)
-        # With requests frozen in it, it is asked a question at its wake, which waits behind them.
-        outcome = _Awake(action.instance) if place.frozen else WakeDone(action.instance, can_freeze=True)
-        self._await(place.cost.cold if starts else place.cost.wake, outcome)
+        done = WakeDone(action.instance, can_freeze=True)
+        if action.asleep is None:
+            self._await(place.cost.cold, done)
+            return
+        seconds = next(self._wakes, place.cost.wake)
+        if place.frozen:
+            self._await(max(0.0, seconds - self._question_seconds), _Awake(action.instance))
+        else:
+            self._await(seconds, done)
 
     def _evict(self, action: Evict) -> None:
         place = self._places[action.instance.model]
         residency = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
-        self._await(place.cost.evict, EvictDone(action.instance, residency))
+        self._await(next(self._evictions, place.cost.evict), EvictDone(action.instance, residency))
 
     def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))

@@ -15,7 +15,7 @@ from llmux.simulation.report.fate import Fate
 from llmux.simulation.report.figures import LowerBound, RunFigures, figures_of
 from llmux.simulation.report.picture import PlottedRun
 from llmux.simulation.report.starvation import starvation
-from llmux.simulation.virtual.costs import SwitchCost, default_cost, parse_costs
+from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.run import Outcome, VirtualRun
 from llmux.simulation.virtual.when_idle import WhenIdle
@@ -33,6 +33,7 @@ class Scenario:
     settings: Settings
     costs: Mapping[str, SwitchCost]
     speed: EngineSpeed = field(default_factory=EngineSpeed)
+    measured: MeasuredSwitches | None = None
 
 
 def build_scenario(
@@ -88,8 +89,15 @@ def _run(
     scheduler: Scheduler,
     progress: Callable[[float], None] | None = None,
 ) -> Outcome:
-    warm = scenario.settings.warmup
-    return VirtualRun(scheduler, calls, scenario.costs, scenario.speed, warm=warm, progress=progress).run()
+    return VirtualRun(
+        scheduler,
+        calls,
+        scenario.costs,
+        scenario.speed,
+        warm=scenario.settings.warmup,
+        measured=scenario.measured,
+        progress=progress,
+    ).run()
 
 
 def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:

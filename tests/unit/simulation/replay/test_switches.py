@@ -15,6 +15,10 @@ llmux_switch_phase_seconds_sum{phase="drain",to="a"} 5.5
 llmux_switch_phase_seconds_sum{phase="cooldown",to="a"} 100.0
 llmux_switch_phase_seconds_sum{phase="sleep",to="b"} 1.25
 llmux_switch_phase_seconds_sum{phase="wake",to="b"} 2.0
+# HELP llmux_canary_seconds_total What asking the canaries has cost.
+# TYPE llmux_canary_seconds_total counter
+llmux_canary_seconds_total{model="a"} 0.5
+llmux_canary_seconds_total{model="b"} 0.3
 """
 
 
@@ -28,6 +32,12 @@ def test_switches_and_their_times_are_added_up() -> None:
 def test_what_a_switch_took_is_told_in_the_words_of_the_simulator() -> None:
     assert parse(SCRAPE).mean_costs == "evict=0.250,wake=0.333"
     assert SwitchCounts().mean_costs is None
+
+
+def test_reading_again_what_was_frozen_can_be_taken_out_of_it() -> None:
+    counts = parse(SCRAPE)
+    assert counts.asking_seconds == pytest.approx(0.8)
+    assert counts.mean_costs_if_asking_takes(0.1) == "evict=0.250,wake=0.300"
 
 
 def test_only_what_came_since_counts() -> None:

@@ -39,6 +39,17 @@ def test_prompts_are_read_one_after_the_other() -> None:
     assert drive(engine) == [(1.0, 1, True), (1.5, 2, True)]
 
 
+def test_what_is_read_and_what_is_written_fill_the_batch() -> None:
+    engine = VirtualEngine(SPEED, 2)
+    engine.admit(1, 0, 41, 0.0)
+    assert engine.has_room
+    engine.advance()
+    engine.admit(2, 500, 1, 0.0)
+    assert not engine.has_room
+    engine.advance()
+    assert engine.has_room
+
+
 def test_a_full_batch_writes_at_half_the_speed() -> None:
     engine = VirtualEngine(SPEED, 2)
     engine.admit(1, 0, 41, 0.0)

@@ -7,15 +7,18 @@ from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.core.switching import NEVER_LEAVES
 from llmux.simulation.virtual import run as virtual_run
-from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
+from llmux.simulation.virtual.place import question_seconds
 from llmux.simulation.virtual.run import Outcome, VirtualRun
 from llmux.simulation.virtual.timeline import Phase
 from llmux.simulation.workload.call import TracedCall
 
 ASLEEP = Eviction.parse("offload+keep_running")
 SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=40.0)
+QUESTION_SECONDS = question_seconds(SPEED)
 COST = SwitchCost(evict=0.5, wake=1.5, cold=10.0)
 
 
@@ -27,11 +30,12 @@ def run(
     max_in_flight: int = 8,
     *,
     warm: bool = True,
+    measured: MeasuredSwitches | None = None,
 ) -> Outcome:
     names = dict.fromkeys(call.model for call in calls)
     specs = [ModelSpec(name, eviction, max_in_flight, drain) for name in names]
     scheduler = Scheduler(specs, Fifo(), limits or Limits(min_active_seconds=0.0))
-    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm).run()
+    return VirtualRun(scheduler, calls, dict.fromkeys(names, COST), SPEED, warm=warm, measured=measured).run()
 
 
 def test_a_request_waits_for_the_wake_then_reads_then_writes() -> None:
@@ -51,7 +55,13 @@ def test_stopped_engines_start_each_time() -> None:
     outcome = run(
         [TracedCall(0.0, "a", 0, 1), TracedCall(100.0, "b", 0, 1), TracedCall(200.0, "a", 0, 1)], eviction=STOP
     )
-    assert list(outcome.admitted_at) == [1.5, 102.0, 210.5]
+    assert list(outcome.admitted_at) == [10.0, 110.5, 210.5]
+
+
+def test_a_model_that_never_leaves_serves_from_its_warm_up_on() -> None:
+    outcome = run([TracedCall(1.0, "a", 500, 1)], eviction=NEVER_LEAVES)
+    assert (list(outcome.admitted_at), list(outcome.ended_at)) == ([1.0], [1.5])
+    assert not outcome.switches
 
 
 def test_a_switch_drains_evicts_and_wakes() -> None:
@@ -69,6 +79,12 @@ def test_a_switch_drains_evicts_and_wakes() -> None:
         (pytest.approx(ended_at + 4.0), Phase.IDLE),
     ]
     assert len(outcome.switches) == 3
+
+
+def test_what_was_measured_of_each_switch_goes_before_the_costs() -> None:
+    calls = [TracedCall(0.0, "a", 0, 1), TracedCall(10.0, "b", 0, 1), TracedCall(20.0, "a", 0, 1)]
+    outcome = run(calls, measured=MeasuredSwitches([0.7], [1.0, 2.0]))
+    assert list(outcome.admitted_at) == pytest.approx([1.0, 12.7, 22.0])
 
 
 def test_requests_beyond_the_batch_limit_wait_in_the_scheduler() -> None:
@@ -95,23 +111,48 @@ def test_an_answer_that_is_cut_off_was_not_served() -> None:
 def test_frozen_work_is_read_again_and_goes_on() -> None:
     calls = [TracedCall(0.0, "a", 500, 401), TracedCall(4.0, "b", 0, 1)]
     outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE)
-    # First token at 2, frozen at 4 with 81 tokens out; b has its turn from 6 to 7; a is back at 9 and reads 581 tokens.
+    # First token at 2, frozen at 4 with 81 tokens out; b has its turn from 6 to 7; a is back at 9 but for the question,
+    # and reads 581 tokens.
     assert outcome.first_token_at[0] == 2.0
     assert outcome.ended_at[1] == 6.0
-    assert outcome.ended_at[0] == pytest.approx(9.0 + 0.581 + (401 - 81 - 1) / 40)
+    assert outcome.ended_at[0] == pytest.approx(9.0 - QUESTION_SECONDS + 0.581 + (401 - 81 - 1) / 40)
     assert outcome.served == [True, True]
     assert Phase.DRAINING not in [phase for _, phase in outcome.timeline.entries["a"]]
 
 
-def test_a_wake_that_is_checked_is_done_when_what_was_frozen_has_been_read() -> None:
+def test_a_wake_is_done_when_what_was_frozen_has_been_read_and_the_question_behind_it_answered() -> None:
     calls = [TracedCall(0.0, "a", 2000, 401), TracedCall(2.0, "b", 0, 1), TracedCall(5.0, "a", 0, 1)]
     outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE)
-    # Frozen at 2.5 while it was being read; b has its turn from 4.5 to 5.5; a is back at 7.5 and has read at 9.5.
-    assert outcome.ended_at[1] == 4.5
-    assert outcome.first_token_at[0] == 9.5
-    assert outcome.ended_at[0] == pytest.approx(9.5 + 400 / 40)
-    assert outcome.admitted_at[2] == 9.5
-    assert (9.5, Phase.SERVING) in outcome.timeline.entries["a"]
+    # Frozen at 3, as long after its wake as that had taken, while it was being read; b has its turn from 5 to 6; a is
+    # back at 8, but for the question, and has read 2 s later.
+    assert outcome.ended_at[1] == 5.0
+    assert outcome.first_token_at[0] == pytest.approx(10.0)
+    assert outcome.ended_at[0] == pytest.approx(10.0 - QUESTION_SECONDS + 400 / 40)
+    assert outcome.admitted_at[2] == pytest.approx(10.0)
+    assert (pytest.approx(10.0), Phase.SERVING) in outcome.timeline.entries["a"]
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_what_ends_before_the_wake_is_done_is_heard_then(max_in_flight: int) -> None:
+    calls = [TracedCall(0.0, "a", 1600, 2), TracedCall(2.0, "b", 0, 1)]
+    outcome = run(calls, Limits(min_active_seconds=1.0), drain=Drain.FREEZE, max_in_flight=max_in_flight)
+    # Frozen at 3, 0.1 s before its first token; a is back at 8, but for the question.
+    read_at = 8.0 - QUESTION_SECONDS + 1.6
+    # In a full batch the question waits for the end of the answer.
+    done_at = read_at + QUESTION_SECONDS + (1 / 40 if max_in_flight == 1 else 0.0)
+    assert outcome.first_token_at[0] == outcome.ended_at[0] == pytest.approx(done_at)
+    assert outcome.timeline.entries["a"][-1] == (pytest.approx(done_at), Phase.IDLE)
+
+
+@pytest.mark.parametrize("tokens", [23, 300])
+def test_what_waits_too_long_for_the_end_of_its_wake_was_not_served(tokens: int) -> None:
+    limits = Limits(request_timeout_seconds=6.0, min_active_seconds=1.0)
+    calls = [TracedCall(0.0, "a", 1000, tokens), TracedCall(0.0, "a", 3000, 2)]
+    calls += [TracedCall(2.0, "b", 0, 1), TracedCall(30.0, "b", 0, 1)]
+    outcome = run(calls, limits, drain=Drain.FREEZE)
+    # Both are frozen at 3 and given up at 9, when one is being written or has ended unheard, and one is being read.
+    assert outcome.served == [False, False, True, True]
+    assert outcome.ended_at[0] == outcome.ended_at[1] == 9.0
 
 
 def test_turns_get_something_done_even_without_a_minimum() -> None:

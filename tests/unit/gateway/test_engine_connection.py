@@ -1,0 +1,47 @@
+import asyncio
+import select
+import socket
+
+import pytest
+
+from llmux.gateway.engine_connection import EngineConnection
+from llmux.gateway.options import GatewayOptions
+from llmux.gateway.pool import EnginePools
+from llmux.gateway.response_head import ResponseHead
+from llmux.gateway.statistics import GatewayStatistics
+from llmux.runtime.lease import Upstream
+
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+class Receiver:
+    """Wants no answer."""
+
+    def answer_began(self, head: ResponseHead) -> None:
+        raise AssertionError
+
+    def answer_ended(self) -> None:
+        raise AssertionError
+
+    def engine_lost(self, reason: str) -> None:
+        raise AssertionError
+
+
+async def test_a_request_is_with_the_engine_before_the_next_one_is_sent() -> None:
+    pool = EnginePools(GatewayOptions(), GatewayStatistics()).of(Upstream("127.0.0.1", 1, None))
+    loop = asyncio.get_running_loop()
+    ours, engines = zip(*(socket.socketpair() for _ in range(8)), strict=True)
+    connections = [(await loop.create_connection(lambda: EngineConnection(pool), sock=end))[1] for end in ours]
+    heard = []
+    for connection, engine in zip(connections, engines, strict=True):
+        connection.send(Receiver(), REQUEST, b"", to_head_request=False)
+        heard.append(select.select([engine], [], [], 0)[0] == [engine] and engine.recv(64) == REQUEST)
+    for connection, engine in zip(connections, engines, strict=True):
+        connection.abort()
+        engine.close()
+    assert all(heard)

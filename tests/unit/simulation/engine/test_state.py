@@ -1,0 +1,80 @@
+import asyncio
+from contextlib import ExitStack
+from itertools import repeat
+
+from llmux.simulation.engine.generation import Generation
+from llmux.simulation.engine.latency import Timings
+from llmux.simulation.engine.memory import EngineMemory
+from llmux.simulation.engine.options import parse
+from llmux.simulation.engine.state import PauseMode, SimulatedEngine
+
+
+class RecordingTimings(Timings):
+    """Notes how full the batch was before each token; all of them come at once."""
+
+    def __init__(self, **durations: float) -> None:
+        super().__init__(**durations)
+        self.shares: list[float] = []
+
+    def before_token(self, batch_share: float = 0.0) -> float:
+        self.shares.append(batch_share)
+        return 0.0
+
+
+def engine_with(timings: Timings) -> SimulatedEngine:
+    options, _, faults = parse(["serve", "m", "--enable-sleep-mode", "--max-num-seqs", "5"], {})
+    return SimulatedEngine(options, timings, faults, EngineMemory(options, 1), lambda at_once: None)
+
+
+def generation(prompt_tokens: int = 0) -> Generation:
+    return Generation(repeat("word"), prompt_tokens, 100, "length")
+
+
+async def test_only_what_has_been_read_slows_writing_down() -> None:
+    timings = RecordingTimings(first_token_seconds=0.0)
+    engine = engine_with(timings)
+    first, second, third = generation(), generation(), generation()
+    with engine.request(first), engine.request(second), engine.request(third):
+        await engine.next_token(first)
+        await engine.next_token(first)
+        await engine.next_token(second)
+        await engine.next_token(first)
+    assert timings.shares == [0.0, 0.25]
+
+
+async def test_what_has_to_be_read_again_slows_nothing_down() -> None:
+    timings = RecordingTimings(first_token_seconds=0.0)
+    engine = engine_with(timings)
+    first, second = generation(), generation()
+    with engine.request(first), engine.request(second):
+        await engine.next_token(first)
+        await engine.next_token(second)
+        await engine.sleep(1, PauseMode.KEEP)
+        await engine.wake(())
+        await engine.next_token(first)
+        await engine.next_token(first)
+    assert timings.shares == [0.0]
+
+
+async def test_what_slept_is_read_again_in_the_order_in_which_it_came() -> None:
+    engine = engine_with(Timings(first_token_seconds=0.0, prefill_tokens_per_second=1e6))
+    generations = [generation(prompt_tokens=1000) for _ in range(5)]
+    order: list[int] = []
+
+    async def go_on(number: int) -> None:
+        await engine.next_token(generations[number])
+        order.append(number)
+
+    with ExitStack() as requests:
+        for one in generations:
+            requests.enter_context(engine.request(one))
+        for one in generations:
+            await engine.next_token(one)
+        await engine.sleep(1, PauseMode.KEEP)
+        async with asyncio.TaskGroup() as tasks:
+            # They ask for their next tokens in another order than they came in.
+            for number in (3, 1, 4, 0, 2):
+                tasks.create_task(go_on(number))
+            await asyncio.sleep(0)
+            await engine.wake(())
+    assert order == [0, 1, 2, 3, 4]

@@ -1,0 +1,32 @@
+from llmux.core.eviction import STOP, Eviction
+from llmux.core.policies.fifo import Fifo
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.core.states import Asleep, Cold
+from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.warmup import warm_up
+
+ASLEEP = Eviction.parse("offload+keep_running")
+IMAGE = Eviction.parse("discard+checkpoint")
+COST = SwitchCost(evict=0.5, wake=1.5, cold=10.0)
+
+
+def warmed(*specs: ModelSpec) -> Scheduler:
+    scheduler = Scheduler(specs, Fifo(), Limits())
+    warm_up(scheduler, {spec.name: COST for spec in specs})
+    return scheduler
+
+
+def test_every_model_ends_as_its_eviction_leaves_it() -> None:
+    scheduler = warmed(ModelSpec("a", ASLEEP), ModelSpec("b", STOP), ModelSpec("c", ASLEEP, begins_asleep=IMAGE))
+    assert [scheduler.state(name) for name in "abc"] == [Asleep(ASLEEP), Cold(), Asleep(IMAGE)]
+
+
+def test_the_models_are_started_one_after_the_other_and_the_last_one_sleeps_at_0() -> None:
+    scheduler = warmed(ModelSpec("a", ASLEEP), ModelSpec("b", ASLEEP))
+    assert [chapter.at for chapter in scheduler.story("a")] == [-21.0, -11.0, -11.0, -11.0, -10.5]
+    assert [chapter.at for chapter in scheduler.story("b")] == [-10.5, -0.5, -0.5, -0.5, 0.0]
+
+
+def test_one_that_is_in_an_image_is_left_there() -> None:
+    assert not warmed(ModelSpec("a", ASLEEP, begins_asleep=IMAGE)).story("a")
