@@ -17,10 +17,11 @@ ANSWERS_PER_ROUND = 1.5
 """How many answers one after the other a turn lasts at least where many models wait: an interrupted answer goes on only
 when all of them have had their turn."""
 
-ANSWERS_MAX, ANSWERS_MIN_SECONDS = 3, 20.0
-"""A model that can freeze may stay for as long as so many answers take one after the other, or for so long."""
+FREEZING_QUANTA_MAX, ANSWERS_MAX, ANSWERS_MIN_SECONDS = 4, 3, 20.0
+"""A model that can freeze may stay for so many quanta, for as long as so many answers take one after the other, or for
+so long, whichever is longest."""
 
-QUANTA_MAX = 10
+DRAINING_QUANTA_MAX = 10
 """How many quanta one that has to drain may stay: its leaving keeps the GPU from everybody."""
 
 CATCHING_UP_MAX_SECONDS: Seconds = 120.0
@@ -95,10 +96,12 @@ class Adaptive:
 
 
 def _longest(quantum: Seconds, leaving: Incumbent) -> Seconds:
-    if not leaving.can_freeze:
-        return min(QUANTA_MAX * quantum, max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum))
-    answers = max(ANSWERS_MIN_SECONDS, ANSWERS_MAX * (leaving.service_seconds or 0.0))
-    return max(quantum, min(CATCHING_UP_MAX_SECONDS, answers))
+    if leaving.can_freeze:
+        answers = ANSWERS_MAX * (leaving.service_seconds or 0.0)
+        longest = max(FREEZING_QUANTA_MAX * quantum, answers, ANSWERS_MIN_SECONDS)
+    else:
+        longest = DRAINING_QUANTA_MAX * quantum
+    return min(longest, max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum))
 
 
 def _is_behind(leaving: Incumbent) -> bool:

@@ -112,9 +112,10 @@ def test_a_model_stays_while_that_saves_reading_again():
 
 LONGEST_TURNS = (
     (replace(BEHIND, can_freeze=True), 30.0),
-    (replace(BEHIND, can_freeze=True, service_seconds=2.0), 20.0),
-    (replace(BEHIND, can_freeze=True, service_seconds=None), 20.0),
+    (replace(BEHIND, can_freeze=True, service_seconds=2.0), 24.0),
+    (replace(BEHIND, can_freeze=True, service_seconds=None), 24.0),
     (replace(BEHIND, can_freeze=True, service_seconds=90.0), CATCHING_UP_MAX_SECONDS),
+    (replace(BEHIND, can_freeze=True, service_seconds=20.0), 60.0),
     (BEHIND, 60.0),
 )
 
