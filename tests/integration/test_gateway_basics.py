@@ -8,6 +8,7 @@ import pytest
 
 from llmux.gateway import GatewayOptions, LocalAnswer, LocalRoutes
 from llmux.runtime.lease import Outcome, Upstream
+from tests.support.desk import DEADLINE_SECONDS
 from tests.support.gateway import EngineSide, Message, get, post, running_gateway
 
 BODY = b'{"model":"m","messages":[]}'
@@ -70,6 +71,39 @@ async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
         for name in ("keep-alive", "connection", "x-hop"):
             assert answer.get(name) is None
         assert answer.body == b"ok"
+
+
+@pytest.mark.parametrize(
+    ("field", "pieces"),
+    [
+        (b"transfer-encoding: chunked", [b"3\r\none\r\n", b"3\r\ntwo\r\n", b"0\r\n\r\n"]),
+        (b"content-length: 6", [b"one", b"two"]),
+        (b"connection: close", [b"one", b"two"]),
+    ],
+)
+async def test_the_desk_hears_once_when_the_body_of_an_answer_begins(field: bytes, pieces: list[bytes]) -> None:
+    goes_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.send(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n\r\n")
+        await goes_on.wait()
+        for piece in pieces:
+            engine.send(piece)
+        if field == b"connection: close":
+            engine.writer.close()
+
+    async with running_gateway(script) as bench:
+        client = await bench.client()
+        client.send(post(b'{"model":"m","stream":true}'))
+        await client.read_head()
+        assert bench.desk.asked[0].streams
+        assert bench.desk.answering == []
+        goes_on.set()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await client.reader.readuntil(b"one")
+        assert bench.desk.answering == [1]
+        await bench.desk.until(lambda: bool(bench.desk.ended))
+        assert bench.desk.answering == [1]
 
 
 async def test_request_ids_are_made_forwarded_and_returned() -> None:

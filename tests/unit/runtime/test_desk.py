@@ -46,6 +46,47 @@ async def test_a_client_that_leaves_while_waiting_is_no_demand() -> None:
         assert holder.told == ["granted"]
 
 
+def first_tokens(runtime: Runtime) -> float:
+    """How many the metrics have counted."""
+    families = {family.name: family for family in runtime.metrics.collect()}
+    samples = families["llmux_time_to_first_token_seconds"].samples
+    return sum(sample.value for sample in samples if sample.name.endswith("_count"))
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_the_beginning_of_a_streamed_answer_is_told(at_once: bool) -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        if at_once:
+            await granted(runtime, "a")
+        holder, record = Holder(), runtime.scheduler.model("a")
+        request = runtime.desk.acquire("a", holder, size_bytes=1, streams=True)
+        await holder.wait("granted")
+        assert (record.unanswered, first_tokens(runtime)) == ({request}, 0)
+        assert holder.lease is not None
+        runtime.desk.answered(holder.lease)
+        assert (record.unanswered, first_tokens(runtime)) == (set(), 1)
+        assert request in record.in_flight
+
+
+async def test_an_answer_in_one_piece_has_no_first_token() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        _, lease = await granted(runtime, "a")
+        assert not runtime.scheduler.model("a").unanswered
+        runtime.desk.answered(lease)
+        assert first_tokens(runtime) == 0
+
+
+async def test_a_streaming_request_that_is_tried_again_waits_for_its_first_token_again() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        holder = Holder()
+        request = runtime.desk.acquire("a", holder, size_bytes=1, streams=True)
+        await holder.wait("granted")
+        assert holder.lease is not None
+        runtime.desk.give_back(holder.lease, "connection refused")
+        await holder.wait("granted", "granted")
+        assert runtime.scheduler.model("a").unanswered == {request}
+
+
 async def test_leases_end_once() -> None:
     async with scripted_runtime(model("a")) as runtime:
         _, lease = await granted(runtime, "a")
