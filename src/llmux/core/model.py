@@ -117,13 +117,13 @@ class Model:
         if request in self.unanswered:
             if request in self.in_flight:
                 self._pass_time(now)
-                self.traffic.answered += 1
+                self.traffic.answered()
             self.unanswered.discard(request)
 
     def end(self, request: int, now: Seconds) -> None:
         """A request that was in flight is over."""
         self._pass_time(now)
-        self.traffic.ended += 1
+        self.traffic.ended()
         self.in_flight.discard(request)
         self.unanswered.discard(request)
         self.idle_since = now

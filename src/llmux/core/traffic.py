@@ -17,6 +17,29 @@ DRAIN_SHARE = 0.3
 """How much a new drain counts."""
 
 
+class _Mean:
+    """Seconds per something, over what was seen lately: two sums of which the older part fades."""
+
+    __slots__ = ("_count", "_seconds", "new_count", "new_seconds")
+
+    def __init__(self) -> None:
+        self._seconds = self._count = 0.0
+        self.new_seconds = 0.0
+        self.new_count = 0
+
+    def fade(self, kept: float) -> None:
+        """Let so much remain of what was seen before, and add what is new."""
+        self._seconds = kept * self._seconds + self.new_seconds
+        self._count = kept * self._count + self.new_count
+        self.new_seconds = 0.0
+        self.new_count = 0
+
+    @property
+    def value(self) -> Seconds | None:
+        """The mean; None: not enough has been seen."""
+        return self._seconds / self._count if self._count >= SEEN_MIN else None
+
+
 class Traffic:
     """Counts what comes and goes, and sums up the time between; the ratios of the sums are what is learnt.
 
@@ -25,28 +48,20 @@ class Traffic:
     """
 
     __slots__ = (
-        "_answered",
-        "_behind_seconds",
         "_counted",
         "_counted_at",
-        "_ended",
-        "_held_seconds",
         "_passed_seconds",
+        "_reading",
+        "_service",
         "_since",
-        "answered",
         "arrived",
         "drain_seconds",
-        "ended",
         "rate",
     )
 
     def __init__(self) -> None:
         self.arrived = 0
         """All requests so far that were admitted or queued."""
-        self.answered = 0
-        """Requests whose answer began since the last look."""
-        self.ended = 0
-        """Requests that ended since the last look."""
         self.rate = 0.0
         """Arrivals a second."""
         self.drain_seconds: Seconds = 0.0
@@ -54,13 +69,12 @@ class Traffic:
         self._counted_at: Seconds | None = None
         self._since: Seconds = 0.0
         self._passed_seconds: Seconds = 0.0
-        self._held_seconds = self._behind_seconds = 0.0
-        self._ended = self._answered = 0.0
+        self._service, self._reading = _Mean(), _Mean()
 
     @property
     def service_seconds(self) -> Seconds | None:
         """How long a request is in flight; None: not known yet. By Little's law: request-seconds by ends."""
-        return self._held_seconds / self._ended if self._ended >= SEEN_MIN else None
+        return self._service.value
 
     @property
     def reading_seconds(self) -> Seconds | None:
@@ -69,25 +83,34 @@ class Traffic:
         The time in which anybody waited for the first token, by the answers that began: however many an engine reads
         at once, that is how fast it gets on.
         """
-        return self._behind_seconds / self._answered if self._answered >= SEEN_MIN else None
+        return self._reading.value
 
     @property
     def load(self) -> float:
         """The part of the engine's time that the arrivals need until their answers begin; 0 as long as nobody knows."""
-        return self.rate * (self.reading_seconds or 0.0)
+        return self.rate * (self._reading.value or 0.0)
 
     def resume(self, now: Seconds) -> None:
         """The model serves from now on; what was before is not counted."""
         self._since = now
+        self.look(now)
 
     def pass_time(self, in_flight: int, is_behind: bool, now: Seconds) -> None:
         """So many were in flight until now, since the last call; somebody waited for a first token or for a place."""
         elapsed = now - self._since
         self._since = now
         self._passed_seconds += elapsed
-        self._held_seconds += in_flight * elapsed
+        self._service.new_seconds += in_flight * elapsed
         if is_behind:
-            self._behind_seconds += elapsed
+            self._reading.new_seconds += elapsed
+
+    def answered(self) -> None:
+        """The answer to a request has begun."""
+        self._reading.new_count += 1
+
+    def ended(self) -> None:
+        """A request that was in flight is over."""
+        self._service.new_count += 1
 
     def look(self, now: Seconds) -> None:
         """Bring what is learnt up to date."""
@@ -99,19 +122,11 @@ class Traffic:
         share = -math.expm1(-elapsed / RATE_MEMORY_SECONDS)
         self.rate += share * ((self.arrived - self._counted) / elapsed - self.rate)
         self._counted, self._counted_at = self.arrived, now
-        self._forget()
+        kept = math.exp(-self._passed_seconds / SERVICE_MEMORY_SECONDS)
+        self._passed_seconds = 0.0
+        self._service.fade(kept)
+        self._reading.fade(kept)
 
     def drained(self, seconds: Seconds) -> None:
         """A drain has ended."""
         self.drain_seconds += DRAIN_SHARE * (seconds - self.drain_seconds)
-
-    def _forget(self) -> None:
-        self._ended += self.ended
-        self._answered += self.answered
-        self.ended = self.answered = 0
-        kept = math.exp(-self._passed_seconds / SERVICE_MEMORY_SECONDS)
-        self._passed_seconds = 0.0
-        self._held_seconds *= kept
-        self._behind_seconds *= kept
-        self._ended *= kept
-        self._answered *= kept

@@ -40,8 +40,9 @@ class Engine:
         traffic = self.traffic
         traffic.pass_time(in_flight, True, self.now + behind_seconds)
         traffic.pass_time(in_flight, False, self.now + seconds)
-        traffic.ended += ends
-        traffic.answered += ends
+        for _ in range(ends):
+            traffic.answered()
+            traffic.ended()
         self.now += seconds
         traffic.look(self.now)
 
@@ -81,6 +82,12 @@ def test_what_is_long_ago_on_the_gpu_is_forgotten():
     for _ in range(10):
         engine.serve(SERVICE_MEMORY_SECONDS, in_flight=4, ends=int(4 * SERVICE_MEMORY_SECONDS))
     assert engine.traffic.service_seconds == pytest.approx(1.0, rel=0.01)
+
+
+def test_what_was_seen_in_one_long_look_counts_in_full():
+    engine = Engine()
+    engine.serve(10 * SERVICE_MEMORY_SECONDS, in_flight=1, ends=3)
+    assert engine.traffic.service_seconds == pytest.approx(10 * SERVICE_MEMORY_SECONDS / 3)
 
 
 def test_one_request_says_nothing():
