@@ -87,8 +87,9 @@ class Traffic:
 
     @property
     def load(self) -> float:
-        """The part of the engine's time that the arrivals need until their answers begin; 0 as long as nobody knows."""
-        return self.rate * (self._reading.value or 0.0)
+        """The part of the engine's time that arrivals need until their answers begin; all, while nobody knows."""
+        seconds = self._reading.value
+        return 1.0 if seconds is None else self.rate * seconds
 
     def resume(self, now: Seconds) -> None:
         """The model serves from now on; what was before is not counted."""

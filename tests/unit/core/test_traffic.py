@@ -95,7 +95,7 @@ def test_one_request_says_nothing():
     engine.serve(10.0, in_flight=4, ends=1, behind_seconds=10.0)
     assert engine.traffic.service_seconds is None
     assert engine.traffic.reading_seconds is None
-    assert engine.traffic.load == 0.0
+    assert engine.traffic.load == 1.0
 
 
 def test_drains_are_averaged():

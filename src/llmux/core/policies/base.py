@@ -21,8 +21,9 @@ class Candidate:
 class Demand:
     """What the models that share a GPU, and are there or wait to be, ask of it together.
 
-    ``load``: the part of an engine's time that arrivals take until their answers begin. ``service_seconds``: how long
-    requests are in flight on the average; 0 as long as nobody knows. ``waiting_models``: how many wait for their turn.
+    ``load``: the part of an engine's time that arrivals take until their answers begin; 1 or more where that is unknown
+    of all, for nothing can be told to be left over then. ``service_seconds``: how long requests are in flight on the
+    average; 0 as long as nobody knows. ``waiting_models``: how many wait for their turn.
     """
 
     load: float

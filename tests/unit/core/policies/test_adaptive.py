@@ -149,7 +149,7 @@ def test_the_most_weighted_work_goes_first(others, chosen):
 
 
 def test_an_overdue_model_does_not_cut_a_turn_short():
-    """20 s of switching make a turn of 20 s; max_wait_seconds is 15 s."""
+    """20 s of switching make a turn of 60 s where nothing is known to be left over; max_wait_seconds is 15 s."""
     driver = three(Adaptive())
     driver.scheduler._world.costs.observe_evict("a", 10.0)
     driver.scheduler._world.costs.observe_wake("b", 10.0)
@@ -157,9 +157,7 @@ def test_an_overdue_model_does_not_cut_a_turn_short():
     driver.finish_wake("a")
     driver.arrive("b")
     driver.answer(next(iter(driver.requests.values())))
-    began_at, model = switch_begins(driver)
-    assert model == "b"
-    assert began_at == pytest.approx(20 / 0.55 - 20) and began_at > driver.limits.max_wait_seconds
+    assert switch_begins(driver) == (60.0, "b")
 
 
 def test_the_bound_counts_the_longest_turn():
