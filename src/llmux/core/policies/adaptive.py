@@ -81,7 +81,7 @@ class Adaptive:
         """How long a turn must be so that switching takes no more than its share of turn and switch together."""
         demand = leaving.demand
         spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - demand.load)) / max(1, demand.waiting_models)
-        if leaving.can_freeze and demand.service_seconds < cost:
+        if demand.service_seconds < cost:
             spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.service_seconds / cost
         quantum = cost * _turn_per_switch(max(self.switch_share_max, spare))
         if leaving.can_freeze and leaving.service_seconds is not None and demand.waiting_models > 1:

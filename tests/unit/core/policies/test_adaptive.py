@@ -52,8 +52,6 @@ def test_answers_that_are_short_against_a_switch_are_interrupted_less_often():
         leaving = replace(FREEZING, demand=Demand(0.2, seconds))
         turns.append(policy.turn_seconds(leaving, "b", View([waits()], [leaving], 30.0), 100.0))
     assert turns[0] == turns[1] < turns[2] < turns[3]
-    draining = replace(BUSY, demand=Demand(0.2, 0.0))
-    assert policy.turn_seconds(draining, "b", View([waits()], [draining], 30.0), 100.0) == turns[0]
 
 
 def test_where_several_models_wait_less_time_is_left_over_for_switching():

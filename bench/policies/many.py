@@ -1,0 +1,97 @@
+"""The policies with six and with forty models that take turns on one GPU, over traffic made up from a seed.
+
+Requests come to the models in the proportion 1, 1/2, 1/3, ..., one by one or in bursts; prompts of 100 to 3,000 tokens,
+answers 200 on the average, exponentially spread.
+
+    python bench/policies/many.py > table.md
+"""
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from llmux.config.load import loads
+from llmux.config.policy import PolicyType
+from llmux.simulation.virtual.scenario import build_scenario, simulate, simulate_when_idle, summarise
+from llmux.simulation.workload.call import TracedCall
+
+SECONDS = 3600.0
+WORKLOADS = ((6, 0.3, 1), (6, 1.0, 4), (40, 0.3, 1), (40, 1.0, 5))
+"""Models, requests a second, and how many come at a time on the average."""
+COSTS = (1.0, 4.0)
+WHEN_IDLE = "when_idle"
+CONTENDERS = (*((policy.value, "wait") for policy in PolicyType), (WHEN_IDLE, "wait"), ("adaptive", "freeze"))
+TITLES = ("models", "requests/s", "burst", "switch", "policy", "drain", "TTFT mean", "p99", "longest", "latency mean")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One simulation."""
+
+    models: int
+    rate: float
+    burst: int
+    cost: float
+    policy: str
+    drain: str
+
+
+def traffic(case: Case, seed: int = 1) -> list[TracedCall]:
+    """The requests of a case."""
+    chance = random.Random(seed)
+    whole = sum(1 / number for number in range(1, case.models + 1))
+    calls = []
+    for number in range(1, case.models + 1):
+        at, pause = 0.0, case.burst * number * whole / case.rate
+        while (at := at + chance.expovariate(1 / pause)) < SECONDS:
+            for _ in range(chance.randint(1, 2 * case.burst - 1)):
+                answer = max(1, int(chance.expovariate(1 / 200)))
+                calls.append(TracedCall(at, f"model-{number}", chance.randint(100, 3000), answer))
+    return sorted(calls, key=lambda call: call.at_seconds)
+
+
+def run(case: Case) -> str:
+    """Simulate one case; a row of the table."""
+    models = {f"model-{number}": {"model_path": "m", "drain": case.drain} for number in range(1, case.models + 1)}
+    config = {
+        "models": models,
+        "policy": {"eviction": "offload+keep_running"},
+        "warmup": True,
+        "drain_timeout_seconds": 1e6,
+        "queue_limit_requests": 10**9,
+    }
+    calls = traffic(case)
+    scenario = build_scenario(
+        loads(json.dumps(config)).settings, [str(case.cost)], batch_limit=64, request_timeout_seconds=0
+    )
+    if case.policy == WHEN_IDLE:
+        outcome = simulate_when_idle(scenario, calls)
+    else:
+        outcome = simulate(scenario, calls, PolicyType(case.policy))
+    total = summarise(case.policy, calls, outcome).total
+    times = (total.ttft.mean, total.ttft.p99, total.ttft.max, total.latency.mean)
+    what = (f"{case.models}", f"{case.rate:g}", f"{case.burst}", f"{case.cost:g} s", case.policy, case.drain)
+    return "| " + " | ".join((*what, *(f"{seconds:.1f}" for seconds in times))) + " |"
+
+
+def cases() -> Iterator[Case]:
+    """Everything that is compared."""
+    for (models, rate, burst), cost, (policy, drain) in itertools.product(WORKLOADS, COSTS, CONTENDERS):
+        yield Case(models, rate, burst, cost, policy, drain)
+
+
+def main() -> None:
+    os.nice(10)
+    print("| " + " | ".join(TITLES) + " |")
+    print("|" + "---|" * len(TITLES))
+    with ProcessPoolExecutor(2) as pool:
+        for row in pool.map(run, cases()):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
