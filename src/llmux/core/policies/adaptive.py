@@ -24,6 +24,10 @@ so long, whichever is longest."""
 DRAINING_QUANTA_MAX = 10
 """How many quanta one that has to drain may stay: its leaving keeps the GPU from everybody."""
 
+NEARLY_IDLE_MAX = 1.5
+"""A model of whose requests no more are in flight at a time gets idle by itself soon: by chance, in a fifth of the time.
+Until then it need not shut anybody out, as a drain does."""
+
 CATCHING_UP_MAX_SECONDS: Seconds = 120.0
 CATCHING_UP_MAX_QUANTA = 3
 """Nobody stays longer than that with others waiting, whichever is longer."""
@@ -105,12 +109,16 @@ def _longest(quantum: Seconds, leaving: Incumbent) -> Seconds:
 
 
 def _is_behind(leaving: Incumbent) -> bool:
-    """Whether it is worth staying: somebody waits for a first token, or much would have to be read again."""
+    """Whether it is worth staying: for first tokens, to spare reading again, or to spare a drain."""
     if leaving.unanswered + leaving.queue_depth > 0:
         return True
-    if not leaving.can_freeze or not leaving.service_seconds or not leaving.reading_seconds:
+    service_seconds = leaving.service_seconds
+    if not service_seconds:
         return False
-    return leaving.in_flight * leaving.reading_seconds / leaving.service_seconds > READING_AGAIN_SHARE
+    if not leaving.can_freeze:
+        return leaving.arrivals_per_second * service_seconds <= NEARLY_IDLE_MAX
+    reading_again = leaving.in_flight * (leaving.reading_seconds or 0.0) / service_seconds
+    return reading_again > READING_AGAIN_SHARE
 
 
 def _turn_per_switch(share: float) -> float:

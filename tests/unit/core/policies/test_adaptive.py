@@ -81,6 +81,14 @@ def test_with_nothing_in_the_way_or_nobody_waiting():
     assert Adaptive().choose(View([], [BUSY]), 100.0) == Stay(float("inf"))
 
 
+def test_a_model_that_has_to_drain_rather_gets_idle_by_itself_where_that_takes_not_long():
+    policy = Adaptive()
+    for rate, can_freeze, stays in ((0.15, False, True), (0.16, False, False), (0.15, True, False)):
+        leaving = replace(BUSY, service_seconds=10.0, arrivals_per_second=rate, can_freeze=can_freeze)
+        turn = policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
+        assert turn == (10.25 if stays else 6.0)
+
+
 @pytest.mark.parametrize("behind", [{"unanswered": 3}, {"queue_depth": 3}])
 def test_a_model_stays_until_everybody_has_a_first_token(behind):
     leaving = replace(BUSY, **behind)
@@ -104,7 +112,7 @@ def test_a_model_stays_while_that_saves_reading_again():
         leaving = replace(FREEZING, in_flight=in_flight)
         turn = policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
         assert turn == (10.25 if stays else 6.0)
-    draining = replace(FREEZING, in_flight=36, can_freeze=False)
+    draining = replace(FREEZING, in_flight=36, can_freeze=False, arrivals_per_second=3.6)
     assert policy.turn_seconds(draining, "b", View([waits()], [draining], 2.0), 110.0) == 6.0
 
 
