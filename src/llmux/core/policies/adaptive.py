@@ -25,7 +25,7 @@ DRAINING_QUANTA_MAX = 10
 """How many quanta one that has to drain may stay: its leaving keeps the GPU from everybody."""
 
 NEARLY_IDLE_MAX = 1.5
-"""A model of whose requests no more are in flight at a time gets idle by itself soon: by chance, in a fifth of the time.
+"""A model of whose requests no more are in flight at a time is idle by itself soon: by chance, in a fifth of the time.
 Until then it need not shut anybody out, as a drain does."""
 
 CATCHING_UP_MAX_SECONDS: Seconds = 120.0
