@@ -135,7 +135,9 @@ class Model:
         self.traffic.look(now)
 
     def _pass_time(self, now: Seconds) -> None:
-        self.traffic.pass_time(len(self.in_flight), bool(self.unanswered or self.waiting), now)
+        # What waits for a model that drains is not what its engine is slow with.
+        is_behind = bool(self.unanswered) or (bool(self.waiting) and type(self.state) is Serving)
+        self.traffic.pass_time(len(self.in_flight), is_behind, now)
 
     def begin_generation(self) -> None:
         """A new engine: what is still heard of the last one is not about it."""

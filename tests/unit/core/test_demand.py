@@ -4,6 +4,7 @@ import pytest
 
 from llmux.core.policies.base import Incumbent
 from llmux.core.settings import ModelSpec
+from llmux.core.states import Draining
 from llmux.core.switching import View
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import GPUS, OFFLOAD
@@ -71,3 +72,19 @@ def test_models_on_other_gpus_are_no_demand():
         serving(driver, name)
         learnt(driver, name, rate=1.0, reading_seconds=0.3, service_seconds=2.0)
     assert told_of(driver, "a").demand.load == pytest.approx(0.3)
+
+
+def test_who_waits_for_a_draining_model_does_not_make_its_engine_slow():
+    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"))
+    serving(driver, "a")
+    long = driver.arrive("a")
+    driver.run_until(10.0)
+    driver.answer(long)
+    driver.arrive("b")
+    record = driver.scheduler.model("a")
+    assert isinstance(record.state, Draining)
+    record.traffic._reading.fade(0.0)
+    driver.arrive("a")
+    driver.run_until(20.0)
+    driver.complete(long)
+    assert record.traffic._reading.new_seconds == 0.0
