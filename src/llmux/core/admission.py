@@ -44,9 +44,8 @@ def arrive(world: World, event: RequestArrived, now: Seconds) -> None:
     else:
         model.traffic.arrived += 1
         deadline = now + world.limits.request_timeout_seconds
-        _enqueue(
-            world, model, event.request, Waiting(now, deadline, 0, event.size_bytes, event.priority, event.streams)
-        )
+        waiting = Waiting(now, deadline, 0, event.size_bytes, event.priority, event.streams)
+        _enqueue(world, model, event.request, waiting, now)
         model.lanes.add(event.request, event.priority, now)
         if len(model.waiting) == 1:  # else it is not the head that this changed
             world.refresh_turn(model, now)
@@ -64,7 +63,7 @@ def come_back(world: World, event: RequestReturned, now: Seconds) -> None:
     else:
         deadline = now + world.limits.request_timeout_seconds
         waiting = Waiting(event.arrived_at, deadline, event.attempts, event.size_bytes, event.priority, event.streams)
-        _enqueue(world, model, event.request, waiting)
+        _enqueue(world, model, event.request, waiting, now)
         _move_before_the_younger(model, event.request)
         model.lanes.add_again(event.request, event.priority, event.arrived_at)
         world.refresh_turn(model, now)
@@ -82,7 +81,7 @@ def admit_waiting(world: World, model: Model, now: Seconds) -> None:
     if not isinstance(model.state, Serving) or not world.allows(model.name):
         return
     while model.has_room and (request := model.lanes.first()) is not None:
-        waiting = _dequeue(world, model, request)
+        waiting = _dequeue(world, model, request, now)
         admit(world, model, request, waiting.streams, now)
     world.refresh_turn(model, now)
 
@@ -90,7 +89,7 @@ def admit_waiting(world: World, model: Model, now: Seconds) -> None:
 def leave(world: World, model: Model, request: int, now: Seconds) -> None:
     """A waiting client left."""
     if request in model.waiting:
-        _dequeue(world, model, request)
+        _dequeue(world, model, request, now)
         world.refresh_turn(model, now)
 
 
@@ -121,7 +120,7 @@ def expire(world: World, now: Seconds) -> None:
 
 def refuse(world: World, model: Model, request: int, error: RequestError, now: Seconds) -> None:
     """End one waiting request with an error."""
-    _dequeue(world, model, request)
+    _dequeue(world, model, request, now)
     world.emit(Reject(request, error))
     world.refresh_turn(model, now)
 
@@ -209,7 +208,9 @@ def _not_allowed(world: World, model: Model) -> ModelNotAllowed:
     return ModelNotAllowed(model.name, world.mode.allowed if isinstance(world.mode, Manual) else None)
 
 
-def _enqueue(world: World, model: Model, request: int, waiting: Waiting) -> None:
+def _enqueue(world: World, model: Model, request: int, waiting: Waiting, now: Seconds) -> None:
+    if not model.waiting:
+        model.pass_time(now)
     model.waiting[request] = waiting
     world.queued_requests += 1
     world.queued_bytes += waiting.size_bytes
@@ -223,7 +224,9 @@ def _move_before_the_younger(model: Model, request: int) -> None:
         model.waiting.move_to_end(other, last=False)
 
 
-def _dequeue(world: World, model: Model, request: int) -> Waiting:
+def _dequeue(world: World, model: Model, request: int, now: Seconds) -> Waiting:
+    if len(model.waiting) == 1:
+        model.pass_time(now)
     waiting = model.waiting.pop(request)
     model.lanes.remove(request, waiting.priority)
     world.queued_requests -= 1

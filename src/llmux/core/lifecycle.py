@@ -38,6 +38,7 @@ def begin_freeze(world: World, model: Model, eviction: Eviction, now: Seconds) -
 def stop_draining(world: World, model: Model, now: Seconds) -> None:
     """The switch was called off: the model goes on as before."""
     assert isinstance(model.state, Draining)
+    model.pass_time(now)
     world.set_state(model, Serving(model.state.serving_since), now)
     admit_waiting(world, model, now)
 

@@ -107,7 +107,7 @@ class Model:
 
     def begin(self, request: int, *, streams: bool, now: Seconds) -> None:
         """A request goes to the engine."""
-        self._pass_time(now)
+        self.pass_time(now)
         self.in_flight.add(request)
         if streams:
             self.unanswered.add(request)
@@ -116,13 +116,13 @@ class Model:
         """A request's answer begins."""
         if request in self.unanswered:
             if request in self.in_flight:
-                self._pass_time(now)
+                self.pass_time(now)
                 self.traffic.answered()
             self.unanswered.discard(request)
 
     def end(self, request: int, now: Seconds) -> None:
         """A request that was in flight is over."""
-        self._pass_time(now)
+        self.pass_time(now)
         self.traffic.ended()
         self.in_flight.discard(request)
         self.unanswered.discard(request)
@@ -130,14 +130,16 @@ class Model:
 
     def look(self, now: Seconds) -> None:
         """Bring up to date what is learnt of the requests."""
-        if isinstance(self.state, Serving):
-            self._pass_time(now)
+        self.pass_time(now)
         self.traffic.look(now)
 
-    def _pass_time(self, now: Seconds) -> None:
-        # What waits for a model that drains is not what its engine is slow with.
-        is_behind = bool(self.unanswered) or (bool(self.waiting) and type(self.state) is Serving)
-        self.traffic.pass_time(len(self.in_flight), is_behind, now)
+    def pass_time(self, now: Seconds) -> None:
+        """Account for the time until now; called before it changes who is in flight, or whether anybody waits."""
+        serves = type(self.state) is Serving
+        if serves or type(self.state) is Draining:
+            # What waits for a model that drains is not what its engine is slow with.
+            is_behind = bool(self.unanswered) or (serves and bool(self.waiting))
+            self.traffic.pass_time(len(self.in_flight), is_behind, now)
 
     def begin_generation(self) -> None:
         """A new engine: what is still heard of the last one is not about it."""

@@ -171,18 +171,19 @@ class View:
 
     def _demand_beside(self, model: Model) -> Demand:
         """What the model asks of its GPUs, with those that share them or wait for them."""
+        world, gpus = self.world, model.spec.awake.keys()
+        beside = [other for other in world.on_gpu.values() if not gpus.isdisjoint(other.spec.awake)]
+        turns = (world.models[name] for name in world.turns)
+        waiting = list(islice((other for other in turns if not gpus.isdisjoint(other.spec.awake)), CANDIDATES_MAX))
         load = arrivals = in_service = 0.0
-        for name in (*self.world.on_gpu, *islice(self.world.turns, CANDIDATES_MAX)):
-            other = self.world.models[name]
-            if model.spec.awake.keys().isdisjoint(other.spec.awake):
-                continue
+        for other in (*beside, *waiting):
             other.look(self.now)
             traffic = other.traffic
             load += traffic.load
             if traffic.service_seconds is not None:
                 arrivals += traffic.rate
                 in_service += traffic.rate * traffic.service_seconds
-        return Demand(load, in_service / arrivals if arrivals else 0.0, len(self.world.turns))
+        return Demand(load, in_service / arrivals if arrivals else 0.0, len(waiting))
 
 
 def decide(world: World, now: Seconds) -> Seconds:

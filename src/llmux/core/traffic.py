@@ -8,7 +8,7 @@ RATE_MEMORY_SECONDS: Seconds = 60.0
 """Arrivals this long ago count for a third."""
 
 SERVICE_MEMORY_SECONDS: Seconds = 120.0
-"""What was seen this long ago, counted in time on the GPU, counts for a third."""
+"""What was seen this long ago, counted in time with something in flight, counts for a third."""
 
 SEEN_MIN = 2.0
 """Fewer requests than this say nothing about how long they take."""
@@ -88,8 +88,12 @@ class Traffic:
     @property
     def load(self) -> float:
         """The part of the engine's time that arrivals need until their answers begin; all, while nobody knows."""
-        seconds = self._reading.value
-        return 1.0 if seconds is None else self.rate * seconds
+        if self._reading.value is not None:
+            return self.rate * self._reading.value
+        if self._service.value is not None:
+            # Nobody streams: no more than that it is, and all at the most.
+            return min(1.0, self.rate * self._service.value)
+        return 1.0
 
     def resume(self, now: Seconds) -> None:
         """The model serves from now on; what was before is not counted."""
@@ -100,7 +104,8 @@ class Traffic:
         """So many were in flight until now, since the last call; somebody waited for a first token or for a place."""
         elapsed = now - self._since
         self._since = now
-        self._passed_seconds += elapsed
+        if in_flight:
+            self._passed_seconds += elapsed
         self._service.new_seconds += in_flight * elapsed
         if is_behind:
             self._reading.new_seconds += elapsed

@@ -11,6 +11,7 @@ from llmux.errors import InvalidJson, MalformedRequest, MissingModel
 
 _MAX_MODEL_NAME_BYTES = 1024
 _MAX_FORM_PARTS = 256
+_TRUE = frozenset((b"true", b"1", b"yes", b"on", b"t", b"y"))
 
 
 class _Read(msgspec.Struct):
@@ -53,7 +54,8 @@ def read_json(body: bytes) -> Inside | None:
 
 
 def _is_true(value: msgspec.Raw) -> bool:
-    return bytes(value) == b"true"
+    """As engines that validate with pydantic understand it."""
+    return bytes(value).strip(b'"').lower() in _TRUE
 
 
 def replace_model(body: bytes, model: str) -> bytes:

@@ -213,7 +213,7 @@ class Exchange:
         self._state.desk.confirm_alive(lease, report)
 
     def first_bytes(self) -> None:
-        if self._lease is not None:
+        if self._lease is not None and self._answer is not None and self._answer.status < 400:
             self._state.desk.answered(self._lease)
 
     def answer_ended(self) -> None:

@@ -37,7 +37,7 @@ READING_AGAIN_SHARE = 0.35
 """
 
 LOOK_EVERY_SECONDS: Seconds = 0.25
-"""How often it is asked whether it has caught up: beginnings and ends of answers are not told one by one."""
+"""How often it is asked whether it has caught up: beginnings and ends of answers bring no decision by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,11 @@ class Adaptive:
     def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
         quantum = self._quantum(_cost(view, leaving, coming), leaving)
+        most = max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
+        quantum = max(quantum, min(CATCHING_UP_MAX_SECONDS, _round_of_answers(leaving)))
         # What drains goes on working: that is a part of its turn, and others wait for it.
         least = quantum if leaving.can_freeze else max(0.0, quantum - leaving.drain_seconds)
-        longest = _longest(quantum, leaving)
+        longest = min(most, _catching_up(quantum, leaving))
         # Compared as the caller will: the difference of two times is not exactly what was added to the first.
         if now < leaving.since + least or now >= leaving.since + longest or not _is_behind(leaving):
             return least
@@ -87,11 +89,7 @@ class Adaptive:
         spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - demand.load)) / max(1, demand.waiting_models)
         if demand.service_seconds < cost:
             spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.service_seconds / cost
-        quantum = cost * _turn_per_switch(max(self.switch_share_max, spare))
-        if leaving.can_freeze and leaving.service_seconds is not None and demand.waiting_models > 1:
-            answers = ANSWERS_PER_ROUND * (1 - 1 / demand.waiting_models) * leaving.service_seconds
-            quantum = max(quantum, min(CATCHING_UP_MAX_SECONDS, answers))
-        return quantum
+        return cost * _turn_per_switch(max(self.switch_share_max, spare))
 
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
         if leaving.idle_since is not None:
@@ -99,13 +97,19 @@ class Adaptive:
         return leaving.since + self.turn_seconds(leaving, candidate.model, view, now)
 
 
-def _longest(quantum: Seconds, leaving: Incumbent) -> Seconds:
-    if leaving.can_freeze:
-        answers = ANSWERS_MAX * (leaving.service_seconds or 0.0)
-        longest = max(FREEZING_QUANTA_MAX * quantum, answers, ANSWERS_MIN_SECONDS)
-    else:
-        longest = DRAINING_QUANTA_MAX * quantum
-    return min(longest, max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum))
+def _round_of_answers(leaving: Incumbent) -> Seconds:
+    """How long a turn must be so that few answers are interrupted for a whole round of those who wait."""
+    if not leaving.can_freeze or leaving.service_seconds is None or leaving.demand.waiting_models < 2:
+        return 0.0
+    return ANSWERS_PER_ROUND * (1 - 1 / leaving.demand.waiting_models) * leaving.service_seconds
+
+
+def _catching_up(quantum: Seconds, leaving: Incumbent) -> Seconds:
+    """How long a model that has fallen behind may stay."""
+    if not leaving.can_freeze:
+        return DRAINING_QUANTA_MAX * quantum
+    answers = ANSWERS_MAX * (leaving.service_seconds or 0.0)
+    return max(FREEZING_QUANTA_MAX * quantum, answers, ANSWERS_MIN_SECONDS)
 
 
 def _is_behind(leaving: Incumbent) -> bool:

@@ -136,7 +136,7 @@ def test_catching_up_has_an_end(leaving, longest):
 @pytest.mark.parametrize("switch", [0.1, 2.0, 30.0, 100.0])
 @pytest.mark.parametrize("can_freeze", [False, True])
 def test_no_turn_is_longer_than_the_bound_says(switch, can_freeze):
-    leaving = replace(BEHIND, can_freeze=can_freeze)
+    leaving = replace(BEHIND, can_freeze=can_freeze, service_seconds=100.0, demand=Demand(0.9, 100.0, 8))
     policy, view = Adaptive(), View([waits()], [leaving], switch)
     longest = policy.longest_turn_seconds(switch)
     assert all(policy.turn_seconds(leaving, "b", view, 100.0 + elapsed) <= longest for elapsed in range(400))
