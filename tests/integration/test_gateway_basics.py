@@ -106,6 +106,15 @@ async def test_the_desk_hears_once_when_the_body_of_an_answer_begins(field: byte
         assert bench.desk.answering == [1]
 
 
+async def test_an_error_is_no_first_token() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.answer(b'{"error":{}}', status="400 Bad Request")
+
+    async with running_gateway(script) as bench:
+        assert (await bench.ask(post(b'{"model":"m","stream":true}'))).status == 400
+        assert (bench.desk.answering, bench.desk.ended) == ([], [(1, Outcome.COMPLETED)])
+
+
 async def test_request_ids_are_made_forwarded_and_returned() -> None:
     async with running_gateway() as bench:
         first = await bench.ask(post(BODY))

@@ -4,7 +4,7 @@ import pytest
 
 from llmux.core.policies.base import Incumbent
 from llmux.core.settings import ModelSpec
-from llmux.core.states import Draining
+from llmux.core.states import Draining, Serving
 from llmux.core.switching import View
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import GPUS, OFFLOAD
@@ -88,3 +88,65 @@ def test_who_waits_for_a_draining_model_does_not_make_its_engine_slow():
     driver.run_until(20.0)
     driver.complete(long)
     assert record.traffic._reading.new_seconds == 0.0
+
+
+def test_what_queues_is_behind_from_then_on_and_not_since_the_last_event():
+    driver = play(ModelSpec("a", max_in_flight=1))
+    serving(driver, "a")
+    record = driver.scheduler.model("a")
+    first = driver.arrive("a")
+    driver.answer(first)
+    record.traffic._reading.fade(0.0)
+    driver.run_until(driver.now + 30.0)
+    waiting = driver.arrive("a")
+    driver.run_until(driver.now + 0.5)
+    driver.leave(waiting)
+    driver.run_until(driver.now + 30.0)
+    driver.complete(first)
+    assert record.traffic._reading.new_seconds == pytest.approx(0.5)
+
+
+def test_a_drain_that_is_called_off_was_no_reading():
+    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"))
+    serving(driver, "a")
+    driver.answer(driver.arrive("a"))
+    driver.run_until(10.0)
+    wanted = driver.arrive("b")
+    record = driver.scheduler.model("a")
+    assert isinstance(record.state, Draining)
+    driver.arrive("a"), driver.arrive("a")
+    record.traffic._reading.fade(0.0)
+    driver.run_until(20.0)
+    driver.leave(wanted)
+    assert isinstance(record.state, Serving)
+    assert record.traffic._reading.new_seconds == 0.0
+
+
+def test_who_waits_for_another_gpu_is_not_counted():
+    specs = [ModelSpec(f"x{number}", awake={GPUS[1]: 1}) for number in range(9)]
+    driver = play(
+        ModelSpec("a", OFFLOAD, awake={GPUS[0]: 1}),
+        *specs,
+        capacity={GPUS[0]: 1, GPUS[1]: 1},
+    )
+    serving(driver, "a")
+    for spec in specs:
+        driver.arrive(spec.name)
+    driver.answer(driver.arrive("a"))
+    assert len(driver.scheduler._world.turns) == 8
+    assert told_of(driver, "a").demand.waiting_models == 0
+
+
+def test_a_model_that_is_idle_for_long_is_still_known():
+    driver = play(ModelSpec("a"))
+    serving(driver, "a")
+    for _ in range(20):
+        request = driver.arrive("a")
+        driver.run_until(driver.now + 0.5)
+        driver.answer(request)
+        driver.run_until(driver.now + 0.5)
+        driver.complete(request)
+        driver.run_until(driver.now + 300.0)
+    told = told_of(driver, "a")
+    assert told.reading_seconds == pytest.approx(0.5, rel=0.05)
+    assert told.demand.load < 0.02

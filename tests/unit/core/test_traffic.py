@@ -90,6 +90,23 @@ def test_what_was_seen_in_one_long_look_counts_in_full():
     assert engine.traffic.service_seconds == pytest.approx(10 * SERVICE_MEMORY_SECONDS / 3)
 
 
+def test_where_nobody_streams_the_load_is_that_of_the_whole_answers():
+    traffic = Traffic()
+    traffic.look(0.0)
+    traffic.resume(0.0)
+    for second in range(1, 301):
+        traffic.arrived += 2
+        traffic.pass_time(1, False, second - 0.5)
+        for _ in range(2):
+            traffic.ended()
+        traffic.pass_time(0, False, float(second))
+        traffic.look(float(second))
+    assert traffic.reading_seconds is None
+    assert traffic.load == pytest.approx(0.5, rel=0.05)
+    traffic.rate = 20.0
+    assert traffic.load == 1.0
+
+
 def test_one_request_says_nothing():
     engine = Engine()
     engine.serve(10.0, in_flight=4, ends=1, behind_seconds=10.0)

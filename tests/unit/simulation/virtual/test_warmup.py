@@ -1,4 +1,5 @@
 from llmux.core.eviction import STOP, Eviction
+from llmux.core.identity import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
@@ -30,3 +31,11 @@ def test_the_models_are_started_one_after_the_other_and_the_last_one_sleeps_at_0
 
 def test_one_that_is_in_an_image_is_left_there() -> None:
     assert not warmed(ModelSpec("a", ASLEEP, begins_asleep=IMAGE)).story("a")
+
+
+def test_a_sleeper_that_leaves_no_room_is_stopped_for_the_next_one() -> None:
+    gpu = GpuId("local", "0")
+    specs = [ModelSpec(name, ASLEEP, awake={gpu: 10}, asleep={ASLEEP: {gpu: 2}}) for name in "ab"]
+    scheduler = Scheduler(specs, Fifo(), Limits(), {gpu: 10})
+    warm_up(scheduler, dict.fromkeys("ab", COST))
+    assert [scheduler.state(name) for name in "ab"] == [Cold(), Asleep(ASLEEP)]
