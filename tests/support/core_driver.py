@@ -86,8 +86,7 @@ class CoreDriver:
         self.log: list[Action] = []
         self.switches: list[SwitchDone] = []
         self.longest_wait = 0.0
-        self.faults = 0
-        self._waits: dict[str, tuple[float, int]] = {}
+        self.faults_at: list[float] = []
         self._numbers = itertools.count(1)
         self._future: list[tuple[float, int, Callable[[], None]]] = []
         self._backlog: list[Event] = []
@@ -224,7 +223,8 @@ class CoreDriver:
         assert isinstance(engine.pending, Wake)
         action, engine.pending = engine.pending, None
         engine.awake = engine.running = error is None
-        self.faults += error is not None
+        if error is not None:
+            self.faults_at.append(self.now)
         engine.asleep = None
         engine.dead = False
         if error is None:
@@ -244,7 +244,8 @@ class CoreDriver:
         assert isinstance(engine.pending, Evict)
         action, engine.pending = engine.pending, None
         outcome = outcome or evicted(action)
-        self.faults += outcome.error is not None
+        if outcome.error is not None:
+            self.faults_at.append(self.now)
         if outcome.error is None:
             engine.awake = False
             engine.asleep = outcome.residency.eviction if isinstance(outcome.residency, Asleep) else None
@@ -260,7 +261,7 @@ class CoreDriver:
         if not engine.running and engine.pending is None:
             return
         engine.dead = True
-        self.faults += 1
+        self.faults_at.append(self.now)
         self.send(InstanceExited(InstanceId(model, engine.generation), reason))
         if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
             self.finish_wake(model, reason)
@@ -564,14 +565,10 @@ class CoreDriver:
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
-                if engine.awake or not since:
-                    self._waits.pop(name, None)
                 continue
             bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
             began_at = max(min(since), engine.left_at)
-            if name not in self._waits or self._waits[name][0] != began_at:
-                self._waits[name] = (began_at, self.faults)
-            failures = self.faults - self._waits[name][1]
+            failures = sum(at >= began_at for at in self.faults_at)
             bound += failures * (bound + self.limits.backoff_max_seconds)
             waited = self.now - began_at
             self.longest_wait = max(self.longest_wait, waited)
