@@ -25,7 +25,6 @@ from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.priority import Priority
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Failed
-from llmux.core.switching import NEVER_LEAVES
 from llmux.errors import EngineDied, Evicted, QueueTimeout
 from tests.support.core_driver import CoreDriver
 from tests.support.core_truth import Fates, Held, Place, evicted
@@ -34,6 +33,7 @@ OFFLOAD = Eviction.parse("offload+keep_running")
 DISCARD = Eviction.parse("discard+keep_running")
 SUSPEND = Eviction.parse("retain+cuda_suspend")
 CHECKPOINT = Eviction.parse("discard+checkpoint")
+NEVER_LEAVES = Eviction.parse("retain+keep_running")
 EVICTIONS = (OFFLOAD, DISCARD, SUSPEND, CHECKPOINT, STOP)
 
 GPUS = tuple(GpuId("local", str(number)) for number in range(3))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmux.config import arguments
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
-from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.eviction import Drain, Eviction, Process
 from llmux.errors import Problem
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
-NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
 
 
 def problems(settings: Settings) -> Iterator[Problem]:
@@ -78,7 +77,7 @@ def residents(settings: Settings) -> Iterator[Problem]:
     """A model that never leaves the GPU lets no other one on it."""
     if len(settings.models) == 1:
         return
-    for path, affected in _by_eviction_path(settings, lambda eviction: eviction == NEVER_LEAVES).items():
+    for path, affected in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu).items():
         yield Problem(
             path,
             f"retain+keep_running never leaves the GPU, so no other model could run beside {_quoted(affected)}",
@@ -118,7 +117,7 @@ def unsupported(settings: Settings) -> tuple[Problem, ...]:
 def warnings(settings: Settings) -> Iterator[Problem]:
     """What works, but probably not as meant."""
     if len(settings.models) == 1:
-        for path in _by_eviction_path(settings, lambda eviction: eviction == NEVER_LEAVES):
+        for path in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)

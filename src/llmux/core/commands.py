@@ -10,7 +10,6 @@ from llmux.core.identity import Seconds
 from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Auto, Cold, Draining, Evicting, Failed, Manual, Mode, Serving, Waking
-from llmux.core.switching import NEVER_LEAVES
 from llmux.core.world import Command, SleepCommand, SwitchCommand, World
 from llmux.errors import CommandFailed, ShuttingDown
 
@@ -122,10 +121,10 @@ def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds)
                 return True
             begin_evict(world, model, eviction, now)
         case Serving():
-            if eviction == NEVER_LEAVES:
+            if not eviction.leaves_the_gpu:
                 return True
             begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
-        case Draining(since, serving_since, deadline, present) if eviction not in (present, NEVER_LEAVES):
+        case Draining(since, serving_since, deadline, present) if eviction.leaves_the_gpu and eviction != present:
             world.set_state(model, Draining(since, serving_since, deadline, eviction), now)
         case _:
             pass

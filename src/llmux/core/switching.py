@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from llmux.core.eviction import STOP, Eviction, Process, Weights
+from llmux.core.eviction import STOP, Eviction
 from llmux.core.identity import Footprint, GpuId, Seconds
 from llmux.core.lifecycle import (
     begin_drain,
@@ -22,8 +22,6 @@ from llmux.core.placement import Holder, fits, victims
 from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
-
-NEVER_LEAVES = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
 
 _LEAVING = frozenset((Draining, Evicting))
 

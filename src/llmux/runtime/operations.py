@@ -22,7 +22,6 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
-from llmux.core.switching import NEVER_LEAVES
 from llmux.errors import EvictionRefused, ModelNotFound
 from llmux.residency.steps import UnsupportedEviction, steps_of
 from llmux.runtime.controller import Controller
@@ -199,7 +198,7 @@ class Operations:
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
                 "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
             )
-        if eviction == NEVER_LEAVES and len(self._engines) > 1:
+        if not eviction.leaves_the_gpu and len(self._engines) > 1:
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
                 "use offload or discard with keep_running, or any with stop"

@@ -14,10 +14,9 @@ from llmux.core.events import (
 from llmux.core.eviction import STOP
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Serving
-from llmux.core.switching import NEVER_LEAVES
 from llmux.errors import ModelNotAllowed, ShuttingDown
 from tests.support.core_driver import CoreDriver
-from tests.support.core_scenarios import CHECKPOINT, DISCARD, OFFLOAD, SUSPEND
+from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
 from tests.support.core_truth import evicted
 from tests.support.playbook import play, serving, told
 

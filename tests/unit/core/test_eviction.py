@@ -4,8 +4,7 @@ import pytest
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.settings import ModelSpec
-from llmux.core.switching import NEVER_LEAVES
-from tests.support.core_scenarios import CHECKPOINT, DISCARD, OFFLOAD, SUSPEND
+from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
 
 
 def test_an_eviction_is_read_as_it_is_written():

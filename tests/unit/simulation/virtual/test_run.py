@@ -7,7 +7,6 @@ from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.switching import NEVER_LEAVES
 from llmux.simulation.virtual import run as virtual_run
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
@@ -15,6 +14,7 @@ from llmux.simulation.virtual.place import question_seconds
 from llmux.simulation.virtual.run import Outcome, VirtualRun
 from llmux.simulation.virtual.timeline import Phase
 from llmux.simulation.workload.call import TracedCall
+from tests.support.core_scenarios import NEVER_LEAVES
 
 ASLEEP = Eviction.parse("offload+keep_running")
 SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=40.0)
