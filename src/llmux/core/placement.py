@@ -20,9 +20,20 @@ def free_memory(capacity: Mapping[GpuId, int], held: Iterable[Footprint]) -> dic
     """What is left on each GPU."""
     free = dict(capacity)
     for footprint in held:
-        for gpu, size in footprint.items():
-            free[gpu] = free.get(gpu, 0) - size
+        take(free, footprint)
     return free
+
+
+def take(free: dict[GpuId, int], footprint: Footprint) -> None:
+    """Hold so much of what is free."""
+    for gpu, size in footprint.items():
+        free[gpu] = free.get(gpu, 0) - size
+
+
+def give(free: dict[GpuId, int], footprint: Footprint) -> None:
+    """The opposite."""
+    for gpu, size in footprint.items():
+        free[gpu] = free.get(gpu, 0) + size
 
 
 def fits(needed: Footprint, free: Mapping[GpuId, int]) -> bool:
@@ -45,8 +56,7 @@ def victims(needed: Footprint, free: Mapping[GpuId, int], holders: Iterable[Hold
     for holder in cheapest_first:
         if _helps(holder.frees, needed, left):
             chosen.append(holder)
-            for gpu, size in holder.frees.items():
-                left[gpu] = left.get(gpu, 0) + size
+            give(left, holder.frees)
             if fits(needed, left):
                 break
     else:

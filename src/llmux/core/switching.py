@@ -18,7 +18,7 @@ from llmux.core.lifecycle import (
     stop_draining,
 )
 from llmux.core.model import Model
-from llmux.core.placement import Holder, fits, victims
+from llmux.core.placement import Holder, fits, give, take, victims
 from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
@@ -49,12 +49,10 @@ def plan(world: World, model: Model) -> Plan | None:
 def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
     """Memory that is neither held by another model nor reserved by another switch."""
     free = dict(world.free)
-    for gpu, size in model.held.items():
-        free[gpu] += size
+    give(free, model.held)
     for claim in world.claims.values():
         if claim.wake_began_at is None and claim.target != model.name:
-            for gpu, size in world.models[claim.target].spec.awake.items():
-                free[gpu] = free.get(gpu, 0) - size
+            take(free, world.models[claim.target].spec.awake)
     return free
 
 

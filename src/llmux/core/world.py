@@ -11,7 +11,7 @@ from llmux.core.actions import Action
 from llmux.core.eviction import Eviction
 from llmux.core.identity import Footprint, GpuId, Seconds
 from llmux.core.model import Chapter, Model
-from llmux.core.placement import free_memory
+from llmux.core.placement import free_memory, give, take
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import (
@@ -119,10 +119,8 @@ class World:
     def _hold(self, model: Model, footprint: Footprint) -> None:
         if footprint is model.held:
             return
-        for gpu, size in model.held.items():
-            self.free[gpu] += size
-        for gpu, size in footprint.items():
-            self.free[gpu] = self.free.get(gpu, 0) - size
+        give(self.free, model.held)
+        take(self.free, footprint)
         model.held = footprint
 
     def refresh_turn(self, model: Model, now: Seconds) -> None:
