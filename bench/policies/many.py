@@ -7,24 +7,22 @@ answers 200 on the average, exponentially spread.
 """
 
 import itertools
-import json
 import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from llmux.config.load import loads
-from llmux.config.policy import PolicyType
-from llmux.simulation.virtual.scenario import build_scenario, simulate, simulate_when_idle, summarise
+from run import POLICIES, simulated
+
 from llmux.simulation.workload.call import TracedCall
 
 SECONDS = 3600.0
 WORKLOADS = ((6, 0.3, 1), (6, 1.0, 4), (40, 0.3, 1), (40, 1.0, 5))
 """Models, requests a second, and how many come at a time on the average."""
 COSTS = (1.0, 4.0)
-WHEN_IDLE = "when_idle"
-CONTENDERS = (*((policy.value, "wait") for policy in PolicyType), (WHEN_IDLE, "wait"), ("adaptive", "freeze"))
+BATCH_LIMIT = 64
+CONTENDERS = (*((policy, "wait") for policy in POLICIES), ("adaptive", "freeze"))
 TITLES = ("models", "requests/s", "burst", "switch", "policy", "drain", "TTFT mean", "p99", "longest", "latency mean")
 
 
@@ -56,23 +54,7 @@ def traffic(case: Case, seed: int = 1) -> list[TracedCall]:
 
 def run(case: Case) -> str:
     """Simulate one case; a row of the table."""
-    models = {f"model-{number}": {"model_path": "m", "drain": case.drain} for number in range(1, case.models + 1)}
-    config = {
-        "models": models,
-        "policy": {"eviction": "offload+keep_running"},
-        "warmup": True,
-        "drain_timeout_seconds": 1e6,
-        "queue_limit_requests": 10**9,
-    }
-    calls = traffic(case)
-    scenario = build_scenario(
-        loads(json.dumps(config)).settings, [str(case.cost)], batch_limit=64, request_timeout_seconds=0
-    )
-    if case.policy == WHEN_IDLE:
-        outcome = simulate_when_idle(scenario, calls)
-    else:
-        outcome = simulate(scenario, calls, PolicyType(case.policy))
-    total = summarise(case.policy, calls, outcome).total
+    total = simulated(traffic(case), case.policy, case.drain, case.cost, BATCH_LIMIT)
     times = (total.ttft.mean, total.ttft.p99, total.ttft.max, total.latency.mean)
     what = (f"{case.models}", f"{case.rate:g}", f"{case.burst}", f"{case.cost:g} s", case.policy, case.drain)
     return "| " + " | ".join((*what, *(f"{seconds:.1f}" for seconds in times))) + " |"

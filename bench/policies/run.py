@@ -20,6 +20,7 @@ from table import render
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.core.eviction import Drain
+from llmux.simulation.report.figures import Figures
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.scenario import build_scenario, simulate, simulate_when_idle, summarise
 from llmux.simulation.workload.call import TracedCall
@@ -59,10 +60,9 @@ def load_of(calls: list[TracedCall], batch: int) -> float:
     return max(reading, writing) / seconds
 
 
-def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:
-    """Simulate one case; nobody gives up waiting, and no drain is cut short."""
-    calls = calls_of(traces, case.thin, case.stretch, case.seed)
-    models = {name: {"model_path": name, "drain": case.drain.value} for name in models_of(calls)}
+def simulated(calls: list[TracedCall], policy: str, drain: str, cost: float, batch: int) -> Figures:
+    """What comes of the requests under a policy; nobody gives up waiting, and no drain is cut short."""
+    models = {name: {"model_path": name, "drain": drain} for name in models_of(calls)}
     config = {
         "models": models,
         "policy": {"eviction": "offload+keep_running"},
@@ -71,12 +71,18 @@ def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:
         "queue_limit_requests": 10**9,
     }
     settings = loads(json.dumps(config)).settings
-    scenario = build_scenario(settings, [str(case.cost)], batch_limit=case.batch, request_timeout_seconds=0)
-    if case.policy == WHEN_IDLE:
+    scenario = build_scenario(settings, [str(cost)], batch_limit=batch, request_timeout_seconds=0)
+    if policy == WHEN_IDLE:
         outcome = simulate_when_idle(scenario, calls)
     else:
-        outcome = simulate(scenario, calls, PolicyType(case.policy))
-    figures = summarise(case.policy, calls, outcome).total
+        outcome = simulate(scenario, calls, PolicyType(policy))
+    return summarise(policy, calls, outcome).total
+
+
+def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:
+    """Simulate one case."""
+    calls = calls_of(traces, case.thin, case.stretch, case.seed)
+    figures = simulated(calls, case.policy, case.drain.value, case.cost, case.batch)
     return asdict(case) | {
         "load": load_of(calls, case.batch),
         "p99": figures.ttft.p99,

@@ -200,20 +200,7 @@ class CoreDriver:
 
     def give_back(self, request: Request, reason: str = "connection lost") -> None:
         """An admitted request lost its connection before the first byte; the engine may well be alive."""
-        request.attempts += 1
-        self._place(request, Place.WAITING)
-        self.send(
-            RequestReturned(
-                request.number,
-                request.model,
-                request.arrived_at,
-                request.attempts,
-                request.size_bytes,
-                reason,
-                priority=request.priority,
-                streams=request.streams,
-            )
-        )
+        self.send(self._returned(request, reason))
 
     def finish_wake(
         self, model: str, error: str | None = None, *, out_of_memory: bool = False, unfaithful: bool = False
@@ -413,24 +400,25 @@ class CoreDriver:
     def _revoke(self, request: Request, error: RequestError) -> None:
         assert request.place in (Place.IN_FLIGHT, Place.FROZEN), f"revoked while {request.place}"
         if isinstance(error, EngineDied) and request.number % 3:
-            request.attempts += 1
-            self._place(request, Place.WAITING)
-            reason = str(error)
-            self._backlog.append(
-                RequestReturned(
-                    request.number,
-                    request.model,
-                    request.arrived_at,
-                    request.attempts,
-                    request.size_bytes,
-                    reason,
-                    priority=request.priority,
-                    streams=request.streams,
-                )
-            )
+            self._backlog.append(self._returned(request, str(error)))
         else:
             request.error = error
             self._place(request, Place.ENDED)
+
+    def _returned(self, request: Request, reason: str) -> RequestReturned:
+        """One more attempt of a request waits from now on."""
+        request.attempts += 1
+        self._place(request, Place.WAITING)
+        return RequestReturned(
+            request.number,
+            request.model,
+            request.arrived_at,
+            request.attempts,
+            request.size_bytes,
+            reason,
+            priority=request.priority,
+            streams=request.streams,
+        )
 
     def _wake(self, action: Wake) -> None:
         name = action.instance.model

@@ -221,6 +221,16 @@ def nothing_left() -> Iterator[None]:
 
 
 @contextmanager
+def small_file_system(directory: Path, size_mib: int) -> Iterator[Path]:
+    """A directory with no more room than that."""
+    directory.mkdir()
+    options = f"size={size_mib}m,mode=0700"
+    subprocess.run(("mount", "-t", "tmpfs", "-o", options, "llmux-test", str(directory)), check=True)
+    yield directory
+    subprocess.run(("umount", str(directory)), check=True)
+
+
+@contextmanager
 def recorded(module: ModuleType, name: str) -> Iterator[list[Iterable[str]]]:
     """What the function returns while the block lasts."""
     results: list[Iterable[str]] = []

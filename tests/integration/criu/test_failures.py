@@ -25,6 +25,7 @@ from tests.support.real_criu import (
     imager,
     only_image_left,
     only_other_child,
+    small_file_system,
     started,
     take_number,
     until,
@@ -39,11 +40,8 @@ LONG = "256"
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with less room than the stub's memory needs."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=40m,mode=0700", "llmux-test", str(directory)), check=True)
-    yield directory
-    subprocess.run(("umount", str(directory)), check=True)
+    with small_file_system(tmp_path / "small", 40) as directory:
+        yield directory
 
 
 async def still_works(engine: Engine) -> None:

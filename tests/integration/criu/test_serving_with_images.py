@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from llmux.simulation.engine.text import expected_text
 from tests.support.bench import OFFLOAD, SLOW, Bench, serving, with_flags
-from tests.support.real_criu import CRIU, SKIP_REASON
+from tests.support.real_criu import CRIU, SKIP_REASON, small_file_system
 from tests.support.server import ended_early, simulated_config
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
@@ -36,11 +35,8 @@ def restores(bench: Bench) -> int:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with less room than an engine's memory needs."""
-    directory = tmp_path / "small"
-    directory.mkdir()
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "llmux-test", str(directory)), check=True)
-    yield directory
-    subprocess.run(("umount", str(directory)), check=True)
+    with small_file_system(tmp_path / "small", 4) as directory:
+        yield directory
 
 
 @pytest.mark.parametrize("settings", [DISCARD_IMAGE, OFFLOAD_IMAGE, RETAIN_IMAGE], ids=lambda one: one["eviction"])

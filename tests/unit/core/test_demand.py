@@ -25,6 +25,15 @@ def learnt(driver: CoreDriver, name: str, *, rate: float, reading_seconds: float
         mean.fade(0.0)
 
 
+def serve(driver: CoreDriver, name: str, *, writing_seconds: float) -> None:
+    """A request that is read for half a second, written for so long, and over."""
+    request = driver.arrive(name)
+    driver.run_until(driver.now + 0.5)
+    driver.answer(request)
+    driver.run_until(driver.now + writing_seconds)
+    driver.complete(request)
+
+
 def test_those_without_a_first_token_are_told_and_only_if_they_stream():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
@@ -41,11 +50,7 @@ def test_reading_and_service_times_are_learnt_from_beginnings_and_ends():
     driver = play(ModelSpec("a", max_in_flight=1))
     serving(driver, "a")
     for _ in range(40):
-        request = driver.arrive("a")
-        driver.run_until(driver.now + 0.5)
-        driver.answer(request)
-        driver.run_until(driver.now + 1.5)
-        driver.complete(request)
+        serve(driver, "a", writing_seconds=1.5)
     told = told_of(driver, "a")
     assert told.service_seconds == pytest.approx(2.0, rel=0.1)
     # Every fourth request does not stream, and has no first token.
@@ -141,11 +146,7 @@ def test_a_model_that_is_idle_for_long_is_still_known():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
     for _ in range(20):
-        request = driver.arrive("a")
-        driver.run_until(driver.now + 0.5)
-        driver.answer(request)
-        driver.run_until(driver.now + 0.5)
-        driver.complete(request)
+        serve(driver, "a", writing_seconds=0.5)
         driver.run_until(driver.now + 300.0)
     told = told_of(driver, "a")
     assert told.reading_seconds == pytest.approx(0.5, rel=0.05)
