@@ -290,7 +290,7 @@ class ListenFailed(LlmuxError):
         super().__init__(f"cannot listen on {address}: {reason}; free the port or choose another one")
 
 
-class Unfaithful(LlmuxError):
+class OutputMismatch(LlmuxError):
     """An engine came back from its sleep saying something else than before."""
 
     def __init__(self, expected: str, heard: str) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from llmux.access import Outcome
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.settings import Limits
 from llmux.errors import ListenFailed
-from llmux.runtime.lease import Outcome
 from tests.support.control import HOST, ControlApi, control_api
 from tests.support.scripted import OFFLOAD, Scripted, model
 
@@ -92,7 +92,7 @@ async def test_status_while_switching() -> None:
         assert draining["active_model"] is None
         assert draining["models"]["a"]["in_flight"] == 1
         assert draining["models"]["a"]["process_state"] == "running"
-        api.runtime.desk.end(waiting.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        api.runtime.access.end(waiting.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
         await api.until(lambda: engines["b"].calls == ["wake"])
         assert (await api.status())["models"]["a"]["process_state"] == ASLEEP
 

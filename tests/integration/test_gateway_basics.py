@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from llmux.access import Outcome, Upstream
 from llmux.gateway import GatewayOptions, LocalAnswer, LocalRoutes
-from llmux.runtime.lease import Outcome, Upstream
-from tests.support.desk import DEADLINE_SECONDS
+from tests.support.access import DEADLINE_SECONDS
 from tests.support.gateway import EngineSide, Message, get, post, running_gateway
 
 BODY = b'{"model":"m","messages":[]}'
@@ -26,7 +26,7 @@ async def test_body_and_path_reach_the_engine_unchanged() -> None:
         seen = bench.engine.seen[0]
         assert seen.start == b"POST /v1/chat/completions?a=b%20c HTTP/1.1"
         assert seen.body == BODY
-        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+        assert bench.access.ended == [(1, Outcome.COMPLETED)]
 
 
 async def test_headers_of_one_hop_and_credentials_are_not_forwarded() -> None:
@@ -44,7 +44,7 @@ async def test_headers_of_one_hop_and_credentials_are_not_forwarded() -> None:
         "Expect: 100-continue",
     ]
     async with running_gateway() as bench:
-        bench.desk.awake["m"] = Upstream("127.0.0.1", bench.engine.port, api_key="engine-key")
+        bench.access.awake["m"] = Upstream("127.0.0.1", bench.engine.port, api_key="engine-key")
         answer = await bench.ask(post(BODY, *removed, "X-Kept: 2", "model-override: m"))
         assert answer.status == 200
         seen = bench.engine.seen[0]
@@ -60,7 +60,7 @@ async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
         engine.send(b"connection: keep-alive, x-hop\r\nx-hop: 1\r\ncontent-length: 2\r\nX-Odd:  a \r\n\r\nok")
 
     async with running_gateway(script) as bench:
-        bench.desk.queue_seconds, bench.desk.switch_seconds = 1.5, 2.25
+        bench.access.queue_seconds, bench.access.switch_seconds = 1.5, 2.25
         answer = await bench.ask(post(BODY, "X-Request-Id: mine-1"))
         assert answer.start == b"HTTP/1.1 201 Fine So"
         assert b"\r\nServer: uvicorn\r\n" in answer.raw_head
@@ -81,7 +81,7 @@ async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
         (b"connection: close", [b"one", b"two"]),
     ],
 )
-async def test_the_desk_hears_once_when_the_body_of_an_answer_begins(field: bytes, pieces: list[bytes]) -> None:
+async def test_the_start_of_the_body_is_reported_once(field: bytes, pieces: list[bytes]) -> None:
     goes_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -96,14 +96,14 @@ async def test_the_desk_hears_once_when_the_body_of_an_answer_begins(field: byte
         client = await bench.client()
         client.send(post(b'{"model":"m","stream":true}'))
         await client.read_head()
-        assert bench.desk.asked[0].streams
-        assert bench.desk.answering == []
+        assert bench.access.asked[0].streams
+        assert bench.access.answering == []
         goes_on.set()
         async with asyncio.timeout(DEADLINE_SECONDS):
             await client.reader.readuntil(b"one")
-        assert bench.desk.answering == [1]
-        await bench.desk.until(lambda: bool(bench.desk.ended))
-        assert bench.desk.answering == [1]
+        assert bench.access.answering == [1]
+        await bench.access.until(lambda: bool(bench.access.ended))
+        assert bench.access.answering == [1]
 
 
 async def test_an_error_is_no_first_token() -> None:
@@ -112,7 +112,7 @@ async def test_an_error_is_no_first_token() -> None:
 
     async with running_gateway(script) as bench:
         assert (await bench.ask(post(b'{"model":"m","stream":true}'))).status == 400
-        assert (bench.desk.answering, bench.desk.ended) == ([], [(1, Outcome.COMPLETED)])
+        assert (bench.access.answering, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
 
 
 async def test_request_ids_are_made_forwarded_and_returned() -> None:
@@ -162,7 +162,7 @@ async def test_stream_reaches_the_client_chunk_by_chunk() -> None:
         head = await client.read_head()
         assert head.get("transfer-encoding") == b"chunked"
         assert await client.chunk() == b"data: 1\n\n"
-        assert bench.desk.ended == []
+        assert bench.access.ended == []
         go_on.set()
         assert await client.chunk() == b"data: [DONE]\n\n"
         assert await client.chunk() == b""
@@ -249,7 +249,7 @@ async def test_answer_without_framing_ends_with_the_connection() -> None:
         assert answer.start == b"HTTP/1.1 200 OK"
         assert answer.get("connection") == b"close"
         assert answer.body == b"all of it"
-        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+        assert bench.access.ended == [(1, Outcome.COMPLETED)]
 
 
 async def test_expect_continue_is_answered() -> None:
@@ -276,11 +276,11 @@ async def test_waiting_request_is_served_when_its_model_is_awake() -> None:
         client = await bench.client()
         body = b'{"model":"cold"}'
         client.send(post(body))
-        await bench.desk.until(lambda: len(bench.desk.waiting) == 1)
-        assert bench.desk.asked[0].size_bytes >= len(body)
-        bench.desk.awake["cold"] = bench.engine.upstream
-        bench.desk.queue_seconds, bench.desk.switch_seconds = 3.0, 2.0
-        bench.desk.grant(1)
+        await bench.access.until(lambda: len(bench.access.waiting) == 1)
+        assert bench.access.asked[0].size_bytes >= len(body)
+        bench.access.awake["cold"] = bench.engine.upstream
+        bench.access.queue_seconds, bench.access.switch_seconds = 3.0, 2.0
+        bench.access.grant(1)
         answer = await client.answer()
         assert (answer.body, answer.get("x-llmux-switch-ms")) == (body, b"2000")
 
@@ -290,7 +290,7 @@ async def test_get_does_not_wake() -> None:
         answer = await bench.ask(get("/v1/responses/1", "model-override: cold"))
         assert answer.status == 503
         assert json.loads(answer.body)["error"]["code"] == "model_not_loaded"
-        assert bench.desk.asked[0].may_wake is False
+        assert bench.access.asked[0].may_wake is False
         assert (await bench.ask(get("/v1/responses/1", "model-override: m"))).status == 200
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from llmux.access import Lease, Outcome, Upstream
 from llmux.errors import EngineDied, Evicted, QueueTimeout, RequestError, ShuttingDown
-from llmux.runtime.lease import Lease, Outcome, Upstream
-from tests.support.desk import FakeDesk
+from tests.support.access import FakeAccess
 from tests.support.gateway import EngineSide, Message, RawClient, get, post, running_gateway
 
 BODY = b'{"model":"m"}'
@@ -19,15 +19,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
 
 
-def grant_again(desk: FakeDesk, lease: Lease) -> None:
-    desk.grant(lease.request)
+def grant_again(access: FakeAccess, lease: Lease) -> None:
+    access.grant(lease.request)
 
 
-def refuse_second(desk: FakeDesk, lease: Lease) -> None:
-    if len(desk.given_back) < 2:
-        desk.grant(lease.request)
+def refuse_second(access: FakeAccess, lease: Lease) -> None:
+    if len(access.given_back) < 2:
+        access.grant(lease.request)
     else:
-        desk.refuse(lease.request, EngineDied("m"))
+        access.refuse(lease.request, EngineDied("m"))
 
 
 def code(answer: Message) -> str:
@@ -53,11 +53,11 @@ async def test_engine_that_dies_without_an_answer_gives_the_request_back() -> No
             engine.answer(b"at last")
 
     async with running_gateway(script) as bench:
-        bench.desk.on_give_back = grant_again
+        bench.access.on_give_back = grant_again
         assert (await bench.ask(post(BODY))).body == b"at last"
-        assert [request for request, _ in bench.desk.given_back] == [1]
+        assert [request for request, _ in bench.access.given_back] == [1]
         assert bench.engine.seen[1].body == BODY
-        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+        assert bench.access.ended == [(1, Outcome.COMPLETED)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ async def test_engine_that_dies_twice_is_an_error(partial: bytes) -> None:
         engine.writer.close()
 
     async with running_gateway(script) as bench:
-        bench.desk.on_give_back = refuse_second
+        bench.access.on_give_back = refuse_second
         answer = await bench.ask(post(BODY))
         assert (answer.status, code(answer)) == (502, "engine_died")
         assert len(bench.engine.seen) == 2
@@ -78,15 +78,15 @@ async def test_engine_that_dies_twice_is_an_error(partial: bytes) -> None:
 async def test_engine_that_cannot_be_reached_gives_the_request_back() -> None:
     async with running_gateway() as bench:
         bench.engine.stop()
-        bench.desk.on_give_back = refuse_second
+        bench.access.on_give_back = refuse_second
         answer = await bench.ask(post(BODY))
         assert answer.status == 502
         assert "Errno" not in answer.body.decode()
-        assert "Errno" not in str(bench.desk.given_back)
+        assert "Errno" not in str(bench.access.given_back)
         assert bench.gateway.statistics.engine_connections_failed == 2
 
 
-async def test_stale_pooled_connection_is_retried_once_without_the_desk() -> None:
+async def test_stale_pooled_connection_is_retried_once_under_the_same_lease() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         if engine.requests == 2:
             engine.reset()
@@ -99,7 +99,7 @@ async def test_stale_pooled_connection_is_retried_once_without_the_desk() -> Non
             client.send(post(BODY))
             assert (await client.answer()).body == BODY
         assert len(bench.engine.seen) == 3
-        assert bench.desk.given_back == []
+        assert bench.access.given_back == []
         assert bench.gateway.statistics.engine_retries == 1
 
 
@@ -111,7 +111,7 @@ async def test_connection_closed_while_idle_is_not_used_again() -> None:
         bench.engine.connections[0].writer.close()
         await bench.engine.connections[0].closed.wait()
         assert (await bench.ask(post(BODY))).body == BODY
-        assert bench.desk.given_back == []
+        assert bench.access.given_back == []
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -136,7 +136,7 @@ async def test_stream_that_breaks_ends_with_an_error_event_and_no_clean_end(rese
         event = (await client.chunk()).strip()
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "bad_gateway"
         assert await client.rest() == b""
-        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+        assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
 async def test_stream_that_breaks_inside_a_chunk_gets_no_event() -> None:
@@ -155,7 +155,7 @@ async def test_stream_that_breaks_inside_a_chunk_gets_no_event() -> None:
         await client.reader.readexactly(14)
         go_on.set()
         assert await cut_off(client) == b""
-        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+        assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
 async def test_other_answer_that_breaks_is_cut_off() -> None:
@@ -173,7 +173,7 @@ async def test_other_answer_that_breaks_is_cut_off() -> None:
         await client.reader.readexactly(4)
         go_on.set()
         assert await cut_off(client) == b""
-        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+        assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
 @pytest.mark.parametrize("garbage", [b"zz\r\n", b"+5\r\nhello\r\n", b"5\r\nhelloXX", b"0x5\r\nhello\r\n"])
@@ -194,7 +194,7 @@ async def test_bad_chunk_of_an_engine_is_a_broken_answer(garbage: bytes) -> None
         assert await client.chunk() == b"data: 1\n\n"
         go_on.set()
         assert b"[DONE]" not in await cut_off(client)
-        assert bench.desk.ended == [(1, Outcome.BROKEN)]
+        assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
 async def test_server_error_of_a_living_engine_passes_as_it_is() -> None:
@@ -202,18 +202,18 @@ async def test_server_error_of_a_living_engine_passes_as_it_is() -> None:
         engine.answer(b'{"error":"busy"}', status="503 Service Unavailable")
 
     async with running_gateway(script) as bench:
-        bench.desk.alive = None
+        bench.access.alive = None
         client = await bench.client()
         client.send(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.reports) == 1)
-        assert bench.desk.ended == []
-        bench.desk.reports[0](True)
+        await bench.access.until(lambda: len(bench.access.reports) == 1)
+        assert bench.access.ended == []
+        bench.access.reports[0](True)
         answer = await client.answer()
         assert (answer.status, answer.body) == (503, b'{"error":"busy"}')
         assert answer.get("x-llmux-error") is None
         client.send(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.reports) == 2)
-        bench.desk.reports[1](True)
+        await bench.access.until(lambda: len(bench.access.reports) == 2)
+        bench.access.reports[1](True)
         assert (await client.answer()).status == 503
         assert len(bench.engine.connections) == 1
 
@@ -226,10 +226,10 @@ async def test_server_error_of_a_dead_engine_gives_the_request_back() -> None:
             engine.answer(b"at last")
 
     async with running_gateway(script) as bench:
-        bench.desk.alive = False
-        bench.desk.on_give_back = grant_again
+        bench.access.alive = False
+        bench.access.on_give_back = grant_again
         assert (await bench.ask(post(BODY))).body == b"at last"
-        assert len(bench.desk.given_back) == 1
+        assert len(bench.access.given_back) == 1
 
 
 async def test_late_health_report_is_ignored_after_the_client_left() -> None:
@@ -237,14 +237,14 @@ async def test_late_health_report_is_ignored_after_the_client_left() -> None:
         engine.answer(b"last words", status="500 Internal Server Error")
 
     async with running_gateway(script) as bench:
-        bench.desk.alive = None
+        bench.access.alive = None
         client = await bench.client()
         client.send(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.reports) == 1)
+        await bench.access.until(lambda: len(bench.access.reports) == 1)
         await client.close()
-        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
-        bench.desk.reports[0](False)
-        assert bench.desk.given_back == []
+        await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
+        bench.access.reports[0](False)
+        assert bench.access.given_back == []
 
 
 async def until_sent(request: Message, engine: EngineSide) -> None:
@@ -258,12 +258,12 @@ async def test_revoked_before_the_answer_is_an_error(error: RequestError, status
     async with running_gateway(until_sent) as bench:
         client = await bench.client()
         client.send(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.leases) == 1)
-        bench.desk.revoke(1, error)
+        await bench.access.until(lambda: len(bench.access.leases) == 1)
+        bench.access.revoke(1, error)
         answer = await client.answer()
         assert answer.status == status
         assert code(answer)
-        assert bench.desk.ended == []
+        assert bench.access.ended == []
         client.send(get("/health"))
         assert (await client.answer()).status == 200
 
@@ -278,11 +278,11 @@ async def test_revoked_by_the_engines_death_before_the_answer_is_given_back() ->
 
     arrived = asyncio.Event()
     async with running_gateway(script) as bench:
-        bench.desk.on_give_back = grant_again
+        bench.access.on_give_back = grant_again
         client = await bench.client()
         client.send(post(BODY))
         await arrived.wait()
-        bench.desk.revoke(1, EngineDied("m"))
+        bench.access.revoke(1, EngineDied("m"))
         assert (await client.answer()).body == b"at last"
 
 
@@ -299,13 +299,13 @@ async def test_revoked_in_a_stream_is_an_error_event() -> None:
         client.send(post(BODY))
         await client.read_head()
         await client.chunk()
-        bench.desk.revoke(1, Evicted("m"))
+        bench.access.revoke(1, Evicted("m"))
         event = (await client.chunk()).strip()
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "evicted"
         assert await client.rest() == b""
         async with asyncio.timeout(5):
             await closed.wait()
-        assert bench.desk.ended == []
+        assert bench.access.ended == []
 
 
 async def leave(client: RawClient, how: str) -> None:
@@ -323,9 +323,9 @@ async def test_client_that_leaves_while_waiting_is_no_demand(how: str) -> None:
     async with running_gateway() as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}'))
-        await bench.desk.until(lambda: len(bench.desk.waiting) == 1)
+        await bench.access.until(lambda: len(bench.access.waiting) == 1)
         await leave(client, how)
-        await bench.desk.until(lambda: bench.desk.cancelled == [1])
+        await bench.access.until(lambda: bench.access.cancelled == [1])
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "half-close"])
@@ -350,7 +350,7 @@ async def test_client_that_leaves_cancels_the_engines_work(how: str, begun: bool
         await leave(client, how)
         async with asyncio.timeout(5):
             await cancelled.wait()
-        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+        await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
 
 
 async def test_client_that_leaves_after_a_give_back_cancels() -> None:
@@ -360,16 +360,16 @@ async def test_client_that_leaves_after_a_give_back_cancels() -> None:
     async with running_gateway(script) as bench:
         client = await bench.client()
         client.send(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.given_back) == 1)
+        await bench.access.until(lambda: len(bench.access.given_back) == 1)
         await client.close()
-        await bench.desk.until(lambda: bench.desk.cancelled == [1])
-        assert bench.desk.ended == []
+        await bench.access.until(lambda: bench.access.cancelled == [1])
+        assert bench.access.ended == []
 
 
 async def test_idle_connections_can_be_forgotten_before_an_engine_is_frozen() -> None:
     async with running_gateway() as bench:
         await bench.ask(post(BODY))
-        await bench.desk.until(lambda: len(bench.desk.ended) == 1)
+        await bench.access.until(lambda: len(bench.access.ended) == 1)
         bench.gateway.forget_upstream(Upstream("127.0.0.1", bench.engine.port))
         await bench.engine.connections[0].closed.wait()
         assert (await bench.ask(post(BODY))).body == BODY
@@ -412,4 +412,4 @@ async def test_slow_client_holds_back_its_engine_and_only_its_own() -> None:
             assert piece
             received, end = received + len(piece), (end + piece)[-9:]
         assert received == 800 * (65536 + len(b"10000\r\n\r\n")) + len(b"0\r\n\r\n")
-        assert bench.desk.ended[-1] == (1, Outcome.COMPLETED)
+        assert bench.access.ended[-1] == (1, Outcome.COMPLETED)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from llmux.access import LeaseHolder, Outcome
 from llmux.errors import EngineDied, Evicted
 from llmux.gateway import GatewayOptions
-from llmux.runtime.lease import LeaseHolder, Outcome
 from tests.support.gateway import Bench, EngineSide, Message, RawClient, post, running_gateway
 
 BODY = b'{"model":"m"}'
@@ -43,7 +43,7 @@ async def begun(bench: Bench, script: Streaming) -> tuple[RawClient, LeaseHolder
     client.send(post(BODY))
     assert (await client.read_head()).status == 200
     assert await client.chunk() == script.first
-    return client, bench.desk.asked[0].holder
+    return client, bench.access.asked[0].holder
 
 
 async def nothing_comes(client: RawClient) -> bool:
@@ -76,7 +76,7 @@ async def test_the_client_of_a_frozen_stream_gets_comments_until_the_thaw() -> N
             pass
         assert piece == b"data: [DONE]\n\n"
         assert await client.chunk() == b""
-        assert bench.desk.ended == [(1, Outcome.COMPLETED)]
+        assert bench.access.ended == [(1, Outcome.COMPLETED)]
 
 
 async def test_no_comment_in_the_middle_of_an_event() -> None:
@@ -90,7 +90,7 @@ async def test_no_comment_in_the_middle_of_an_event() -> None:
         assert await client.chunk() == b"ent\n\n"
         assert await client.chunk() == COMMENT
         await client.close()
-        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+        await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
 
 
 async def test_nothing_passes_between_the_wake_and_the_thaw() -> None:
@@ -103,7 +103,7 @@ async def test_nothing_passes_between_the_wake_and_the_thaw() -> None:
         script.side.chunk(b"data: garbage?\n\n")
         assert await nothing_comes(client)
         holder.lease_revoked(EngineDied("m", "it answers differently"))
-        bench.desk.leases.clear()
+        bench.access.leases.clear()
         rest = await client.rest()
         assert b"garbage" not in rest
         assert b'"code":"engine_died"' in rest and b"[DONE]" not in rest
@@ -115,7 +115,7 @@ async def test_the_head_of_an_answer_is_held_back_too() -> None:
         client = await bench.client()
         client.send(post(BODY))
         await script.asked.wait()
-        holder = bench.desk.asked[0].holder
+        holder = bench.access.asked[0].holder
         holder.lease_frozen()
         holder.lease_held()
         assert script.side is not None
@@ -128,17 +128,17 @@ async def test_the_head_of_an_answer_is_held_back_too() -> None:
 async def test_an_error_of_a_frozen_engine_waits_for_the_thaw() -> None:
     script = Streaming(b"")
     async with running_gateway(script) as bench:
-        bench.desk.alive = None
+        bench.access.alive = None
         client = await bench.client()
         client.send(post(BODY))
         await script.asked.wait()
         assert script.side is not None
         script.side.answer(b"busy", status="503 Service Unavailable")
-        await bench.desk.until(lambda: bool(bench.desk.reports))
-        holder = bench.desk.asked[0].holder
+        await bench.access.until(lambda: bool(bench.access.reports))
+        holder = bench.access.asked[0].holder
         holder.lease_frozen()
         holder.lease_held()
-        bench.desk.reports[0](True)
+        bench.access.reports[0](True)
         assert await nothing_comes(client)
         holder.lease_thawed()
         answer = await client.answer()
@@ -151,18 +151,18 @@ async def test_what_had_no_connection_yet_is_sent_after_the_thaw() -> None:
 
     async with running_gateway(answer) as bench:
         client = await bench.client()
-        bench.desk.on_acquire = lambda desk, asked: freeze_at_once(bench, asked.number, asked.holder)
+        bench.access.on_acquire = lambda access, asked: freeze_at_once(bench, asked.number, asked.holder)
         client.send(post(BODY))
-        await bench.desk.until(lambda: bool(bench.desk.leases))
+        await bench.access.until(lambda: bool(bench.access.leases))
         assert await nothing_comes(client)
         assert bench.engine.seen == [], "a request was sent to an engine that sleeps"
-        bench.desk.asked[0].holder.lease_thawed()
+        bench.access.asked[0].holder.lease_thawed()
         assert (await client.answer()).body == b"after the thaw"
 
 
 def freeze_at_once(bench: Bench, number: int, holder: LeaseHolder) -> bool:
-    bench.desk.waiting[number] = bench.desk.asked[number - 1]
-    bench.desk.grant(number)
+    bench.access.waiting[number] = bench.access.asked[number - 1]
+    bench.access.grant(number)
     holder.lease_frozen()
     return True
 
@@ -173,7 +173,7 @@ async def test_a_request_that_has_ended_is_not_kept_alive() -> None:
         _, holder = await begun(bench, script)
         holder.lease_frozen()
         holder.lease_revoked(Evicted("m"))
-        bench.desk.leases.clear()
+        bench.access.leases.clear()
         holder.lease_thawed()
         assert not bench.gateway._state.frozen, "a request that has ended is not kept alive"
 
@@ -188,14 +188,14 @@ async def test_a_request_that_is_given_back_while_frozen_starts_anew() -> None:
             engine.answer(b"from the next engine")
 
     async with running_gateway(script) as bench:
-        bench.desk.alive = None
-        bench.desk.on_give_back = lambda desk, lease: desk.grant(lease.request)
+        bench.access.alive = None
+        bench.access.on_give_back = lambda access, lease: access.grant(lease.request)
         client = await bench.client()
         client.send(post(BODY))
-        await bench.desk.until(lambda: bool(bench.desk.reports))
-        bench.desk.asked[0].holder.lease_frozen()
-        bench.desk.asked[0].holder.lease_held()
-        bench.desk.reports[0](False)
+        await bench.access.until(lambda: bool(bench.access.reports))
+        bench.access.asked[0].holder.lease_frozen()
+        bench.access.asked[0].holder.lease_held()
+        bench.access.reports[0](False)
         assert (await client.answer()).body == b"from the next engine"
 
 
@@ -206,9 +206,9 @@ async def test_a_request_whose_connection_fails_while_frozen_starts_anew() -> No
     async with running_gateway(answer) as bench:
         bench.engine.stop()
         client = await bench.client()
-        bench.desk.on_acquire = lambda desk, asked: freeze_at_once(bench, asked.number, asked.holder)
+        bench.access.on_acquire = lambda access, asked: freeze_at_once(bench, asked.number, asked.holder)
         client.send(post(BODY))
-        await bench.desk.until(lambda: bool(bench.desk.given_back))
+        await bench.access.until(lambda: bool(bench.access.given_back))
         await bench.engine.start()
-        bench.desk.grant(1)
+        bench.access.grant(1)
         assert (await client.answer()).body == b"at last"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from llmux.access import Outcome, Priority
 from llmux.gateway import GatewayOptions
-from llmux.runtime.lease import Outcome, Priority
 from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
 
 BODY = b'{"model":"m"}'
@@ -68,7 +68,7 @@ async def test_ambiguous_framing_is_refused_and_the_connection_closed(name: str)
         assert (answer.status, code(answer)) == (400, "malformed_request")
         assert answer.get("connection") == b"close"
         assert await client.rest() == b""
-        assert bench.desk.asked == []
+        assert bench.access.asked == []
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,8 @@ async def test_waiting_request_has_no_deadline_of_the_connections() -> None:
         client.send(post(b'{"model":"cold"}'))
         idle = await bench.client()
         assert await idle.rest() == b""
-        bench.desk.awake["cold"] = bench.engine.upstream
-        bench.desk.grant(1)
+        bench.access.awake["cold"] = bench.engine.upstream
+        bench.access.grant(1)
         assert (await client.answer()).status == 200
 
 
@@ -279,7 +279,7 @@ async def test_client_that_never_reads_is_cut_off() -> None:
     async with running_gateway(script, options=GatewayOptions(client_stall_timeout_seconds=0.3)) as bench:
         client = await bench.client(buffer_bytes=2**10)
         client.send(post(BODY))
-        await bench.desk.until(lambda: bench.desk.ended == [(1, Outcome.CLIENT_GONE)])
+        await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
 
 
 async def test_idle_engine_connections_expire() -> None:
@@ -295,13 +295,13 @@ async def test_pipelining_is_bounded() -> None:
     async with running_gateway(options=GatewayOptions(max_pipelined_bytes=10_000)) as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}'))
-        await bench.desk.until(lambda: len(bench.desk.waiting) == 1)
+        await bench.access.until(lambda: len(bench.access.waiting) == 1)
         request = get("/health")
         count = 6_000_000 // len(request)
         client.send(request * count)
-        bench.desk.awake["cold"] = bench.engine.upstream
+        bench.access.awake["cold"] = bench.engine.upstream
         assert client.writer.transport.get_write_buffer_size() > 0
-        bench.desk.grant(1)
+        bench.access.grant(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         for _ in range(1000):
             assert (await client.answer()).body == b'{"status":"ok"}'
@@ -315,12 +315,12 @@ async def test_answers_do_not_pile_up_for_a_client_that_does_not_read() -> None:
     async with running_gateway(script, options=options) as bench:
         client = await bench.client(buffer_bytes=2**10)
         client.send(post(BODY) * 1000)
-        await bench.desk.until(lambda: len(bench.desk.ended) > 0)
+        await bench.access.until(lambda: len(bench.access.ended) > 0)
         async with asyncio.timeout(10):
             while bench.gateway.connection_count:
                 await asyncio.sleep(0.01)
-        assert 0 < len(bench.desk.ended) < 200
-        assert not bench.desk.leases
+        assert 0 < len(bench.access.ended) < 200
+        assert not bench.access.leases
 
 
 async def test_stopping_closes_idle_connections_and_lets_answers_end() -> None:
@@ -365,7 +365,7 @@ async def test_closing_cuts_off_after_the_deadline() -> None:
         client.send(post(BODY))
         await client.read_head()
         await bench.gateway.close(0.05)
-        assert bench.desk.ended == [(1, Outcome.CLIENT_GONE)]
+        assert bench.access.ended == [(1, Outcome.CLIENT_GONE)]
         assert bench.gateway.connection_count == 0
 
 
@@ -410,7 +410,7 @@ async def test_control_connections_are_handed_over() -> None:
         assert (await client.answer()).body == BODY
         request = post(b'{"mode":"auto"}', path="/control/mode?x=1")
         client.send(request[:-5])
-        await bench.desk.until(lambda: bench.gateway.connection_count <= 1)
+        await bench.access.until(lambda: bench.gateway.connection_count <= 1)
         client.send(request[-5:])
         answer = await client.answer()
         assert json.loads(answer.body) == {"peer": "127.0.0.1", "body": '{"mode":"auto"}', "path": "/control/mode?x=1"}
@@ -424,16 +424,16 @@ async def test_control_paths(path: str) -> None:
     async with with_control() as bench:
         answer = await bench.ask(get(path))
         assert json.loads(answer.body)["path"] == path
-        assert bench.desk.asked == []
+        assert bench.access.asked == []
 
 
 async def test_control_request_waits_for_its_turn() -> None:
     async with with_control() as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}') + get("/control/status"))
-        await bench.desk.until(lambda: len(bench.desk.waiting) == 1)
-        bench.desk.awake["cold"] = bench.engine.upstream
-        bench.desk.grant(1)
+        await bench.access.until(lambda: len(bench.access.waiting) == 1)
+        bench.access.awake["cold"] = bench.engine.upstream
+        bench.access.grant(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         assert json.loads((await client.answer()).body)["path"] == "/control/status"
 
@@ -455,7 +455,7 @@ async def test_a_request_is_of_the_class_of_its_key_or_a_lower_one(fields: list[
         for _ in range(2):
             client.send(post(BODY, *fields))
             assert (await client.answer()).status == 200
-        assert [asked.priority for asked in bench.desk.asked] == [expected, expected]
+        assert [asked.priority for asked in bench.access.asked] == [expected, expected]
         assert bench.engine.seen[0].get("x-llmux-priority") is None
 
 
@@ -464,4 +464,4 @@ async def test_a_class_is_known_or_refused_and_needs_no_key() -> None:
         assert (await bench.ask(post(BODY, "x-llmux-priority: batch"))).status == 200
         answer = await bench.ask(post(BODY, "x-llmux-priority: urgent"))
         assert (answer.status, b"interactive or batch" in answer.body) == (400, True)
-        assert [asked.priority for asked in bench.desk.asked] == [Priority.BATCH]
+        assert [asked.priority for asked in bench.access.asked] == [Priority.BATCH]

@@ -78,7 +78,7 @@ FAULTS = (
         "in list(world.claims.values()):",
         "in ():",
     ),
-    Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_turn_end)", ", 0.0)"),
+    Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_served_at)", ", 0.0)"),
     Fault("ignores who is overdue", switching._next_target, "if overdue_at <= now:", "if False:"),
     Fault("ignores the drain's deadline", lifecycle.finish_drain, "now >= model.state.deadline", "False"),
     Fault("believes that half the memory is enough", placement.fits, "< size:", "< size // 2:"),
@@ -122,14 +122,16 @@ FAULTS = (
     Fault("does not count the frozen as demand", Model.head_since.fget, "if not self.frozen", "if True"),  # type: ignore[attr-defined]
     Fault("freezes in an engine that cannot", lifecycle.freezes, "and eviction.keeps_process ", ""),
     Fault("cuts a policy's turn short", switching._turn_ends_at, "model.state.since + turn", "0.0"),
-    Fault("lets a turn last for ever", Adaptive.turn_seconds, "now >= leaving.since + longest", "False"),
+    Fault("lets a turn last for ever", Adaptive.quantum_seconds, "now >= leaving.since + longest", "False"),
     Fault("forgets the turn in the bound", Scheduler.wait_bound, "max(world.limits.min_active_seconds, ", "min(0.0, "),
     Fault("lets batch requests starve", Lanes.first, "+ self.patience_seconds <", "+ 1e9 <"),
     Fault("puts batch requests first", Lanes.first, "+ self.patience_seconds <", "- 1e9 <"),
     Fault("forgets who was away", Lanes.add_again, "(request, *reversed(older))", "()"),
     Fault("ignores a model's own max_wait_seconds", World.refresh_turn, "model.max_wait_seconds", "15.0"),
-    Fault("never hears of a first token", Model.answer, "    self.unanswered.discard(request)\n", ""),
-    Fault("waits for the first token of what was revoked", admission.revoke_all, "model.unanswered -= ", "_ = "),
+    Fault("never hears of a first token", Model.answer, "    self.awaiting_first_token.discard(request)\n", ""),
+    Fault(
+        "waits for the first token of what was revoked", admission.revoke_all, "model.awaiting_first_token -= ", "_ = "
+    ),
     Fault("admits above max_in_flight", Model.has_room.fget, "< self", "<= self"),  # type: ignore[attr-defined]
 )
 

@@ -9,7 +9,7 @@ import pytest
 from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import ALL_OF_IT
+from llmux.core.identifiers import ALL_OF_IT
 from llmux.core.settings import Limits, ModelSpec
 from llmux.errors import EngineDied, EngineUnavailable, Evicted
 from tests.support.core_driver import CoreDriver

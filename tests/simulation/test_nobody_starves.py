@@ -9,7 +9,7 @@ import random
 import pytest
 
 from llmux.core.eviction import STOP, Drain, Eviction
-from llmux.core.identity import ALL_OF_IT
+from llmux.core.identifiers import ALL_OF_IT
 from llmux.core.priority import Priority
 from llmux.core.settings import Limits, ModelSpec
 from tests.simulation.test_core_simulation import Chance

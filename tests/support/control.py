@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from llmux.control.server import ControlServer
 from llmux.core.settings import Limits, ModelSpec
+from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.server import Gateway
-from llmux.observability.http_metrics import HttpMetrics
 from tests.support.scripted import Runtime, scripted_runtime
 
 HOST = "127.0.0.1"
@@ -86,7 +86,7 @@ async def control_api(
         server = ControlServer(runtime.operations, registry, admin_key)
         await server.start()
         options = GatewayOptions(control_protocol_factory=server.protocol_factory)
-        gateway = Gateway(runtime.desk, options, tasks.create_task)
+        gateway = Gateway(runtime.access, options, tasks.create_task)
         registry.register(HttpMetrics(gateway.statistics))
         try:
             yield ControlApi(

@@ -42,7 +42,7 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import Drain, Process
-from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId
+from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
 from llmux.core.priority import Priority
 from llmux.core.scheduler import Scheduler
@@ -514,12 +514,14 @@ class CoreDriver:
             model = self.scheduler.model(name)
             assert set(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
             assert set(model.frozen) == set(self.frozen[name]), f"{name}: frozen differs from the truth"
-            unanswered = {
+            awaiting_first_token = {
                 number
                 for number in (*self.in_flight[name], *self.frozen[name])
                 if self.requests[number].streams and not self.requests[number].answered
             }
-            assert model.unanswered == unanswered, f"{name}: those without a first token differ from the truth"
+            assert model.awaiting_first_token == awaiting_first_token, (
+                f"{name}: those without a first token differ from the truth"
+            )
             returning = {event.request for event in self._backlog if isinstance(event, RequestReturned)}
             assert set(model.waiting) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
         self._check_something_will_happen()
@@ -536,7 +538,7 @@ class CoreDriver:
             return
         limits = self.limits
         patience = max(self.patience_seconds(name) for name in self.engines)
-        turn = self.policy.longest_turn_seconds(2 * SAMPLE_MAX_SECONDS)
+        turn = self.policy.quantum_max_seconds(2 * SAMPLE_MAX_SECONDS)
         latest = self.now + max(limits.min_active_seconds, patience, limits.backoff_max_seconds, turn)
         if isinstance(self.scheduler.mode, Manual):
             latest = max(latest, self.now + limits.request_timeout_seconds)

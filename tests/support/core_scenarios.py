@@ -16,7 +16,7 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP, Drain, Eviction
-from llmux.core.identity import ALL_OF_IT, Footprint, GpuId, InstanceId
+from llmux.core.identifiers import ALL_OF_IT, Footprint, GpuId, InstanceId
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import Eviction
-from llmux.core.identity import Footprint
+from llmux.core.identifiers import Footprint
 from llmux.core.priority import Priority
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold

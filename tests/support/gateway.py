@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from llmux.access import Upstream
 from llmux.gateway import Gateway, GatewayOptions
-from llmux.runtime.lease import Upstream
-from tests.support.desk import DEADLINE_SECONDS, FakeDesk
+from tests.support.access import DEADLINE_SECONDS, FakeAccess
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ class Bench:
     """A running gateway and all that is around it."""
 
     gateway: Gateway
-    desk: FakeDesk
+    access: FakeAccess
     engine: ScriptedEngine
     port: int
     clients: list[RawClient] = field(default_factory=list)
@@ -217,17 +217,17 @@ class Bench:
 
 @asynccontextmanager
 async def running_gateway(
-    script: Script = echo, *, options: GatewayOptions | None = None, desk: FakeDesk | None = None
+    script: Script = echo, *, options: GatewayOptions | None = None, access: FakeAccess | None = None
 ) -> AsyncIterator[Bench]:
     """A gateway before one engine that serves the model ``m``; the model ``cold`` is asleep."""
     engine = ScriptedEngine(script)
     await engine.start()
-    desk = desk or FakeDesk()
-    desk.awake.setdefault("m", engine.upstream)
-    desk.asleep.append("cold")
+    access = access or FakeAccess()
+    access.awake.setdefault("m", engine.upstream)
+    access.asleep.append("cold")
     async with asyncio.TaskGroup() as tasks:
-        gateway = Gateway(desk, options or GatewayOptions(), tasks.create_task)
-        bench = Bench(gateway, desk, engine, await gateway.listen("127.0.0.1", 0))
+        gateway = Gateway(access, options or GatewayOptions(), tasks.create_task)
+        bench = Bench(gateway, access, engine, await gateway.listen("127.0.0.1", 0))
         try:
             yield bench
         finally:
@@ -235,8 +235,8 @@ async def running_gateway(
             for client in bench.clients:
                 await client.close()
             engine.stop()
-    assert desk.problems == []
-    assert desk.leases == {}, "a lease was neither ended nor given back"
+    assert access.problems == []
+    assert access.leases == {}, "a lease was neither ended nor given back"
 
 
 def post(body: bytes, *fields: str, path: str = "/v1/chat/completions") -> bytes:

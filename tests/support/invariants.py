@@ -1,6 +1,6 @@
 """The scheduler's internal consistency: every index equals what is computed anew from the models."""
 
-from llmux.core.identity import GpuId
+from llmux.core.identifiers import GpuId
 from llmux.core.model import Model
 from llmux.core.placement import free_memory
 from llmux.core.priority import Priority
@@ -67,7 +67,7 @@ def _check_indexes(world: World, now: float) -> None:
     for name in wanted:
         model = world.models[name]
         since = [w.arrived_at for w in model.waiting.values()] + [f.since for f in model.frozen.values()]
-        expected = max(min(since) + _patience(world, model), model.last_turn_end)
+        expected = max(min(since) + _patience(world, model), model.last_served_at)
         assert world.turns.overdue_at(name) == expected, f"{name}: wrong place in the turn order"
     first = world.turns.first()
     assert first is None or first[0] == next(iter(world.turns))

@@ -1,7 +1,7 @@
 """A small language for scenarios of the core: after this event, these actions."""
 
 from llmux.core.actions import Action, Admit, CommandDone, Evict, Reject, Revoke, SetTimer, Wake
-from llmux.core.identity import ALL_OF_IT
+from llmux.core.identifiers import ALL_OF_IT
 from llmux.core.policies.base import Policy
 from llmux.core.policies.fifo import Fifo
 from llmux.core.settings import Limits, ModelSpec

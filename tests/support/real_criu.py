@@ -16,10 +16,10 @@ from typing import Any
 from unittest.mock import patch
 
 from llmux.checkpoints import firewall, images, shared_memory
-from llmux.checkpoints.identity import identity_of
+from llmux.checkpoints.fingerprint import fingerprint_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
-from llmux.engines.imaging import CriuSettings, ImageFacts, Imager
+from llmux.engines.checkpointer import Checkpointer, CriuSettings, ImageFacts
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
 from tests.support.processes import exists
@@ -103,7 +103,7 @@ class Engine:
     model: str
     port: int
     argv: tuple[str, ...]
-    imager: Imager
+    imager: Checkpointer
     process: EngineProcess
     lines: list[str] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Engine:
         return ImageFacts(
             model=self.model,
             port=self.port,
-            identity=identity_of(self.argv, os.environ),
+            identity=fingerprint_of(self.argv, os.environ),
             steps=(),
             eviction=Eviction.parse("retain+checkpoint"),
             has_frozen=has_frozen,
@@ -165,14 +165,14 @@ def fetch(port: int, path: str = "/") -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def imager(directory: Path, **settings: Any) -> Imager:
+def imager(directory: Path, **settings: Any) -> Checkpointer:
     """An imager of its own for one test."""
-    return Imager(CriuSettings(CRIU, None, directory, **settings))
+    return Checkpointer(CriuSettings(CRIU, None, directory, **settings))
 
 
 @asynccontextmanager
 async def started(
-    imager: Imager, script: str = STUB, *arguments: str, model: str = "stub", checkpointable: bool = True
+    imager: Checkpointer, script: str = STUB, *arguments: str, model: str = "stub", checkpointable: bool = True
 ) -> AsyncIterator[Engine]:
     """An engine that answers; whatever it is in the end, it is killed with the block."""
     (port,) = choose_ports(1)

@@ -1,10 +1,11 @@
-"""Engines and request holders that do what a test says, for the controller and the desk."""
+"""Engines and request holders that do what a test says, for the controller and the access."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from llmux.access import Lease, Upstream
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.policies.fifo import Fifo
@@ -15,8 +16,7 @@ from llmux.engines.health import Health
 from llmux.errors import LlmuxError, RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
-from llmux.runtime.desk import Desk
-from llmux.runtime.lease import Lease, Upstream
+from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -132,7 +132,7 @@ class Runtime:
 
     scheduler: Scheduler
     controller: Controller
-    desk: Desk
+    access: Dispatcher
     operations: Operations
     metrics: RuntimeMetrics
     engines: dict[str, ScriptedEngine] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class Runtime:
     def ask(self, model: str) -> Holder:
         """A new request."""
         holder = Holder()
-        self.desk.acquire(model, holder, size_bytes=10)
+        self.access.acquire(model, holder, size_bytes=10)
         return holder
 
 
@@ -154,9 +154,9 @@ async def scripted_runtime(*specs: ModelSpec, limits: Limits | None = None) -> A
         controller = Controller(scheduler, tasks.create_task, metrics)
         engines = {spec.name: ScriptedEngine(spec.name, 1000 + number) for number, spec in enumerate(specs)}
         managed: dict[str, ManagedInstance] = dict(engines)
-        desk = Desk(scheduler, controller, managed, metrics)
-        controller.attach(managed, desk)
-        yield Runtime(scheduler, controller, desk, Operations(scheduler, controller, engines), metrics, engines)
+        access = Dispatcher(scheduler, controller, managed, metrics)
+        controller.attach(managed, access)
+        yield Runtime(scheduler, controller, access, Operations(scheduler, controller, engines), metrics, engines)
         for engine in engines.values():
             engine.wake_gate.set()
             engine.evict_gate.set()

@@ -75,7 +75,7 @@ def put_back(image: Path, names: Mapping[str, str]) -> None:
     """
     placed: list[str] = []
     try:
-        _make_room(names)
+        _retry_after_oom(names)
         for name, source in names.items():
             if name == source:
                 copy_sparse(image / FOLDER / source, DIRECTORY / name)
@@ -109,7 +109,7 @@ def has_room(names: Mapping[str, str], image: Path) -> bool:
     return shutil.disk_usage(DIRECTORY).free >= size
 
 
-def _make_room(names: Iterable[str]) -> None:
+def _retry_after_oom(names: Iterable[str]) -> None:
     remove_unused(names)
     for name in names:
         if os.path.lexists(DIRECTORY / name):

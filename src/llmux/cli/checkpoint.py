@@ -20,10 +20,11 @@ from llmux.cli.engine_work import (
 from llmux.cli.serve import load_settings
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
-from llmux.runtime.build import open_alone, require_imager
-from llmux.runtime.checkpointing import Checkpoint, make_checkpoint
-from llmux.runtime.images import ModelImages
+from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.server.build import require_checkpointer
 from llmux.simulation.gpus import find_virtual_gpu
+from llmux.tools.checkpointing import Checkpoint, make_checkpoint
+from llmux.tools.standalone import open_standalone
 
 EvictionOption = Annotated[
     str, typer.Option("--eviction", metavar="W+checkpoint", help="What becomes of the weights before the dump.")
@@ -65,10 +66,10 @@ def checkpoint(
 
 
 async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, warms_up: bool) -> Checkpoint:
-    imager = require_imager(settings)
+    imager = require_checkpointer(settings)
     # Kept images are for a server that comes by again: here it is a new one that is wanted.
-    images = ModelImages(imager, model, keep=False)
-    async with open_alone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    images = CheckpointStore(imager, model, keep=False)
+    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
         return await make_checkpoint(engine, imager, eviction, tell, warms_up=warms_up)
 
 

@@ -10,7 +10,7 @@ import typer
 from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.observability.logging import configure_logging
-from llmux.runtime.alone import Memory
+from llmux.tools.standalone import Memory
 
 INTERRUPTED = 130
 

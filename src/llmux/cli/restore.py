@@ -18,10 +18,11 @@ from llmux.cli.engine_work import (
 )
 from llmux.cli.serve import load_settings
 from llmux.config.settings import Settings
-from llmux.runtime.build import open_alone, require_imager
-from llmux.runtime.checkpointing import Restored, restore_to_stay
-from llmux.runtime.images import ModelImages
+from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.server.build import require_checkpointer
 from llmux.simulation.gpus import find_virtual_gpu
+from llmux.tools.checkpointing import Restored, restore_to_stay
+from llmux.tools.standalone import open_standalone
 
 
 def restore(
@@ -48,9 +49,9 @@ def restore(
 
 
 async def _restore(settings: Settings, model: str) -> Restored:
-    imager = require_imager(settings)
+    imager = require_checkpointer(settings)
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = imager.image_path(model) if model in settings.models else None
-    images = ModelImages(imager, model, keep=keep, given=given)
-    async with open_alone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    images = CheckpointStore(imager, model, keep=keep, given=given)
+    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
         return await restore_to_stay(engine, imager, tell)

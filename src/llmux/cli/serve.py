@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from llmux.config.load import load
+from llmux.config.load import load, with_overrides
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, LlmuxError
 from llmux.observability.logging import configure_logging
-from llmux.runtime.app import SIGNALS
-from llmux.runtime.app import serve as serve_forever
+from llmux.server.app import SIGNALS
+from llmux.server.app import serve as serve_forever
 from llmux.simulation.gpus import find_virtual_gpu
 
 EXIT_INTERNAL_ERROR = 70
@@ -47,7 +47,7 @@ def load_settings(config: Path, host: str | None, port: int | None) -> Settings:
     """The settings of a command line; ends the program with 1 if they cannot be used."""
     try:
         loaded = load(config)
-        settings = loaded.settings.with_overrides(host=host, port=port)
+        settings = with_overrides(loaded.settings, host=host, port=port)
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(f"{error.source or config}: {problem}", err=True)

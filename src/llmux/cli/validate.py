@@ -27,12 +27,12 @@ from llmux.cli.engine_work import (
 from llmux.cli.serve import load_settings
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
-from llmux.runtime.alone import Memory
-from llmux.runtime.build import build_imager, open_alone
-from llmux.runtime.images import ModelImages
-from llmux.runtime.validation import Trial, Validation
-from llmux.runtime.validation import validate as validate_engine
+from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.server.build import build_checkpointer
 from llmux.simulation.gpus import find_virtual_gpu
+from llmux.tools.standalone import Memory, open_standalone
+from llmux.tools.validation import Trial, Validation
+from llmux.tools.validation import validate as validate_engine
 
 DEFAULT_POLICIES = "offload+keep_running,discard+keep_running"
 PIPE_WIDTH = 1000
@@ -74,12 +74,14 @@ def validate(
 
 async def _validate(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Validation:
     with _images_of_its_own(settings, model, evictions) as images:
-        async with open_alone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+        async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
             return await validate_engine(engine, evictions, tell)
 
 
 @contextmanager
-def _images_of_its_own(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Iterator[ModelImages | None]:
+def _images_of_its_own(
+    settings: Settings, model: str, evictions: Sequence[Eviction]
+) -> Iterator[CheckpointStore | None]:
     """A place for images beside those that serve, which are neither used nor replaced."""
     checkpoint = settings.checkpoint
     if checkpoint is None or not any(eviction.process is Process.CHECKPOINT for eviction in evictions):
@@ -87,10 +89,10 @@ def _images_of_its_own(settings: Settings, model: str, evictions: Sequence[Evict
         return
     checkpoint.images_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=".validate-", dir=checkpoint.images_dir))
-    imager = build_imager(settings, directory)
+    imager = build_checkpointer(settings, directory)
     assert imager is not None
     try:
-        yield ModelImages(imager, model, keep=False)
+        yield CheckpointStore(imager, model, keep=False)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,19 +1,14 @@
 """What must hold across keys. Every check yields problems; none stops at the first."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from llmux.config import arguments
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
+from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction, Process
 from llmux.errors import Problem
-
-if TYPE_CHECKING:
-    from llmux.config.settings import Settings
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")

@@ -101,3 +101,16 @@ def _elsewhere(found_by_checks: Iterator[Problem], invalid: set[str]) -> Iterato
     for problem in found_by_checks:
         if not any(f"{problem.path}.".startswith(f"{path}.") for path in invalid):
             yield problem
+
+
+def with_overrides(settings: Settings, *, host: str | None = None, port: int | None = None) -> Settings:
+    """The settings with a command line's host and port; raises ``ConfigError`` if they are wrong or taken."""
+    given = {"host": host, "port": port}
+    data: dict[str, Any] = dict(settings) | {key: value for key, value in given.items() if value is not None}
+    try:
+        changed = Settings.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, Settings, data), "command line") from None
+    if problems := tuple(checks.ports(changed)):
+        raise ConfigError(problems, "command line")
+    return changed

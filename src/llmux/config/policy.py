@@ -68,7 +68,7 @@ class PolicySettings(Section):
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")
 
     @property
-    def least_turn_seconds(self) -> float:
+    def effective_min_active_seconds(self) -> float:
         """``min_active_seconds``, or the policy's own if there is none."""
         if self.min_active_seconds is not None:
             return self.min_active_seconds

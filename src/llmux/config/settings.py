@@ -1,18 +1,14 @@
 """The whole configuration: the top level of the file, and what the runtime asks of it."""
 
 from enum import StrEnum
-from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from llmux.config import checks
 from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
-from llmux.config.problems import problems_of
 from llmux.core.eviction import Drain, Eviction
-from llmux.errors import ConfigError
 
 DEFAULT_MAX_IN_FLIGHT = 256
 
@@ -136,15 +132,3 @@ class Settings(Section):
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""
         return self.models[name].command or self.vllm_command
-
-    def with_overrides(self, *, host: str | None = None, port: int | None = None) -> "Settings":
-        """The same with a command line's host and port; raises ``ConfigError`` if they are wrong or taken."""
-        given = {"host": host, "port": port}
-        data: dict[str, Any] = dict(self) | {key: value for key, value in given.items() if value is not None}
-        try:
-            changed = Settings.model_validate(data)
-        except ValidationError as error:
-            raise ConfigError(problems_of(error, Settings, data), "command line") from None
-        if problems := tuple(checks.ports(changed)):
-            raise ConfigError(problems, "command line")
-        return changed

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmux.core.eviction import Eviction
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.states import State
 from llmux.runtime.operations import ModelStatus, Operations, describe_mode
 
@@ -37,7 +37,7 @@ def eviction_document(operations: Operations) -> dict[str, Any]:
 def story_document(operations: Operations, model: str) -> dict[str, Any]:
     """A model's latest transitions, oldest first. Raises ModelNotFound."""
     now = operations.now()
-    return {"model": model, "story": [_chapter(chapter, now) for chapter in operations.story(model)]}
+    return {"model": model, "story": [_transition(transition, now) for transition in operations.history(model)]}
 
 
 def logs_document(operations: Operations, model: str) -> dict[str, Any]:
@@ -65,12 +65,12 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
     }
 
 
-def _chapter(chapter: Chapter, now: float) -> dict[str, Any]:
+def _transition(transition: Transition, now: float) -> dict[str, Any]:
     return {
-        "seconds_ago": round(now - chapter.at, 3),
-        "event": chapter.event,
-        "before": _state_entry(chapter.before),
-        "after": _state_entry(chapter.after),
+        "seconds_ago": round(now - transition.at, 3),
+        "event": transition.event,
+        "before": _state_entry(transition.before),
+        "after": _state_entry(transition.after),
     }
 
 

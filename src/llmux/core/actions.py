@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
-from llmux.core.identity import InstanceId, Seconds
+from llmux.core.identifiers import InstanceId, Seconds
 from llmux.errors import CommandFailed, RequestError
 
 

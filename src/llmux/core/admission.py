@@ -4,7 +4,7 @@ from itertools import takewhile
 
 from llmux.core.actions import Admit, Freeze, Reject, Revoke, Thaw
 from llmux.core.events import RequestArrived, RequestReturned
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.model import Frozen, Model, Waiting
 from llmux.core.states import Failed, Manual, Serving
 from llmux.core.world import World
@@ -135,7 +135,7 @@ def revoke_all(world: World, model: Model, error: RequestError, now: Seconds) ->
     """Take back every lease of a model; after this nothing of it is in flight."""
     for request in sorted(model.in_flight):
         world.emit(Revoke(request, error))
-    model.unanswered -= model.in_flight
+    model.awaiting_first_token -= model.in_flight
     model.in_flight.clear()
     model.idle_since = now
 
@@ -236,6 +236,6 @@ def _dequeue(world: World, model: Model, request: int, now: Seconds) -> Waiting:
 
 def _take_frozen(world: World, model: Model, request: int, now: Seconds) -> None:
     del model.frozen[request]
-    model.unanswered.discard(request)
+    model.awaiting_first_token.discard(request)
     world.frozen_requests -= 1
     world.refresh_turn(model, now)

@@ -6,7 +6,7 @@ from llmux.core.actions import AbortEvict, AbortWake, CommandDone
 from llmux.core.admission import lose_frozen, refuse_all, refuse_disallowed
 from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Auto, Cold, Draining, Evicting, Failed, Manual, Mode, Serving, Waking

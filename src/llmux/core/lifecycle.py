@@ -4,7 +4,7 @@ from llmux.core.actions import Evict, SwitchDone, SwitchFailed, Wake
 from llmux.core.admission import admit_waiting, freeze_all, lose_frozen, refuse_all, revoke_all, thaw_all
 from llmux.core.events import EvictDone, InstanceExited, WakeDone
 from llmux.core.eviction import STOP, Drain, Eviction, Process
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, Stuck, Waking
 from llmux.core.world import Claim, World
@@ -83,13 +83,13 @@ def wake_done(world: World, model: Model, event: WakeDone, now: Seconds) -> None
     claim = world.claims.pop(model.name, None)
     if event.error is not None:
         lose_frozen(world, model, EngineDied(model.name, event.error), now)
-        sleeper = _cheapest_sleeper(world) if event.out_of_memory and not model.made_room else None
+        sleeper = _cheapest_sleeper(world) if event.out_of_memory and not model.retried_after_oom else None
         if claim is not None and sleeper is not None:
-            _make_room(world, model, claim, sleeper, event.error, now)
+            _retry_after_oom(world, model, claim, sleeper, event.error, now)
         else:
             _wake_failed(world, model, event.error, unfaithful=event.unfaithful, now=now)
         return
-    model.made_room = False
+    model.retried_after_oom = False
     model.can_freeze = event.can_freeze
     if not model.state.from_cold or not model.eviction.keeps_process:
         # The first start of a model that will sleep from then on says nothing about its wakes.
@@ -114,12 +114,12 @@ def _cheapest_sleeper(world: World) -> Model | None:
         for model in world.models.values()
         if isinstance(model.state, Asleep) and model.state.eviction.process is not Process.CHECKPOINT
     ]
-    return min(sleepers, key=lambda model: (bool(model.frozen), model.last_turn_end), default=None)
+    return min(sleepers, key=lambda model: (bool(model.frozen), model.last_served_at), default=None)
 
 
-def _make_room(world: World, model: Model, claim: Claim, sleeper: Model, error: str, now: Seconds) -> None:
+def _retry_after_oom(world: World, model: Model, claim: Claim, sleeper: Model, error: str, now: Seconds) -> None:
     """Stop a sleeper, whose residue may be what was in the way, and try once more."""
-    model.made_room = True
+    model.retried_after_oom = True
     world.emit(SwitchFailed(model.name, f"{error}; stopping the sleeping '{sleeper.name}' to make room"))
     world.set_state(model, Failed(error, now, refusing=False), now)
     world.claims[model.name] = Claim(model.name, (*claim.victims, sleeper.name), claim.wanted_at, claim.drain_began_at)
@@ -137,9 +137,9 @@ def _wake_failed(world: World, model: Model, error: str, *, unfaithful: bool, no
         world.set_state(model, Cold(), now)
         return
     world.emit(SwitchFailed(model.name, error, asleep if unfaithful else None))
-    model.last_turn_end = now
+    model.last_served_at = now
     model.failures += 1
-    model.made_room = False
+    model.retried_after_oom = False
     bad_way_back = unfaithful or (asleep is not None and asleep.process is Process.CHECKPOINT)
     pause = 0.0 if bad_way_back and model.failures == 1 else world.limits.backoff_seconds(model.failures)
     _fail(world, model, error, pause, refusing=model.state.from_cold, now=now)

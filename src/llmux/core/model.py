@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import NOTHING, Footprint, InstanceId, Seconds
+from llmux.core.identifiers import NOTHING, Footprint, InstanceId, Seconds
+from llmux.core.load import LoadEstimator
 from llmux.core.priority import Lanes, Priority
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
-from llmux.core.traffic import Traffic
 
-STORY_LENGTH = 64
+HISTORY_LENGTH = 64
 
 
 class Waiting(NamedTuple):
@@ -34,8 +34,8 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
-class Chapter:
-    """One transition in a model's story."""
+class Transition:
+    """One transition in a model's history."""
 
     at: Seconds
     event: str
@@ -47,25 +47,25 @@ class Model:
     """Everything the scheduler knows of one model. Only ``World`` changes ``state`` and ``held``."""
 
     __slots__ = (
+        "awaiting_first_token",
         "can_freeze",
         "eviction_override",
         "failures",
         "frozen",
         "generation",
         "held",
+        "history",
         "idle_since",
         "in_flight",
         "instance",
         "lanes",
-        "last_turn_end",
-        "made_room",
+        "last_served_at",
         "max_wait_seconds",
         "name",
+        "retried_after_oom",
         "spec",
         "state",
-        "story",
         "traffic",
-        "unanswered",
         "unfaithful",
         "waiting",
         "wake_seconds",
@@ -87,7 +87,7 @@ class Model:
         self.lanes = Lanes(self.max_wait_seconds)
         """The same by class, in the order of admission."""
         self.in_flight: set[int] = set()
-        self.unanswered: set[int] = set()
+        self.awaiting_first_token: set[int] = set()
         """Which of those in flight or frozen, if they stream, have not begun to be answered."""
         self.frozen: OrderedDict[int, Frozen] = OrderedDict()
         """What was in flight when the engine left, and goes on when it is back."""
@@ -99,33 +99,33 @@ class Model:
         """Evictions after which the model was found to say something else than before."""
         self.eviction_override: Eviction | None = None
         self.failures = 0
-        self.made_room = False
+        self.retried_after_oom = False
         self.idle_since: Seconds = 0.0
-        self.last_turn_end: Seconds = float("-inf")
-        self.traffic = Traffic()
-        self.story: deque[Chapter] = deque(maxlen=STORY_LENGTH)
+        self.last_served_at: Seconds = float("-inf")
+        self.traffic = LoadEstimator()
+        self.history: deque[Transition] = deque(maxlen=HISTORY_LENGTH)
 
     def begin(self, request: int, *, streams: bool, now: Seconds) -> None:
         """A request goes to the engine."""
         self.pass_time(now)
         self.in_flight.add(request)
         if streams:
-            self.unanswered.add(request)
+            self.awaiting_first_token.add(request)
 
     def answer(self, request: int, now: Seconds) -> None:
         """A request's answer begins."""
-        if request in self.unanswered:
+        if request in self.awaiting_first_token:
             if request in self.in_flight:
                 self.pass_time(now)
                 self.traffic.answered()
-            self.unanswered.discard(request)
+            self.awaiting_first_token.discard(request)
 
     def end(self, request: int, now: Seconds) -> None:
         """A request that was in flight is over."""
         self.pass_time(now)
         self.traffic.ended()
         self.in_flight.discard(request)
-        self.unanswered.discard(request)
+        self.awaiting_first_token.discard(request)
         self.idle_since = now
 
     def look(self, now: Seconds) -> None:
@@ -138,7 +138,7 @@ class Model:
         serves = type(self.state) is Serving
         if serves or type(self.state) is Draining:
             # What waits for a model that drains is not what its engine is slow with.
-            is_behind = bool(self.unanswered) or (serves and bool(self.waiting))
+            is_behind = bool(self.awaiting_first_token) or (serves and bool(self.waiting))
             self.traffic.pass_time(len(self.in_flight), is_behind, now)
 
     def begin_generation(self) -> None:

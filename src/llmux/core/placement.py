@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from llmux.core.identity import Footprint, GpuId
+from llmux.core.identifiers import Footprint, GpuId
 
 
 class Holder(NamedTuple):

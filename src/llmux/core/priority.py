@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from itertools import takewhile
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 
 class Priority(StrEnum):

@@ -28,8 +28,8 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP
-from llmux.core.identity import ALL_OF_IT, GpuId, InstanceId, Seconds
-from llmux.core.model import Chapter, Model
+from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId, Seconds
+from llmux.core.model import Model, Transition
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Draining, Evicting, Mode, Serving, State, Stuck, Waking
@@ -211,9 +211,9 @@ class Scheduler:
         """One model's state."""
         return self._world.models[name].state
 
-    def story(self, name: str) -> Sequence[Chapter]:
+    def history(self, name: str) -> Sequence[Transition]:
         """A model's latest transitions, oldest first."""
-        return tuple(self._world.models[name].story)
+        return tuple(self._world.models[name].history)
 
     def switching(self) -> tuple[str, str] | None:
         """From which model to which a switch is under way; the first is empty when nothing has to leave."""
@@ -239,7 +239,7 @@ class Scheduler:
         """
         world = self._world
         patience = max(record.max_wait_seconds for record in self.models if model in (None, record.name))
-        stay = max(world.limits.min_active_seconds, world.policy.longest_turn_seconds(longest_switch_seconds))
+        stay = max(world.limits.min_active_seconds, world.policy.quantum_max_seconds(longest_switch_seconds))
         turn = max(stay + world.limits.drain_timeout_seconds, longest_switch_seconds)
         others = len(world.models) - 1
         return patience + longest_switch_seconds + others * (turn + longest_switch_seconds)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmux.core.eviction import STOP, Drain, Eviction
-from llmux.core.identity import ALL_OF_IT, NOTHING, Footprint, Seconds
+from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, Seconds
 
 
 @dataclass(frozen=True, slots=True)

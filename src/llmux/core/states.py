@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ State: TypeAlias = Cold | Asleep | Waking | Serving | Draining | Evicting | Stuc
 ON_GPU = (Waking, Serving, Draining, Evicting, Stuck)
 """The states in which a model holds the memory of an awake one."""
 
-HAS_ITS_TURN = (Serving, Draining)
+RESIDENT = (Serving, Draining)
 OUT_OF_ORDER = (Failed, Stuck)
 
 

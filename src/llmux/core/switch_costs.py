@@ -1,6 +1,6 @@
 """What switches have cost: a moving average per model and step, summed per direction."""
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 UNKNOWN_SECONDS: Seconds = 10.0
 """Counted for a direction of which no sample exists."""

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import Footprint, GpuId, Seconds
+from llmux.core.identifiers import Footprint, GpuId, Seconds
 from llmux.core.lifecycle import (
     begin_drain,
     begin_evict,
@@ -33,17 +33,17 @@ class Plan(NamedTuple):
     """How room is made for a model: who leaves, and whether by stopping, because asleep they would hold too much."""
 
     victims: tuple[str, ...]
-    by_stopping: bool = False
+    stop_victims: bool = False
 
 
 def plan(world: World, model: Model) -> Plan | None:
     """How room could be made for a model now; None while what is in its way is itself on the move."""
     free = _unreserved(world, model)
-    gentle = victims(model.spec.awake, free, _holders(world, model, by_stopping=False))
+    gentle = victims(model.spec.awake, free, _holders(world, model, stop_victims=False))
     if gentle is not None:
         return Plan(gentle)
-    harsh = victims(model.spec.awake, free, _holders(world, model, by_stopping=True))
-    return None if harsh is None else Plan(harsh, by_stopping=True)
+    harsh = victims(model.spec.awake, free, _holders(world, model, stop_victims=True))
+    return None if harsh is None else Plan(harsh, stop_victims=True)
 
 
 def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
@@ -56,16 +56,16 @@ def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
     return free
 
 
-def _holders(world: World, model: Model, *, by_stopping: bool) -> Iterator[Holder]:
+def _holders(world: World, model: Model, *, stop_victims: bool) -> Iterator[Holder]:
     """Who could make room for a model, and what each would give back."""
     for other in world.with_residue.values():
         if other is not model and other.name not in world.claims:
-            yield Holder(other.name, other.held, (3 if other.frozen else 0, other.last_turn_end))
+            yield Holder(other.name, other.held, (3 if other.frozen else 0, other.last_served_at))
     for other in world.on_gpu.values():
         if isinstance(other.state, Serving) and other is not model:
             eviction = other.eviction
             if eviction.leaves_the_gpu:
-                frees = other.spec.awake if by_stopping else _frees(other, eviction)
+                frees = other.spec.awake if stop_victims else _frees(other, eviction)
                 yield Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since))
 
 
@@ -83,7 +83,7 @@ class View:
 
     world: World
     now: Seconds
-    spoken_for: set[GpuId]
+    reserved_gpus: set[GpuId]
     looked_at: set[str] = field(default_factory=set)
     _same_for_all: dict[int, Sequence[Incumbent]] = field(default_factory=dict)
 
@@ -131,13 +131,13 @@ class View:
         """Whether no switch has been found for any of the GPUs that the model needs."""
         if name in self.looked_at or name in self.world.claims:
             return False
-        return not self.spoken_for or self.spoken_for.isdisjoint(self.world.models[name].spec.awake)
+        return not self.reserved_gpus or self.reserved_gpus.isdisjoint(self.world.models[name].spec.awake)
 
-    def speak_for(self, model: Model) -> None:
+    def reserve(self, model: Model) -> None:
         """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
         self._same_for_all.clear()
         self.looked_at.add(model.name)
-        self.spoken_for.update(model.spec.awake)
+        self.reserved_gpus.update(model.spec.awake)
 
     def _candidate(self, name: str) -> Candidate:
         model = self.world.models[name]
@@ -157,10 +157,10 @@ class View:
             len(model.waiting),
             model.idle_since if model.is_idle else None,
             can_freeze=freezes(self.world, model, model.eviction),
-            unanswered=len(model.unanswered),
+            awaiting_first_token=len(model.awaiting_first_token),
             arrivals_per_second=traffic.rate,
-            service_seconds=traffic.service_seconds,
-            reading_seconds=traffic.reading_seconds,
+            residence_seconds=traffic.residence_seconds,
+            prefill_seconds=traffic.prefill_seconds,
             drain_seconds=traffic.drain_seconds,
             demand=self._demand_beside(model),
         )
@@ -176,9 +176,9 @@ class View:
             other.look(self.now)
             traffic = other.traffic
             load += traffic.load
-            if traffic.service_seconds is not None:
+            if traffic.residence_seconds is not None:
                 arrivals += traffic.rate
-                in_service += traffic.rate * traffic.service_seconds
+                in_service += traffic.rate * traffic.residence_seconds
         return Demand(load, in_service / arrivals if arrivals else 0.0, len(waiting))
 
 
@@ -186,17 +186,17 @@ def decide(world: World, now: Seconds) -> Seconds:
     """Start every switch that is due; returns when to look again (infinity: when something happens)."""
     still_wanted: dict[str, Seconds] = {}
     look_again_at = math.inf
-    spoken_for = _gpus_of_claims(world) if world.claims else set()
-    if len(spoken_for) >= len(world.capacity):
+    reserved_gpus = _gpus_of_claims(world) if world.claims else set()
+    if len(reserved_gpus) >= len(world.capacity):
         world.wanted_at = still_wanted
         return look_again_at
-    view = View(world, now, spoken_for)
-    while len(view.spoken_for) < len(world.capacity):
+    view = View(world, now, reserved_gpus)
+    while len(view.reserved_gpus) < len(world.capacity):
         target, until = _next_target(world, view, now)
         look_again_at = min(look_again_at, until)
         if target is None:
             break
-        view.speak_for(target)
+        view.reserve(target)
         made = plan(world, target) if target.can_be_woken(now) else None
         if made is None:
             continue
@@ -257,7 +257,7 @@ def _next_in_turn(world: World, view: View, now: Seconds) -> tuple[str, Seconds]
 
 def _keep_free(view: View, model: Model) -> None:
     if model.name not in view.world.claims:
-        view.speak_for(model)
+        view.reserve(model)
 
 
 def _ready_at(world: World, made: Plan) -> Seconds:
@@ -287,7 +287,7 @@ def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
     for name in made.victims:
         model = world.models[name]
         if isinstance(model.state, Serving) and not model.is_idle:
-            turn = world.policy.turn_seconds(view.incumbent(model), target.name, view, view.now)
+            turn = world.policy.quantum_seconds(view.incumbent(model), target.name, view, view.now)
             ends_at = max(ends_at, model.state.since + turn)
     return ends_at
 
@@ -305,7 +305,7 @@ def _vacate(world: World, made: Plan, now: Seconds) -> None:
         if isinstance(model.state, Asleep):
             begin_evict(world, model, STOP, now)
         else:
-            _leave(world, model, STOP if made.by_stopping else model.eviction, now)
+            _leave(world, model, STOP if made.stop_victims else model.eviction, now)
 
 
 def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:

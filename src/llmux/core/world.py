@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.actions import Action
+from llmux.core.candidates import CandidateQueue
 from llmux.core.eviction import Eviction
-from llmux.core.identity import Footprint, GpuId, Seconds
-from llmux.core.model import Chapter, Model
+from llmux.core.identifiers import Footprint, GpuId, Seconds
+from llmux.core.model import Model, Transition
 from llmux.core.placement import free_memory, give, take
 from llmux.core.policies.base import Policy
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import (
-    HAS_ITS_TURN,
     ON_GPU,
     OUT_OF_ORDER,
+    RESIDENT,
     Asleep,
     Auto,
     Cold,
@@ -28,7 +29,6 @@ from llmux.core.states import (
     Stuck,
 )
 from llmux.core.switch_costs import SwitchCosts
-from llmux.core.turn_order import TurnOrder
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class World:
         self.draining: dict[str, Model] = {}
         self.with_residue: dict[str, Model] = {}
         self.backing_off: dict[str, Model] = {}
-        self.turns = TurnOrder()
+        self.turns = CandidateQueue()
         self.queued_requests = 0
         self.queued_bytes = 0
         self.frozen_requests = 0
@@ -105,9 +105,9 @@ class World:
 
     def set_state(self, model: Model, state: State, now: Seconds) -> None:
         """The only place where a model's state changes."""
-        model.story.append(Chapter(now, self.event_name, model.state, state))
-        if isinstance(model.state, HAS_ITS_TURN) and not isinstance(state, HAS_ITS_TURN):
-            model.last_turn_end = now
+        model.history.append(Transition(now, self.event_name, model.state, state))
+        if isinstance(model.state, RESIDENT) and not isinstance(state, RESIDENT):
+            model.last_served_at = now
         model.state = state
         self._hold(model, model.footprint(state))
         _keep(self.on_gpu, model, isinstance(state, ON_GPU))
@@ -127,7 +127,7 @@ class World:
         """Bring the turn order in line after the model's queue or state changed."""
         head_since = model.head_since if model.can_be_woken(now) else None
         if head_since is not None and self.allows(model.name):
-            self.turns.place(model.name, max(head_since + model.max_wait_seconds, model.last_turn_end))
+            self.turns.place(model.name, max(head_since + model.max_wait_seconds, model.last_served_at))
         else:
             self.turns.remove(model.name)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from llmux.engines.control_calls import ControlCallFailed
-from llmux.errors import Unfaithful
+from llmux.errors import OutputMismatch
 
 log = structlog.get_logger("llmux.canary")
 
@@ -62,7 +62,7 @@ class Canary:
             log.warning("no canary: its wakes are not checked", model=self._served_name, reason=str(failure))
 
     async def check(self, endpoints: Endpoints, *, has_frozen: bool = False) -> None:
-        """Compare after a wake, if this one is to be checked; raises Unfaithful, ControlCallFailed.
+        """Compare after a wake, if this one is to be checked; raises OutputMismatch, ControlCallFailed.
 
         ``has_frozen``: it is asked in any case, for its answer tells when what was frozen has been read again.
         """
@@ -78,7 +78,7 @@ class Canary:
             if is_same(self.baseline, heard):
                 return
         self.mismatches += 1
-        raise Unfaithful(self.baseline, heard)
+        raise OutputMismatch(self.baseline, heard)
 
     def _is_due(self) -> bool:
         if self._check_every is None or self.baseline is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
-from llmux.residency.steps import Sleep, SleepLevel
+from llmux.engines.steps import Sleep, SleepLevel
 
 KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""

@@ -3,9 +3,9 @@
 from hmac import compare_digest
 from typing import Final
 
+from llmux.access import Priority
 from llmux.errors import MalformedRequest
 from llmux.gateway.request_head import RequestHead
-from llmux.runtime.lease import Priority
 
 # Looking up a member of an Enum costs more than the comparison it is for, and this is done for every request.
 _USUAL: Final = Priority.INTERACTIVE

@@ -157,11 +157,11 @@ class ClientConnection(asyncio.Protocol):
         self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
 
-    def cut_off(self, last_words: bytes) -> None:
+    def cut_off(self, exit_report: bytes) -> None:
         """The answer cannot be completed: say so, if there are words for it, and make it visible by closing."""
         self._exchange = None
-        if last_words:
-            self.write(last_words)
+        if exit_report:
+            self.write(exit_report)
             self._close()
         else:
             self.abort()
@@ -307,8 +307,8 @@ class ClientConnection(asyncio.Protocol):
                 self._answer_locally(route)
                 return
             model, body, streams = find_model(head, route, body)
-            if not state.desk.knows(model):
-                raise ModelNotFound(model, state.desk.models)
+            if not state.access.knows(model):
+                raise ModelNotFound(model, state.access.models)
             priority = priority_of(head, state.options.batch_api_keys)
         except RequestError as error:
             self._answer_error(error)

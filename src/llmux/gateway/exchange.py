@@ -1,9 +1,10 @@
-"""One request's life: from the desk to an engine and back, with everything that can go wrong on the way."""
+"""One request's life: from the access to an engine and back, with everything that can go wrong on the way."""
 
 import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
+from llmux.access import Lease, Outcome, Priority
 from llmux.errors import BadGateway, EngineDied, RequestError
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.errors import error_event, shape_of
@@ -11,7 +12,6 @@ from llmux.gateway.response_head import Framing, ResponseHead
 from llmux.gateway.statistics import CLIENT_GONE_STATUS
 from llmux.gateway.suspension import Suspension
 from llmux.observability.access_log import AccessLog
-from llmux.runtime.lease import Lease, Outcome, Priority
 
 if TYPE_CHECKING:
     from llmux.gateway.client_connection import ClientConnection
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 class _Phase(Enum):
     WAITING = auto()
-    """The desk has the request."""
+    """The access has the request."""
     CONNECTING = auto()
     """There is a lease, and no connection yet."""
     PARKED = auto()
@@ -93,13 +93,13 @@ class Exchange:
         self._size_bytes = len(body)
 
     def start(self, *, may_wake: bool, priority: Priority, streams: bool) -> None:
-        """Ask the desk for a lease."""
+        """Ask the access for a lease."""
         size_bytes = len(self._body) + len(self._client.head.forwarded)
-        self._request = self._state.desk.acquire(
+        self._request = self._state.access.acquire(
             self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams
         )
 
-    # Called by the desk.
+    # Called by the access.
 
     def lease_granted(self, lease: Lease) -> None:
         if self._phase is not _WAITING:
@@ -172,10 +172,10 @@ class Exchange:
         self._end_suspension()
         self._finish(CLIENT_GONE_STATUS, self._engine.body_bytes if self._engine is not None else 0)
         if phase is _WAITING:
-            self._state.desk.cancel(self._request)
+            self._state.access.cancel(self._request)
         elif lease is not None:
             self._drop_engine()
-            self._state.desk.end(lease, Outcome.CLIENT_GONE)
+            self._state.access.end(lease, Outcome.CLIENT_GONE)
 
     def client_is_full(self) -> None:
         """The client reads more slowly than the engine writes."""
@@ -210,11 +210,11 @@ class Exchange:
                 self._drop_engine()
                 self._give_back(lease, "the engine answered with an error and is dead")
 
-        self._state.desk.confirm_alive(lease, report)
+        self._state.access.confirm_alive(lease, report)
 
     def first_bytes(self) -> None:
         if self._lease is not None and self._answer is not None and self._answer.status < 400:
-            self._state.desk.answered(self._lease)
+            self._state.access.answered(self._lease)
 
     def answer_ended(self) -> None:
         engine, lease = self._engine, self._lease
@@ -227,7 +227,7 @@ class Exchange:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
-        self._state.desk.end(lease, Outcome.COMPLETED)
+        self._state.access.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
 
     def engine_lost(self, reason: str) -> None:
@@ -240,7 +240,7 @@ class Exchange:
         if self._phase is _RELAYING:
             self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
             self._lease = None
-            self._state.desk.end(lease, Outcome.BROKEN)
+            self._state.access.end(lease, Outcome.BROKEN)
         elif engine.reused and not engine.heard and not self._retried:
             self._retried = True
             self._state.statistics.engine_retries += 1
@@ -340,7 +340,7 @@ class Exchange:
         self._phase = _WAITING
         self._lease = None
         self._request = lease.request
-        self._state.desk.give_back(lease, reason)
+        self._state.access.give_back(lease, reason)
 
     def _refuse(self, error: RequestError) -> None:
         self._phase = _OVER

@@ -4,11 +4,11 @@ import asyncio
 import time
 from typing import Protocol
 
+from llmux.access import Upstream
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.response_head import HeadReader
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.runtime.lease import Upstream
 
 
 class ConnectionSeeker(Protocol):

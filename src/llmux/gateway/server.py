@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import time
 
+from llmux.access import ModelAccess, Upstream
 from llmux.gateway.client_connection import ClientConnection
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.pool import EnginePools
 from llmux.gateway.state import GatewayState, Spawn
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.runtime.lease import LeaseDesk, Upstream
 
 _BACKLOG = 4096
 _MIN_SWEEP_SECONDS = 0.01
@@ -19,18 +19,18 @@ _ABORT_SECONDS = 1.0
 
 
 class Gateway:
-    """Accepts clients on any number of listeners and serves them by leases of the desk.
+    """Accepts clients on any number of listeners and serves them by leases of the access.
 
     ``spawn`` runs a coroutine as a task of the server's TaskGroup; the coroutines never raise. Make it inside a
     running event loop.
     """
 
-    def __init__(self, desk: LeaseDesk, options: GatewayOptions, spawn: Spawn) -> None:
+    def __init__(self, access: ModelAccess, options: GatewayOptions, spawn: Spawn) -> None:
         self.statistics = GatewayStatistics()
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._pools = EnginePools(options, self.statistics)
-        self._state = GatewayState(desk, options, spawn, self._pools, self.statistics, self._emptied)
+        self._state = GatewayState(access, options, spawn, self._pools, self.statistics, self._emptied)
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         shortest = min(

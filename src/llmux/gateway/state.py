@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from llmux.access import ModelAccess
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.routing import Router
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.runtime.lease import LeaseDesk
 
 if TYPE_CHECKING:
     from llmux.gateway.client_connection import ClientConnection
@@ -20,14 +20,14 @@ Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 class GatewayState:
-    """The desk, the options, the pools, the counters, and every open client connection."""
+    """The access, the options, the pools, the counters, and every open client connection."""
 
     __slots__ = (
         "_emptied",
         "_identifier_prefix",
         "_requests",
+        "access",
         "connections",
-        "desk",
         "frozen",
         "now",
         "options",
@@ -40,20 +40,20 @@ class GatewayState:
 
     def __init__(
         self,
-        desk: LeaseDesk,
+        access: ModelAccess,
         options: GatewayOptions,
         spawn: Spawn,
         pools: "EnginePools",
         statistics: GatewayStatistics,
         emptied: Callable[[], None],
     ) -> None:
-        self.desk = desk
+        self.access = access
         self.options = options
         self.spawn = spawn
         self.pools = pools
         self.statistics = statistics
         self._emptied = emptied
-        self.router = Router(options.control_paths, desk.knows, lambda: desk.models)
+        self.router = Router(options.control_paths, access.knows, lambda: access.models)
         self.connections: set[ClientConnection] = set()
         self.frozen: set[Exchange] = set()
         """Those whose requests are suspended with their engine."""

@@ -41,7 +41,7 @@ class RuntimeMetrics:
         self._queue_wait = {model: Histogram() for model in models}
         self._first_token = {model: Histogram() for model in models}
         self.at_once = dict.fromkeys(models, 0)
-        """Requests per model that were admitted in the call in which they came; counted by the desk itself."""
+        """Requests per model that were admitted in the call in which they came; counted by the dispatcher itself."""
         self._not_waited = dict.fromkeys(models, 0)
         self._waited = dict.fromkeys(models, 0)
         self._switches: Counter[tuple[str, str]] = Counter()

@@ -7,6 +7,7 @@ from typing import Any, Protocol, assert_never
 
 import structlog
 
+from llmux.access import Upstream
 from llmux.core.actions import (
     AbortEvict,
     AbortWake,
@@ -26,12 +27,11 @@ from llmux.core.actions import (
 )
 from llmux.core.events import Event, EvictDone, InstanceExited, TimerFired, WakeDone
 from llmux.core.eviction import Eviction
-from llmux.core.identity import InstanceId
+from llmux.core.identifiers import InstanceId
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
-from llmux.errors import CommandFailed, LlmuxError, RequestError, Unfaithful
-from llmux.runtime.lease import Upstream
+from llmux.errors import CommandFailed, LlmuxError, OutputMismatch, RequestError
 
 log = structlog.get_logger("llmux.controller")
 
@@ -59,7 +59,7 @@ class ManagedInstance(Protocol):
         """Whether it can suspend its requests while it is off the GPU."""
 
     async def wake(self) -> None:
-        """Bring it onto the GPU; raises LlmuxError (Unfaithful among them), after which ``end`` must follow."""
+        """Bring it onto the GPU; raises LlmuxError (OutputMismatch among them), after which ``end`` must follow."""
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
         """Take it off the GPU, with its requests if it is to ``freeze``; raises LlmuxError if it still holds it."""
@@ -127,7 +127,7 @@ class Controller:
         self._waking: set[str] = set()
 
     def attach(self, instances: Mapping[str, ManagedInstance], requests: Requests) -> None:
-        """Complete the circle: the engines and the desk know the controller, and it knows them."""
+        """Complete the circle: the engines and the dispatcher know the controller, and it knows them."""
         self._instances = instances
         self._requests = requests
 
@@ -237,7 +237,7 @@ class Controller:
         try:
             await engine.wake()
             error = engine.lost
-        except Unfaithful as failure:
+        except OutputMismatch as failure:
             error, unfaithful = str(failure), True
         except LlmuxError as failure:
             error = str(failure)

@@ -6,7 +6,7 @@ from typing import Protocol, assert_never
 
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import Eviction, Process, Weights
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import (
     Asleep,
@@ -22,8 +22,8 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
+from llmux.engines.steps import UnsupportedEviction, steps_of
 from llmux.errors import EvictionRefused, ModelNotFound
-from llmux.residency.steps import UnsupportedEviction, steps_of
 from llmux.runtime.controller import Controller
 
 _WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
@@ -100,7 +100,7 @@ class Operations:
         self._engines = engines
 
     def now(self) -> float:
-        """The clock that a story's times are on."""
+        """The clock that a history's times are on."""
         return self._controller.now()
 
     def status(self) -> Status:
@@ -137,10 +137,10 @@ class Operations:
             tuple(sorted(record.unfaithful, key=str)),
         )
 
-    def story(self, name: str) -> Sequence[Chapter]:
+    def history(self, name: str) -> Sequence[Transition]:
         """A model's latest transitions; raises ModelNotFound."""
         self._check(name)
-        return self._scheduler.story(name)
+        return self._scheduler.history(name)
 
     def output_tail(self, name: str) -> tuple[str, ...]:
         """The last lines of a model's engine; raises ModelNotFound."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.checkpoints import room
+from llmux.checkpoints import disk_space
 from llmux.checkpoints.manifest import Manifest
 from llmux.errors import DumpFailed, ImageUnusable, RestoreFailed
 from tests.support.processes import exists, is_living
@@ -66,7 +66,7 @@ async def test_too_little_room_is_refused_at_once(small_disk: Path) -> None:
 
 
 async def test_full_disk_in_mid_dump(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "lack_of_disk", lambda directory, size: None)
+    monkeypatch.setattr(disk_space, "lack_of_disk", lambda directory, size: None)
     async with started(imager(small_disk)) as engine:
         with pytest.raises(DumpFailed, match="runs on.*No space left on device"):
             await engine.dump()

@@ -34,7 +34,7 @@ class IdleOperator:
     def status(self) -> Status:
         return Status("idle", None, Auto(), tuple(map(_not_started, COLOURS)))
 
-    def story(self, name: str) -> list[Any]:
+    def history(self, name: str) -> list[Any]:
         return []
 
 

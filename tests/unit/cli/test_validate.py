@@ -4,8 +4,8 @@ import pytest
 
 from llmux.cli.validate import document, policy_word
 from llmux.core.eviction import Eviction
-from llmux.runtime.alone import Memory
-from llmux.runtime.validation import Trial, Validation
+from llmux.tools.standalone import Memory
+from llmux.tools.validation import Trial, Validation
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmux.config.checkpoint import CheckpointSettings
+from llmux.config.load import with_overrides
 from llmux.config.policy import PolicyType
 from llmux.config.settings import CanaryMode, LogLevel, Settings
 from llmux.core.eviction import STOP, Drain
@@ -73,7 +74,7 @@ def test_every_default_of_the_policy() -> None:
     [({}, 1.0), ({"policy_type": "fifo"}, 5.0), ({"min_active_seconds": 3}, 3.0), ({"min_active_seconds": 0}, 0.0)],
 )
 def test_how_long_a_model_stays_at_least(policy: dict[str, object], seconds: float) -> None:
-    assert settings(policy=policy).policy.least_turn_seconds == seconds
+    assert settings(policy=policy).policy.effective_min_active_seconds == seconds
 
 
 def test_every_default_of_a_model() -> None:
@@ -159,16 +160,16 @@ def test_tensor_parallel_size_and_command() -> None:
 
 
 def test_overrides_of_the_command_line() -> None:
-    changed = settings().with_overrides(host="0.0.0.0", port=0)
+    changed = with_overrides(settings(), host="0.0.0.0", port=0)
     assert (changed.host, changed.port) == ("0.0.0.0", 0)
-    assert settings().with_overrides() == settings()
+    assert with_overrides(settings()) == settings()
     assert changed.models == settings().models
 
 
 @pytest.mark.parametrize(("port", "words"), [(9090, "metrics_port: 9090 is already used by port"), (70000, "port: ")])
 def test_a_wrong_or_taken_port_of_the_command_line_is_refused(port: int, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settings().with_overrides(port=port)
+        with_overrides(settings(), port=port)
     (problem,) = caught.value.problems
     assert str(problem).startswith(words)
     assert caught.value.source == "command line"

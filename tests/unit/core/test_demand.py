@@ -15,12 +15,12 @@ def told_of(driver: CoreDriver, name: str) -> Incumbent:
     return View(driver.scheduler._world, driver.now, set()).incumbent(driver.scheduler.model(name))
 
 
-def learnt(driver: CoreDriver, name: str, *, rate: float, reading_seconds: float, service_seconds: float) -> None:
+def learnt(driver: CoreDriver, name: str, *, rate: float, prefill_seconds: float, residence_seconds: float) -> None:
     """As if so much had been learnt of a model's requests."""
     traffic = driver.scheduler.model(name).traffic
     traffic.look(driver.now)
     traffic.rate = rate
-    for mean, seconds in ((traffic._reading, reading_seconds), (traffic._service, service_seconds)):
+    for mean, seconds in ((traffic._reading, prefill_seconds), (traffic._service, residence_seconds)):
         mean.new_count, mean.new_seconds = 100, 100 * seconds
         mean.fade(0.0)
 
@@ -40,10 +40,10 @@ def test_those_without_a_first_token_are_told_and_only_if_they_stream():
     requests = [driver.arrive("a") for _ in range(4)]
     streaming = [request for request in requests if request.streams]
     assert 0 < len(streaming) < 4
-    assert told_of(driver, "a").unanswered == len(streaming)
+    assert told_of(driver, "a").awaiting_first_token == len(streaming)
     driver.answer(streaming[0])
     driver.complete(streaming[1])
-    assert (told_of(driver, "a").unanswered, told_of(driver, "a").in_flight) == (len(streaming) - 2, 3)
+    assert (told_of(driver, "a").awaiting_first_token, told_of(driver, "a").in_flight) == (len(streaming) - 2, 3)
 
 
 def test_reading_and_service_times_are_learnt_from_beginnings_and_ends():
@@ -52,22 +52,22 @@ def test_reading_and_service_times_are_learnt_from_beginnings_and_ends():
     for _ in range(40):
         serve(driver, "a", writing_seconds=1.5)
     told = told_of(driver, "a")
-    assert told.service_seconds == pytest.approx(2.0, rel=0.1)
+    assert told.residence_seconds == pytest.approx(2.0, rel=0.1)
     # Every fourth request does not stream, and has no first token.
-    assert told.reading_seconds == pytest.approx(0.5, rel=0.1)
+    assert told.prefill_seconds == pytest.approx(0.5, rel=0.1)
 
 
 def test_the_demand_is_that_of_those_who_serve_or_wait():
     driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"), ModelSpec("c"))
     serving(driver, "a")
-    learnt(driver, "a", rate=1.0, reading_seconds=0.3, service_seconds=2.0)
-    learnt(driver, "b", rate=3.0, reading_seconds=0.1, service_seconds=6.0)
-    learnt(driver, "c", rate=9.0, reading_seconds=0.1, service_seconds=1.0)
+    learnt(driver, "a", rate=1.0, prefill_seconds=0.3, residence_seconds=2.0)
+    learnt(driver, "b", rate=3.0, prefill_seconds=0.1, residence_seconds=6.0)
+    learnt(driver, "c", rate=9.0, prefill_seconds=0.1, residence_seconds=1.0)
     alone = told_of(driver, "a").demand
-    assert (alone.load, alone.service_seconds, alone.waiting_models) == pytest.approx((0.3, 2.0, 0))
+    assert (alone.load, alone.residence_seconds, alone.waiting_models) == pytest.approx((0.3, 2.0, 0))
     driver.arrive("b")
     both = told_of(driver, "a").demand
-    assert (both.load, both.service_seconds, both.waiting_models) == pytest.approx((0.6, 5.0, 1))
+    assert (both.load, both.residence_seconds, both.waiting_models) == pytest.approx((0.6, 5.0, 1))
 
 
 def test_models_on_other_gpus_are_no_demand():
@@ -75,7 +75,7 @@ def test_models_on_other_gpus_are_no_demand():
     driver = play(*specs, capacity=dict.fromkeys(GPUS, 1))
     for name in "ab":
         serving(driver, name)
-        learnt(driver, name, rate=1.0, reading_seconds=0.3, service_seconds=2.0)
+        learnt(driver, name, rate=1.0, prefill_seconds=0.3, residence_seconds=2.0)
     assert told_of(driver, "a").demand.load == pytest.approx(0.3)
 
 
@@ -149,5 +149,5 @@ def test_a_model_that_is_idle_for_long_is_still_known():
         serve(driver, "a", writing_seconds=0.5)
         driver.run_until(driver.now + 300.0)
     told = told_of(driver, "a")
-    assert told.reading_seconds == pytest.approx(0.5, rel=0.05)
+    assert told.prefill_seconds == pytest.approx(0.5, rel=0.05)
     assert told.demand.load < 0.02

@@ -3,7 +3,7 @@
 from llmux.core.actions import Evict, Freeze, Thaw
 from llmux.core.events import EvictDone, EvictionChanged, InstanceExited, ModeChanged, SleepRequested, SwitchRequested
 from llmux.core.eviction import STOP, Drain
-from llmux.core.identity import InstanceId
+from llmux.core.identifiers import InstanceId
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving
 from llmux.errors import EngineDied, QueueTimeout, ShuttingDown

@@ -5,7 +5,7 @@ import pytest
 from llmux.core.actions import SwitchDone, Wake
 from llmux.core.events import EvictDone, InstanceExited, TimerFired, WakeDone
 from llmux.core.eviction import STOP, Drain
-from llmux.core.identity import GpuId, InstanceId
+from llmux.core.identifiers import GpuId, InstanceId
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Evicting, Failed, Serving, Stuck, Waking
 from llmux.errors import EngineDied, EngineUnavailable
@@ -274,11 +274,11 @@ def test_a_model_just_woken_does_not_leave_early_for_one_that_cannot_be_brought_
 def test_the_story_tells_the_latest_transitions():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
-    assert [(c.event, type(c.after)) for c in driver.scheduler.story("a")] == [
+    assert [(c.event, type(c.after)) for c in driver.scheduler.history("a")] == [
         ("RequestArrived", Waking),
         ("WakeDone", Serving),
     ]
     driver.send(TimerFired())
-    assert len(driver.scheduler.story("a")) == 2
+    assert len(driver.scheduler.history("a")) == 2
     assert [model.name for model in driver.scheduler.models] == ["a"]
     assert str(driver.scheduler.model("a").instance) == "a#1"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.core.identity import GpuId
+from llmux.core.identifiers import GpuId
 from llmux.core.placement import Holder, fits, free_memory, victims
 
 ONE, TWO = GpuId("local", "1"), GpuId("local", "2")

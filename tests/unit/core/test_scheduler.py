@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmux.core.actions import Admit, SetTimer
 from llmux.core.eviction import Drain
-from llmux.core.identity import GpuId
+from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
@@ -57,7 +57,7 @@ def test_the_short_cuts_equal_handle(steps, scenario, policy):
 def _picture(walk: Walk) -> object:
     driver = walk.driver
     models = [
-        (m.state, m.generation, dict(m.waiting), set(m.in_flight), m.failures, m.idle_since, m.last_turn_end)
+        (m.state, m.generation, dict(m.waiting), set(m.in_flight), m.failures, m.idle_since, m.last_served_at)
         for m in driver.scheduler.models
     ]
     places = {number: (request.place, request.admitted_at) for number, request in driver.requests.items()}

@@ -8,7 +8,7 @@ import pytest
 
 from llmux.engines.canary import BEHIND_FROZEN_LIMIT_SECONDS, LIMIT_SECONDS, Canary, is_same
 from llmux.engines.control_calls import ControlCallFailed
-from llmux.errors import Unfaithful
+from llmux.errors import OutputMismatch
 
 
 class Engine:
@@ -49,7 +49,7 @@ async def test_the_same_tokens_pass() -> None:
 async def test_a_difference_that_repeats_is_told() -> None:
     engine, canary = Engine(completion(1, 2), completion(1, 9)), Canary("m", 1)
     await canary.record(engine)
-    with pytest.raises(Unfaithful, match=r"\[1, 9\], before it was \[1, 2\]"):
+    with pytest.raises(OutputMismatch, match=r"\[1, 9\], before it was \[1, 2\]"):
         await canary.check(engine)
     assert canary.mismatches == 1
     assert len(engine.calls) == 3
@@ -65,7 +65,7 @@ async def test_a_difference_that_does_not_repeat_is_let_pass() -> None:
 async def test_an_engine_without_token_ids_is_compared_by_its_words() -> None:
     engine, canary = Engine(completion(text="one"), completion(text="two")), Canary("m", 1)
     await canary.record(engine)
-    with pytest.raises(Unfaithful):
+    with pytest.raises(OutputMismatch):
         await canary.check(engine)
 
 
@@ -74,7 +74,7 @@ async def test_an_engine_that_does_not_complete_is_asked_for_an_embedding() -> N
     engine, canary = Engine(*answers, embedding(-0.5, 0.5), NO_COMPLETIONS, embedding(-0.5, 0.5)), Canary("m", 1)
     await canary.record(engine)
     await canary.check(engine)
-    with pytest.raises(Unfaithful):
+    with pytest.raises(OutputMismatch):
         await canary.check(engine)
 
 

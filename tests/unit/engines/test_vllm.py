@@ -6,7 +6,7 @@ import pytest
 from llmux.engines import vllm
 from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 from llmux.engines.health import Health, check_health, listens
-from llmux.residency.steps import Sleep, SleepLevel
+from llmux.engines.steps import Sleep, SleepLevel
 from tests.support.simulated_engine import engine
 
 TIMEOUTS = vllm.ControlTimeouts()

@@ -4,12 +4,12 @@ import socket
 
 import pytest
 
+from llmux.access import Upstream
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.pool import EnginePools
 from llmux.gateway.response_head import ResponseHead
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.runtime.lease import Upstream
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from llmux.access import Outcome, Upstream
 from llmux.gateway.client_connection import ClientConnection
 from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.pool import EnginePools
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.runtime.lease import Outcome, Upstream
-from tests.support.desk import FakeDesk
+from tests.support.access import FakeAccess
 
 UPSTREAM = Upstream("127.0.0.1", 8001)
 
@@ -63,7 +63,7 @@ def no_spawn(coroutine: Coroutine[Any, Any, None]) -> None:
 class Setup:
     """One client, one engine connection, no sockets."""
 
-    desk: FakeDesk = field(default_factory=lambda: FakeDesk(awake={"m": UPSTREAM}))
+    access: FakeAccess = field(default_factory=lambda: FakeAccess(awake={"m": UPSTREAM}))
     client: ClientConnection = field(init=False)
     client_side: FakeTransport = field(default_factory=FakeTransport)
     engine: EngineConnection = field(init=False)
@@ -72,7 +72,7 @@ class Setup:
     def __post_init__(self) -> None:
         options, statistics = GatewayOptions(), GatewayStatistics()
         pools = EnginePools(options, statistics)
-        state = GatewayState(self.desk, options, no_spawn, pools, statistics, lambda: None)
+        state = GatewayState(self.access, options, no_spawn, pools, statistics, lambda: None)
         self.engine = EngineConnection(pools.of(UPSTREAM))
         self.engine.connection_made(self.engine_side)
         self.engine.become_idle()
@@ -191,7 +191,7 @@ def test_answers(name: str, request_version: bytes) -> None:
     for pieces in cuts(ANSWERS[name]):
         split = answer(pieces, request)
         assert split.client_side.written == whole.client_side.written, pieces
-        assert split.desk.ended == [(1, Outcome.COMPLETED)]
+        assert split.access.ended == [(1, Outcome.COMPLETED)]
         assert split.engine.usable
 
 
@@ -201,10 +201,10 @@ def test_truncated_answers_are_never_a_clean_end(name: str) -> None:
     for length in range(1, len(ANSWERS[name])):
         cut = answer([ANSWERS[name][:length]])
         cut.engine.connection_lost(None)
-        if cut.desk.given_back:
+        if cut.access.given_back:
             assert cut.client_side.written == b""
         else:
-            assert cut.desk.ended == [(1, Outcome.BROKEN)], length
+            assert cut.access.ended == [(1, Outcome.BROKEN)], length
             assert cut.client_side.closed
             assert not cut.client_side.written.endswith(b"0\r\n\r\n")
             assert cut.client_side.written != complete
@@ -230,5 +230,5 @@ def test_malformed_answers_are_never_a_clean_end(malformed: bytes) -> None:
     for pieces in [[malformed], *cuts(malformed)]:
         split = answer(pieces)
         assert not split.engine.usable, pieces
-        assert split.desk.given_back or split.desk.ended == [(1, Outcome.BROKEN)], pieces
+        assert split.access.given_back or split.access.ended == [(1, Outcome.BROKEN)], pieces
         assert not split.client_side.written.endswith(b"\r\n0\r\n\r\n")

@@ -2,12 +2,12 @@ import asyncio
 
 import pytest
 
+from llmux.access import Outcome
 from llmux.core.events import ShutdownRequested
-from llmux.core.identity import InstanceId
+from llmux.core.identifiers import InstanceId
 from llmux.core.states import Asleep, Cold, Failed, Serving
 from llmux.engines.health import Health
 from llmux.errors import CommandFailed, EngineUnavailable, ShuttingDown
-from llmux.runtime.lease import Outcome
 from tests.support.scripted import OFFLOAD, Scripted, model, scripted_runtime
 
 
@@ -15,7 +15,7 @@ async def test_a_switch_evicts_then_wakes() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
         first = runtime.ask("a")
         await first.wait("granted")
-        runtime.desk.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        runtime.access.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
         await runtime.ask("b").wait("granted")
         assert runtime.engines["a"].calls == ["wake", f"evict {OFFLOAD}"]
         assert runtime.engines["b"].calls == ["wake"]
@@ -60,7 +60,7 @@ async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds()
     async with scripted_runtime(model("a"), model("b")) as runtime:
         first = runtime.ask("a")
         await first.wait("granted")
-        runtime.desk.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        runtime.access.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
         runtime.engines["a"].evict_error = Scripted("stuck in a driver call")
         waiting = runtime.ask("b")
         async with asyncio.timeout(5):
@@ -93,7 +93,7 @@ async def test_a_death_while_serving_gives_requests_back_and_starts_again() -> N
         runtime.engines["a"].health = Health.DEAD
         runtime.controller.engine_exited("a", "exit code 0")
         await holder.wait("granted", "revoked")
-        runtime.desk.give_back(first, "its connection broke")
+        runtime.access.give_back(first, "its connection broke")
         await holder.wait("granted", "revoked", "granted")
         assert runtime.scheduler.model("a").instance == InstanceId("a", 2)
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, PolicyView, Stay
 from llmux.core.switch_costs import UNKNOWN_SECONDS
 
@@ -65,7 +65,7 @@ class Adaptive:
                 best, wanted = worth, candidate.model
         return Bring(wanted) if wanted else Stay(earliest)
 
-    def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
+    def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
         quantum = self._quantum(_cost(view, leaving, coming), leaving)
         most = max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
@@ -78,7 +78,7 @@ class Adaptive:
             return least
         return min(longest, now - leaving.since + LOOK_EVERY_SECONDS)
 
-    def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
         """See ``Policy``."""
         longest_quantum = max(longest_switch_seconds, UNKNOWN_SECONDS) * _turn_per_switch(self.switch_share_max)
         return max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * longest_quantum)
@@ -87,41 +87,41 @@ class Adaptive:
         """How long a turn must be so that switching takes no more than its share of turn and switch together."""
         demand = leaving.demand
         spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - demand.load)) / max(1, demand.waiting_models)
-        if demand.service_seconds < cost:
-            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.service_seconds / cost
+        if demand.residence_seconds < cost:
+            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.residence_seconds / cost
         return cost * _turn_per_switch(max(self.switch_share_max, spare))
 
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
         if leaving.idle_since is not None:
             return now
-        return leaving.since + self.turn_seconds(leaving, candidate.model, view, now)
+        return leaving.since + self.quantum_seconds(leaving, candidate.model, view, now)
 
 
 def _round_of_answers(leaving: Incumbent) -> Seconds:
     """How long a turn must be so that few answers are interrupted for a whole round of those who wait."""
-    if not leaving.can_freeze or leaving.service_seconds is None or leaving.demand.waiting_models < 2:
+    if not leaving.can_freeze or leaving.residence_seconds is None or leaving.demand.waiting_models < 2:
         return 0.0
-    return ANSWERS_PER_ROUND * (1 - 1 / leaving.demand.waiting_models) * leaving.service_seconds
+    return ANSWERS_PER_ROUND * (1 - 1 / leaving.demand.waiting_models) * leaving.residence_seconds
 
 
 def _catching_up(quantum: Seconds, leaving: Incumbent) -> Seconds:
     """How long a model that has fallen behind may stay."""
     if not leaving.can_freeze:
         return DRAINING_QUANTA_MAX * quantum
-    answers = ANSWERS_MAX * (leaving.service_seconds or 0.0)
+    answers = ANSWERS_MAX * (leaving.residence_seconds or 0.0)
     return max(FREEZING_QUANTA_MAX * quantum, answers, ANSWERS_MIN_SECONDS)
 
 
 def _is_behind(leaving: Incumbent) -> bool:
     """Whether it is worth staying: for first tokens, to spare reading again, or to spare a drain."""
-    if leaving.unanswered + leaving.queue_depth > 0:
+    if leaving.awaiting_first_token + leaving.queue_depth > 0:
         return True
-    service_seconds = leaving.service_seconds
-    if not service_seconds:
+    residence_seconds = leaving.residence_seconds
+    if not residence_seconds:
         return False
     if not leaving.can_freeze:
-        return leaving.arrivals_per_second * service_seconds <= NEARLY_IDLE_MAX
-    reading_again = leaving.in_flight * (leaving.reading_seconds or 0.0) / service_seconds
+        return leaving.arrivals_per_second * residence_seconds <= NEARLY_IDLE_MAX
+    reading_again = leaving.in_flight * (leaving.prefill_seconds or 0.0) / residence_seconds
     return reading_again > READING_AGAIN_SHARE
 
 

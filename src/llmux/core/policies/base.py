@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class Demand:
     """What the models that share a GPU, and are there or wait to be, ask of it together.
 
     ``load``: the part of an engine's time that arrivals take until their answers begin; 1 or more where that is unknown
-    of all, for nothing can be told to be left over then. ``service_seconds``: how long requests are in flight on the
+    of all, for nothing can be told to be left over then. ``residence_seconds``: how long requests are in flight on the
     average; 0 as long as nobody knows. ``waiting_models``: how many wait for their turn.
     """
 
     load: float
-    service_seconds: Seconds
+    residence_seconds: Seconds
     waiting_models: int = 1
 
 
@@ -38,8 +38,8 @@ NO_DEMAND = Demand(0.0, 0.0)
 class Incumbent:
     """A model on the GPU that would have to leave. ``idle_since`` is None while it has work.
 
-    ``unanswered``: how many of those in flight wait for their first token. ``reading_seconds``: what a request takes of
-    the engine's time until then, and ``service_seconds`` how long it is in flight; None where nobody knows.
+    ``awaiting_first_token``: how many of those in flight wait for their first token. ``prefill_seconds``: engine time
+    that a request takes until then; ``residence_seconds``: how long it is in flight. None: not known yet.
     """
 
     model: str
@@ -48,10 +48,10 @@ class Incumbent:
     queue_depth: int
     idle_since: Seconds | None
     can_freeze: bool = False
-    unanswered: int = 0
+    awaiting_first_token: int = 0
     arrivals_per_second: float = 0.0
-    service_seconds: Seconds | None = None
-    reading_seconds: Seconds | None = None
+    residence_seconds: Seconds | None = None
+    prefill_seconds: Seconds | None = None
     drain_seconds: Seconds = 0.0
     demand: Demand = NO_DEMAND
 
@@ -98,22 +98,22 @@ class Policy(Protocol):
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
         """Called whenever something could be switched; must not keep the view."""
 
-    def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
+    def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """How long a model that has work stays on the GPU at least, overdue models or not; asked again and again."""
 
-    def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
-        """The most that ``turn_seconds`` ever says, if no switch takes longer than that."""
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+        """The most that ``quantum_seconds`` ever says, if no switch takes longer than that."""
 
 
-class NoMinimumTurn:
+class NoQuantum:
     """For policies that leave it to ``min_active_seconds`` how long a model stays."""
 
     __slots__ = ()
 
-    def turn_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
+    def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """See ``Policy``."""
         return 0.0
 
-    def longest_turn_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
         """See ``Policy``."""
         return 0.0

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, NoMinimumTurn, PolicyView, Stay
+from llmux.core.identifiers import Seconds
+from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, NoQuantum, PolicyView, Stay
 
 
 @dataclass(frozen=True, slots=True)
-class CostAware(NoMinimumTurn):
+class CostAware(NoQuantum):
     """Lets a model stay at least as long as the switch costs, then waits for a worthwhile queue or for the window."""
 
     coalesce_window_seconds: Seconds = 2.0

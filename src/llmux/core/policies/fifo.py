@@ -1,10 +1,10 @@
 """First come, first served: switch at the first request for another model."""
 
-from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Choice, NoMinimumTurn, PolicyView, Stay
+from llmux.core.identifiers import Seconds
+from llmux.core.policies.base import Bring, Choice, NoQuantum, PolicyView, Stay
 
 
-class Fifo(NoMinimumTurn):
+class Fifo(NoQuantum):
     """Brings whoever has waited longest, at once."""
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:

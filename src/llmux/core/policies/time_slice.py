@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Choice, Incumbent, NoMinimumTurn, PolicyView, Stay
+from llmux.core.identifiers import Seconds
+from llmux.core.policies.base import Bring, Choice, Incumbent, NoQuantum, PolicyView, Stay
 
 
 @dataclass(frozen=True, slots=True)
-class TimeSlice(NoMinimumTurn):
+class TimeSlice(NoQuantum):
     """Switches when the models in the way have been idle for a tick, to the longest queue.
 
     0.7.7 samples idleness every tick; here a model must have been idle for one whole tick, which does not depend on

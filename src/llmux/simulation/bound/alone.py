@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappush, heapreplace
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.workload.call import TracedCall
 
@@ -18,7 +18,7 @@ class Earliest:
     first_token_at: Seconds
 
     @property
-    def reading_seconds(self) -> Seconds:
+    def prefill_seconds(self) -> Seconds:
         """How long the prompt is read."""
         return self.first_token_at - self.reading_at
 

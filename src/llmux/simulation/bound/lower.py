@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from llmux.core.identity import ALL_OF_IT, Footprint, Seconds
+from llmux.core.identifiers import ALL_OF_IT, Footprint, Seconds
 from llmux.core.placement import fits, free_memory
 from llmux.core.settings import ModelSpec
 from llmux.simulation.bound.alone import Earliest, alone
@@ -81,5 +81,5 @@ def _side(
     coming = min(costs[name].least_wake for name in names)
     ready_at = [entry.reading_at for name in names for entry in earliest[name]]
     # Only of one model it is known in which order its requests are read.
-    reading = [entry.reading_seconds for entry in earliest[names[0]]] if len(names) == 1 else ()
+    reading = [entry.prefill_seconds for entry in earliest[names[0]]] if len(names) == 1 else ()
     return Side(ready_at, leaving + coming, turn_seconds_min, reading)

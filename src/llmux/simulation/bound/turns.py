@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 STEPS_MAX = 30_000
 STEP_SECONDS_MIN = 0.01
@@ -22,13 +22,13 @@ STEP_SECONDS_MIN = 0.01
 class Side:
     """One of the two: when its requests could begin, how long the switch to it takes, and its shortest turn.
 
-    ``reading_seconds``, where given, is how long each then keeps those behind it waiting.
+    ``prefill_seconds``, where given, is how long each then keeps those behind it waiting.
     """
 
     ready_at: Sequence[Seconds]
     arriving_seconds: Seconds
     turn_seconds_min: Seconds
-    reading_seconds: Sequence[Seconds] = ()
+    prefill_seconds: Sequence[Seconds] = ()
 
 
 def least_waiting(first: Side, second: Side) -> Seconds:
@@ -77,7 +77,7 @@ class _Absence:
         self.queued = [0.0] * size
         """The same of those before each request, summed over the requests."""
         before = 0.0
-        for at, seconds in zip(side.ready_at, side.reading_seconds or repeat(0.0), strict=False):
+        for at, seconds in zip(side.ready_at, side.prefill_seconds or repeat(0.0), strict=False):
             place = at / step + margin
             index = math.ceil(place)
             self.counts[index] += 1

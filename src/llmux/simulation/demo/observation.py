@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, assert_never
 
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.demo.switches import StoryReader, Switch, SwitchLog
@@ -39,9 +39,9 @@ class Operator(Protocol):
         """Where everything is now."""
 
     def now(self) -> float:
-        """The clock of the stories."""
+        """The clock of the histories."""
 
-    def story(self, name: str) -> Sequence[Chapter]:
+    def history(self, name: str) -> Sequence[Transition]:
         """A model's latest transitions."""
 
 
@@ -95,7 +95,7 @@ class Observation:
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
-        self._stories = StoryReader()
+        self._histories = StoryReader()
         self._log = SwitchLog()
         self._started_at = operator.now()
         self._state_since: dict[str, float] = {}
@@ -120,9 +120,9 @@ class Observation:
     def look(self) -> Sample:
         """Take a sample now."""
         now, status = self._operator.now(), self._operator.status()
-        stories = {model.name: self._operator.story(model.name) for model in status.models}
-        self._log.add(self._stories.read(stories))
-        sample = Sample(now, tuple(_view(model, stories, self._started_at) for model in status.models))
+        histories = {model.name: self._operator.history(model.name) for model in status.models}
+        self._log.add(self._histories.read(histories))
+        sample = Sample(now, tuple(_view(model, histories, self._started_at) for model in status.models))
         if self.samples:
             before = self.samples[-1]
             self.shares = self.shares.after(before, now - before.at)
@@ -130,10 +130,10 @@ class Observation:
         return sample
 
 
-def _view(model: ModelStatus, stories: Mapping[str, Sequence[Chapter]], started_at: float) -> ModelView:
-    story = stories[model.name]
-    state: State = story[-1].after if story else Cold()
-    since = story[-1].at if story else started_at
+def _view(model: ModelStatus, histories: Mapping[str, Sequence[Transition]], started_at: float) -> ModelView:
+    history = histories[model.name]
+    state: State = history[-1].after if history else Cold()
+    since = history[-1].at if history else started_at
     phase = phase_of(state, model.in_flight)
     return ModelView(model.name, phase, since, model.in_flight, model.queue_depth, model.oldest_wait_seconds)
 

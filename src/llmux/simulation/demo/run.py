@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmux.errors import LlmuxError
-from llmux.runtime.app import Server, serve
+from llmux.server.app import Server, serve
 from llmux.simulation.demo.arrivals import arrivals
 from llmux.simulation.demo.board import Board
 from llmux.simulation.demo.display import Display

@@ -1,9 +1,9 @@
-"""Which switches there were, and how long each part of them took: read from the models' stories."""
+"""Which switches there were, and how long each part of them took: read from the models' histories."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.states import Draining, Evicting, Serving, Waking
 
 
@@ -41,19 +41,19 @@ class SwitchLog:
         self._draining_since: dict[str, float] = {}
         self._departure: _Departure | None = None
 
-    def add(self, transitions: Iterable[tuple[str, Chapter]]) -> None:
+    def add(self, transitions: Iterable[tuple[str, Transition]]) -> None:
         """Take in the models' next transitions, oldest first."""
-        for model, chapter in transitions:
-            match chapter.before, chapter.after:
+        for model, transition in transitions:
+            match transition.before, transition.after:
                 case Serving(), Draining(since=since):
                     self._draining_since[model] = since
                 case Serving(), Evicting(since=since):
                     self._draining_since[model] = since
                 case Evicting(since=since, asleep=None), _:
                     drain_seconds = since - self._draining_since.pop(model, since)
-                    self._departure = _Departure(model, chapter.at, drain_seconds, chapter.at - since)
+                    self._departure = _Departure(model, transition.at, drain_seconds, transition.at - since)
                 case Waking() as waking, Serving():
-                    self._arrived(model, chapter.at, waking)
+                    self._arrived(model, transition.at, waking)
                 case _:
                     pass
 
@@ -67,22 +67,22 @@ class SwitchLog:
 
 
 class StoryReader:
-    """Reads growing stories bit by bit, as long as it comes by before they have forgotten what is new."""
+    """Reads growing histories bit by bit, as long as it comes by before they have forgotten what is new."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Chapter] = {}
+        self._last: dict[str, Transition] = {}
 
-    def read(self, stories: Mapping[str, Sequence[Chapter]]) -> list[tuple[str, Chapter]]:
+    def read(self, histories: Mapping[str, Sequence[Transition]]) -> list[tuple[str, Transition]]:
         """The transitions since the last call, oldest first."""
-        news: list[tuple[str, Chapter]] = []
-        for model, story in stories.items():
-            fresh: list[Chapter] = []
-            for chapter in reversed(story):
-                if chapter is self._last.get(model):
+        news: list[tuple[str, Transition]] = []
+        for model, history in histories.items():
+            fresh: list[Transition] = []
+            for transition in reversed(history):
+                if transition is self._last.get(model):
                     break
-                fresh.append(chapter)
-            if story:
-                self._last[model] = story[-1]
-            news += [(model, chapter) for chapter in reversed(fresh)]
+                fresh.append(transition)
+            if history:
+                self._last[model] = history[-1]
+            news += [(model, transition) for transition in reversed(fresh)]
         news.sort(key=lambda entry: entry[1].at)
         return news

@@ -24,6 +24,6 @@ class Timings:
         alone, full = 1 / self.token_seconds, 1 / self.full_batch_token_seconds
         return 1 / (alone - (alone - full) * batch_share)
 
-    def reading_seconds(self, prompt_tokens: int) -> float:
+    def prefill_seconds(self, prompt_tokens: int) -> float:
         """How long the prompt is read, which is done for one after the other."""
         return prompt_tokens / self.prefill_tokens_per_second if self.prefill_tokens_per_second else 0.0

@@ -167,7 +167,7 @@ class SimulatedEngine:
             generation.due_at = due_at if due_at > now - SLIP_SECONDS else now
             return max(0.0, generation.due_at - now)
         delay = 0.0 if generation.produced else self.timings.first_token_seconds
-        if reading := self.timings.reading_seconds(unread):
+        if reading := self.timings.prefill_seconds(unread):
             self._has_read_at = max(self._has_read_at, now) + reading
             delay += self._has_read_at - now
         generation.due_at = now + delay

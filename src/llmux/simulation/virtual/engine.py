@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 ROUNDING_TOKENS = 1e-6
 

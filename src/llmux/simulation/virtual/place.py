@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.model import Model
 from llmux.core.states import Draining, Evicting, Serving, State, Waking
 from llmux.simulation.virtual.costs import SwitchCost

@@ -26,7 +26,7 @@ from llmux.core.actions import (
     Wake,
 )
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
-from llmux.core.identity import InstanceId, Seconds
+from llmux.core.identifiers import InstanceId, Seconds
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold, Serving
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost

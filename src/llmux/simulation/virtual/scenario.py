@@ -9,7 +9,7 @@ from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
 from llmux.core.scheduler import Scheduler
 from llmux.errors import LlmuxError
-from llmux.runtime.build import build_scheduler
+from llmux.server.build import build_scheduler
 from llmux.simulation.bound.lower import lower_bound
 from llmux.simulation.report.fate import Fate
 from llmux.simulation.report.figures import LowerBound, RunFigures, figures_of
@@ -104,7 +104,9 @@ def bound_of(scenario: Scenario, calls: Sequence[TracedCall]) -> LowerBound:
     """The times to first token that no policy can be below."""
     settings = scenario.settings
     specs = [model.spec for model in build_scheduler(settings).models]
-    least_turn = min(_with_policy(settings, policy_type=policy).policy.least_turn_seconds for policy in PolicyType)
+    least_turn = min(
+        _with_policy(settings, policy_type=policy).policy.effective_min_active_seconds for policy in PolicyType
+    )
     return lower_bound(calls, specs, scenario.costs, scenario.speed, least_turn)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 
 
 class Phase(StrEnum):

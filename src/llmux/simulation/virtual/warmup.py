@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from llmux.core.actions import Action, Evict, Wake
 from llmux.core.events import Event, EvictDone, SleepRequested, WakeDone, WakeRequested
-from llmux.core.identity import Seconds
+from llmux.core.identifiers import Seconds
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold
 from llmux.simulation.virtual.costs import SwitchCost

@@ -1,10 +1,10 @@
 """The rule of llama-swap and Ollama, to compare with: a model leaves only when it has nothing to do."""
 
-from llmux.core.identity import Seconds
-from llmux.core.policies.base import Bring, Choice, NoMinimumTurn, PolicyView, Stay
+from llmux.core.identifiers import Seconds
+from llmux.core.policies.base import Bring, Choice, NoQuantum, PolicyView, Stay
 
 
-class WhenIdle(NoMinimumTurn):
+class WhenIdle(NoQuantum):
     """Brings whoever has waited longest once those in its way are idle. It bounds nobody's wait, so it is no choice
     for a configuration; the run that uses it switches the core's bound off.
     """

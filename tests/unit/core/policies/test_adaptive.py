@@ -16,8 +16,8 @@ from tests.unit.core.policies.test_policies import View, switch_begins, three
 
 BUSY = Incumbent("a", 100.0, 4, 0, None, demand=Demand(1.0, 60.0))
 IDLE = Incumbent("a", 100.0, 0, 0, 101.0)
-BEHIND = replace(BUSY, unanswered=3, service_seconds=10.0)
-FREEZING = replace(BUSY, can_freeze=True, service_seconds=10.0, reading_seconds=0.1)
+BEHIND = replace(BUSY, awaiting_first_token=3, residence_seconds=10.0)
+FREEZING = replace(BUSY, can_freeze=True, residence_seconds=10.0, prefill_seconds=0.1)
 
 
 def waits(model: str = "b", since: float = 100.0, depth: int = 1, weight: float = 1.0) -> Candidate:
@@ -42,7 +42,7 @@ def test_an_idle_model_leaves_at_once():
 def test_what_the_demand_leaves_over_may_be_spent_switching(load, quantum):
     leaving = replace(FREEZING, demand=Demand(load, 60.0))
     view = View([waits()], [leaving], 8.0)
-    assert Adaptive().turn_seconds(leaving, "b", view, 100.0) == pytest.approx(quantum)
+    assert Adaptive().quantum_seconds(leaving, "b", view, 100.0) == pytest.approx(quantum)
 
 
 def test_answers_that_are_short_against_a_switch_are_interrupted_less_often():
@@ -50,7 +50,7 @@ def test_answers_that_are_short_against_a_switch_are_interrupted_less_often():
     turns = []
     for seconds in (60.0, 30.0, 15.0, 0.0):
         leaving = replace(FREEZING, demand=Demand(0.2, seconds))
-        turns.append(policy.turn_seconds(leaving, "b", View([waits()], [leaving], 30.0), 100.0))
+        turns.append(policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 30.0), 100.0))
     assert turns[0] == turns[1] < turns[2] < turns[3]
 
 
@@ -58,22 +58,22 @@ def test_where_several_models_wait_less_time_is_left_over_for_switching():
     turns = []
     for waiting_models in (1, 2, 3, 40):
         leaving = replace(BUSY, demand=Demand(0.0, 60.0, waiting_models))
-        turns.append(Adaptive().turn_seconds(leaving, "b", View([waits()], [leaving], 8.0), 100.0))
+        turns.append(Adaptive().quantum_seconds(leaving, "b", View([waits()], [leaving], 8.0), 100.0))
     assert turns == pytest.approx([8 / 0.55 - 8, 8 / 0.275 - 8, 24.0, 24.0])
 
 
 @pytest.mark.parametrize(("waiting_models", "answers"), [(1, 0.0), (2, 0.75), (4, 1.125)])
 def test_an_answer_that_would_wait_for_a_whole_round_is_rather_not_interrupted(waiting_models, answers):
     leaving = replace(FREEZING, demand=Demand(1.0, 60.0, waiting_models))
-    turn = Adaptive().turn_seconds(leaving, "b", View([waits()], [leaving], 0.5), 100.0)
+    turn = Adaptive().quantum_seconds(leaving, "b", View([waits()], [leaving], 0.5), 100.0)
     assert turn == pytest.approx(max(1.5, 10.0 * answers))
 
 
 def test_a_model_that_drains_stops_admitting_as_much_earlier():
     policy, leaving = Adaptive(), replace(BUSY, drain_seconds=4.0)
-    assert policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 100.0) == 2.0
+    assert policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 2.0), 100.0) == 2.0
     freezing = replace(leaving, can_freeze=True)
-    assert policy.turn_seconds(freezing, "b", View([waits()], [freezing], 2.0), 100.0) == 6.0
+    assert policy.quantum_seconds(freezing, "b", View([waits()], [freezing], 2.0), 100.0) == 6.0
 
 
 def test_with_nothing_in_the_way_or_nobody_waiting():
@@ -84,25 +84,25 @@ def test_with_nothing_in_the_way_or_nobody_waiting():
 def test_a_model_that_has_to_drain_rather_gets_idle_by_itself_where_that_takes_not_long():
     policy = Adaptive()
     for rate, can_freeze, stays in ((0.15, False, True), (0.16, False, False), (0.15, True, False)):
-        leaving = replace(BUSY, service_seconds=10.0, arrivals_per_second=rate, can_freeze=can_freeze)
-        turn = policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
+        leaving = replace(BUSY, residence_seconds=10.0, arrivals_per_second=rate, can_freeze=can_freeze)
+        turn = policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
         assert turn == (10.25 if stays else 6.0)
 
 
-@pytest.mark.parametrize("behind", [{"unanswered": 3}, {"queue_depth": 3}])
+@pytest.mark.parametrize("behind", [{"awaiting_first_token": 3}, {"queue_depth": 3}])
 def test_a_model_stays_until_everybody_has_a_first_token(behind):
     leaving = replace(BUSY, **behind)
     policy, view = Adaptive(), View([waits()], [leaving], 2.0)
-    assert policy.turn_seconds(leaving, "b", view, 110.0) == 10.25
+    assert policy.quantum_seconds(leaving, "b", view, 110.0) == 10.25
     assert policy.choose(view, 110.0) == Stay(110.25)
-    assert policy.turn_seconds(BUSY, "b", view, 110.0) == 6.0
+    assert policy.quantum_seconds(BUSY, "b", view, 110.0) == 6.0
 
 
 def test_it_looks_whether_it_has_caught_up_when_the_quantum_is_over_to_the_last_bit():
     """At 0.1 + 0.2 seconds, what has passed since 0.1 is a little less than 0.2."""
     leaving = replace(BEHIND, since=0.1)
     policy = Adaptive(switch_share_max=0.5)
-    assert policy.turn_seconds(leaving, "b", View([waits()], [leaving], 0.2), 0.1 + 0.2) > 0.2
+    assert policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 0.2), 0.1 + 0.2) > 0.2
 
 
 def test_a_model_stays_while_that_saves_reading_again():
@@ -110,18 +110,18 @@ def test_a_model_stays_while_that_saves_reading_again():
     policy = Adaptive()
     for in_flight, stays in ((34, False), (36, True)):
         leaving = replace(FREEZING, in_flight=in_flight)
-        turn = policy.turn_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
+        turn = policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 2.0), 110.0)
         assert turn == (10.25 if stays else 6.0)
     draining = replace(FREEZING, in_flight=36, can_freeze=False, arrivals_per_second=3.6)
-    assert policy.turn_seconds(draining, "b", View([waits()], [draining], 2.0), 110.0) == 6.0
+    assert policy.quantum_seconds(draining, "b", View([waits()], [draining], 2.0), 110.0) == 6.0
 
 
 LONGEST_TURNS = (
     (replace(BEHIND, can_freeze=True), 30.0),
-    (replace(BEHIND, can_freeze=True, service_seconds=2.0), 24.0),
-    (replace(BEHIND, can_freeze=True, service_seconds=None), 24.0),
-    (replace(BEHIND, can_freeze=True, service_seconds=90.0), CATCHING_UP_MAX_SECONDS),
-    (replace(BEHIND, can_freeze=True, service_seconds=20.0), 60.0),
+    (replace(BEHIND, can_freeze=True, residence_seconds=2.0), 24.0),
+    (replace(BEHIND, can_freeze=True, residence_seconds=None), 24.0),
+    (replace(BEHIND, can_freeze=True, residence_seconds=90.0), CATCHING_UP_MAX_SECONDS),
+    (replace(BEHIND, can_freeze=True, residence_seconds=20.0), 60.0),
     (BEHIND, 60.0),
 )
 
@@ -129,17 +129,17 @@ LONGEST_TURNS = (
 @pytest.mark.parametrize(("leaving", "longest"), LONGEST_TURNS)
 def test_catching_up_has_an_end(leaving, longest):
     policy, view = Adaptive(), View([waits()], [leaving], 2.0)
-    assert policy.turn_seconds(leaving, "b", view, 100.0 + longest - 0.01) == longest
-    assert policy.turn_seconds(leaving, "b", view, 100.0 + longest) == 6.0
+    assert policy.quantum_seconds(leaving, "b", view, 100.0 + longest - 0.01) == longest
+    assert policy.quantum_seconds(leaving, "b", view, 100.0 + longest) == 6.0
 
 
 @pytest.mark.parametrize("switch", [0.1, 2.0, 30.0, 100.0])
 @pytest.mark.parametrize("can_freeze", [False, True])
 def test_no_turn_is_longer_than_the_bound_says(switch, can_freeze):
-    leaving = replace(BEHIND, can_freeze=can_freeze, service_seconds=100.0, demand=Demand(0.9, 100.0, 8))
+    leaving = replace(BEHIND, can_freeze=can_freeze, residence_seconds=100.0, demand=Demand(0.9, 100.0, 8))
     policy, view = Adaptive(), View([waits()], [leaving], switch)
-    longest = policy.longest_turn_seconds(switch)
-    assert all(policy.turn_seconds(leaving, "b", view, 100.0 + elapsed) <= longest for elapsed in range(400))
+    longest = policy.quantum_max_seconds(switch)
+    assert all(policy.quantum_seconds(leaving, "b", view, 100.0 + elapsed) <= longest for elapsed in range(400))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_overdue_model_does_not_cut_a_turn_short():
 def test_the_bound_counts_the_longest_turn():
     driver = three(Adaptive())
     limits = driver.limits
-    turn = Adaptive().longest_turn_seconds(2.0) + limits.drain_timeout_seconds + 2.0
+    turn = Adaptive().quantum_max_seconds(2.0) + limits.drain_timeout_seconds + 2.0
     assert driver.scheduler.wait_bound(2.0) == limits.max_wait_seconds + 2.0 + 2 * turn
 
 
@@ -199,4 +199,4 @@ def test_a_command_does_not_ask_for_the_turn():
 def test_as_long_as_nobody_knows_what_a_switch_costs_nobody_stays_for_it():
     policy, view = Adaptive(), View([waits()], [BUSY], None)
     assert policy.choose(view, 100.0) == Bring("b")
-    assert policy.turn_seconds(BUSY, "b", view, 100.0) == 0.0
+    assert policy.quantum_seconds(BUSY, "b", view, 100.0) == 0.0

@@ -1,6 +1,6 @@
 import pytest
 
-from llmux.core.identity import GpuId
+from llmux.core.identifiers import GpuId
 from llmux.core.settings import ModelSpec
 from llmux.simulation.bound.lower import lower_bound
 from llmux.simulation.virtual.costs import SwitchCost

@@ -8,7 +8,7 @@ from llmux.simulation.bound.turns import STEP_SECONDS_MIN, Side, least_waiting
 def cost(side: Side, left: int, back: int) -> float:
     """The waiting of those who wanted to begin while their side was away, which are then read one after the other."""
     begins, total = float(back), 0.0
-    for at, seconds in zip(side.ready_at, side.reading_seconds, strict=True):
+    for at, seconds in zip(side.ready_at, side.prefill_seconds, strict=True):
         if left < at <= back:
             total += begins - at
             begins += seconds

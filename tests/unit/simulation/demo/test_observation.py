@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.states import Asleep, Auto, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.demo.observation import ModelView, Observation, Phase, Sample, TimeShares, phase_of, strip
@@ -16,11 +16,11 @@ OFFLOAD = Eviction.parse("offload+keep_running")
 
 @dataclass
 class FakeOperator:
-    """One model, ``m``, whose clock and story the test writes."""
+    """One model, ``m``, whose clock and history the test writes."""
 
     time: float = 100.0
     in_flight: int = 0
-    chapters: list[Chapter] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
 
     def now(self) -> float:
         return self.time
@@ -29,12 +29,12 @@ class FakeOperator:
         model = ModelStatus("m", self.in_flight, 2, "", STOP, False, None, None, 1.5)
         return Status("", None, Auto(), (model,))
 
-    def story(self, name: str) -> Sequence[Chapter]:
-        return list(self.chapters)
+    def history(self, name: str) -> Sequence[Transition]:
+        return list(self.transitions)
 
     def becomes(self, state: State) -> None:
-        before = self.chapters[-1].after if self.chapters else Cold()
-        self.chapters.append(Chapter(self.time, "Event", before, state))
+        before = self.transitions[-1].after if self.transitions else Cold()
+        self.transitions.append(Transition(self.time, "Event", before, state))
 
 
 def sample(at: float, phase: Phase, in_flight: int = 0) -> Sample:

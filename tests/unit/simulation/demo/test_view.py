@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from llmux.core.eviction import STOP
-from llmux.core.model import Chapter
+from llmux.core.model import Transition
 from llmux.core.states import Auto, Cold, Serving, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.demo.board import Board, Stage
@@ -33,11 +33,11 @@ class BusyOperator:
     def status(self) -> Status:
         return Status("", None, Auto(), tuple(self._status(model.name) for model in MODELS))
 
-    def story(self, name: str) -> list[Chapter]:
+    def history(self, name: str) -> list[Transition]:
         if name != "llama":
             return []
         cold, waking, serving = Cold(), Waking(0.0, None), Serving(1.0)
-        return [Chapter(0.0, "x", cold, waking), *(Chapter(1.0, "x", waking, serving) for _ in range(20))]
+        return [Transition(0.0, "x", cold, waking), *(Transition(1.0, "x", waking, serving) for _ in range(20))]
 
     def _status(self, name: str) -> ModelStatus:
         serves = name == "llama"

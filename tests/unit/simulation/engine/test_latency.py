@@ -4,8 +4,8 @@ from llmux.simulation.engine.latency import Timings
 
 
 def test_the_prompt_is_read_at_its_rate_or_costs_nothing() -> None:
-    assert Timings(prefill_tokens_per_second=100).reading_seconds(200) == 2.0
-    assert Timings().reading_seconds(10**6) == 0.0
+    assert Timings(prefill_tokens_per_second=100).prefill_seconds(200) == 2.0
+    assert Timings().prefill_seconds(10**6) == 0.0
 
 
 def test_a_full_batch_slows_tokens_down_in_a_line_of_their_rate() -> None:

@@ -1,5 +1,5 @@
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identity import GpuId
+from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
@@ -25,12 +25,12 @@ def test_every_model_ends_as_its_eviction_leaves_it() -> None:
 
 def test_the_models_are_started_one_after_the_other_and_the_last_one_sleeps_at_0() -> None:
     scheduler = warmed(ModelSpec("a", ASLEEP), ModelSpec("b", ASLEEP))
-    assert [chapter.at for chapter in scheduler.story("a")] == [-21.0, -11.0, -11.0, -11.0, -10.5]
-    assert [chapter.at for chapter in scheduler.story("b")] == [-10.5, -0.5, -0.5, -0.5, 0.0]
+    assert [transition.at for transition in scheduler.history("a")] == [-21.0, -11.0, -11.0, -11.0, -10.5]
+    assert [transition.at for transition in scheduler.history("b")] == [-10.5, -0.5, -0.5, -0.5, 0.0]
 
 
 def test_one_that_is_in_an_image_is_left_there() -> None:
-    assert not warmed(ModelSpec("a", ASLEEP, begins_asleep=IMAGE)).story("a")
+    assert not warmed(ModelSpec("a", ASLEEP, begins_asleep=IMAGE)).history("a")
 
 
 def test_a_sleeper_that_leaves_no_room_is_stopped_for_the_next_one() -> None:

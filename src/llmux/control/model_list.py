@@ -1,0 +1,50 @@
+"""What llmux answers of itself on the data port: the models, whether it lives, whether it can serve."""
+
+import time
+from typing import Any
+
+import msgspec
+
+from llmux.errors import ModelNotFound
+from llmux.gateway.options import LocalAnswer
+from llmux.runtime.operations import ModelStatus, Operations
+
+
+class ModelList:
+    """The bodies of ``/v1/models`` and ``/ready``."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+        self.is_ready = False
+        """Set once llmux serves, and taken back when it begins to stop."""
+
+    def models(self) -> LocalAnswer:
+        """Every configured model with its state; starts nothing."""
+        data = [_entry(model) for model in self._operations.status().models]
+        return LocalAnswer(msgspec.json.encode({"object": "list", "data": data}))
+
+    def model(self, name: str) -> LocalAnswer | None:
+        """One model, or None if it is not configured."""
+        try:
+            return LocalAnswer(msgspec.json.encode(_entry(self._operations.model_status(name))))
+        except ModelNotFound:
+            return None
+
+    def ready(self) -> LocalAnswer:
+        """200 while requests are taken, else 503."""
+        if self.is_ready:
+            return LocalAnswer(b'{"status":"ready"}')
+        return LocalAnswer(b'{"status":"not ready"}', status=503)
+
+
+def _entry(model: ModelStatus) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "None",
+        "state": model.process_state,
+        "on_gpu": model.on_gpu,
+        "in_flight": model.in_flight,
+        "queue_depth": model.queue_depth,
+    }

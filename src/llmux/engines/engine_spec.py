@@ -1,0 +1,61 @@
+"""Everything about one model's engine that does not change while llmux runs."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
+from llmux.engines import vllm
+from llmux.engines.process import LaunchCommand
+from llmux.hosts.memory import available_mib, weights_mib
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How a model's engine is started and talked to.
+
+    ``checkpointable``: so that criu can dump it. ``freezes``: its requests are to be suspended with it, if it can.
+    ``canary_every``: how many wakes pass from one check of its answers to the next; None: it is never checked.
+    ``host_memory_reserve_mib``: what offloaded weights must leave of the host's memory.
+    """
+
+    model: str
+    program: str
+    model_path: str
+    port: int
+    served_names: tuple[str, ...]
+    extra_args: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    api_key: str | None = None
+    start_timeout_seconds: float = 1800.0
+    stop_timeout_seconds: float = 10.0
+    timeouts: vllm.ControlTimeouts = field(default_factory=vllm.ControlTimeouts)
+    checkpointable: bool = False
+    freezes: bool = False
+    canary_every: int | None = None
+    host_memory_reserve_mib: int = 0
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The engine's command line."""
+        return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
+
+    def identity(self) -> str:
+        """The fingerprint of how and of which files it is started: an image with another one is out of date.
+
+        Looks at the disk.
+        """
+        files = stamps_of(self.program, self.model_path)
+        return fingerprint_of(self.argv, os.environ | self.environment, self.environment, files)
+
+    def leaves_host_memory(self) -> bool:
+        """Whether the weights could go into host memory now, and leave the reserve."""
+        return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
+
+    def launch_command(self, temporary_directory: Path) -> LaunchCommand:
+        """What the shim is told to start, with a directory that is the engine's own."""
+        configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
+        environment = vllm.environment(os.environ, configured, str(temporary_directory))
+        return LaunchCommand(
+            self.argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
+        )

@@ -1,0 +1,1 @@
+"""The composition root: builds everything that serves, and runs it."""

@@ -1,0 +1,231 @@
+"""The life of a server, and the one place that wires everything together."""
+
+import asyncio
+import gc
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import structlog
+from prometheus_client import CollectorRegistry
+
+from llmux.access import Upstream
+from llmux.config.checks import unsupported
+from llmux.config.settings import Settings
+from llmux.control.model_list import ModelList
+from llmux.control.server import ControlServer
+from llmux.core.events import ShutdownRequested
+from llmux.engines.control_calls import EngineEndpoints
+from llmux.engines.instance import Instance
+from llmux.errors import ConfigError, ListenFailed, LlmuxError
+from llmux.gateway.metrics import HttpMetrics
+from llmux.gateway.options import GatewayOptions, LocalRoutes
+from llmux.gateway.server import Gateway
+from llmux.hosts.local import connections_that_fit
+from llmux.observability.access_log import AccessLog
+from llmux.observability.metrics import RuntimeMetrics
+from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.dispatcher import Dispatcher
+from llmux.runtime.operations import Operations
+from llmux.server.build import (
+    FindVirtualGpu,
+    build_checkpoint_stores,
+    build_checkpointer,
+    build_headroom,
+    build_scheduler,
+    engine_specs,
+    missing_programs,
+    needs_criu,
+)
+from llmux.server.warmup import warm_up
+
+log = structlog.get_logger("llmux")
+
+POOLED_IDLE_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+GARBAGE_THRESHOLD = 20_000
+"""Allocations between two looks for garbage; Python's 700 cost some per cent of a request."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Server:
+    """Everything that serves, on one event loop: built once, run once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        find_virtual_gpu: FindVirtualGpu | None = None,
+    ) -> None:
+        self.settings = settings
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        self._scheduler = build_scheduler(settings)
+        self.metrics = RuntimeMetrics(list(settings.models), self._scheduler, asyncio.get_running_loop().time)
+        self.controller = Controller(self._scheduler, spawn, self.metrics)
+        self._endpoints: dict[str, EngineEndpoints] = {}
+        self._instances: dict[str, Instance] = {}
+        self._imager = build_checkpointer(settings)
+        self._images = build_checkpoint_stores(settings, self._imager)
+        for name, spec in engine_specs(settings).items():
+            self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
+            self._instances[name] = Instance(
+                spec,
+                self._endpoints[name],
+                self._exit_callback(name),
+                images=self._images.get(name),
+                room=build_headroom(settings, name, find_virtual_gpu),
+                on_leaving=self._forget_upstream,
+            )
+        self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
+        instances: dict[str, ManagedInstance] = dict(self._instances)
+        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
+        self.controller.attach(instances, dispatcher)
+        self.operations = Operations(
+            self._scheduler, self.controller, self._instances, has_images=self._imager is not None
+        )
+        self._listing = ModelList(self.operations)
+        registry = CollectorRegistry()
+        self._control = ControlServer(
+            self.operations,
+            registry,
+            settings.admin_key.get_secret_value() if settings.admin_key else None,
+        )
+        self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
+        registry.register(self.metrics)
+        registry.register(HttpMetrics(self.gateway.statistics))
+        self.port = 0
+
+    async def start(self) -> None:
+        """Warm up if configured, then listen; raises LlmuxError."""
+        settings = self.settings
+        for program, models in missing_programs(settings).items():
+            log.warning("no such program: install it or set vllm_command", program=program, models=models)
+        if self._imager is not None and needs_criu(settings):
+            await self._imager.check()
+            for images in self._images.values():
+                await images.drop_leftover()
+        await self._control.start()
+        if settings.warmup:
+            # Those with an image to come from are warm already.
+            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
+            await warm_up(self.operations, self._endpoints, cold)
+        if settings.metrics_port:
+            await self._control.listen_metrics(settings.host, settings.metrics_port)
+        if settings.admin_port is not None:
+            await self._control.listen_admin(settings.host, settings.admin_port)
+        self.port = await self._listen(settings.host, settings.port)
+        if self._scheduler.is_stopping:
+            self.gateway.stop_accepting()
+            return
+        _collect_garbage_rarely()
+        self._listing.is_ready = True
+        log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
+
+    async def _listen(self, host: str, port: int) -> int:
+        try:
+            return await self.gateway.listen(host, port)
+        except OSError as error:
+            raise ListenFailed(f"{host}:{port}", error.strerror or str(error)) from error
+
+    def begin_shutdown(self, drain_seconds: float) -> None:
+        """Take no more requests, let those in flight end for so long, stop every engine. A second call shortens it."""
+        self._listing.is_ready = False
+        self.gateway.stop_accepting()
+        self.controller.feed(ShutdownRequested(drain_seconds))
+
+    async def close(self) -> None:
+        """Close what listens, once the engines have been stopped."""
+        await self.gateway.close(CLOSE_SECONDS)
+        await self._control.close()
+        await self._session.close()
+
+    def _forget_upstream(self, upstream: Upstream) -> None:
+        self.gateway.forget_upstream(upstream)
+
+    def _exit_callback(self, model: str) -> Callable[[str], None]:
+        return lambda reason: self.controller.engine_exited(model, reason)
+
+    def _gateway_options(self) -> GatewayOptions:
+        return GatewayOptions(
+            local_routes=LocalRoutes(ready=self._listing.ready, models=self._listing.models, model=self._listing.model),
+            control_protocol_factory=self._control.protocol_factory,
+            api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
+            batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
+            max_body_bytes=self.settings.max_body_bytes,
+            max_connections=connections_that_fit(),
+            engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
+            keepalive_seconds=self.settings.keepalive_seconds,
+            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
+        )
+
+
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Server], None] | None = None,
+    find_virtual_gpu: FindVirtualGpu | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
+
+    An error in the scheduler itself ends it too, as an exception group.
+    """
+    problems = unsupported(settings)
+    if problems:
+        raise ConfigError(problems)
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        # Undone last: a signal that comes while everything is being closed must not kill what is about to end well.
+        for number in SIGNALS:
+            stack.callback(loop.remove_signal_handler, number)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        server = Server(settings, tasks.create_task, find_virtual_gpu)
+        stack.push_async_callback(server.close)
+        stopper = _Stopper(server)
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stopper.signalled, number)
+        await _run(server, stopper, on_ready)
+
+
+async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server], None] | None) -> None:
+    try:
+        await server.start()
+        if on_ready is not None:
+            on_ready(server)
+    except LlmuxError:
+        stopper.stop(0.0)
+        await server.controller.wait_stopped()
+        if stopper.was_signalled:
+            return
+        raise
+    await server.controller.wait_stopped()
+
+
+def _collect_garbage_rarely() -> None:
+    """What lives as long as the server is not looked at again; requests make no cycles, so there is little to find."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+class _Stopper:
+    """Turns signals into a shutdown: the first drains, the second does not wait."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.was_signalled = False
+
+    def signalled(self, number: int) -> None:
+        if self.was_signalled:
+            log.warning("stopping at once", signal=signal.Signals(number).name)
+            self.stop(0.0)
+            return
+        self.was_signalled = True
+        seconds = self._server.settings.shutdown_timeout_seconds
+        log.info("stopping", signal=signal.Signals(number).name, drain_seconds=seconds)
+        self.stop(seconds)
+
+    def stop(self, drain_seconds: float) -> None:
+        self._server.begin_shutdown(drain_seconds)

@@ -1,0 +1,186 @@
+"""From settings to the parts that are built of them: the scheduler, and what each engine is started with."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, assert_never
+
+from llmux.config.policy import PolicySettings, PolicyType
+from llmux.config.settings import CanaryMode, Settings
+from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.policies.adaptive import Adaptive
+from llmux.core.policies.base import Policy
+from llmux.core.policies.cost_aware import CostAware
+from llmux.core.policies.fifo import Fifo
+from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.scheduler import Scheduler
+from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.engines.checkpointer import Checkpointer, CriuSettings
+from llmux.engines.engine_spec import EngineSpec
+from llmux.engines.vllm import ControlTimeouts
+from llmux.errors import ConfigError, Problem
+from llmux.gpus.headroom import GpuHeadroom
+from llmux.gpus.memory import GpuReader, StartNeed
+from llmux.gpus.nvml import NvmlReader
+from llmux.hosts.local import choose_ports
+
+FindVirtualGpu: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
+"""The virtual GPU of an engine with these arguments and this environment, and what its start needs; None: it has none.
+
+Passed in by whoever knows the simulated engine."""
+
+CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
+"""How many wakes pass from one check to the next."""
+
+
+def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
+    """The scheduler for the configured models, each of which takes all of every GPU while awake.
+
+    ``own_policy`` takes the place of the configured one.
+    """
+    specs = [
+        ModelSpec(
+            name,
+            settings.eviction_of(name),
+            settings.max_in_flight_of(name),
+            settings.drain_of(name),
+            begins_asleep=_image_eviction(settings, name),
+            weight=settings.models[name].weight,
+            max_wait_seconds=settings.models[name].max_wait_seconds,
+        )
+        for name in settings.models
+    ]
+    policy = settings.policy
+    limits = Limits(
+        request_timeout_seconds=policy.request_timeout_seconds,
+        min_active_seconds=policy.effective_min_active_seconds,
+        max_wait_seconds=policy.max_wait_seconds,
+        drain_timeout_seconds=settings.drain_timeout_seconds,
+        queue_limit_requests=settings.queue_limit_requests,
+        queue_limit_bytes=settings.queue_limit_bytes,
+    )
+    return Scheduler(specs, own_policy or build_policy(policy), limits)
+
+
+def _image_eviction(settings: Settings, name: str) -> Eviction | None:
+    """How a model with a ``checkpoint_path`` is taken to have left; its image tells more when it is restored."""
+    if settings.models[name].checkpoint_path is None:
+        return None
+    configured = settings.eviction_of(name)
+    return configured if configured.process is Process.CHECKPOINT else Eviction(Weights.DISCARD, Process.CHECKPOINT)
+
+
+def build_checkpointer(settings: Settings, images_directory: Path | None = None) -> Checkpointer | None:
+    """What dumps and restores engines, in another directory if one is given; None where it is not configured."""
+    checkpoint = settings.checkpoint
+    if checkpoint is None:
+        return None
+    directory = images_directory or checkpoint.images_dir
+    return Checkpointer(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
+
+
+def require_checkpointer(settings: Settings) -> Checkpointer:
+    """As ``build_checkpointer``; raises ConfigError where no checkpoints are configured."""
+    imager = build_checkpointer(settings)
+    if imager is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "checkpoint", "the section is missing, and images need it", "add 'checkpoint: {}' for its defaults"
+                )
+            ]
+        )
+    return imager
+
+
+def build_checkpoint_stores(settings: Settings, imager: Checkpointer | None) -> dict[str, CheckpointStore]:
+    """The images of every model."""
+    if imager is None or settings.checkpoint is None:
+        return {}
+    keep = settings.checkpoint.keep_images
+    return {
+        name: CheckpointStore(imager, name, keep=keep, given=model.checkpoint_path)
+        for name, model in settings.models.items()
+    }
+
+
+def build_headroom(settings: Settings, name: str, find_virtual_gpu: FindVirtualGpu | None) -> GpuHeadroom:
+    """The GPUs as the model's engine sees them: those of its ledger if it is a simulated one."""
+    model = settings.models[name]
+    environment = os.environ | model.env
+    virtual = find_virtual_gpu(model.engine_arguments, environment) if find_virtual_gpu is not None else None
+    if virtual is not None:
+        reader, need = virtual
+        return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
+    need = None if model.start_share is None else StartNeed(share=model.start_share)
+    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
+    return GpuHeadroom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
+
+
+def needs_criu(settings: Settings) -> bool:
+    """Whether any model leaves into an image or comes from one."""
+    return any(
+        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
+        for name, model in settings.models.items()
+    )
+
+
+def build_policy(settings: PolicySettings) -> Policy:
+    """The configured switch policy."""
+    match settings.policy_type:
+        case PolicyType.FIFO:
+            return Fifo()
+        case PolicyType.COST_AWARE:
+            return CostAware(settings.coalesce_window_seconds, settings.amortization_factor)
+        case PolicyType.TIME_SLICE:
+            return TimeSlice(settings.tick_interval_seconds)
+        case PolicyType.ADAPTIVE:
+            return Adaptive(settings.switch_share_max)
+        case _:
+            assert_never(settings.policy_type)
+
+
+def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
+    """What each engine is started with. Models without a port get one that is free now and stays theirs."""
+    fixed = {model.port for model in settings.models.values() if model.port is not None}
+    own = {settings.port, settings.metrics_port, settings.admin_port or 0}
+    portless = [name for name, model in settings.models.items() if model.port is None]
+    chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
+    timeouts = ControlTimeouts(
+        settings.sleep_timeout_seconds,
+        settings.wake_timeout_seconds,
+        settings.reload_timeout_seconds,
+        settings.reset_timeout_seconds,
+    )
+    return {
+        name: EngineSpec(
+            model=name,
+            program=settings.command_of(name),
+            model_path=model.model_path,
+            port=model.port or chosen[name],
+            served_names=model.served_names(name),
+            extra_args=model.engine_arguments,
+            environment=dict(model.env),
+            api_key=model.engine_api_key or os.environ.get("VLLM_API_KEY") or None,
+            start_timeout_seconds=settings.start_timeout_seconds,
+            stop_timeout_seconds=settings.stop_timeout_seconds,
+            timeouts=timeouts,
+            checkpointable=settings.checkpoint is not None,
+            freezes=settings.drain_of(name) is Drain.FREEZE,
+            canary_every=CANARY_EVERY[settings.canary],
+            host_memory_reserve_mib=settings.host_memory_reserve_mib,
+        )
+        for name, model in settings.models.items()
+    }
+
+
+def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
+    """Programs of engines that are not there (yet), each with the models that need it."""
+    missing: dict[str, list[str]] = {}
+    for name, model in settings.models.items():
+        program = settings.command_of(name)
+        if shutil.which(program, path=model.env.get("PATH")) is None:
+            missing.setdefault(program, []).append(name)
+    return missing
