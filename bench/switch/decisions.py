@@ -19,6 +19,7 @@ from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
+from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep
@@ -45,7 +46,7 @@ class Cycle:
         self.now = 0.0
         self.step_seconds = STEP_SECONDS.get(policy, 0.01)
         self.request = 0
-        self.in_flight: list[tuple[int, str]] = []
+        self.in_flight: list[Request] = []
         self.pending: Wake | Evict | None = None
         self.seconds: dict[type, list[float]] = defaultdict(list)
         for number in range(queued):
@@ -64,12 +65,12 @@ class Cycle:
         if isinstance(action, Wake | Evict):
             self.pending = action
         elif isinstance(action, Admit):
-            self.in_flight.append((action.request, action.instance.model))
+            self.in_flight.append(action.request)
 
     def arrive(self, model: str) -> None:
         """A request for a model."""
         self.request += 1
-        self.send(RequestArrived(self.request, model))
+        self.send(RequestArrived(Request(self.request, model, streams=True)))
 
     def turn(self) -> None:
         """Whatever is due next; every request that ends is followed by a new one."""
@@ -79,9 +80,9 @@ class Cycle:
             outcome = WakeDone(action.instance)
             self.send(outcome if isinstance(action, Wake) else EvictDone(action.instance, Asleep(OFFLOAD)))
         elif self.in_flight:
-            request, model = self.in_flight.pop()
-            self.send(RequestDone(request, model))
-            self.arrive(model)
+            request = self.in_flight.pop()
+            self.send(RequestDone(request))
+            self.arrive(request.model)
         else:
             self.now += 15.0
             self.send(TimerFired())

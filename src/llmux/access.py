@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from llmux.core.priority import Priority as Priority
+from llmux.core.request import Priority as Priority
 from llmux.errors import RequestError
 
 

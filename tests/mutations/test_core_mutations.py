@@ -15,7 +15,7 @@ import pytest
 from llmux.core import admission, commands, lifecycle, placement, switching
 from llmux.core.model import Model
 from llmux.core.policies.adaptive import Adaptive
-from llmux.core.priority import Lanes
+from llmux.core.request import Lanes
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits
 from llmux.core.world import World
@@ -75,7 +75,7 @@ FAULTS = (
     Fault(
         "forgets to call off a switch",
         switching.call_off_unwanted,
-        "in list(world.claims.values()):",
+        "in list(world.switches.values()):",
         "in ():",
     ),
     Fault("ignores that a turn has ended", World.refresh_turn, ", model.last_served_at)", ", 0.0)"),

@@ -54,7 +54,13 @@ def _scenario(count: int, rng: random.Random) -> Scenario:
 def _driver(scenario: Scenario, policy: str, fates: Fates, *, check_bound: bool) -> CoreDriver:
     limits = replace(scenario.limits, request_timeout_seconds=1e9)
     return CoreDriver(
-        scenario.specs, POLICIES[policy](), limits, scenario.capacity, fates=fates, check_bound=check_bound
+        scenario.specs,
+        POLICIES[policy](),
+        limits,
+        scenario.capacity,
+        fates=fates,
+        check_bound=check_bound,
+        mixed_requests=True,
     )
 
 

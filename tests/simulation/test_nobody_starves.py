@@ -10,7 +10,7 @@ import pytest
 
 from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.identifiers import ALL_OF_IT
-from llmux.core.priority import Priority
+from llmux.core.request import Priority
 from llmux.core.settings import Limits, ModelSpec
 from tests.simulation.test_core_simulation import Chance
 from tests.support.core_driver import CoreDriver
@@ -49,7 +49,9 @@ def one_simulation(seed: int) -> CoreDriver:
         queue_limit_requests=100_000,
     )
     fates = Chance(rng, failures=rng.choice((0.0, 0.05, 0.15)))
-    driver = CoreDriver(specs(rng), POLICIES[policy](), limits, ALL_OF_IT, fates=fates, check_bound=True)
+    driver = CoreDriver(
+        specs(rng), POLICIES[policy](), limits, ALL_OF_IT, fates=fates, check_bound=True, mixed_requests=True
+    )
     for spec in driver.specs:
         _arrivals(driver, rng, spec.name)
     for _ in range(rng.randrange(6)):

@@ -6,7 +6,7 @@ GPUs, which are awake, and where every request is.
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.core.actions import (
@@ -17,6 +17,7 @@ from llmux.core.actions import (
     CommandDone,
     Evict,
     Freeze,
+    Hold,
     Reject,
     Revoke,
     SetTimer,
@@ -44,13 +45,13 @@ from llmux.core.events import (
 from llmux.core.eviction import Drain, Process
 from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
-from llmux.core.priority import Priority
+from llmux.core.request import Priority, Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Manual
 from llmux.core.switch_costs import SAMPLE_MAX_SECONDS
 from llmux.errors import EngineDied, RequestError
-from tests.support.core_truth import Engine, Fates, Held, Place, Request, evicted
+from tests.support.core_truth import Engine, Fates, Held, Place, TrackedRequest, evicted
 from tests.support.invariants import check_invariants
 
 STEPS_AT_ONCE_MAX = 10_000
@@ -67,13 +68,15 @@ class CoreDriver:
     fates: Fates = field(default_factory=Fates)
     short_cuts: bool = True
     check_bound: bool = False
+    mixed_requests: bool = False
+    """Unless told otherwise: every fourth request is not streamed, every third does not return if its engine dies."""
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self._steps_now = 0
         self.scheduler = Scheduler(self.specs, self.policy, self.limits, self.capacity)
         self.engines = {spec.name: Engine(spec) for spec in self.specs}
-        self.requests: dict[int, Request] = {}
+        self.requests: dict[int, TrackedRequest] = {}
         self.waiting: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.in_flight: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.frozen: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
@@ -156,49 +159,57 @@ class CoreDriver:
         *,
         may_wake: bool = True,
         priority: Priority = Priority.INTERACTIVE,
-    ) -> Request:
-        """A client asks for a model."""
-        request = Request(next(self._numbers), model, self.now, size_bytes, priority=priority)
-        self.requests[request.number] = request
-        self.waiting[model][request.number] = None
+        streams: bool | None = None,
+        comes_back: bool | None = None,
+    ) -> TrackedRequest:
+        """A client asks for a model. ``comes_back``: the request returns if its engine dies."""
+        number = next(self._numbers)
+        if streams is None:
+            streams = not self.mixed_requests or number % 4 != 0
+        if comes_back is None:
+            comes_back = not self.mixed_requests or number % 3 != 0
+        record = Request(number, model, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams)
+        request = TrackedRequest(record, self.now, comes_back=comes_back)
+        self.requests[record.id] = request
+        self.waiting[model][record.id] = None
         if self.short_cuts:
-            instance = self.scheduler.admit(request.number, model, self.now, streams=request.streams)
+            instance = self.scheduler.admit(record, self.now)
             if instance is not None:
-                self._perform(Admit(request.number, instance))
+                self._perform(Admit(record, instance))
                 self.check()
                 return request
-        self.send(RequestArrived(request.number, model, size_bytes, may_wake, priority, request.streams))
+        self.send(RequestArrived(record))
         assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
         return request
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: TrackedRequest) -> None:
         """The client goes away, wherever its request is."""
         if request.place is Place.WAITING:
             self._place(request, Place.ENDED)
-            self.send(RequestGone(request.number, request.model))
+            self.send(RequestGone(request.record))
         else:
             self.complete(request, completed=False)
 
-    def answer(self, request: Request) -> None:
+    def answer(self, request: TrackedRequest) -> None:
         """A streaming request has its first token, be it frozen: that may have been on its way."""
         if request.place in (Place.IN_FLIGHT, Place.FROZEN) and request.streams:
-            request.answered = True
-            self.scheduler.answered(request.number, request.model, self.now)
+            request.has_first_token = True
+            self.scheduler.first_token(request.record, self.now)
             self.check()
 
-    def complete(self, request: Request, *, completed: bool = True) -> None:
+    def complete(self, request: TrackedRequest, *, completed: bool = True) -> None:
         """An admitted request ends, also a frozen one whose last words were on their way."""
         if request.place not in (Place.IN_FLIGHT, Place.FROZEN):
             return
         self._place(request, Place.ENDED)
         if completed:
             self.engines[request.model].wake_failures = 0
-        if self.short_cuts and self.scheduler.done(request.number, request.model, completed, self.now):
+        if self.short_cuts and self.scheduler.done(request.record, completed, self.now):
             self.check()
             return
-        self.send(RequestDone(request.number, request.model, completed))
+        self.send(RequestDone(request.record, completed))
 
-    def give_back(self, request: Request, reason: str = "connection lost") -> None:
+    def give_back(self, request: TrackedRequest, reason: str = "connection lost") -> None:
         """An admitted request lost its connection before the first byte; the engine may well be alive."""
         self.send(self._returned(request, reason))
 
@@ -268,7 +279,7 @@ class CoreDriver:
 
     # Looking
 
-    def in_place(self, place: Place) -> list[Request]:
+    def in_place(self, place: Place) -> list[TrackedRequest]:
         """All requests that are there."""
         if place is Place.WAITING:
             return [self.requests[number] for queue in self.waiting.values() for number in queue]
@@ -285,7 +296,7 @@ class CoreDriver:
 
     # Performing
 
-    def _place(self, request: Request, place: Place) -> None:
+    def _place(self, request: TrackedRequest, place: Place) -> None:
         self.waiting[request.model].pop(request.number, None)
         self.in_flight[request.model].pop(request.number, None)
         self.frozen[request.model].pop(request.number, None)
@@ -301,17 +312,19 @@ class CoreDriver:
         match action:
             case Admit():
                 self._admit(action)
-            case Reject(number, error):
-                request = self.requests[number]
+            case Reject(record, error):
+                request = self.requests[record.id]
                 assert request.place is Place.WAITING, f"{action} for a request that is {request.place}"
                 request.error = error
                 self._place(request, Place.ENDED)
-            case Revoke(number, error):
-                self._revoke(self.requests[number], error)
-            case Freeze(number):
-                self._freeze(self.requests[number])
-            case Thaw(number):
-                self._thaw(self.requests[number])
+            case Revoke(record, error):
+                self._revoke(self.requests[record.id], error)
+            case Freeze(record):
+                self._freeze(self.requests[record.id])
+            case Hold(record):
+                self._hold(self.requests[record.id])
+            case Thaw(record):
+                self._thaw(self.requests[record.id])
             case Wake():
                 self._wake(action)
             case Evict():
@@ -339,7 +352,7 @@ class CoreDriver:
                 self.stopped = True
 
     def _admit(self, action: Admit) -> None:
-        request, engine = self.requests[action.request], self.engines[action.instance.model]
+        request, engine = self.requests[action.request.id], self.engines[action.instance.model]
         assert request.place is Place.WAITING, f"{action} for a request that is {request.place}"
         assert request.model == action.instance.model, f"{action}: the wrong model"
         assert action.instance.generation == engine.generation, f"{action}: an old instance"
@@ -349,12 +362,13 @@ class CoreDriver:
         mode = self.scheduler.mode
         assert not isinstance(mode, Manual) or mode.allowed == request.model, f"{action} against the mode"
         request.admitted_at = self.now
-        request.answered = False
+        request.has_first_token = False
+        request.held = False
         self._place(request, Place.IN_FLIGHT)
         assert len(self.in_flight[request.model]) <= engine.spec.max_in_flight, f"{action}: above max_in_flight"
         self._run(request, self.fates.request(request))
 
-    def _run(self, request: Request, fate: tuple[float, bool] | None) -> None:
+    def _run(self, request: TrackedRequest, fate: tuple[float, bool] | None) -> None:
         """Let an admitted request end in time, unless it is frozen or taken back before."""
         if fate is None:
             return
@@ -373,7 +387,7 @@ class CoreDriver:
         self.after(seconds / 3, answer)
         self.after(seconds, end)
 
-    def _freeze(self, request: Request) -> None:
+    def _freeze(self, request: TrackedRequest) -> None:
         engine = self.engines[request.model]
         assert request.place is Place.IN_FLIGHT, f"frozen while {request.place}"
         assert engine.awake and engine.spec.drain is Drain.FREEZE, f"{request.model} cannot freeze"
@@ -382,6 +396,7 @@ class CoreDriver:
         assert not isinstance(mode, Manual) or mode.allowed == request.model, "frozen, and the mode keeps it so"
         self.freezes += 1
         request.frozen_at = self.now
+        request.held = False
         if request.remaining is not None:
             assert request.admitted_at is not None
             seconds, completed = request.remaining
@@ -389,36 +404,33 @@ class CoreDriver:
         request.admitted_at = None
         self._place(request, Place.FROZEN)
 
-    def _thaw(self, request: Request) -> None:
+    def _hold(self, request: TrackedRequest) -> None:
+        assert request.place is Place.FROZEN, f"held while {request.place}"
+        assert self.engines[request.model].pending is None, "held after the wake has begun"
+        request.held = True
+
+    def _thaw(self, request: TrackedRequest) -> None:
         engine = self.engines[request.model]
+        assert request.held, "thawed without having been held"
         assert request.place is Place.FROZEN, f"thawed while {request.place}"
         assert engine.awake and engine.pending is None, "thawed, and its engine is not awake"
         request.admitted_at = self.now
         self._place(request, Place.IN_FLIGHT)
         self._run(request, request.remaining)
 
-    def _revoke(self, request: Request, error: RequestError) -> None:
+    def _revoke(self, request: TrackedRequest, error: RequestError) -> None:
         assert request.place in (Place.IN_FLIGHT, Place.FROZEN), f"revoked while {request.place}"
-        if isinstance(error, EngineDied) and request.number % 3:
+        if isinstance(error, EngineDied) and request.comes_back:
             self._backlog.append(self._returned(request, str(error)))
         else:
             request.error = error
             self._place(request, Place.ENDED)
 
-    def _returned(self, request: Request, reason: str) -> RequestReturned:
+    def _returned(self, request: TrackedRequest, reason: str) -> RequestReturned:
         """One more attempt of a request waits from now on."""
         request.attempts += 1
         self._place(request, Place.WAITING)
-        return RequestReturned(
-            request.number,
-            request.model,
-            request.arrived_at,
-            request.attempts,
-            request.size_bytes,
-            reason,
-            priority=request.priority,
-            streams=request.streams,
-        )
+        return RequestReturned(request.record, reason)
 
     def _wake(self, action: Wake) -> None:
         name = action.instance.model
@@ -486,25 +498,25 @@ class CoreDriver:
 
     def _check_waiters_went_first(self, name: str, waiters: list[int], actions: Sequence[Action]) -> None:
         evicted_at = next((i for i, a in enumerate(actions) if isinstance(a, Evict) and a.instance.model == name), None)
-        admitted = [a.request for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
-        refused = {a.request for a in actions if isinstance(a, Reject)}
-        patience = self.patience_seconds(name)
-        order = sorted(self._turn(number, patience) for number in waiters if number not in refused)
-        thawed = sum(isinstance(a, Thaw) and self.requests[a.request].model == name for a in actions)
+        admitted = [a.request.id for a in actions[:evicted_at] if isinstance(a, Admit) and a.instance.model == name]
+        refused = {a.request.id for a in actions if isinstance(a, Reject)}
+        max_wait = self.max_wait_seconds(name)
+        order = sorted(self._turn(number, max_wait) for number in waiters if number not in refused)
+        thawed = sum(isinstance(a, Thaw) and a.request.model == name for a in actions)
         expected = order[: self.engines[name].spec.max_in_flight - thawed]
-        went = [self._turn(number, patience) for number in admitted]
+        went = [self._turn(number, max_wait) for number in admitted]
         assert went == expected, f"{name} was woken, but its waiters were not admitted in order"
 
-    def patience_seconds(self, model: str) -> float:
+    def max_wait_seconds(self, model: str) -> float:
         """How long the model's requests wait until they are overdue."""
         own = self.engines[model].spec.max_wait_seconds
         return self.limits.max_wait_seconds if own is None else own
 
-    def _turn(self, number: int, patience: float) -> tuple[float, bool]:
+    def _turn(self, number: int, max_wait: float) -> tuple[float, bool]:
         """What orders admissions: a batch request counts as if it had come so much later."""
         request = self.requests[number]
         is_batch = request.priority is Priority.BATCH
-        return request.arrived_at + (patience if is_batch else 0.0), is_batch
+        return request.arrived_at + (max_wait if is_batch else 0.0), is_batch
 
     def check(self) -> None:
         """Everything that must hold between two events."""
@@ -512,18 +524,18 @@ class CoreDriver:
         assert self.timer_at == self.scheduler._timer or self._timer_is_earlier(), "the timer was not announced"
         for name in self.engines:
             model = self.scheduler.model(name)
-            assert set(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
-            assert set(model.frozen) == set(self.frozen[name]), f"{name}: frozen differs from the truth"
+            assert _ids(model.in_flight) == set(self.in_flight[name]), f"{name}: in flight differs from the truth"
+            assert _ids(model.frozen) == set(self.frozen[name]), f"{name}: frozen differs from the truth"
             awaiting_first_token = {
                 number
                 for number in (*self.in_flight[name], *self.frozen[name])
-                if self.requests[number].streams and not self.requests[number].answered
+                if self.requests[number].streams and not self.requests[number].has_first_token
             }
-            assert model.awaiting_first_token == awaiting_first_token, (
+            assert _ids(model.awaiting_first_token) == awaiting_first_token, (
                 f"{name}: those without a first token differ from the truth"
             )
-            returning = {event.request for event in self._backlog if isinstance(event, RequestReturned)}
-            assert set(model.waiting) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
+            returning = {event.request.id for event in self._backlog if isinstance(event, RequestReturned)}
+            assert _ids(model.queue) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
         self._check_something_will_happen()
         if self.check_bound:
             self._check_wait_bound()
@@ -537,9 +549,9 @@ class CoreDriver:
         if not self.commands and not any(self.waiting.values()) and not any(self.frozen.values()):
             return
         limits = self.limits
-        patience = max(self.patience_seconds(name) for name in self.engines)
+        max_wait = max(self.max_wait_seconds(name) for name in self.engines)
         turn = self.policy.quantum_max_seconds(2 * SAMPLE_MAX_SECONDS)
-        latest = self.now + max(limits.min_active_seconds, patience, limits.backoff_max_seconds, turn)
+        latest = self.now + max(limits.min_active_seconds, max_wait, limits.backoff_max_seconds, turn)
         if isinstance(self.scheduler.mode, Manual):
             latest = max(latest, self.now + limits.request_timeout_seconds)
         assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
@@ -550,11 +562,11 @@ class CoreDriver:
 
         The bound is for the case that nothing fails: each failure meanwhile may cost a back-off and as much again.
         """
-        claims = self.scheduler._world.claims
+        switches = self.scheduler._world.switches
         for name, engine in self.engines.items():
             since = [self.requests[number].arrived_at for number in self.waiting[name]]
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
-            if not since or engine.awake or name in claims or isinstance(engine.pending, Wake):
+            if not since or engine.awake or name in switches or isinstance(engine.pending, Wake):
                 continue
             bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
             began_at = max(min(since), engine.left_at)
@@ -563,3 +575,7 @@ class CoreDriver:
             waited = self.now - began_at
             self.longest_wait = max(self.longest_wait, waited)
             assert waited <= bound + 1e-6, f"{name}: its head waits {waited:.1f} s for a switch, the bound is {bound}"
+
+
+def _ids(requests: Iterable[Request]) -> set[int]:
+    return {request.id for request in requests}

@@ -22,7 +22,7 @@ from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
-from llmux.core.priority import Priority
+from llmux.core.request import Priority
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Failed
 from llmux.errors import EngineDied, Evicted, QueueTimeout
@@ -160,6 +160,7 @@ class Walk:
             scenario.capacity,
             fates=Held(),
             short_cuts=short_cuts,
+            mixed_requests=True,
         )
         self.names = [spec.name for spec in scenario.specs]
 

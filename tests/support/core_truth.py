@@ -7,7 +7,7 @@ from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import Eviction
 from llmux.core.identifiers import Footprint
-from llmux.core.priority import Priority
+from llmux.core.request import Priority, Request
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold
 from llmux.errors import RequestError
@@ -24,28 +24,40 @@ class Place(Enum):
 
 
 @dataclass
-class Request:
-    """The truth about one request."""
+class TrackedRequest:
+    """The truth about one request, beside the core's own ``record`` of it."""
 
-    number: int
-    model: str
+    record: Request
     arrived_at: float
-    size_bytes: int
     place: Place = Place.WAITING
-    priority: Priority = Priority.INTERACTIVE
-    answered: bool = False
+    has_first_token: bool = False
     """Whether its answer has begun, since it was admitted last."""
     attempts: int = 0
+    comes_back: bool = True
+    """Whether it returns when its engine dies, as one does that has sent its client nothing yet."""
     error: RequestError | None = None
     admitted_at: float | None = None
     frozen_at: float | None = None
+    held: bool = False
+    """Whether its engine is being woken, so that nothing may be relayed before it is thawed."""
     remaining: tuple[float, bool] | None = None
-    """How much longer a frozen request takes once it goes on, and whether it completes."""
+    """How much longer a frozen request takes once it resumes, and whether it completes."""
+
+    @property
+    def number(self) -> int:
+        return self.record.id
+
+    @property
+    def model(self) -> str:
+        return self.record.model
+
+    @property
+    def priority(self) -> Priority:
+        return self.record.priority
 
     @property
     def streams(self) -> bool:
-        """Every fourth wants its answer in one piece."""
-        return self.number % 4 != 0
+        return self.record.streams
 
 
 @dataclass
@@ -82,7 +94,7 @@ class Fates:
     def evict(self, action: Evict) -> tuple[float, EvictDone] | None:
         return (1.0, evicted(action))
 
-    def request(self, request: Request) -> tuple[float, bool] | None:
+    def request(self, request: TrackedRequest) -> tuple[float, bool] | None:
         return (1.0, True)
 
 
@@ -95,7 +107,7 @@ class Held(Fates):
     def evict(self, action: Evict) -> None:
         return None
 
-    def request(self, request: Request) -> None:
+    def request(self, request: TrackedRequest) -> None:
         return None
 
 

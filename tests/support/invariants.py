@@ -3,7 +3,7 @@
 from llmux.core.identifiers import GpuId
 from llmux.core.model import Model
 from llmux.core.placement import free_memory
-from llmux.core.priority import Priority
+from llmux.core.request import Priority
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Draining, Evicting, Failed, Serving, Stuck, Waking
 from llmux.core.world import World
@@ -16,7 +16,7 @@ def check_invariants(scheduler: Scheduler, now: float) -> None:
         _check_model(world, model, now)
     _check_indexes(world, now)
     _check_memory(world)
-    _check_claims(world)
+    _check_switches(world)
     _check_bounds(world)
     _check_timer(scheduler, now)
     assert not world.actions, "actions were left over"
@@ -33,18 +33,18 @@ def _check_model(world: World, model: Model, now: float) -> None:
         )
         assert not isinstance(model.state, Waking) or not model.state.from_cold, f"{model.name}: a cold start"
         assert world.stopping_until is None, f"{model.name}: frozen during shutdown"
-    arrivals = [waiting.arrived_at for waiting in model.waiting.values()]
+    arrivals = [request.arrived_at for request in model.queue]
     assert arrivals == sorted(arrivals), f"{model.name}: the queue is not in order of arrival"
     for priority in Priority:
-        members = {
-            number: waiting.arrived_at for number, waiting in model.waiting.items() if waiting.priority is priority
-        }
-        assert list(model.lanes.members(priority).items()) == list(members.items()), f"{model.name}: {priority} differ"
-    if model.waiting:
+        line = [request for request in model.queue if request.priority is priority]
+        arrivals = [request.arrived_at for request in model.queue.line(priority)]
+        assert arrivals == [request.arrived_at for request in line], f"{model.name}: {priority} is out of order"
+        assert set(model.queue.line(priority)) == set(line), f"{model.name}: {priority} differs"
+    if model.queue:
         assert world.allows(model.name), f"{model.name}: requests wait though the mode refuses them"
         assert world.stopping_until is None, f"{model.name}: requests wait during shutdown"
         if isinstance(model.state, Serving):
-            assert not model.has_room, f"{model.name}: requests wait though it serves and has room"
+            assert not model.has_free_place, f"{model.name}: requests wait though it serves and has a free place"
         if isinstance(model.state, Failed) and model.state.refusing:
             assert model.state.retry_at <= now, f"{model.name}: requests wait though it refuses them"
     if isinstance(model.state, Draining) and now >= model.state.deadline:
@@ -61,22 +61,22 @@ def _check_indexes(world: World, now: float) -> None:
     assert all(model.held == model.footprint(model.state) for model in models)
     assert world.free == free_memory(world.capacity, [model.held for model in models])
     assert world.backing_off == ({} if world.shutdown_reported else backing_off)
-    demanded = {m.name for m in models if m.waiting or m.frozen}
-    wanted = {m.name for m in models if m.name in demanded and m.can_be_woken(now) and world.allows(m.name)}
-    assert set(world.turns) == wanted, f"turn order {set(world.turns)}, wanted {wanted}"
+    demanded = {m.name for m in models if m.queue or m.frozen}
+    wanted = {m.name for m in models if m.name in demanded and m.can_be_woken and world.allows(m.name)}
+    assert set(world.candidates) == wanted, f"candidates {set(world.candidates)}, wanted {wanted}"
     for name in wanted:
         model = world.models[name]
-        since = [w.arrived_at for w in model.waiting.values()] + [f.since for f in model.frozen.values()]
-        expected = max(min(since) + _patience(world, model), model.last_served_at)
-        assert world.turns.overdue_at(name) == expected, f"{name}: wrong place in the turn order"
-    first = world.turns.first()
-    assert first is None or first[0] == next(iter(world.turns))
-    assert world.queued_requests == sum(len(m.waiting) for m in models)
+        since = [r.arrived_at for r in model.queue] + [r.waiting_since for r in model.frozen]
+        expected = max(min(since) + _max_wait(world, model), model.last_served_at)
+        assert world.candidates.overdue_at(name) == expected, f"{name}: wrong place among the candidates"
+    first = world.candidates.first()
+    assert first is None or first[0] == next(iter(world.candidates))
+    assert world.queued_requests == sum(len(m.queue) for m in models)
     assert world.frozen_requests == sum(len(m.frozen) for m in models)
-    assert world.queued_bytes == sum(w.size_bytes for m in models for w in m.waiting.values())
+    assert world.queued_bytes == sum(r.size_bytes for m in models for r in m.queue)
 
 
-def _patience(world: World, model: Model) -> float:
+def _max_wait(world: World, model: Model) -> float:
     own = model.spec.max_wait_seconds
     return world.limits.max_wait_seconds if own is None else own
 
@@ -89,35 +89,36 @@ def _check_memory(world: World) -> None:
     assert all(size >= 0 for size in free.values()), f"over-committed: {free}"
 
 
-def _check_claims(world: World) -> None:
+def _check_switches(world: World) -> None:
     taken: set[GpuId] = set()
-    for name, claim in world.claims.items():
-        assert name == claim.target
-        assert name not in claim.victims
+    for name, switch in world.switches.items():
+        assert name == switch.target
+        assert name not in switch.victims
         waking = isinstance(world.models[name].state, Waking)
-        assert waking == (claim.wake_began_at is not None), f"{name}: claim and state disagree on waking"
+        assert waking == switch.is_waking, f"{name}: switch and state disagree on waking"
         gpus = set(world.models[name].spec.awake)
         assert taken.isdisjoint(gpus), "two switches for one GPU"
         taken |= gpus
-    waking = {m.name for m in world.models.values() if isinstance(m.state, Waking)}
-    assert world.stopping_until is not None or waking <= set(world.claims), "waking without a claim"
-    assert world.stopping_until is None or not world.claims
+    waking_models = {m.name for m in world.models.values() if isinstance(m.state, Waking)}
+    assert world.stopping_until is not None or waking_models <= set(world.switches), "waking without a switch"
+    assert world.stopping_until is None or not world.switches
 
 
 def _check_bounds(world: World) -> None:
     assert (
-        len(world._deadlines)
+        len(world.deadlines)
         <= 2 * (world.queued_requests + world.frozen_requests) + 1024 + 1 + world.limits.queue_limit_requests
     )
     assert len(world.commands) <= world.limits.commands_max
     assert world.queued_bytes <= world.limits.queue_limit_bytes + sum(
-        w.size_bytes for m in world.models.values() for w in m.waiting.values() if w.attempts
+        r.size_bytes for m in world.models.values() for r in m.queue if r.attempts
     )
 
 
 def _check_timer(scheduler: Scheduler, now: float) -> None:
     world = scheduler._world
-    due = [entry.deadline for m in world.models.values() for entry in (*m.waiting.values(), *m.frozen.values())]
+    due = [request.deadline for m in world.models.values() for request in (*m.queue, *m.frozen)]
+    assert None not in due, "a waiting request without a deadline"
     due += [m.state.deadline for m in world.models.values() if isinstance(m.state, Draining)]
     due += [m.state.retry_at for m in world.backing_off.values() if isinstance(m.state, Failed | Stuck)]
     if due:

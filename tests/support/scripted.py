@@ -150,7 +150,7 @@ async def scripted_runtime(*specs: ModelSpec, limits: Limits | None = None) -> A
     limits = limits or Limits(min_active_seconds=0.0, backoff_first_seconds=0.05)
     async with asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(specs, Fifo(), limits)
-        metrics = RuntimeMetrics([spec.name for spec in specs], scheduler, asyncio.get_running_loop().time)
+        metrics = RuntimeMetrics([spec.name for spec in specs], scheduler)
         controller = Controller(scheduler, tasks.create_task, metrics)
         engines = {spec.name: ScriptedEngine(spec.name, 1000 + number) for number, spec in enumerate(specs)}
         managed: dict[str, ManagedInstance] = dict(engines)

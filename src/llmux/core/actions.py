@@ -1,10 +1,11 @@
-"""What the scheduler wants done. Each started ``Wake`` and ``Evict`` is answered by exactly one outcome event."""
+"""What the scheduler wants done. Each ``Wake`` and ``Evict`` is answered by exactly one outcome event."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
 from llmux.core.identifiers import InstanceId, Seconds
+from llmux.core.request import Request
 from llmux.errors import CommandFailed, RequestError
 
 
@@ -12,7 +13,7 @@ from llmux.errors import CommandFailed, RequestError
 class Admit:
     """Let the request go to the instance."""
 
-    request: int
+    request: Request
     instance: InstanceId
 
 
@@ -20,15 +21,15 @@ class Admit:
 class Reject:
     """End a waiting request with an error of ours."""
 
-    request: int
+    request: Request
     error: RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Take an admitted request's lease back before anything else is done to its instance."""
+    """Take an admitted or frozen request's lease back, before anything else is done to its instance."""
 
-    request: int
+    request: Request
     error: RequestError
 
 
@@ -36,14 +37,21 @@ class Revoke:
 class Freeze:
     """An admitted request is suspended with its instance, which is about to leave the GPU."""
 
-    request: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A frozen request's instance is about to be woken: nothing of its answer is relayed before the ``Thaw``."""
+
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
-    """A frozen request goes on: its instance is back and says the same as before."""
+    """A frozen request resumes: its instance is back and its output is unchanged."""
 
-    request: int
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +64,14 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class AbortWake:
-    """Give up a ``Wake`` under way; its outcome is still reported."""
+    """Give up a ``Wake`` under way. Its outcome is still reported."""
 
     instance: InstanceId
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Bring the instance off the GPU; nothing of it is in flight any more. ``freeze``: it has requests to suspend."""
+    """Bring the instance off the GPU. Nothing of it is in flight; ``freeze``: it has requests to suspend."""
 
     instance: InstanceId
     eviction: Eviction
@@ -103,12 +111,17 @@ class SwitchDone:
     sleep_seconds: Seconds
     wake_seconds: Seconds
 
+    @property
+    def total_seconds(self) -> Seconds:
+        """From the wish for the switch to its end."""
+        return sum((self.cooldown_seconds, self.drain_seconds, self.sleep_seconds, self.wake_seconds))
+
 
 @dataclass(frozen=True, slots=True)
 class SwitchFailed:
     """A model could not be brought onto the GPU: for the metrics and the log.
 
-    ``unfaithful``: the way it had left, if it came back saying something else than before.
+    ``unfaithful``: how it had left, if its output differed afterwards.
     """
 
     model: str
@@ -121,12 +134,11 @@ class ShutdownDone:
     """Every engine has been stopped."""
 
 
+RequestAction: TypeAlias = Admit | Reject | Revoke | Freeze | Hold | Thaw
+"""What the scheduler decides about one request."""
+
 Action: TypeAlias = (
-    Admit
-    | Reject
-    | Revoke
-    | Freeze
-    | Thaw
+    RequestAction
     | Wake
     | AbortWake
     | Evict

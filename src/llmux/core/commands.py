@@ -1,7 +1,8 @@
-"""What the operator asks for: switch, pin, wake, sleep, mode, and the end."""
+"""What the operator asks for: switch, pin, wake, sleep, mode, eviction, and shutdown."""
 
 from dataclasses import replace
 
+from llmux.core import switching
 from llmux.core.actions import AbortEvict, AbortWake, CommandDone
 from llmux.core.admission import lose_frozen, refuse_all, refuse_disallowed
 from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
@@ -15,9 +16,9 @@ from llmux.errors import CommandFailed, ShuttingDown
 
 
 def active_model(world: World) -> str | None:
-    """The one model that the outside calls active: the one on its way in, else the one woken last."""
-    for claim in world.claims.values():
-        return claim.target
+    """The one model that 0.7.7's API calls active: the one on its way in, else the one woken last."""
+    for switch in world.switches.values():
+        return switch.target
     serving = [model for model in world.on_gpu.values() if isinstance(model.state, Serving)]
     return max(serving, key=_serving_since).name if serving else None
 
@@ -27,18 +28,18 @@ def _serving_since(model: Model) -> Seconds:
     return model.state.since
 
 
-def change_mode(world: World, event: ModeChanged, now: Seconds) -> None:
+def change_mode(world: World, event: ModeChanged) -> None:
     """Automatic or manual; in manual mode the active model goes on being served."""
     world.mode = Manual(None, active_model(world)) if event.manual else Auto()
-    refuse_disallowed(world, now)
+    refuse_disallowed(world)
 
 
-def request_switch(world: World, event: SwitchRequested, now: Seconds) -> None:
+def request_switch(world: World, event: SwitchRequested) -> None:
     """Bring a model; in manual mode, and with ``pin``, only this model is served from now on."""
     sets_mode = event.pin or isinstance(world.mode, Manual)
     if _accept(world, SwitchCommand(event.command, event.model, world.mode if sets_mode else None)) and sets_mode:
         world.mode = Manual(event.model, event.model)
-        refuse_disallowed(world, now)
+        refuse_disallowed(world)
 
 
 def request_wake(world: World, event: WakeRequested) -> None:
@@ -62,7 +63,7 @@ def _accept(world: World, command: Command) -> bool:
     return True
 
 
-def advance_commands(world: World, now: Seconds) -> None:
+def advance_commands(world: World) -> None:
     """Perform the operator's commands one after the other, as far as they can go now."""
     while world.commands:
         command = next(iter(world.commands.values()))
@@ -70,104 +71,106 @@ def advance_commands(world: World, now: Seconds) -> None:
         if isinstance(command, SwitchCommand):
             is_done = isinstance(model.state, Serving)
         else:
-            is_done = _advance_sleep(world, model, command.eviction or model.eviction, now)
+            is_done = _advance_sleep(world, model, command.eviction or model.eviction)
         if not is_done:
             return
-        _end(world, command, None, now)
+        _end(world, command, None)
 
 
-def fail_switches(world: World, model: Model, reason: str, now: Seconds) -> None:
+def fail_switches(world: World, model: Model, reason: str) -> None:
     """A wake failed: so did every command that wanted it, and the mode goes back to what it was."""
     for command in list(world.commands.values()):
         if isinstance(command, SwitchCommand) and command.model == model.name:
-            _end(world, world.commands[command.number], CommandFailed(reason), now)
+            # Looked up again: the failure of an earlier command may have changed this one's ``mode_before``.
+            _end(world, world.commands[command.number], CommandFailed(reason))
 
 
-def end_sleep(world: World, model: Model, eviction: Eviction, error: str | None, now: Seconds) -> None:
-    """An eviction ended: so did the command that wanted it, even if another way off the GPU was taken in the end."""
+def end_sleep(world: World, model: Model, eviction: Eviction, error: str | None) -> None:
+    """An eviction ended: so did the command that wanted it, even if the model left in another way in the end."""
     command = next(iter(world.commands.values()), None)
     if not isinstance(command, SleepCommand) or command.model != model.name:
         return
     if error is not None:
-        _end(world, command, CommandFailed(error), now)
+        _end(world, command, CommandFailed(error))
     elif eviction == (command.eviction or model.eviction):
-        _end(world, command, None, now)
+        _end(world, command, None)
 
 
-def _end(world: World, command: Command, error: CommandFailed | None, now: Seconds) -> None:
+def _end(world: World, command: Command, error: CommandFailed | None) -> None:
     del world.commands[command.number]
     world.emit(CommandDone(command.number, error))
     if error is not None and isinstance(command, SwitchCommand) and command.mode_before is not None:
-        _roll_back(world, Manual(command.model, command.model), command.mode_before, now)
+        _roll_back(world, Manual(command.model, command.model), command.mode_before)
 
 
-def _roll_back(world: World, failed: Mode, before: Mode, now: Seconds) -> None:
-    """Undo a failed command's mode, or, where a later command has set another one, leave it nothing to go back to."""
+def _roll_back(world: World, failed: Mode, before: Mode) -> None:
+    """Undo a failed command's mode; where a later command has replaced it, see that it does not roll back to it."""
     if world.mode == failed:
         world.mode = before
-        refuse_disallowed(world, now)
+        refuse_disallowed(world)
     for number, command in list(world.commands.items()):
         if isinstance(command, SwitchCommand) and command.mode_before == failed:
             world.commands[number] = replace(command, mode_before=before)
 
 
-def _advance_sleep(world: World, model: Model, eviction: Eviction, now: Seconds) -> bool:
-    """One step of putting a model to sleep; whether it sleeps as deeply as was asked."""
+def _advance_sleep(world: World, model: Model, eviction: Eviction) -> bool:
+    """One step of putting a model to sleep; returns whether it sleeps as deeply as was asked."""
     match model.state:
         case Cold() | Failed():
             return True
         case Asleep(eviction=asleep):
             if not eviction.is_deeper_than(asleep):
                 return True
-            begin_evict(world, model, eviction, now)
+            begin_evict(world, model, eviction)
         case Serving():
             if not eviction.leaves_the_gpu:
                 return True
-            begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
+            begin_drain(world, model, eviction, world.clock.now + world.limits.drain_timeout_seconds)
         case Draining(since, serving_since, deadline, present) if eviction.leaves_the_gpu and eviction != present:
-            world.set_state(model, Draining(since, serving_since, deadline, eviction), now)
+            world.set_state(model, Draining(since, serving_since, deadline, eviction))
         case _:
             pass
     return False
 
 
 def change_eviction(model: Model, eviction: Eviction) -> None:
-    """Override how a model leaves from now on, also if that was found to change what it says."""
+    """Override how a model leaves from now on, also if that was found to change its output."""
     model.eviction_override = eviction
     model.unfaithful.discard(eviction)
 
 
-def begin_shutdown(world: World, event: ShutdownRequested, now: Seconds) -> None:
-    """Refuse what waits, give up what is under way, and let what is in flight end within the time given."""
+def begin_shutdown(world: World, event: ShutdownRequested) -> None:
+    """Refuse what waits, abort what is under way, and let what is in flight end within the time given."""
+    ends_at = world.clock.now + event.drain_seconds
     if world.stopping_until is not None:
-        world.stopping_until = min(world.stopping_until, now + event.drain_seconds)
+        world.stopping_until = min(world.stopping_until, ends_at)
         return
-    world.stopping_until = now + event.drain_seconds
-    world.claims.clear()
+    world.stopping_until = ends_at
+    switching.abandon_all(world)
     for model in world.models.values():
-        refuse_all(world, model, ShuttingDown(), now)
-        lose_frozen(world, model, ShuttingDown(), now)
+        refuse_all(world, model, ShuttingDown())
+        lose_frozen(world, model, ShuttingDown())
         if isinstance(model.state, Waking):
             world.emit(AbortWake(model.instance))
         elif isinstance(model.state, Evicting) and model.state.eviction != STOP:
             world.emit(AbortEvict(model.instance))
     for command in list(world.commands.values()):
-        _end(world, command, CommandFailed("llmux is shutting down"), now)
+        _end(world, command, CommandFailed("llmux is shutting down"))
 
 
-def advance_shutdown(world: World, now: Seconds) -> None:
+def advance_shutdown(world: World) -> None:
     """Bring every engine one step nearer to its end."""
     assert world.stopping_until is not None
     for model in world.models.values():
         match model.state:
             case Serving():
-                begin_drain(world, model, STOP, world.stopping_until, now)
+                begin_drain(world, model, STOP, world.stopping_until)
             case Draining(since, serving_since, deadline, eviction) if (
                 deadline > world.stopping_until or eviction != STOP
             ):
                 deadline = min(deadline, world.stopping_until)
-                world.set_state(model, Draining(since, serving_since, deadline, STOP), now)
+                world.set_state(model, Draining(since, serving_since, deadline, STOP))
             case Asleep():
-                begin_evict(world, model, STOP, now)
+                begin_evict(world, model, STOP)
             case _:
                 pass

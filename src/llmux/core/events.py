@@ -1,67 +1,50 @@
-"""What can happen to the scheduler. Outcomes name the instance, so that those of an older one are ignored."""
+"""What can happen to the scheduler. Outcomes name their instance, so that those of an older one are ignored."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
 from llmux.core.identifiers import InstanceId, Seconds
-from llmux.core.priority import Priority
+from llmux.core.request import Request
 from llmux.core.states import Asleep, Cold
 
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A client asks for a model. ``may_wake`` false: only if it is being served right now."""
+    """A client asks for a model."""
 
-    request: int
-    model: str
-    size_bytes: int = 0
-    may_wake: bool = True
-    priority: Priority = Priority.INTERACTIVE
-    streams: bool = True
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class RequestGone:
     """A waiting client left."""
 
-    request: int
-    model: str
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
     """An admitted request ended; ``completed`` when the engine answered it to the end."""
 
-    request: int
-    model: str
+    request: Request
     completed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RequestReturned:
-    """An admitted request lost its engine before any of its answer was sent on; it wants another try.
+    """An admitted request lost its engine before any of its answer was sent on: it is to be tried again."""
 
-    ``may_wake`` false: it gets none, since it could mean a start.
-    """
-
-    request: int
-    model: str
-    arrived_at: Seconds
-    attempts: int
-    size_bytes: int
+    request: Request
     reason: str
-    may_wake: bool = True
-    priority: Priority = Priority.INTERACTIVE
-    streams: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class WakeDone:
     """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone.
 
-    ``out_of_memory``: it failed for want of GPU memory, so that what sleepers still hold there may be in its way.
-    ``unfaithful``: it came back saying something else than before it left. ``can_freeze``: it can suspend requests.
+    ``out_of_memory``: the GPU had too little memory, perhaps because of what sleepers still hold there.
+    ``unfaithful``: its output differs from what it was before it left. ``can_freeze``: it can suspend requests.
     """
 
     instance: InstanceId
@@ -82,7 +65,7 @@ class EvictDone:
 
 @dataclass(frozen=True, slots=True)
 class InstanceExited:
-    """An engine ended, or stopped answering, without being asked to; its memory is not known to be free yet."""
+    """An engine ended, or stopped answering, by itself; its memory is not known to be free yet."""
 
     instance: InstanceId
     reason: str
@@ -90,7 +73,7 @@ class InstanceExited:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """The time of the last ``SetTimer`` has come; stale ones do no harm."""
+    """The time of the last ``SetTimer`` has come. A stale one does no harm: settling looks at what is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +85,7 @@ class ModeChanged:
 
 @dataclass(frozen=True, slots=True)
 class SwitchRequested:
-    """The operator wants a model on the GPU. ``pin``: and manual mode with only this model served."""
+    """The operator wants a model on the GPU. ``pin``: and only this model served from now on."""
 
     command: int
     model: str
@@ -136,7 +119,7 @@ class EvictionChanged:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownRequested:
-    """llmux is to stop: refuse what waits, drain for so long, stop every engine."""
+    """llmux is to stop: refuse what waits, drain for at most ``drain_seconds``, stop every engine."""
 
     drain_seconds: Seconds
 

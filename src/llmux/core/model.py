@@ -1,41 +1,24 @@
 """The scheduler's record of one model: its state, its queue, and what is in flight."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from llmux.core.clock import Clock
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import NOTHING, Footprint, InstanceId, Seconds
-from llmux.core.load import LoadEstimator
-from llmux.core.priority import Lanes, Priority
+from llmux.core.load_estimator import LoadEstimator
+from llmux.core.request import Request
+from llmux.core.request_queue import RequestQueue
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 
 HISTORY_LENGTH = 64
-
-
-class Waiting(NamedTuple):
-    """A queued request. ``arrived_at`` orders it; ``deadline`` is when it has waited too long."""
-
-    arrived_at: Seconds
-    deadline: Seconds
-    attempts: int
-    size_bytes: int
-    priority: Priority = Priority.INTERACTIVE
-    streams: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """A request that is suspended with its engine, ``since`` when; at its ``deadline`` it has been so for too long."""
-
-    since: Seconds
-    deadline: Seconds
+"""Transitions kept per model: some ten switches, a few KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One transition in a model's history."""
+    """One entry of a model's history: at this time, this event took the model from one state to another."""
 
     at: Seconds
     event: str
@@ -44,11 +27,17 @@ class Transition:
 
 
 class Model:
-    """Everything the scheduler knows of one model. Only ``World`` changes ``state`` and ``held``."""
+    """Everything the scheduler knows of one model.
+
+    ``state`` and ``held`` are written by ``World.set_state`` alone, ``queue`` and ``frozen`` by ``World``'s methods
+    for requests, because ``World`` keeps indexes and totals of them.
+    """
 
     __slots__ = (
         "awaiting_first_token",
         "can_freeze",
+        "clock",
+        "estimates",
         "eviction_override",
         "failures",
         "frozen",
@@ -58,102 +47,118 @@ class Model:
         "idle_since",
         "in_flight",
         "instance",
-        "lanes",
         "last_served_at",
+        "last_switch_ended_at",
+        "last_switch_seconds",
         "max_wait_seconds",
         "name",
+        "queue",
         "retried_after_oom",
         "spec",
         "state",
-        "traffic",
         "unfaithful",
-        "waiting",
         "wake_seconds",
     )
 
-    def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds) -> None:
+    def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds, clock: Clock) -> None:
         self.spec = spec
+        self.clock = clock
         self.name = spec.name
-        """The name clients ask for."""
+        """The name that clients ask for."""
         self.max_wait_seconds = max_wait_seconds if spec.max_wait_seconds is None else spec.max_wait_seconds
+        """How long its oldest waiting request may wait before the model is overdue."""
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
         self.held: Footprint = self.footprint(self.state)
-        """The GPU memory it holds now."""
+        """GPU memory that it holds now, in MiB; always ``footprint(state)``, and taken out of ``World.free``."""
         self.generation = 0
+        """Counts cold starts. An outcome that names another generation is stale and ignored."""
         self.instance = InstanceId(spec.name, 0)
-        """The model's present engine, or its last one."""
-        self.waiting: OrderedDict[int, Waiting] = OrderedDict()
-        """All that wait, in the order of arrival."""
-        self.lanes = Lanes(self.max_wait_seconds)
-        """The same by class, in the order of admission."""
-        self.in_flight: set[int] = set()
-        self.awaiting_first_token: set[int] = set()
-        """Which of those in flight or frozen, if they stream, have not begun to be answered."""
-        self.frozen: OrderedDict[int, Frozen] = OrderedDict()
-        """What was in flight when the engine left, and goes on when it is back."""
+        """The present engine, or the last one."""
+        self.queue = RequestQueue(self.max_wait_seconds)
+        """Requests that have not been admitted. Empty while the model serves and has a free place."""
+        self.in_flight: set[Request] = set()
+        """Admitted requests whose engine is working on them. Only while Serving or Draining; at most
+        ``spec.max_in_flight``."""
+        self.frozen: dict[Request, None] = {}
+        """Requests suspended with their engine, in the order of their freezing; they resume when it is back. Only
+        while Evicting (with a process that is kept), Asleep or Waking."""
+        self.awaiting_first_token: set[Request] = set()
+        """Streaming requests, in flight or frozen, that have had no first token."""
         self.can_freeze = False
-        """Whether the present engine can suspend its requests."""
+        """Whether the present engine can suspend its requests; probed at its start."""
         self.wake_seconds: Seconds = 0.0
-        """How long its last way back from sleep took, with all that its frozen requests made the engine read again."""
+        """What its last wake from sleep took, with the recompute of what was frozen; 0 after a cold start."""
         self.unfaithful: set[Eviction] = set()
-        """Evictions after which the model was found to say something else than before."""
+        """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
+        """The operator's choice, over the configured one."""
         self.failures = 0
+        """Failures in a row; sets the back-off. Only a completed request resets it: an engine that starts well and
+        dies at its first request must not be restarted in a loop."""
         self.retried_after_oom = False
+        """Whether a sleeper was stopped already for the wake under way."""
         self.idle_since: Seconds = 0.0
+        """When the last request in flight ended, or the model was woken; means nothing while any is in flight."""
         self.last_served_at: Seconds = float("-inf")
-        self.traffic = LoadEstimator()
+        """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers, and keeps a model with
+        a deep queue from coming back before one that waits."""
+        self.last_switch_ended_at: Seconds = float("-inf")
+        self.last_switch_seconds: Seconds = 0.0
+        """The last switch that brought it onto the GPU: shown to the requests that waited for it."""
+        self.estimates = LoadEstimator()
         self.history: deque[Transition] = deque(maxlen=HISTORY_LENGTH)
 
-    def begin(self, request: int, *, streams: bool, now: Seconds) -> None:
+    def begin(self, request: Request) -> None:
         """A request goes to the engine."""
-        self.pass_time(now)
+        self.accrue()
+        request.instance = self.instance
+        request.attempts += 1
         self.in_flight.add(request)
-        if streams:
+        if request.streams:
             self.awaiting_first_token.add(request)
 
-    def answer(self, request: int, now: Seconds) -> None:
-        """A request's answer begins."""
+    def first_token(self, request: Request) -> None:
+        """A request has its first token; a frozen one too, if that was on its way."""
         if request in self.awaiting_first_token:
             if request in self.in_flight:
-                self.pass_time(now)
-                self.traffic.answered()
+                self.accrue()
+                self.estimates.first_token()
             self.awaiting_first_token.discard(request)
 
-    def end(self, request: int, now: Seconds) -> None:
-        """A request that was in flight is over."""
-        self.pass_time(now)
-        self.traffic.ended()
+    def end(self, request: Request) -> None:
+        """A request in flight has ended."""
+        self.accrue()
+        self.estimates.ended()
         self.in_flight.discard(request)
         self.awaiting_first_token.discard(request)
-        self.idle_since = now
+        self.idle_since = self.clock.now
 
-    def look(self, now: Seconds) -> None:
-        """Bring up to date what is learnt of the requests."""
-        self.pass_time(now)
-        self.traffic.look(now)
+    def sample(self) -> None:
+        """Bring the estimates up to date."""
+        self.accrue()
+        self.estimates.sample(self.clock.now)
 
-    def pass_time(self, now: Seconds) -> None:
-        """Account for the time until now; called before it changes who is in flight, or whether anybody waits."""
+    def accrue(self) -> None:
+        """Account for the time until now. Called before any change of what is in flight, or of whether any waits."""
         serves = type(self.state) is Serving
         if serves or type(self.state) is Draining:
-            # What waits for a model that drains is not what its engine is slow with.
-            is_behind = bool(self.awaiting_first_token) or (serves and bool(self.waiting))
-            self.traffic.pass_time(len(self.in_flight), is_behind, now)
+            # A request queued behind a drain waits for the switch, not for the engine's prefill.
+            awaits = bool(self.awaiting_first_token) or (serves and bool(self.queue))
+            self.estimates.accrue(len(self.in_flight), awaits, self.clock.now)
 
     def begin_generation(self) -> None:
-        """A new engine: what is still heard of the last one is not about it."""
+        """A new engine is about to be started: outcomes of the last one are stale from now on."""
         self.generation += 1
         self.instance = InstanceId(self.spec.name, self.generation)
 
     @property
     def eviction(self) -> Eviction:
-        """How the model leaves the GPU: the operator's override, else the configured one, unless that changes it."""
+        """How the model leaves the GPU: the operator's choice, else the configured one; stop if that changes output."""
         chosen = self.eviction_override or self.spec.eviction
         return STOP if self.unfaithful and chosen in self.unfaithful else chosen
 
     def footprint(self, state: State) -> Footprint:
-        """The GPU memory the model holds in a state."""
+        """The GPU memory that the model holds in a state."""
         match state:
             case Asleep(eviction=asleep) | Evicting(asleep=Eviction() as asleep) | Stuck(asleep=Eviction() as asleep):
                 return self.spec.residue(asleep)
@@ -165,33 +170,34 @@ class Model:
     @property
     def is_asked_for(self) -> bool:
         """Whether requests wait for the model, queued or frozen."""
-        return bool(self.waiting or self.frozen)
+        return bool(self.queue or self.frozen)
 
     @property
     def head_since(self) -> Seconds | None:
-        """Since when the longest-waiting request waits, queued or frozen; None if nothing does."""
-        queued = next(iter(self.waiting.values())).arrived_at if self.waiting else None
+        """Since when the longest-waiting request has waited, queued or frozen; None if none waits."""
+        queued = self.queue.oldest_arrived_at
         if not self.frozen:
             return queued
-        frozen = next(iter(self.frozen.values())).since
+        frozen = next(iter(self.frozen)).waiting_since
         return frozen if queued is None else min(queued, frozen)
 
     @property
-    def has_room(self) -> bool:
+    def has_free_place(self) -> bool:
         """Whether one more request may be in flight."""
         return len(self.in_flight) < self.spec.max_in_flight
 
-    def can_be_woken(self, now: Seconds) -> bool:
+    @property
+    def can_be_woken(self) -> bool:
         """Whether a wake may be started from the present state."""
         match self.state:
             case Cold() | Asleep():
                 return True
             case Failed(retry_at=retry_at):
-                return retry_at <= now
+                return retry_at <= self.clock.now
             case _:
                 return False
 
     @property
     def is_idle(self) -> bool:
-        """Serving, with nothing to do."""
-        return isinstance(self.state, Serving) and not self.in_flight and not self.waiting
+        """Serving, with nothing in flight and nothing queued."""
+        return isinstance(self.state, Serving) and not self.in_flight and not self.queue

@@ -1,7 +1,7 @@
 """The scheduler: the one place where events become actions.
 
-``handle`` takes everything; ``admit`` and ``done`` are its O(1) short cuts for a serving model with nobody waiting, and
-``done`` for one that drains while nothing else can be decided.
+``handle`` takes every event. ``admit``, ``first_token`` and ``done`` are O(1) and decide nothing: they are what a
+request costs while its model serves and nothing else is to be decided. Only these four change scheduling state.
 """
 
 import math
@@ -31,13 +31,17 @@ from llmux.core.eviction import STOP
 from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId, Seconds
 from llmux.core.model import Model, Transition
 from llmux.core.policies.base import Policy
+from llmux.core.request import Request
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Draining, Evicting, Mode, Serving, State, Stuck, Waking
 from llmux.core.world import World
 
 
 class Scheduler:
-    """Decides which model is on the GPU and who is served. Synchronous; never re-entered; times never go back."""
+    """Decides which model is on the GPU and which requests are served. Synchronous, and never re-entered.
+
+    Each entry point is given the time, which must not go back.
+    """
 
     def __init__(
         self,
@@ -47,83 +51,97 @@ class Scheduler:
         capacity: Mapping[GpuId, int] = ALL_OF_IT,
     ) -> None:
         self._world = World(specs, limits or Limits(), policy, capacity)
+        self._clock = self._world.clock
         self._timer: Seconds | None = None
+        """When the timer that was last asked for fires; None when it has fired."""
 
-    def admit(self, request: int, name: str, now: Seconds, *, streams: bool = True) -> InstanceId | None:
+    def admit(self, request: Request, now: Seconds) -> InstanceId | None:
         """Admit a request that would not have to wait; None means: send ``RequestArrived`` instead."""
-        model = self._world.models[name]
+        model = self._world.models[request.model]
         if not admission.is_open(self._world, model):
             return None
-        model.begin(request, streams=streams, now=now)
-        model.traffic.arrived += 1
+        self._clock.now = request.arrived_at = now
+        model.begin(request)
+        model.estimates.arrivals += 1
         return model.instance
 
-    def answered(self, request: int, name: str, now: Seconds) -> None:
-        """Tell that a request's answer begins: its first token is out. Policies look at who still waits for that."""
-        self._world.models[name].answer(request, now)
+    def first_token(self, request: Request, now: Seconds) -> None:
+        """Note that a streamed answer begins. Policies look at how many still wait for that."""
+        self._clock.now = now
+        self._world.models[request.model].first_token(request)
 
-    def done(self, request: int, name: str, completed: bool, now: Seconds) -> bool:
-        """End a request that nobody waits behind; False means: send ``RequestDone`` instead."""
+    def done(self, request: Request, completed: bool, now: Seconds) -> bool:
+        """End a request when nothing can be decided because of that; False means: send ``RequestDone`` instead.
+
+        While the model serves: nothing is queued that could take the place, and no other model waits for it to be
+        idle. While it drains: others are still in flight, and nothing else is due.
+        """
         world = self._world
-        model = world.models[name]
+        model = world.models[request.model]
+        self._clock.now = now
         if type(model.state) is Serving:
-            if model.waiting or world.stopping_until is not None or (len(model.in_flight) <= 1 and len(world.turns)):
+            waits_for_idleness = len(model.in_flight) <= 1 and len(world.candidates)
+            if model.queue or world.stopping_until is not None or waits_for_idleness:
                 return False
-        elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._only_waits(now):
+        elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._nothing_to_decide():
             return False
-        admission.finish(world, model, request, completed, now)
+        admission.finish(world, request, completed=completed)
         return True
 
     def handle(self, event: Event, now: Seconds) -> list[Action]:
         """Apply one event, then do whatever has become due. The actions are to be performed in order."""
-        self._world.event_name = type(event).__name__
-        self._apply(event, now)
-        if type(event) is RequestArrived and self._only_waits(now):
+        world = self._world
+        self._clock.now = now
+        world.event_name = type(event).__name__
+        self._apply(event)
+        if type(event) is RequestArrived and self._nothing_to_decide():
             self._set_timer(math.inf)
         else:
-            self._settle(now)
-        actions, self._world.actions = self._world.actions, []
+            self._settle()
+        actions, world.actions = world.actions, []
         return actions
 
-    def _only_waits(self, now: Seconds) -> bool:
-        """Whether nothing is due, and nothing can be decided until the models of the one switch have left or come."""
-        if self._world.commands or (self._timer is not None and self._timer <= now):
-            return False
-        claim = switching.claim_of_all(self._world)
-        return claim is not None and switching.is_under_way(self._world, claim)
+    def _nothing_to_decide(self) -> bool:
+        """Whether nothing is due, and nothing can be decided until the one switch gets further.
 
-    def _apply(self, event: Event, now: Seconds) -> None:
+        Only a saving: settling would find the same.
+        """
+        if self._world.commands or (self._timer is not None and self._timer <= self._clock.now):
+            return False
+        return switching.occupies_every_gpu(self._world)
+
+    def _apply(self, event: Event) -> None:
         world = self._world
         match event:
-            case RequestArrived():
-                admission.arrive(world, event, now)
-            case RequestGone(request, name):
-                admission.leave(world, world.models[name], request, now)
-            case RequestDone(request, name, completed):
-                admission.finish(world, world.models[name], request, completed, now)
-                admission.admit_waiting(world, world.models[name], now)
+            case RequestArrived(request):
+                admission.arrive(world, request)
+            case RequestGone(request):
+                admission.leave(world, request)
+            case RequestDone(request, completed):
+                admission.finish(world, request, completed=completed)
+                admission.admit_waiting(world, world.models[request.model])
             case TimerFired():
                 self._timer = None
-            case RequestReturned():
-                admission.come_back(world, event, now)
+            case RequestReturned(request, reason):
+                admission.come_back(world, request, reason)
             case WakeDone(instance, error):
                 model = world.models[instance.model]
                 if instance == model.instance and isinstance(model.state, Waking):
-                    lifecycle.wake_done(world, model, event, now)
-                    if error is not None and model.name not in world.claims:
-                        commands.fail_switches(world, model, error, now)
+                    failed = switching.finish_wake(world, model, event)
+                    if failed and error is not None:
+                        commands.fail_switches(world, model, error)
             case EvictDone(instance, _, error):
                 model = world.models[instance.model]
                 if instance == model.instance and isinstance(model.state, Evicting):
                     eviction = model.state.eviction
-                    lifecycle.evict_done(world, model, event, now)
-                    commands.end_sleep(world, model, eviction, error, now)
+                    lifecycle.evict_done(world, model, event)
+                    commands.end_sleep(world, model, eviction, error)
             case InstanceExited(instance):
-                lifecycle.instance_exited(world, world.models[instance.model], event, now)
+                lifecycle.instance_exited(world, world.models[instance.model], event)
             case ModeChanged():
-                commands.change_mode(world, event, now)
+                commands.change_mode(world, event)
             case SwitchRequested():
-                commands.request_switch(world, event, now)
+                commands.request_switch(world, event)
             case WakeRequested():
                 commands.request_wake(world, event)
             case SleepRequested():
@@ -131,57 +149,70 @@ class Scheduler:
             case EvictionChanged(name, eviction):
                 commands.change_eviction(world.models[name], eviction)
             case ShutdownRequested():
-                commands.begin_shutdown(world, event, now)
+                commands.begin_shutdown(world, event)
             case _:
                 assert_never(event)
 
-    def _settle(self, now: Seconds) -> None:
-        """Level-triggered: look at what is, and do what should be. Each step is idempotent."""
+    def _settle(self) -> None:
+        """Look at what is, and do what is due. Level-triggered: it does not matter which event led here.
+
+        1. End requests that have waited too long: nothing below is done for their sake.
+        2. Let failed and stuck models go whose back-off is over, so that they are candidates in step 5.
+        3. Call off switches that nobody wants any more, which may bring victims back to serving,
+        4. perform the operator's commands, which go before any policy,
+        5. and only then decide on new switches, with the GPUs that 3 and 4 left.
+        6. Evict what has drained, or whose drain ends now: after 5, because a switch that was just started may find its
+           victims idle, and before 7, because a switch waits for its victims.
+        7. Take every switch as far as it can go.
+        8. Set the timer for whatever comes next.
+
+        During shutdown there are no switches and no commands: every engine is brought nearer to its end instead.
+        """
         world = self._world
-        admission.expire(world, now)
+        admission.expire(world)  # 1
         if world.backing_off:
-            self._retry_failures(now)
-        look_again_at = math.inf
+            self._end_backoffs()  # 2
+        decide_again_at = math.inf
         if world.stopping_until is not None:
-            commands.advance_shutdown(world, now)
-            self._finish_drains(now)
-            if world.is_empty_of_engines and not world.shutdown_reported:
+            commands.advance_shutdown(world)
+            self._finish_drains()
+            if world.has_no_engines and not world.shutdown_reported:
                 world.shutdown_reported = True
                 world.backing_off.clear()
                 world.emit(ShutdownDone())
         else:
-            if world.claims:
-                switching.call_off_unwanted(world, now)
+            if world.switches:
+                switching.call_off_unwanted(world)  # 3
             if world.commands:
-                commands.advance_commands(world, now)
-            if world.commands or len(world.turns):
-                look_again_at = switching.decide(world, now)
-            elif world.wanted_at:
-                world.wanted_at = {}
+                commands.advance_commands(world)  # 4
+            if world.commands or len(world.candidates):
+                decide_again_at = switching.decide(world)  # 5
+            elif world.switch_wanted_at:
+                world.switch_wanted_at = {}
             if world.draining:
-                self._finish_drains(now)
-            for claim in world.claims.values():
-                look_again_at = min(look_again_at, switching.advance(world, claim, now))
-        self._set_timer(look_again_at)
+                self._finish_drains()  # 6
+            for switch in world.switches.values():
+                decide_again_at = min(decide_again_at, switching.advance(world, switch))  # 7
+        self._set_timer(decide_again_at)  # 8
 
-    def _retry_failures(self, now: Seconds) -> None:
-        world = self._world
+    def _end_backoffs(self) -> None:
+        world, now = self._world, self._clock.now
         for model in [model for model in world.backing_off.values() if _retry_at(model) <= now]:
             del world.backing_off[model.name]
             if isinstance(model.state, Stuck):
-                lifecycle.begin_evict(world, model, STOP, now)
+                lifecycle.begin_evict(world, model, STOP)
             else:
-                world.refresh_turn(model, now)
+                world.update_candidate(model)
 
-    def _finish_drains(self, now: Seconds) -> None:
-        # In the order of their wakes; what begins to leave is still on the GPU, so that nothing is taken out meanwhile.
+    def _finish_drains(self) -> None:
+        # In the order of their wakes. A model that begins to leave is still on the GPU, so the index keeps its size.
         for model in self._world.on_gpu.values():
             if isinstance(model.state, Draining):
-                lifecycle.finish_drain(self._world, model, now)
+                lifecycle.finish_drain(self._world, model)
 
-    def _set_timer(self, look_again_at: Seconds) -> None:
+    def _set_timer(self, decide_again_at: Seconds) -> None:
         world = self._world
-        earliest = min(look_again_at, world.next_deadline(look_again_at))
+        earliest = min(decide_again_at, world.deadlines.earliest(before=decide_again_at))
         for model in world.draining.values():
             assert isinstance(model.state, Draining)
             earliest = min(earliest, model.state.deadline)
@@ -217,8 +248,8 @@ class Scheduler:
 
     def switching(self) -> tuple[str, str] | None:
         """From which model to which a switch is under way; the first is empty when nothing has to leave."""
-        for claim in self._world.claims.values():
-            return (claim.victims[0] if claim.victims else "", claim.target)
+        for switch in self._world.switches.values():
+            return (switch.victims[0] if switch.victims else "", switch.target)
         return None
 
     def active_model(self) -> str | None:
@@ -227,22 +258,23 @@ class Scheduler:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the end has been asked for."""
+        """Whether shutdown has been asked for."""
         return self._world.stopping_until is not None
 
     def wait_bound(self, longest_switch_seconds: Seconds, model: str | None = None) -> Seconds:
         """The longest time that a queue's head waits for its switch to begin, if no wake fails: one model's, or any's.
 
-        ``max_wait + S + (N−1)(max(max(min_active, Q) + drain_timeout, S) + S)``: it is overdue after max_wait; a switch
-        may just have begun; and each other model may have one turn before it, of which the policy keeps Q at most, and
-        which lasts as long as its drain or, where its requests freeze, as its wake.
+        ``max_wait + S + (N - 1) * (max(max(min_active, Q) + drain_timeout, S) + S)``, with N models, S the longest
+        switch and Q the policy's longest quantum: the head is overdue after max_wait; a switch may just have begun; and
+        each other model may be switched to once before it, and stays for its quantum and its drain or, where its
+        requests freeze, for as long as its wake took.
         """
         world = self._world
-        patience = max(record.max_wait_seconds for record in self.models if model in (None, record.name))
+        max_wait = max(record.max_wait_seconds for record in self.models if model in (None, record.name))
         stay = max(world.limits.min_active_seconds, world.policy.quantum_max_seconds(longest_switch_seconds))
-        turn = max(stay + world.limits.drain_timeout_seconds, longest_switch_seconds)
+        residence = max(stay + world.limits.drain_timeout_seconds, longest_switch_seconds)
         others = len(world.models) - 1
-        return patience + longest_switch_seconds + others * (turn + longest_switch_seconds)
+        return max_wait + longest_switch_seconds + others * (residence + longest_switch_seconds)
 
 
 def _retry_at(model: Model) -> Seconds:

@@ -21,7 +21,7 @@ class Asleep:
 
 @dataclass(frozen=True, slots=True)
 class Waking:
-    """On the way onto the GPU; it holds its memory there from the decision on. ``asleep`` is how it had left."""
+    """On the way onto the GPU, whose memory it holds from the decision on. ``asleep`` is how it had left."""
 
     since: Seconds
     asleep: Eviction | None
@@ -76,7 +76,10 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No engine runs because it failed; it is not tried before ``retry_at``. ``refusing``: nobody may wait for that."""
+    """No engine runs because it failed; it is not started before ``retry_at``.
+
+    ``refusing``: requests are refused until then, rather than queued.
+    """
 
     reason: str
     retry_at: Seconds
@@ -89,7 +92,22 @@ ON_GPU = (Waking, Serving, Draining, Evicting, Stuck)
 """The states in which a model holds the memory of an awake one."""
 
 RESIDENT = (Serving, Draining)
-OUT_OF_ORDER = (Failed, Stuck)
+"""The states in which requests may be in flight."""
+
+BACKING_OFF = (Failed, Stuck)
+"""The states in which something is tried again at ``retry_at``."""
+
+ALLOWED: dict[type[State], tuple[type[State], ...]] = {
+    Cold: (Waking,),
+    Asleep: (Waking, Evicting),
+    Waking: (Serving, Failed, Cold),
+    Serving: (Draining, Evicting),
+    Draining: (Draining, Serving, Evicting),
+    Evicting: (Asleep, Cold, Failed, Stuck),
+    Stuck: (Evicting,),
+    Failed: (Waking,),
+}
+"""Every transition there is; ``World.set_state`` refuses any other. docs/architecture.md says what causes each."""
 
 
 @dataclass(frozen=True, slots=True)

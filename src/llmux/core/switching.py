@@ -1,373 +1,257 @@
-"""Switches: deciding on one, making room, waking the target, calling one off."""
+"""Switches: deciding on one, taking it through its phases, calling it off.
+
+The only module that makes switches and changes them (``World.switches``).
+"""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import NamedTuple
 
-from llmux.core.eviction import STOP, Eviction
-from llmux.core.identifiers import Footprint, GpuId, Seconds
+from llmux.core.admission import lose_frozen
+from llmux.core.events import WakeDone
+from llmux.core.eviction import Process
+from llmux.core.identifiers import GpuId, Seconds
 from llmux.core.lifecycle import (
-    begin_drain,
-    begin_evict,
-    begin_freeze,
     begin_wake,
-    finish_drain,
     freezes,
     stop_draining,
+    wake_failed,
+    wake_out_of_memory,
+    wake_succeeded,
 )
 from llmux.core.model import Model
-from llmux.core.placement import Holder, fits, give, take, victims
-from llmux.core.policies.base import Bring, Candidate, Demand, Incumbent
+from llmux.core.placement import fits
+from llmux.core.policies.base import Bring
+from llmux.core.policy_view import SchedulerView, sharing
 from llmux.core.states import Asleep, Draining, Evicting, Serving
-from llmux.core.world import Claim, SleepCommand, SwitchCommand, World
+from llmux.core.switch import Switch
+from llmux.core.vacating import Plan, plan_vacating, unreserved, vacate
+from llmux.core.world import SleepCommand, SwitchCommand, World
+from llmux.errors import EngineDied
 
 _LEAVING = frozenset((Draining, Evicting))
 
-CANDIDATES_MAX = 8
-"""How many of the models whose turn is next a policy chooses among, so that a decision's cost has a bound."""
 
-
-class Plan(NamedTuple):
-    """How room is made for a model: who leaves, and whether by stopping, because asleep they would hold too much."""
-
-    victims: tuple[str, ...]
-    stop_victims: bool = False
-
-
-def plan(world: World, model: Model) -> Plan | None:
-    """How room could be made for a model now; None while what is in its way is itself on the move."""
-    free = _unreserved(world, model)
-    gentle = victims(model.spec.awake, free, _holders(world, model, stop_victims=False))
-    if gentle is not None:
-        return Plan(gentle)
-    harsh = victims(model.spec.awake, free, _holders(world, model, stop_victims=True))
-    return None if harsh is None else Plan(harsh, stop_victims=True)
-
-
-def _unreserved(world: World, model: Model) -> dict[GpuId, int]:
-    """Memory that is neither held by another model nor reserved by another switch."""
-    free = dict(world.free)
-    give(free, model.held)
-    for claim in world.claims.values():
-        if claim.wake_began_at is None and claim.target != model.name:
-            take(free, world.models[claim.target].spec.awake)
-    return free
-
-
-def _holders(world: World, model: Model, *, stop_victims: bool) -> Iterator[Holder]:
-    """Who could make room for a model, and what each would give back."""
-    for other in world.with_residue.values():
-        if other is not model and other.name not in world.claims:
-            yield Holder(other.name, other.held, (3 if other.frozen else 0, other.last_served_at))
-    for other in world.on_gpu.values():
-        if isinstance(other.state, Serving) and other is not model:
-            eviction = other.eviction
-            if eviction.leaves_the_gpu:
-                frees = other.spec.awake if stop_victims else _frees(other, eviction)
-                yield Holder(other.name, frees, (1 if other.is_idle else 2, other.state.since))
-
-
-def _frees(model: Model, eviction: Eviction) -> Footprint:
-    """What a model on the GPU gives back when it leaves."""
-    if not model.spec.asleep:
-        return model.spec.awake
-    remains = model.spec.residue(eviction)
-    return {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
-
-
-@dataclass(slots=True)
-class View:
-    """What a policy sees: the candidates that do not need a GPU that is spoken for."""
-
-    world: World
-    now: Seconds
-    reserved_gpus: set[GpuId]
-    looked_at: set[str] = field(default_factory=set)
-    _same_for_all: dict[int, Sequence[Incumbent]] = field(default_factory=dict)
-
-    def oldest(self) -> Candidate | None:
-        """See ``PolicyView``."""
-        name = self.next_in_turn()
-        return None if name is None else self._candidate(name)
-
-    def candidates(self) -> Iterator[Candidate]:
-        """See ``PolicyView``."""
-        return map(self._candidate, islice(filter(self.is_free, self.world.turns), CANDIDATES_MAX))
-
-    def next_in_turn(self) -> str | None:
-        """The first candidate's name."""
-        return next(filter(self.is_free, self.world.turns), None)
-
-    def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
-        """See ``PolicyView``."""
-        model = self.world.models[candidate.model]
-        if model.held:
-            return self._incumbents(model)
-        # Models that ask for the same memory and hold none of it have the same ones in their way.
-        key = id(model.spec.awake)
-        incumbents = self._same_for_all.get(key)
-        if incumbents is None:
-            incumbents = self._same_for_all[key] = self._incumbents(model)
-        return incumbents
-
-    def _incumbents(self, model: Model) -> Sequence[Incumbent]:
-        made = plan(self.world, model)
-        if made is None:
-            return ()
-        models = self.world.models
-        return [self.incumbent(models[name]) for name in made.victims if isinstance(models[name].state, Serving)]
-
-    def cost(self, leaving: str, coming: str) -> Seconds:
-        """See ``PolicyView``."""
-        return self.world.costs.direction(leaving, coming)
-
-    def known_cost(self, leaving: str, coming: str) -> Seconds | None:
-        """See ``PolicyView``."""
-        return self.world.costs.known(leaving, coming)
-
-    def is_free(self, name: str) -> bool:
-        """Whether no switch has been found for any of the GPUs that the model needs."""
-        if name in self.looked_at or name in self.world.claims:
-            return False
-        return not self.reserved_gpus or self.reserved_gpus.isdisjoint(self.world.models[name].spec.awake)
-
-    def reserve(self, model: Model) -> None:
-        """From here on neither the model nor another candidate that needs one of its GPUs is considered."""
-        self._same_for_all.clear()
-        self.looked_at.add(model.name)
-        self.reserved_gpus.update(model.spec.awake)
-
-    def _candidate(self, name: str) -> Candidate:
-        model = self.world.models[name]
-        head_since = model.head_since
-        assert head_since is not None
-        return Candidate(name, head_since, len(model.waiting) + len(model.frozen), model.spec.weight)
-
-    def incumbent(self, model: Model) -> Incumbent:
-        """What a policy is told of a model that serves."""
-        assert isinstance(model.state, Serving)
-        model.look(self.now)
-        traffic = model.traffic
-        return Incumbent(
-            model.name,
-            model.state.since,
-            len(model.in_flight),
-            len(model.waiting),
-            model.idle_since if model.is_idle else None,
-            can_freeze=freezes(self.world, model, model.eviction),
-            awaiting_first_token=len(model.awaiting_first_token),
-            arrivals_per_second=traffic.rate,
-            residence_seconds=traffic.residence_seconds,
-            prefill_seconds=traffic.prefill_seconds,
-            drain_seconds=traffic.drain_seconds,
-            demand=self._demand_beside(model),
-        )
-
-    def _demand_beside(self, model: Model) -> Demand:
-        """What the model asks of its GPUs, with those that share them or wait for them."""
-        world, gpus = self.world, model.spec.awake.keys()
-        beside = [other for other in world.on_gpu.values() if not gpus.isdisjoint(other.spec.awake)]
-        turns = (world.models[name] for name in world.turns)
-        waiting = list(islice((other for other in turns if not gpus.isdisjoint(other.spec.awake)), CANDIDATES_MAX))
-        load = arrivals = in_service = 0.0
-        for other in (*beside, *waiting):
-            other.look(self.now)
-            traffic = other.traffic
-            load += traffic.load
-            if traffic.residence_seconds is not None:
-                arrivals += traffic.rate
-                in_service += traffic.rate * traffic.residence_seconds
-        return Demand(load, in_service / arrivals if arrivals else 0.0, len(waiting))
-
-
-def decide(world: World, now: Seconds) -> Seconds:
-    """Start every switch that is due; returns when to look again (infinity: when something happens)."""
+def decide(world: World) -> Seconds:
+    """Start every switch that is due; returns when to decide again (infinity: when something happens)."""
+    now = world.clock.now
     still_wanted: dict[str, Seconds] = {}
-    look_again_at = math.inf
-    reserved_gpus = _gpus_of_claims(world) if world.claims else set()
-    if len(reserved_gpus) >= len(world.capacity):
-        world.wanted_at = still_wanted
-        return look_again_at
-    view = View(world, now, reserved_gpus)
+    decide_again_at = math.inf
+    reserved = _reserved_gpus(world) if world.switches else set()
+    if len(reserved) >= len(world.capacity):
+        world.switch_wanted_at = still_wanted
+        return decide_again_at
+    view = SchedulerView(world, reserved)
     while len(view.reserved_gpus) < len(world.capacity):
-        target, until = _next_target(world, view, now)
-        look_again_at = min(look_again_at, until)
+        target, until = _next_target(world, view)
+        decide_again_at = min(decide_again_at, until)
         if target is None:
             break
         view.reserve(target)
-        made = plan(world, target) if target.can_be_woken(now) else None
-        if made is None:
+        plan = plan_vacating(world, target) if target.can_be_woken else None
+        if plan is None:
             continue
-        ready_at = max(_ready_at(world, made), _turn_ends_at(view, made, target))
+        ready_at = max(_may_leave_at(world, plan), _quantum_ends_at(world, view, plan, target))
         if ready_at > now:
-            still_wanted[target.name] = world.wanted_at.get(target.name, now)
-            look_again_at = min(look_again_at, ready_at)
+            still_wanted[target.name] = world.switch_wanted_at.get(target.name, now)
+            decide_again_at = min(decide_again_at, ready_at)
             continue
-        _start(world, target, made, now)
-    world.wanted_at = still_wanted
-    return look_again_at
+        _start(world, target, plan)
+    world.switch_wanted_at = still_wanted
+    return decide_again_at
 
 
-def _gpus_of_claims(world: World) -> set[GpuId]:
-    """The GPUs for which a switch has been decided."""
+def _reserved_gpus(world: World) -> set[GpuId]:
+    """The GPUs to which a switch is under way."""
     gpus: set[GpuId] = set()
-    for claim in world.claims.values():
-        gpus.update(world.models[claim.target].spec.awake)
+    for switch in world.switches.values():
+        gpus.update(world.models[switch.target].spec.awake)
     return gpus
 
 
-def _next_target(world: World, view: View, now: Seconds) -> tuple[Model | None, Seconds]:
-    """The operator's wish first, then whoever is overdue, then the policy's choice."""
+def _next_target(world: World, view: SchedulerView) -> tuple[Model | None, Seconds]:
+    """The operator's command first, then whatever is overdue, then the policy's choice.
+
+    With no target: when to decide again.
+    """
     command = next(iter(world.commands.values())) if world.commands else None
     if isinstance(command, SwitchCommand):
         commanded = world.models[command.model]
-        if commanded.can_be_woken(now):
-            if view.is_free(commanded.name):
+        if commanded.can_be_woken:
+            if view.is_available(commanded.name):
                 return commanded, math.inf
-            _keep_free(view, commanded)
-    first = _next_in_turn(world, view, now)
+            _keep_free(view, commanded, world)
+    first = _first_candidate(world, view)
     if first is None:
         return None, math.inf
     name, overdue_at = first
-    if overdue_at <= now:
+    if overdue_at <= world.clock.now:
         return world.models[name], math.inf
-    choice = world.policy.choose(view, now)
+    _sample(world)
+    choice = world.policy.choose(view, world.clock.now)
     if isinstance(choice, Bring):
         return world.models[choice.model], math.inf
     return None, min(choice.until, overdue_at)
 
 
-def _next_in_turn(world: World, view: View, now: Seconds) -> tuple[str, Seconds] | None:
-    """The first candidate, and when it is overdue.
+def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] | None:
+    """The first available candidate, and when it is overdue.
 
-    The GPUs of overdue ones that still wait for another GPU are not given to anybody else.
+    An overdue one that waits for a GPU which another switch has keeps its other GPUs free meanwhile: small models must
+    not starve one that needs them all.
     """
-    first = world.turns.first()
-    if first is None or view.is_free(first[0]):
+    first = world.candidates.first()
+    if first is None or view.is_available(first[0]):
         return first
-    for name in world.turns:
-        if world.turns.overdue_at(name) > now or view.is_free(name):
+    for name in world.candidates:
+        if world.candidates.overdue_at(name) > world.clock.now or view.is_available(name):
             break
-        _keep_free(view, world.models[name])
-    free = view.next_in_turn()
-    return None if free is None else (free, world.turns.overdue_at(free))
+        _keep_free(view, world.models[name], world)
+    available = view.first_available()
+    return None if available is None else (available, world.candidates.overdue_at(available))
 
 
-def _keep_free(view: View, model: Model) -> None:
-    if model.name not in view.world.claims:
+def _keep_free(view: SchedulerView, model: Model, world: World) -> None:
+    if model.name not in world.switches:
         view.reserve(model)
 
 
-def _ready_at(world: World, made: Plan) -> Seconds:
-    ready_at = -math.inf
-    for name in made.victims:
-        ready_at = max(ready_at, _may_leave_at(world, name))
-    return ready_at
+def _sample(world: World) -> None:
+    """Bring the estimates up to date that a policy may look at, so that looking changes nothing.
+
+    Those of whatever shares a GPU with a serving model, or waits for one; with nothing serving there is nothing to ask
+    a policy about.
+    """
+    for serving in list(world.on_gpu.values()):
+        if isinstance(serving.state, Serving):
+            resident, waiting = sharing(world, serving.spec.awake)
+            for model in (serving, *resident, *waiting):
+                model.sample()
 
 
-def _may_leave_at(world: World, name: str) -> Seconds:
-    model = world.models[name]
-    if not isinstance(model.state, Serving):
-        return -math.inf
-    stays = world.limits.min_active_seconds
-    if model.in_flight and freezes(world, model, model.eviction):
-        # Frozen again any sooner, its requests might be read again and again and never come on.
-        stays = max(stays, model.wake_seconds)
-    return model.state.since + stays
+def _may_leave_at(world: World, plan: Plan) -> Seconds:
+    """When every victim has had its minimum time on the GPU."""
+    may_leave_at = -math.inf
+    for name in plan.victims:
+        model = world.models[name]
+        if not isinstance(model.state, Serving):
+            continue
+        stays = world.limits.min_active_seconds
+        if model.in_flight and freezes(world, model, model.eviction):
+            # Frozen sooner, its requests might be recomputed again and again without making progress.
+            stays = max(stays, model.wake_seconds)
+        may_leave_at = max(may_leave_at, model.state.since + stays)
+    return may_leave_at
 
 
-def _turn_ends_at(view: View, made: Plan, target: Model) -> Seconds:
-    """When the policy lets those go that still have work; an operator's command does not ask it."""
-    world = view.world
+def _quantum_ends_at(world: World, view: SchedulerView, plan: Plan, target: Model) -> Seconds:
+    """When the policy lets busy victims go, overdue target or not; an operator's command does not wait for that."""
     if world.commands and _is_commanded(world, target):
         return -math.inf
+    busy = [
+        model
+        for model in map(world.models.__getitem__, plan.victims)
+        if isinstance(model.state, Serving) and not model.is_idle
+    ]
+    if busy:
+        _sample(world)
     ends_at = -math.inf
-    for name in made.victims:
-        model = world.models[name]
-        if isinstance(model.state, Serving) and not model.is_idle:
-            turn = world.policy.quantum_seconds(view.incumbent(model), target.name, view, view.now)
-            ends_at = max(ends_at, model.state.since + turn)
+    for model in busy:
+        assert isinstance(model.state, Serving)
+        quantum = world.policy.quantum_seconds(view.incumbent(model), target.name, view, world.clock.now)
+        ends_at = max(ends_at, model.state.since + quantum)
     return ends_at
 
 
-def _start(world: World, target: Model, made: Plan, now: Seconds) -> None:
-    world.claims[target.name] = Claim(
-        target.name, made.victims, world.wanted_at.get(target.name, now), now, None if made.victims else now
-    )
-    _vacate(world, made, now)
+def _start(world: World, target: Model, plan: Plan) -> None:
+    now = world.clock.now
+    wanted_at = world.switch_wanted_at.get(target.name, now)
+    world.switches[target.name] = Switch(target.name, plan.victims, wanted_at, now, None if plan.victims else now)
+    vacate(world, plan)
 
 
-def _vacate(world: World, made: Plan, now: Seconds) -> None:
-    for name in made.victims:
-        model = world.models[name]
-        if isinstance(model.state, Asleep):
-            begin_evict(world, model, STOP, now)
-        else:
-            _leave(world, model, STOP if made.stop_victims else model.eviction, now)
-
-
-def _leave(world: World, model: Model, eviction: Eviction, now: Seconds) -> None:
-    if freezes(world, model, eviction):
-        begin_freeze(world, model, eviction, now)
-    else:
-        begin_drain(world, model, eviction, now + world.limits.drain_timeout_seconds, now)
-        finish_drain(world, model, now)
-
-
-def call_off_unwanted(world: World, now: Seconds) -> None:
-    """Call off the switches that nobody wants any more and whose wake has not begun."""
-    for claim in list(world.claims.values()):
-        if claim.wake_began_at is None and not is_wanted(world, world.models[claim.target]):
-            _call_off(world, claim, now)
-
-
-def advance(world: World, claim: Claim, now: Seconds) -> Seconds:
-    """Take a switch as far as it can go; returns when to look again (infinity: when something happens)."""
-    target = world.models[claim.target]
-    if claim.wake_began_at is not None:
+def advance(world: World, switch: Switch) -> Seconds:
+    """Take a switch as far as it can go; returns when to try again (infinity: when something happens)."""
+    target = world.models[switch.target]
+    if switch.is_waking:
         return math.inf
-    leaving = [type(world.models[name].state) for name in claim.victims]
-    if claim.evict_began_at is None and leaving.count(Draining) < len(leaving):
-        claim.evict_began_at = now
-    if Draining in leaving or Evicting in leaving:
+    leaving = [type(world.models[name].state) for name in switch.victims]
+    if leaving.count(Draining) < len(leaving):
+        switch.begin_evicting(world.clock.now)
+    if not _LEAVING.isdisjoint(leaving) or not target.can_be_woken:
         return math.inf
-    if not target.can_be_woken(now):
+    if fits(target.spec.awake, unreserved(world, target)):
+        switch.begin_waking(world.clock.now)
+        begin_wake(world, target)
         return math.inf
-    if fits(target.spec.awake, _unreserved(world, target)):
-        claim.wake_began_at = now
-        begin_wake(world, target, now)
+    # A victim fell back to a way of leaving that frees less than planned, or another model took the memory. The
+    # policy has chosen already, so that only the minimum time of new victims counts.
+    plan = plan_vacating(world, target)
+    if plan is None:
         return math.inf
-    # A victim left in another way than planned and holds too much asleep, or a new one stands in the way.
-    made = plan(world, target)
-    if made is None:
-        return math.inf
-    ready_at = _ready_at(world, made)
-    if ready_at > now:
+    ready_at = _may_leave_at(world, plan)
+    if ready_at > world.clock.now:
         return ready_at
-    claim.victims = made.victims
-    _vacate(world, made, now)
+    switch.replan(plan.victims)
+    vacate(world, plan)
     return math.inf
 
 
-def claim_of_all(world: World) -> Claim | None:
-    """The one switch that has been decided, if it needs every GPU."""
-    if len(world.claims) != 1:
-        return None
-    claim = next(iter(world.claims.values()))
-    return claim if len(world.models[claim.target].spec.awake) >= len(world.capacity) else None
+def finish_wake(world: World, model: Model, event: WakeDone) -> bool:
+    """End the model's switch with its wake's outcome; returns whether it failed for good.
+
+    A wake that ran out of GPU memory is tried once more in a new switch, in which the sleeper used longest ago has to
+    leave too.
+    """
+    switch = world.switches.pop(model.name, None)
+    if event.error is None:
+        if switch is not None:
+            report = switch.done(world.clock.now)
+            model.last_switch_ended_at, model.last_switch_seconds = world.clock.now, report.total_seconds
+            world.emit(report)
+        wake_succeeded(world, model, can_freeze=event.can_freeze)
+        return False
+    lose_frozen(world, model, EngineDied(model.name, event.error))
+    sleeper = _sleeper_to_stop(world) if event.out_of_memory and not model.retried_after_oom else None
+    if switch is None or sleeper is None:
+        wake_failed(world, model, event)
+        return True
+    world.switches[model.name] = switch.retry(sleeper.name)
+    wake_out_of_memory(world, model, event.error, sleeper)
+    return False
 
 
-def is_under_way(world: World, claim: Claim) -> bool:
-    """Whether the target is being woken, or somebody is leaving for it."""
-    return claim.wake_began_at is not None or not _LEAVING.isdisjoint(
-        [type(world.models[name].state) for name in claim.victims]
-    )
+def _sleeper_to_stop(world: World) -> Model | None:
+    """The sleeping model used longest ago, if possible one without frozen requests.
+
+    One in an image on disk holds no GPU memory.
+    """
+    sleepers = [
+        model
+        for model in world.models.values()
+        if isinstance(model.state, Asleep) and model.state.eviction.process is not Process.CHECKPOINT
+    ]
+    return min(sleepers, key=lambda model: (bool(model.frozen), model.last_served_at), default=None)
+
+
+def call_off_unwanted(world: World) -> None:
+    """Call off switches that are no longer wanted and whose wake has not begun. Victims that drain go on serving."""
+    for switch in list(world.switches.values()):
+        if switch.is_waking or is_wanted(world, world.models[switch.target]):
+            continue
+        del world.switches[switch.target]
+        commanded_to_sleep = {command.model for command in world.commands.values() if isinstance(command, SleepCommand)}
+        for name in switch.victims:
+            model = world.models[name]
+            if isinstance(model.state, Draining) and name not in commanded_to_sleep:
+                stop_draining(world, model)
+
+
+def abandon_all(world: World) -> None:
+    """llmux is shutting down: nothing is switched to any more. What is under way ends by itself."""
+    world.switches.clear()
 
 
 def is_wanted(world: World, model: Model) -> bool:
-    """Whether somebody waits for the model: a client that it may serve, or the operator."""
+    """Whether the model is wanted: by requests that the mode allows, or by the operator."""
     if model.is_asked_for and world.allows(model.name):
         return True
     return _is_commanded(world, model)
@@ -379,10 +263,11 @@ def _is_commanded(world: World, model: Model) -> bool:
     )
 
 
-def _call_off(world: World, claim: Claim, now: Seconds) -> None:
-    del world.claims[claim.target]
-    put_to_sleep = {command.model for command in world.commands.values() if isinstance(command, SleepCommand)}
-    for name in claim.victims:
-        model = world.models[name]
-        if isinstance(model.state, Draining) and name not in put_to_sleep:
-            stop_draining(world, model, now)
+def occupies_every_gpu(world: World) -> bool:
+    """Whether one switch has every GPU and is under way, so that nothing can be decided before it gets further."""
+    if len(world.switches) != 1:
+        return False
+    switch = next(iter(world.switches.values()))
+    if len(world.models[switch.target].spec.awake) < len(world.capacity):
+        return False
+    return switch.is_waking or not _LEAVING.isdisjoint(type(world.models[name].state) for name in switch.victims)

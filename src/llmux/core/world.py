@@ -1,7 +1,5 @@
-"""The scheduler's whole state, and the few primitives by which it changes."""
+"""The scheduler's whole state, and the few operations by which it changes."""
 
-import heapq
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,15 +7,19 @@ from typing import TypeAlias
 
 from llmux.core.actions import Action
 from llmux.core.candidates import CandidateQueue
+from llmux.core.clock import Clock
+from llmux.core.deadlines import Deadlines
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import Footprint, GpuId, Seconds
+from llmux.core.identifiers import GpuId, Seconds
 from llmux.core.model import Model, Transition
 from llmux.core.placement import free_memory, give, take
 from llmux.core.policies.base import Policy
+from llmux.core.request import Request
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import (
+    ALLOWED,
+    BACKING_OFF,
     ON_GPU,
-    OUT_OF_ORDER,
     RESIDENT,
     Asleep,
     Auto,
@@ -28,24 +30,13 @@ from llmux.core.states import (
     State,
     Stuck,
 )
+from llmux.core.switch import Switch
 from llmux.core.switch_costs import SwitchCosts
-
-
-@dataclass(slots=True)
-class Claim:
-    """A switch that has been decided: ``victims`` leave, then ``target`` is woken. It reserves the target's memory."""
-
-    target: str
-    victims: tuple[str, ...]
-    wanted_at: Seconds
-    drain_began_at: Seconds
-    evict_began_at: Seconds | None = None
-    wake_began_at: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchCommand:
-    """An operator's wish for a model on the GPU. ``mode_before`` is what the mode rolls back to if it fails."""
+    """The operator wants a model on the GPU. ``mode_before`` is what the mode rolls back to if that fails."""
 
     number: int
     model: str
@@ -54,7 +45,7 @@ class SwitchCommand:
 
 @dataclass(frozen=True, slots=True)
 class SleepCommand:
-    """An operator's wish for a model off the GPU."""
+    """The operator wants a model off the GPU."""
 
     number: int
     model: str
@@ -64,36 +55,74 @@ class SleepCommand:
 Command: TypeAlias = SwitchCommand | SleepCommand
 
 
+class InvalidTransition(Exception):
+    """A model was to go from one state to another that does not follow it: a fault in the core.
+
+    The text ends with the model's history, which tells how it came about.
+    """
+
+    def __init__(self, model: Model, event: str, state: State) -> None:
+        history = "".join(f"\n  {t.at:.3f} {t.event}: {t.before} -> {t.after}" for t in model.history)
+        super().__init__(f"{model.name}: {model.state} -> {state} on {event}; history:{history or ' none'}")
+
+
 class World:
-    """All scheduling data. Every change of a model's state or queue goes through here, so the indexes stay true."""
+    """All scheduling data.
+
+    Models' states, queues and frozen requests change through the methods below, which keep the indexes and totals
+    true; ``tests/support/invariants.py`` checks them all after every event of every test.
+    """
 
     def __init__(
         self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Mapping[GpuId, int]
     ) -> None:
-        self.models = {spec.name: _fitting(spec, capacity, limits) for spec in specs}
+        self.clock = Clock()
+        """The time of the event being handled; shared with every model."""
+        self.event_name = ""
+        """The event being handled, for the models' histories."""
+        self.actions: list[Action] = []
+        """What the event being handled has led to so far, in order; empty between events."""
+        self.models = {spec.name: _fitting(spec, capacity, limits, self.clock) for spec in specs}
+        """Every configured model, in the configuration's order."""
         self.limits = limits
         self.policy = policy
-        self.capacity = dict(capacity)
-        self.free = free_memory(capacity, [model.held for model in self.models.values()])
-        """What no model holds on each GPU."""
         self.costs = SwitchCosts()
-        self.mode: Mode = Auto()
-        self.stopping_until: Seconds | None = None
-        self.shutdown_reported = False
-        self.claims: dict[str, Claim] = {}
-        self.wanted_at: dict[str, Seconds] = {}
-        self.commands: OrderedDict[int, Command] = OrderedDict()
+
+        self.capacity = dict(capacity)
+        """Memory of each GPU, in MiB."""
+        self.free = free_memory(capacity, [model.held for model in self.models.values()])
+        """``capacity`` less what every model holds, in MiB; never negative. Switches reserve out of it what their
+        targets need (``switching.unreserved``)."""
+
         self.on_gpu: dict[str, Model] = {}
+        """Models in a state of ``ON_GPU``, in the order in which their wakes began."""
         self.draining: dict[str, Model] = {}
+        """Models that drain: their deadlines count for the timer."""
         self.with_residue: dict[str, Model] = {}
+        """Sleeping models that still hold GPU memory, which stopping them would free."""
         self.backing_off: dict[str, Model] = {}
-        self.turns = CandidateQueue()
+        """Failed and stuck models whose ``retry_at`` has not come yet: it counts for the timer."""
+
+        self.switches: dict[str, Switch] = {}
+        """Switches by target, at most one per GPU. Written by ``switching`` alone. A model is Waking only with a
+        switch, except during shutdown, when there are none."""
+        self.switch_wanted_at: dict[str, Seconds] = {}
+        """Targets that a switch is wanted to but whose victims have to stay for now, and since when it is wanted."""
+        self.candidates = CandidateQueue()
+        """Models with queued or frozen requests that could be woken and that the mode allows."""
+
+        self.deadlines = Deadlines()
         self.queued_requests = 0
         self.queued_bytes = 0
+        """Totals over all queues, bounded by ``limits``. Only requests that return may exceed the bound."""
         self.frozen_requests = 0
-        self.actions: list[Action] = []
-        self.event_name = ""
-        self._deadlines: list[tuple[Seconds, int, str]] = []
+
+        self.mode: Mode = Auto()
+        self.commands: OrderedDict[int, Command] = OrderedDict()
+        """The operator's commands, performed one after the other; at most ``limits.commands_max``."""
+        self.stopping_until: Seconds | None = None
+        """The end of the drain during shutdown; None while llmux runs."""
+        self.shutdown_reported = False
 
     def emit(self, action: Action) -> None:
         """Have something done, after everything emitted before."""
@@ -103,77 +132,84 @@ class World:
         """Whether the mode lets requests for the model be served."""
         return isinstance(self.mode, Auto) or self.mode.allowed == name
 
-    def set_state(self, model: Model, state: State, now: Seconds) -> None:
-        """The only place where a model's state changes."""
-        model.history.append(Transition(now, self.event_name, model.state, state))
-        if isinstance(model.state, RESIDENT) and not isinstance(state, RESIDENT):
+    def set_state(self, model: Model, state: State) -> None:
+        """Change a model's state, the memory it holds and its place in every index. Raises InvalidTransition."""
+        before, now = model.state, self.clock.now
+        if type(state) not in ALLOWED[type(before)]:
+            raise InvalidTransition(model, self.event_name, state)
+        model.history.append(Transition(now, self.event_name, before, state))
+        if isinstance(before, RESIDENT) and not isinstance(state, RESIDENT):
             model.last_served_at = now
         model.state = state
-        self._hold(model, model.footprint(state))
+        footprint = model.footprint(state)
+        if footprint is not model.held:
+            give(self.free, model.held)
+            take(self.free, footprint)
+            model.held = footprint
         _keep(self.on_gpu, model, isinstance(state, ON_GPU))
         _keep(self.draining, model, isinstance(state, Draining))
         _keep(self.with_residue, model, isinstance(state, Asleep) and bool(model.held))
-        _keep(self.backing_off, model, isinstance(state, OUT_OF_ORDER))
-        self.refresh_turn(model, now)
+        _keep(self.backing_off, model, isinstance(state, BACKING_OFF))
+        self.update_candidate(model)
 
-    def _hold(self, model: Model, footprint: Footprint) -> None:
-        if footprint is model.held:
-            return
-        give(self.free, model.held)
-        take(self.free, footprint)
-        model.held = footprint
-
-    def refresh_turn(self, model: Model, now: Seconds) -> None:
-        """Bring the turn order in line after the model's queue or state changed."""
-        head_since = model.head_since if model.can_be_woken(now) else None
+    def update_candidate(self, model: Model) -> None:
+        """Enter, move or remove a candidate after its queue, its state or the mode changed."""
+        head_since = model.head_since if model.can_be_woken else None
         if head_since is not None and self.allows(model.name):
-            self.turns.place(model.name, max(head_since + model.max_wait_seconds, model.last_served_at))
+            # Not before it left the GPU: a model with a deep queue must not come back before one that waits.
+            self.candidates.place(model.name, max(head_since + model.max_wait_seconds, model.last_served_at))
         else:
-            self.turns.remove(model.name)
+            self.candidates.remove(model.name)
 
-    def watch_deadline(self, request: int, model: Model, deadline: Seconds) -> None:
-        """Remember when a queued or frozen request has waited too long."""
-        heapq.heappush(self._deadlines, (deadline, request, model.name))
-        if len(self._deadlines) > 2 * (self.queued_requests + self.frozen_requests) + 1024:
-            self._deadlines = [entry for entry in self._deadlines if self._is_waiting(*entry)]
-            heapq.heapify(self._deadlines)
+    def enqueue(self, model: Model, request: Request, *, returned: bool = False) -> None:
+        """Put a request into its model's queue. ``returned``: by its arrival, not at the end."""
+        if not model.queue:
+            model.accrue()
+        (model.queue.reinsert if returned else model.queue.append)(request)
+        self.queued_requests += 1
+        self.queued_bytes += request.size_bytes
+        self._begin_waiting(request)
 
-    def next_deadline(self, before: Seconds) -> Seconds:
-        """When the next queued or frozen request has waited too long; infinity if none has before that time."""
-        while self._deadlines and self._deadlines[0][0] < before:
-            deadline, request, name = self._deadlines[0]
-            if self._is_waiting(deadline, request, name):
-                return deadline
-            heapq.heappop(self._deadlines)
-        return math.inf
+    def dequeue(self, model: Model, request: Request) -> None:
+        """Take a request out of its model's queue; raises KeyError if it is not in it."""
+        if len(model.queue) == 1:
+            model.accrue()
+        model.queue.remove(request)
+        self.queued_requests -= 1
+        self.queued_bytes -= request.size_bytes
+        self.deadlines.stop(request)
 
-    def next_expired(self, now: Seconds) -> tuple[int, Model] | None:
-        """Take out a queued or frozen request that has waited too long, if there is one."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, request, name = heapq.heappop(self._deadlines)
-            if self._is_waiting(deadline, request, name):
-                return request, self.models[name]
-        return None
+    def freeze(self, model: Model, request: Request) -> None:
+        """A request in flight waits with its engine from now on."""
+        model.in_flight.discard(request)
+        model.frozen[request] = None
+        self.frozen_requests += 1
+        self._begin_waiting(request)
 
-    def _is_waiting(self, deadline: Seconds, request: int, name: str) -> bool:
-        model = self.models[name]
-        entry = model.waiting.get(request) or model.frozen.get(request)
-        return entry is not None and entry.deadline == deadline
+    def unfreeze(self, model: Model, request: Request) -> None:
+        """A request is not frozen any more: it resumes or ends."""
+        del model.frozen[request]
+        self.frozen_requests -= 1
+        self.deadlines.stop(request)
+
+    def _begin_waiting(self, request: Request) -> None:
+        request.waiting_since = self.clock.now
+        self.deadlines.start(request, self.clock.now + self.limits.request_timeout_seconds)
 
     @property
-    def is_empty_of_engines(self) -> bool:
-        """Whether no engine runs any more (or none that could still be stopped)."""
+    def has_no_engines(self) -> bool:
+        """Whether no engine runs any more, except those that cannot be stopped."""
         return all(isinstance(model.state, Cold | Failed | Stuck) for model in self.models.values())
 
 
-def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits) -> Model:
+def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits, clock: Clock) -> Model:
     for gpu, size in spec.awake.items():
         if size > capacity.get(gpu, 0):
             raise ValueError(
                 f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
                 "it could never be woken; give it more or other GPUs"
             )
-    return Model(spec, limits.max_wait_seconds)
+    return Model(spec, limits.max_wait_seconds, clock)
 
 
 def _keep(index: dict[str, Model], model: Model, member: bool) -> None:

@@ -5,7 +5,7 @@ Labels come from the configuration alone. Names are those of 0.7.7; its summarie
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -35,9 +35,8 @@ class CanaryCosts(Protocol):
 class RuntimeMetrics:
     """Counts admissions and switches; a Prometheus collector too."""
 
-    def __init__(self, models: Sequence[str], scheduler: Scheduler, now: Callable[[], float]) -> None:
+    def __init__(self, models: Sequence[str], scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._now = now
         self._queue_wait = {model: Histogram() for model in models}
         self._first_token = {model: Histogram() for model in models}
         self.at_once = dict.fromkeys(models, 0)
@@ -48,7 +47,6 @@ class RuntimeMetrics:
         self._failures: Counter[str] = Counter()
         self._phases: dict[tuple[str, str], Histogram] = {}
         self._totals: dict[str, Histogram] = {}
-        self._last_switch: dict[str, tuple[float, float]] = {}
         self._was_active: dict[str, None] = {}
         self._mismatches: Counter[tuple[str, str]] = Counter()
         self._canaries: Mapping[str, CanaryCosts] = {}
@@ -73,8 +71,7 @@ class RuntimeMetrics:
         self._switches[done.previous, done.model] += 1
         for phase, seconds in zip(PHASES, phases, strict=True):
             self._phases.setdefault((phase, done.model), Histogram()).observe(seconds)
-        self._totals.setdefault(done.model, Histogram()).observe(sum(phases))
-        self._last_switch[done.model] = (self._now(), sum(phases))
+        self._totals.setdefault(done.model, Histogram()).observe(done.total_seconds)
         self._was_active[done.model] = None
 
     def switch_failed(self, failed: SwitchFailed) -> None:
@@ -82,11 +79,6 @@ class RuntimeMetrics:
         self._failures[failed.model] += 1
         if failed.unfaithful is not None:
             self._mismatches[failed.model, str(failed.unfaithful)] += 1
-
-    def switch_since(self, model: str, since: float) -> float | None:
-        """How long the switch took that brought the model after this time, if one did."""
-        ended_at, seconds = self._last_switch.get(model, (float("-inf"), 0.0))
-        return seconds if ended_at >= since else None
 
     @property
     def switch_count(self) -> int:
@@ -150,7 +142,7 @@ class RuntimeMetrics:
             requests.add_metric([model, "true"], self._waited[model])
             requests.add_metric([model, "false"], self._not_waited[model] + at_once)
             in_flight.add_metric([model], len(record.in_flight))
-            depth.add_metric([model], len(record.waiting))
+            depth.add_metric([model], len(record.queue))
         yield waits
         yield first
         yield requests

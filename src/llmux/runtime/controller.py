@@ -16,7 +16,9 @@ from llmux.core.actions import (
     CommandDone,
     Evict,
     Freeze,
+    Hold,
     Reject,
+    RequestAction,
     Revoke,
     SetTimer,
     ShutdownDone,
@@ -31,7 +33,7 @@ from llmux.core.identifiers import InstanceId
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
-from llmux.errors import CommandFailed, LlmuxError, OutputMismatch, RequestError
+from llmux.errors import CommandFailed, LlmuxError, OutputMismatch
 
 log = structlog.get_logger("llmux.controller")
 
@@ -75,25 +77,10 @@ class ManagedInstance(Protocol):
 
 
 class Requests(Protocol):
-    """Who holds the requests: told what the scheduler decided about them."""
+    """Who keeps the requests."""
 
-    def admitted(self, request: int, instance: InstanceId, upstream: Upstream) -> None:
-        """The request may go to the engine."""
-
-    def rejected(self, request: int, error: RequestError) -> None:
-        """The request ends with this error."""
-
-    def revoked(self, request: int, error: RequestError) -> None:
-        """The request's lease has been taken back."""
-
-    def frozen(self, request: int) -> None:
-        """The request is suspended with its engine, which is about to leave."""
-
-    def held(self, instance: InstanceId) -> None:
-        """The engine is coming back: what it says to frozen requests is held back until they are thawed."""
-
-    def thawed(self, request: int) -> None:
-        """A frozen request goes on."""
+    def perform(self, action: RequestAction) -> None:
+        """Carry out what the scheduler has decided about one request."""
 
 
 class Observer(Protocol):
@@ -172,18 +159,9 @@ class Controller:
     def _perform(self, action: Action) -> None:
         assert self._requests is not None
         match action:
-            case Admit(request, instance):
-                self._requests.admitted(request, instance, self._instances[instance.model].upstream)
-            case Reject(request, error):
-                self._requests.rejected(request, error)
-            case Revoke(request, error):
-                self._requests.revoked(request, error)
-            case Freeze(request):
-                self._requests.frozen(request)
-            case Thaw(request):
-                self._requests.thawed(request)
+            case Admit() | Reject() | Revoke() | Freeze() | Hold() | Thaw():
+                self._requests.perform(action)
             case Wake(instance):
-                self._requests.held(instance)
                 self._waking.add(instance.model)
                 self._spawn(self._wake(instance))
             case AbortWake(instance):

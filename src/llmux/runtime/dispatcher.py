@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import assert_never
 
 import structlog
 
-from llmux.access import Lease, LeaseHolder, Outcome, Priority, Upstream
+from llmux.access import Lease, LeaseHolder, Outcome, Upstream
+from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
-from llmux.core.identifiers import InstanceId
+from llmux.core.request import Priority, Request
 from llmux.core.scheduler import Scheduler
 from llmux.engines.health import Health
-from llmux.errors import RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 
@@ -22,50 +23,28 @@ SECOND_LOOK_SECONDS = 0.15
 """A dying vLLM answers 500 up to 0.14 s before its /health says so (measured on 0.32)."""
 
 
-class _Pending:
-    """A request that waits for its first or its next lease."""
+class _Entry:
+    """One request: its record, who holds it, and its lease while it has one."""
 
-    __slots__ = (
-        "arrived_at",
-        "attempts",
-        "holder",
-        "may_wake",
-        "model",
-        "priority",
-        "queued_at",
-        "size_bytes",
-        "streams",
-    )
+    __slots__ = ("holder", "lease", "request")
 
-    def __init__(self, holder: LeaseHolder, model: str, arrived_at: float, size_bytes: int, attempts: int = 0) -> None:
+    def __init__(self, request: Request, holder: LeaseHolder) -> None:
+        self.request = request
         self.holder = holder
-        self.model = model
-        self.arrived_at = arrived_at
-        self.queued_at = arrived_at
-        self.size_bytes = size_bytes
-        self.attempts = attempts
-        self.may_wake = True
-        self.priority = Priority.INTERACTIVE
-        self.streams = False
+        self.lease: Lease | None = None
 
 
 class _DispatchedLease(Lease):
-    """A lease with what the dispatcher must remember of its request."""
+    __slots__ = ("entry",)
 
-    __slots__ = ("arrived_at", "attempts", "holder", "instance", "may_wake", "priority", "size_bytes", "streams")
-
-    holder: LeaseHolder
-    instance: InstanceId
-    arrived_at: float
-    attempts: int
-    size_bytes: int
-    may_wake: bool
-    priority: Priority
-    streams: bool
+    def __init__(self, entry: _Entry, upstream: Upstream) -> None:
+        request = entry.request
+        super().__init__(request.id, request.model, upstream, request.queue_seconds, request.switch_seconds)
+        self.entry = entry
 
 
 class Dispatcher:
-    """See ``ModelAccess``; the controller's ``Requests`` too."""
+    """Keeps requests and their holders; passes requests to the scheduler, and its decisions to the holders."""
 
     def __init__(
         self,
@@ -81,16 +60,14 @@ class Dispatcher:
         self._at_once = metrics.at_once
         self._numbers = count(1)
         self._now = controller.now
-        self._pending: dict[int, _Pending] = {}
-        self._leases: dict[int, _DispatchedLease] = {}
+        self._waiting: dict[int, _Entry] = {}
+        self._leases: dict[int, _Entry] = {}
 
     @property
     def models(self) -> Sequence[str]:
-        """See ``ModelAccess``."""
         return list(self._instances)
 
     def knows(self, model: str) -> bool:
-        """See ``ModelAccess``."""
         return model in self._instances
 
     def acquire(
@@ -103,153 +80,97 @@ class Dispatcher:
         priority: Priority = Priority.INTERACTIVE,
         streams: bool = False,
     ) -> int:
-        """See ``ModelAccess``."""
-        request = next(self._numbers)
-        now = self._now()
-        instance = self._scheduler.admit(request, model, now, streams=streams)
-        if instance is not None:
-            upstream = self._instances[model].upstream
-            lease = _DispatchedLease(request, model, upstream, 0.0, None)
-            lease.holder = holder
-            lease.instance = instance
-            lease.arrived_at = now
-            lease.attempts = 1
-            lease.size_bytes = size_bytes
-            lease.may_wake = may_wake
-            lease.priority = priority
-            lease.streams = streams
-            self._leases[request] = lease
+        request = Request(
+            next(self._numbers), model, priority=priority, streams=streams, may_wake=may_wake, size_bytes=size_bytes
+        )
+        entry = _Entry(request, holder)
+        if self._scheduler.admit(request, self._now()) is not None:
+            lease = entry.lease = _DispatchedLease(entry, self._instances[model].upstream)
+            self._leases[request.id] = entry
             self._at_once[model] += 1
             holder.lease_granted(lease)
         else:
-            pending = self._pending[request] = _Pending(holder, model, now, size_bytes)
-            pending.may_wake = may_wake
-            pending.priority = priority
-            pending.streams = streams
-            self._controller.feed(RequestArrived(request, model, size_bytes, may_wake, priority, streams))
-        return request
+            self._waiting[request.id] = entry
+            self._controller.feed(RequestArrived(request))
+        return request.id
 
     def cancel(self, request: int) -> None:
-        """See ``ModelAccess``."""
-        pending = self._pending.pop(request, None)
-        if pending is not None:
-            self._controller.feed(RequestGone(request, pending.model))
+        entry = self._waiting.pop(request, None)
+        if entry is not None:
+            self._controller.feed(RequestGone(entry.request))
 
     def answered(self, lease: Lease) -> None:
-        """See ``ModelAccess``."""
-        assert isinstance(lease, _DispatchedLease)
-        if lease.streams:
+        entry = self._leases.get(lease.request)
+        if entry is not None and entry.request.streams:
             now = self._now()
-            self._scheduler.answered(lease.request, lease.model, now)
-            self._metrics.answered(lease.model, now - lease.arrived_at)
+            self._scheduler.first_token(entry.request, now)
+            self._metrics.answered(lease.model, now - entry.request.arrived_at)
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
-        """See ``ModelAccess``."""
-        if self._leases.pop(lease.request, None) is None:
+        entry = self._leases.pop(lease.request, None)
+        if entry is None:
             return
         completed = outcome is Outcome.COMPLETED
-        if not self._scheduler.done(lease.request, lease.model, completed, self._now()):
-            self._controller.feed(RequestDone(lease.request, lease.model, completed))
+        if not self._scheduler.done(entry.request, completed, self._now()):
+            self._controller.feed(RequestDone(entry.request, completed))
 
     def give_back(self, lease: Lease, reason: str) -> None:
-        """See ``ModelAccess``."""
         assert isinstance(lease, _DispatchedLease)
         self._leases.pop(lease.request, None)
-        pending = _Pending(lease.holder, lease.model, lease.arrived_at, lease.size_bytes, lease.attempts)
-        pending.queued_at = self._now()
-        pending.priority = lease.priority
-        pending.streams = lease.streams
-        self._pending[lease.request] = pending
-        self._controller.run(self._return(lease, reason))
+        entry = self._waiting[lease.request] = lease.entry
+        self._controller.run(self._return(entry, reason))
 
     def confirm_alive(self, lease: Lease, report: Callable[[bool], None]) -> None:
-        """See ``ModelAccess``."""
-        assert isinstance(lease, _DispatchedLease)
-        self._controller.run(self._confirm(lease, report))
+        self._controller.run(self._confirm(lease.model, report))
 
-    def admitted(self, request: int, instance: InstanceId, upstream: Upstream) -> None:
-        """See ``Requests``."""
-        pending = self._pending.pop(request, None)
-        if pending is None:
-            # The client left between the decision and now.
-            self._controller.feed(RequestDone(request, instance.model, completed=False))
-            return
-        now = self._now()
-        waited = now - pending.arrived_at
-        switch_seconds = self._metrics.switch_since(pending.model, pending.queued_at)
-        lease = _DispatchedLease(request, pending.model, upstream, waited, switch_seconds)
-        lease.holder = pending.holder
-        lease.instance = instance
-        lease.arrived_at = pending.arrived_at
-        lease.attempts = pending.attempts + 1
-        lease.size_bytes = pending.size_bytes
-        lease.may_wake = pending.may_wake
-        lease.priority = pending.priority
-        lease.streams = pending.streams
-        self._leases[request] = lease
-        self._metrics.admitted(pending.model, waited)
-        pending.holder.lease_granted(lease)
+    def perform(self, action: RequestAction) -> None:
+        """Tell the holder of a request what the scheduler has decided about it."""
+        number = action.request.id
+        match action:
+            case Admit(request, instance):
+                entry = self._waiting.pop(number, None)
+                if entry is None:
+                    # The client left between the decision and now.
+                    self._controller.feed(RequestDone(request, completed=False))
+                    return
+                self._leases[number] = entry
+                self._metrics.admitted(request.model, request.queue_seconds)
+                entry.lease = _DispatchedLease(entry, self._instances[instance.model].upstream)
+                entry.holder.lease_granted(entry.lease)
+            case Reject(_, error):
+                if (entry := self._waiting.pop(number, None)) is not None:
+                    entry.holder.lease_refused(error)
+            case Revoke(_, error):
+                if (entry := self._leases.pop(number, None)) is not None:
+                    entry.holder.lease_revoked(error)
+            case Freeze():
+                if (entry := self._leases.get(number)) is not None:
+                    entry.holder.lease_frozen()
+            case Hold():
+                if (entry := self._leases.get(number)) is not None:
+                    entry.holder.lease_held()
+            case Thaw():
+                if (entry := self._leases.get(number)) is not None:
+                    entry.holder.lease_thawed()
+            case _:
+                assert_never(action)
 
-    def rejected(self, request: int, error: RequestError) -> None:
-        """See ``Requests``."""
-        pending = self._pending.pop(request, None)
-        if pending is not None:
-            pending.holder.lease_refused(error)
-
-    def revoked(self, request: int, error: RequestError) -> None:
-        """See ``Requests``."""
-        lease = self._leases.pop(request, None)
-        if lease is not None:
-            lease.holder.lease_revoked(error)
-
-    def frozen(self, request: int) -> None:
-        """See ``Requests``."""
-        lease = self._leases.get(request)
-        if lease is not None:
-            lease.holder.lease_frozen()
-
-    def held(self, instance: InstanceId) -> None:
-        """See ``Requests``."""
-        # Nothing of an instance that is being woken is in flight: all its leases are frozen.
-        for lease in [lease for lease in self._leases.values() if lease.instance == instance]:
-            lease.holder.lease_held()
-
-    def thawed(self, request: int) -> None:
-        """See ``Requests``."""
-        lease = self._leases.get(request)
-        if lease is not None:
-            lease.holder.lease_thawed()
-
-    async def _return(self, lease: _DispatchedLease, reason: str) -> None:
+    async def _return(self, entry: _Entry, reason: str) -> None:
         """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""
-        health = await self._instances[lease.model].check_health(PROBE_SECONDS)
-        if health is Health.DEAD:
-            self._controller.feed(InstanceExited(lease.instance, reason))
-        if lease.request not in self._pending:
-            self._controller.feed(RequestDone(lease.request, lease.model, completed=False))
-            return
-        self._controller.feed(
-            RequestReturned(
-                lease.request,
-                lease.model,
-                lease.arrived_at,
-                lease.attempts,
-                lease.size_bytes,
-                reason,
-                lease.may_wake,
-                lease.priority,
-                lease.streams,
-            )
-        )
+        request = entry.request
+        health = await self._instances[request.model].check_health(PROBE_SECONDS)
+        if health is Health.DEAD and request.instance is not None:
+            self._controller.feed(InstanceExited(request.instance, reason))
+        if request.id in self._waiting:
+            self._controller.feed(RequestReturned(request, reason))
+        else:
+            self._controller.feed(RequestDone(request, completed=False))
 
-    async def _confirm(self, lease: _DispatchedLease, report: Callable[[bool], None]) -> None:
-        engine = self._instances[lease.model]
+    async def _confirm(self, model: str, report: Callable[[bool], None]) -> None:
+        engine = self._instances[model]
         health = await engine.check_health(PROBE_SECONDS)
         if health is not Health.DEAD:
-            # Silence is no sign of life: an engine that tells many clients of its death has no time for /health.
-            health = await self._second_look(engine)
+            # Silence is no sign of life: an engine that answers many clients as it dies has no time for /health.
+            await asyncio.sleep(SECOND_LOOK_SECONDS)
+            health = await engine.check_health(PROBE_SECONDS)
         report(health is not Health.DEAD)
-
-    async def _second_look(self, engine: ManagedInstance) -> Health:
-        await asyncio.sleep(SECOND_LOOK_SECONDS)
-        return await engine.check_health(PROBE_SECONDS)

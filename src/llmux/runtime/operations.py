@@ -126,7 +126,7 @@ class Operations:
         return ModelStatus(
             name,
             len(record.in_flight),
-            len(record.waiting),
+            len(record.queue),
             process_state(state),
             record.eviction,
             isinstance(state, Waking | Serving | Draining | Evicting | Stuck),

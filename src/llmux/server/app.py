@@ -63,7 +63,7 @@ class Server:
         self.settings = settings
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._scheduler = build_scheduler(settings)
-        self.metrics = RuntimeMetrics(list(settings.models), self._scheduler, asyncio.get_running_loop().time)
+        self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, Instance] = {}

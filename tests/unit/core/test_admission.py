@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+
 from llmux.core.events import RequestDone, RequestGone
+from llmux.core.request import Request
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Draining, Serving
 from llmux.errors import EngineDied, ModelNotLoaded, QueueFull, QueueTimeout
@@ -125,8 +128,8 @@ def test_returned_requests_go_to_the_front_in_order_of_arrival():
     driver.exit("a")
     returned = [request for request in requests[:4] if not request.error]
     assert len(returned) >= 2
-    expected = [request.number for request in (*returned, *requests[4:])]
-    assert list(driver.scheduler.model("a").waiting) == expected
+    expected = [request.record for request in (*returned, *requests[4:])]
+    assert list(driver.scheduler.model("a").queue) == expected
 
 
 def test_a_returned_request_goes_out_again_at_once_where_the_engine_lives():
@@ -145,8 +148,8 @@ def test_ends_that_were_taken_account_of_already_change_nothing():
     serving(driver, "a")
     before = driver.scheduler.model("a").idle_since
     driver.run_until(3.0)
-    driver.send(RequestDone(12345, "a"))
-    driver.send(RequestGone(12345, "a"))
+    driver.send(RequestDone(Request(12345, "a")))
+    driver.send(RequestGone(Request(12345, "a")))
     assert driver.scheduler.model("a").idle_since == before
 
 
@@ -156,4 +159,35 @@ def test_clients_that_come_and_go_leave_nothing_behind():
         driver.leave(driver.arrive("a"))
     world = driver.scheduler._world
     assert world.queued_requests == 0
-    assert len(world._deadlines) <= 1_025
+    assert len(world.deadlines) <= 1_025
+
+
+def test_a_request_carries_the_switch_that_it_waited_for_and_no_earlier_one():
+    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"))
+    driver.run_until(5.0)
+    first = driver.arrive("a")
+    driver.run_until(15.0)
+    driver.finish_wake("a")
+    assert (first.record.queue_seconds, first.record.switch_seconds) == (10.0, 10.0)
+    driver.run_until(15.1)
+    second = driver.arrive("a")
+    assert (second.record.queue_seconds, second.record.switch_seconds) == (0.0, None)
+    driver.complete(first), driver.complete(second)
+    third = driver.arrive("b")
+    driver.run_until(21.0)
+    driver.finish_evict("a")
+    driver.run_until(25.0)
+    driver.finish_wake("b")
+    assert third.record.queue_seconds == pytest.approx(9.9)
+    assert third.record.switch_seconds == pytest.approx(9.9)
+
+
+def test_a_request_counts_its_attempts_and_keeps_its_arrival():
+    driver = play(ModelSpec("a"))
+    serving(driver, "a")
+    driver.run_until(3.0)
+    request = driver.arrive("a")
+    assert (request.record.attempts, request.record.instance) == (1, driver.scheduler.model("a").instance)
+    driver.run_until(4.0)
+    driver.give_back(request)
+    assert (request.record.attempts, request.record.arrived_at) == (2, 3.0)

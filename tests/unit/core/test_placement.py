@@ -3,7 +3,7 @@
 import pytest
 
 from llmux.core.identifiers import GpuId
-from llmux.core.placement import Holder, fits, free_memory, victims
+from llmux.core.placement import Occupant, fits, free_memory, victims
 
 ONE, TWO = GpuId("local", "1"), GpuId("local", "2")
 
@@ -18,15 +18,15 @@ def test_fits_looks_at_every_gpu():
     assert fits({}, {})
 
 
-SLEEPER = Holder("sleeper", {ONE: 2}, (0, 1.0))
-IDLE = Holder("idle", {ONE: 6}, (1, 1.0))
-BUSY = Holder("busy", {ONE: 4}, (2, 1.0))
-OLDER_BUSY = Holder("older", {ONE: 4}, (2, 0.0))
-ELSEWHERE = Holder("elsewhere", {TWO: 10}, (0, 0.0))
+SLEEPER = Occupant("sleeper", {ONE: 2}, (0, 1.0))
+IDLE = Occupant("idle", {ONE: 6}, (1, 1.0))
+BUSY = Occupant("busy", {ONE: 4}, (2, 1.0))
+OLDER_BUSY = Occupant("older", {ONE: 4}, (2, 0.0))
+ELSEWHERE = Occupant("elsewhere", {TWO: 10}, (0, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("needed", "free", "holders", "expected"),
+    ("needed", "free", "occupants", "expected"),
     [
         ({ONE: 1}, {ONE: 1}, [IDLE], ()),
         ({ONE: 3}, {ONE: 1}, [IDLE, SLEEPER, BUSY], ("sleeper",)),
@@ -38,5 +38,5 @@ ELSEWHERE = Holder("elsewhere", {TWO: 10}, (0, 0.0))
         ({ONE: 1}, {ONE: -1}, [SLEEPER], ("sleeper",)),
     ],
 )
-def test_victims_are_few_and_cheap(needed, free, holders, expected):
-    assert victims(needed, free, holders) == expected
+def test_victims_are_few_and_cheap(needed, free, occupants, expected):
+    assert victims(needed, free, occupants) == expected

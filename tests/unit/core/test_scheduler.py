@@ -57,7 +57,15 @@ def test_the_short_cuts_equal_handle(steps, scenario, policy):
 def _picture(walk: Walk) -> object:
     driver = walk.driver
     models = [
-        (m.state, m.generation, dict(m.waiting), set(m.in_flight), m.failures, m.idle_since, m.last_served_at)
+        (
+            m.state,
+            m.generation,
+            [r.id for r in m.queue],
+            {r.id for r in m.in_flight},
+            m.failures,
+            m.idle_since,
+            m.last_served_at,
+        )
         for m in driver.scheduler.models
     ]
     places = {number: (request.place, request.admitted_at) for number, request in driver.requests.items()}
@@ -69,7 +77,7 @@ def test_the_short_cut_for_an_end_is_refused_while_somebody_waits_for_the_idlene
     serving(driver, "a")
     busy = driver.arrive("a")
     driver.arrive("b")
-    assert not driver.scheduler.done(busy.number, "a", True, driver.now)
+    assert not driver.scheduler.done(busy.record, True, driver.now)
     driver.complete(busy)
 
 
@@ -80,8 +88,8 @@ def test_the_short_cut_for_an_end_is_taken_in_a_drain_but_for_the_last_request()
     driver.arrive("b")
     driver.run_until(driver.now + 6.0)
     assert isinstance(driver.scheduler.state("a"), Draining)
-    assert driver.scheduler.done(first.number, "a", True, driver.now)
-    assert not driver.scheduler.done(last.number, "a", True, driver.now)
+    assert driver.scheduler.done(first.record, True, driver.now)
+    assert not driver.scheduler.done(last.record, True, driver.now)
 
 
 def test_a_timer_is_announced_once_and_replaced_by_an_earlier_one():

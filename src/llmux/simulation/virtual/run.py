@@ -16,6 +16,7 @@ from llmux.core.actions import (
     CommandDone,
     Evict,
     Freeze,
+    Hold,
     Reject,
     Revoke,
     SetTimer,
@@ -27,6 +28,7 @@ from llmux.core.actions import (
 )
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.identifiers import InstanceId, Seconds
+from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Asleep, Cold, Serving
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
@@ -96,6 +98,7 @@ class VirtualRun:
         self._outcome_at: Seconds = math.inf
         self._outcomes: list[tuple[Seconds, int, Event | _Awake]] = []
         self._numbers = itertools.count()
+        self._requests: dict[int, Request] = {}
         self._switches: list[SwitchDone] = []
         nothing = [math.nan] * len(calls)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
@@ -134,8 +137,9 @@ class VirtualRun:
         call = self._calls[request]
         self._came = request + 1
         now = self._now = self._moved_at = max(self._now, call.at_seconds)
-        if self._scheduler.admit(request, call.model, now) is None:
-            self._handle(RequestArrived(request, call.model))
+        record = self._requests[request] = Request(request, call.model, streams=True)
+        if self._scheduler.admit(record, now) is None:
+            self._handle(RequestArrived(record))
         else:
             self._begin(request, self._places[call.model])
         if self._progress is not None and not request % PROGRESS_EVERY:
@@ -158,8 +162,9 @@ class VirtualRun:
         self._hear(request, has_ended)
         if not has_ended:
             return
-        if not self._scheduler.done(request, place.name, True, now):
-            self._handle(RequestDone(request, place.name))
+        record = self._requests[request]
+        if not self._scheduler.done(record, True, now):
+            self._handle(RequestDone(record))
         if place.engine.is_idle and place.phase is Phase.SERVING:
             place.enter(Phase.IDLE, now)
 
@@ -167,7 +172,7 @@ class VirtualRun:
         """The client gets the first token, or the last one."""
         if math.isnan(self._first_token_at[request]):
             self._first_token_at[request] = self._now
-            self._scheduler.answered(request, self._calls[request].model, self._now)
+            self._scheduler.first_token(self._requests[request], self._now)
         if has_ended:
             self._ended_at[request] = self._moved_at = self._now
             self._served[request] = True
@@ -205,18 +210,20 @@ class VirtualRun:
     def _perform(self, action: Action) -> None:
         match action:
             case Admit(request, instance):
-                self._begin(request, self._places[instance.model])
+                self._begin(request.id, self._places[instance.model])
             case SetTimer(at):
                 self._timer_at = at
             case Reject(request, _):
-                self._give_up(request)
+                self._give_up(request.id)
             case Revoke(request, _):
-                self._place_of(request).give_up(request, self._now)
-                self._give_up(request)
+                self._places[request.model].give_up(request.id, self._now)
+                self._give_up(request.id)
             case Freeze(request):
-                self._place_of(request).freeze(request, self._now)
+                self._places[request.model].freeze(request.id, self._now)
+            case Hold():
+                pass
             case Thaw(request):
-                self._thaw(request)
+                self._thaw(request.id)
             case Wake():
                 self._wake(action)
             case Evict():
@@ -237,7 +244,7 @@ class VirtualRun:
         if has_ended is not None:
             self._hear(request, has_ended)
         if has_ended:
-            self._await(0.0, RequestDone(request, place.name))
+            self._await(0.0, RequestDone(self._requests[request]))
 
     def _give_up(self, request: int) -> None:
         self._ended_at[request] = self._moved_at = self._now

@@ -1,0 +1,68 @@
+"""A model's waiting requests, in the order in which they are admitted."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import takewhile
+
+from llmux.core.identifiers import Seconds
+from llmux.core.request import Priority, Request
+
+
+class RequestQueue:
+    """Waiting requests: one line per priority, each in the order of arrival.
+
+    Interactive requests go first, but a batch request goes before those that arrived more than ``max_wait_seconds``
+    after it, so no request is overtaken for ever. Each operation is O(1), except for a request that returns: O(those
+    older than it).
+    """
+
+    __slots__ = ("_batch", "_interactive", "_lines", "max_wait_seconds")
+
+    def __init__(self, max_wait_seconds: Seconds) -> None:
+        self.max_wait_seconds = max_wait_seconds
+        self._interactive: OrderedDict[Request, None] = OrderedDict()
+        self._batch: OrderedDict[Request, None] = OrderedDict()
+        self._lines = {Priority.INTERACTIVE: self._interactive, Priority.BATCH: self._batch}
+
+    def append(self, request: Request) -> None:
+        """Add a request that has just arrived."""
+        self._lines[request.priority][request] = None
+
+    def reinsert(self, request: Request) -> None:
+        """Add a request that was in flight, by its time of arrival: behind those that are older."""
+        line = self._lines[request.priority]
+        older = list(takewhile(lambda other: other.arrived_at < request.arrived_at, line))
+        line[request] = None
+        for other in (request, *reversed(older)):
+            line.move_to_end(other, last=False)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out; raises KeyError if it does not wait here."""
+        del self._lines[request.priority][request]
+
+    def next(self) -> Request | None:
+        """The request to be admitted next."""
+        if not self._interactive or not self._batch:
+            return next(iter(self._interactive or self._batch), None)
+        interactive, batch = next(iter(self._interactive)), next(iter(self._batch))
+        return batch if batch.arrived_at + self.max_wait_seconds < interactive.arrived_at else interactive
+
+    @property
+    def oldest_arrived_at(self) -> Seconds | None:
+        """When the request arrived that has waited longest; None if none waits."""
+        heads = [next(iter(line)).arrived_at for line in (self._interactive, self._batch) if line]
+        return min(heads) if heads else None
+
+    def line(self, priority: Priority) -> list[Request]:
+        """The requests of one priority, in the order of arrival."""
+        return list(self._lines[priority])
+
+    def __iter__(self) -> Iterator[Request]:
+        """All requests in the order of arrival; works on a copy, so the queue may change meanwhile."""
+        return iter(sorted((*self._interactive, *self._batch), key=lambda request: (request.arrived_at, request.id)))
+
+    def __contains__(self, request: Request) -> bool:
+        return request in self._lines[request.priority]
+
+    def __len__(self) -> int:
+        return len(self._interactive) + len(self._batch)
