@@ -14,7 +14,7 @@ class Weights(StrEnum):
 
 
 class Process(StrEnum):
-    """What becomes of the engine's process while the model is off the GPU."""
+    """What happens to the engine's process while the model is off the GPU."""
 
     KEEP_RUNNING = "keep_running"
     CUDA_SUSPEND = "cuda_suspend"
@@ -44,11 +44,11 @@ class Eviction:
 
     @property
     def leaves_the_gpu(self) -> bool:
-        """Whether any memory is given back; what retains its weights in a running process stays where it is."""
+        """Whether any GPU memory is freed: a running process that retains its weights frees none."""
         return self.weights is not Weights.RETAIN or self.process is not Process.KEEP_RUNNING
 
     def is_deeper_than(self, other: Self) -> bool:
-        """Whether a model that left by ``other`` can go on to leave by this, without being woken in between."""
+        """Whether a model that left by ``other`` can go on to this without being woken first."""
         order = tuple(Process)
         return order.index(self.process) > order.index(other.process)
 

@@ -1,4 +1,4 @@
-"""Names for things that are told apart: instances and GPUs."""
+"""Identifiers of instances and GPUs, and the units that go with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Seconds = float
 
 @dataclass(frozen=True, slots=True, order=True)
 class InstanceId:
-    """One running engine of a model; the generation grows with every cold start, so late outcomes are told apart."""
+    """One running engine of a model. Each cold start is a new generation, so that late outcomes are recognised."""
 
     model: str
     generation: int
@@ -20,7 +20,7 @@ class InstanceId:
 
 
 class GpuId(NamedTuple):
-    """One GPU of one host. A tuple, since every decision looks it up in mappings many times."""
+    """One GPU of one host. A tuple because it is a key that every decision looks up many times."""
 
     host: str
     uuid: str
@@ -35,4 +35,4 @@ EVERY_GPU = GpuId("local", "all")
 NOTHING: Footprint = {}
 
 ALL_OF_IT: Footprint = {EVERY_GPU: 1}
-"""The footprint of a model without any declaration: all of every GPU."""
+"""The footprint of a model that declares none: all of every GPU."""

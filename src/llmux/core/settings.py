@@ -1,4 +1,4 @@
-"""What the scheduler must know about the models and the limits, as plain values."""
+"""What the scheduler needs to know of the models and limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,23 +9,25 @@ from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, Seconds
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One configured model. ``awake`` is what it holds while on the GPUs, ``asleep`` what remains per eviction."""
+    """One configured model."""
 
     name: str
     eviction: Eviction = STOP
     max_in_flight: int = 256
     drain: Drain = Drain.WAIT
     awake: Footprint = field(default_factory=lambda: ALL_OF_IT)
+    """GPU memory that it holds while it is on the GPUs."""
     asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
+    """GPU memory that it still holds after each eviction; nothing where it is not listed."""
     begins_asleep: Eviction | None = None
     """How it left the GPU before llmux started, if it can be woken from there."""
     weight: float = 1.0
-    """How much its waiting requests count with a policy that weighs."""
+    """How much its waiting requests count with policies that weigh candidates."""
     max_wait_seconds: Seconds | None = None
-    """When its oldest waiting request is overdue; None: as for all."""
+    """How long its oldest request waits until the model is overdue; None: as in ``Limits``."""
 
     def residue(self, eviction: Eviction) -> Footprint:
-        """What the model still holds on the GPUs after it left by ``eviction``."""
+        """GPU memory that the model still holds after it left by ``eviction``."""
         if not eviction.leaves_the_gpu:
             return self.awake
         return self.asleep.get(eviction, NOTHING) if self.asleep else NOTHING
@@ -33,7 +35,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The times and bounds that belong to no policy."""
+    """Times and bounds that hold under every policy. docs/configuration.md explains those that can be configured."""
 
     request_timeout_seconds: Seconds = 300.0
     min_active_seconds: Seconds = 5.0
@@ -44,8 +46,10 @@ class Limits:
     queue_limit_requests: int = 10_000
     queue_limit_bytes: int = 1 << 30
     attempts_max: int = 2
+    """A request that killed two engines would kill a third."""
     commands_max: int = 100
+    """Operator commands are performed one after the other; more than this is a runaway script."""
 
     def backoff_seconds(self, failures: int) -> Seconds:
-        """How long to wait before the next try after so many failures in a row."""
+        """The pause before the next attempt after a number of failures in a row; doubles up to the maximum."""
         return min(self.backoff_max_seconds, self.backoff_first_seconds * 2.0 ** min(failures - 1, 32))

@@ -1,4 +1,4 @@
-"""What a switch policy is: from a read-only view, either stay for now or bring a model."""
+"""The interface of switch policies: from a read-only view, switch to a model now, or stay."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from llmux.core.identifiers import Seconds
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that is wanted and not on the GPU. Frozen requests count as queued, since when they were frozen."""
+    """A model that is wanted and not on the GPU. Frozen requests count as queued since they were frozen."""
 
     model: str
     head_arrived_at: Seconds
@@ -19,11 +19,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the models that share a GPU, and are there or wait to be, ask of it together.
+    """What the models on a GPU, and those that wait for it, ask of it together.
 
-    ``load``: the part of an engine's time that arrivals take until their answers begin; 1 or more where that is unknown
-    of all, for nothing can be told to be left over then. ``residence_seconds``: how long requests are in flight on the
-    average; 0 as long as nobody knows. ``waiting_models``: how many wait for their turn.
+    ``load``: the share of an engine's time that arrivals need until their first tokens, summed over the models; a model
+    of which that is unknown counts as 1. ``residence_seconds``: how long requests are in flight on average; 0 while
+    unknown. ``waiting_models``: how many wait for the GPU.
     """
 
     load: float
@@ -36,10 +36,11 @@ NO_DEMAND = Demand(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """A model on the GPU that would have to leave. ``idle_since`` is None while it has work.
+    """A serving model that would have to leave. ``idle_since`` is None while it has work.
 
-    ``awaiting_first_token``: how many of those in flight wait for their first token. ``prefill_seconds``: engine time
-    that a request takes until then; ``residence_seconds``: how long it is in flight. None: not known yet.
+    ``awaiting_first_token``: how many of the requests in flight wait for their first token. ``prefill_seconds``: the
+    engine time that a request takes until then; ``residence_seconds``: how long it is in flight. None: unknown.
+    ``drain_seconds``: moving average of its drains.
     """
 
     model: str
@@ -65,7 +66,7 @@ class Bring:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Switch to nobody yet; ask again at this time at the latest (infinity: only when something happens)."""
+    """Do not switch yet; ask again at this time at the latest (infinity: only when something happens)."""
 
     until: Seconds
 
@@ -77,43 +78,44 @@ class PolicyView(Protocol):
     """What a policy may look at."""
 
     def oldest(self) -> Candidate | None:
-        """The candidate whose turn is next."""
+        """The candidate that is overdue first; None if there is none."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """The candidates whose turn is next, in turn order; not more than a policy can look at in one decision."""
+        """The candidates that are overdue first, in that order; bounded, so that a decision's cost is."""
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
-        """The models that would have to leave; empty when there is room."""
+        """The models that would have to leave; empty if the candidate fits beside them."""
 
     def cost(self, leaving: str, coming: str) -> Seconds:
-        """What a switch between the two is expected to take."""
+        """The expected time of a switch between the two; a guess while unknown."""
 
     def known_cost(self, leaving: str, coming: str) -> Seconds | None:
-        """The same, or None as long as nobody knows."""
+        """The same, or None while unknown."""
 
 
 class Policy(Protocol):
-    """Decides when to switch and to whom, within the bounds that the core keeps for every policy."""
+    """Decides when to switch and to which model.
+
+    Bounded wait, minimum times, drain, back-off, manual mode and memory are the core's and no policy's concern.
+    """
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        """Called whenever something could be switched; must not keep the view."""
+        """Called whenever a switch could be started; must not keep the view."""
 
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
-        """How long a model that has work stays on the GPU at least, overdue models or not; asked again and again."""
+        """How long a busy model stays on the GPU at least, overdue candidates or not; asked at every decision."""
 
     def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
-        """The most that ``quantum_seconds`` ever says, if no switch takes longer than that."""
+        """The longest quantum, if no switch takes longer than ``longest_switch_seconds``. Enters the wait bound."""
 
 
 class NoQuantum:
-    """For policies that leave it to ``min_active_seconds`` how long a model stays."""
+    """Base of policies without a quantum: models stay for ``min_active_seconds``."""
 
     __slots__ = ()
 
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
-        """See ``Policy``."""
         return 0.0
 
     def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
-        """See ``Policy``."""
         return 0.0

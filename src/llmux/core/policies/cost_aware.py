@@ -1,4 +1,4 @@
-"""Switch when the queue is worth the switch: 0.7.7's ``cost_aware``, as a rule about the present."""
+"""Switch when the queue is worth it: 0.7.7's ``cost_aware``."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, NoQuan
 
 @dataclass(frozen=True, slots=True)
 class CostAware(NoQuantum):
-    """Lets a model stay at least as long as the switch costs, then waits for a worthwhile queue or for the window."""
+    """Lets a model stay as long as the switch to it cost, then until the queue is long enough or the window is over."""
 
     coalesce_window_seconds: Seconds = 2.0
     amortization_factor: float = 0.5
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        """See ``Policy``."""
         earliest, wanted = math.inf, ""
         for candidate in view.candidates():
             due_at = max(

@@ -5,9 +5,8 @@ from llmux.core.policies.base import Bring, Choice, NoQuantum, PolicyView, Stay
 
 
 class Fifo(NoQuantum):
-    """Brings whoever has waited longest, at once."""
+    """Switches at once to the model whose request has waited longest."""
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        """See ``Policy``."""
         oldest = view.oldest()
         return Stay(float("inf")) if oldest is None else Bring(oldest.model)

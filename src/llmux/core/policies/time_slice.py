@@ -1,4 +1,4 @@
-"""Leave only when there is nothing left to do: 0.7.7's ``time_slice``."""
+"""Switch only from idle models: 0.7.7's ``time_slice``."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,14 @@ from llmux.core.policies.base import Bring, Choice, Incumbent, NoQuantum, Policy
 
 @dataclass(frozen=True, slots=True)
 class TimeSlice(NoQuantum):
-    """Switches when the models in the way have been idle for a tick, to the longest queue.
+    """Switches to the longest queue when the models in the way have been idle for a whole tick.
 
-    0.7.7 samples idleness every tick; here a model must have been idle for one whole tick, which does not depend on
-    when the ticks fall.
+    0.7.7 samples idleness every tick, so that what it does depends on when the ticks fall.
     """
 
     tick_interval_seconds: Seconds = 0.5
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        """See ``Policy``."""
         earliest, wanted, longest = math.inf, "", 0
         for candidate in view.candidates():
             due_at = max((self._due_at(incumbent) for incumbent in view.in_the_way(candidate)), default=-math.inf)
