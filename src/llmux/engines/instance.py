@@ -42,7 +42,7 @@ from llmux.errors import (
     RestoreFailed,
     SpawnFailed,
 )
-from llmux.gpus.headroom import GpuHeadroom
+from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
@@ -133,7 +133,7 @@ class Instance:
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
-        self._room.forget_left()
+        self._room.forget_freed()
         try:
             await self._guard.run(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
         except OutputMismatch:
@@ -159,7 +159,7 @@ class Instance:
             await self._stop()
             return Cold()
         if isinstance(residency, Asleep):
-            self._room.note_left(before, await self._room.read())
+            self._room.record_freed(before, await self._room.read())
         return residency
 
     def _fall_back(self, event: str, reason: str) -> None:
@@ -279,7 +279,7 @@ class Instance:
         return await check_health(self._endpoints, timeout_seconds)
 
     async def _start(self) -> None:
-        self._room.forget_left()
+        self._room.forget_freed()
         await self._guard.run(self._room.wait_to_start(), None, "the wait for free memory")
         self._listen_at(self.spec.port)
         if not is_free(self.spec.port):

@@ -21,8 +21,7 @@ from llmux.engines.checkpointer import Checkpointer, CriuSettings
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.vllm import ControlTimeouts
 from llmux.errors import ConfigError, Problem
-from llmux.gpus.headroom import GpuHeadroom
-from llmux.gpus.memory import GpuReader, StartNeed
+from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
 
