@@ -1,5 +1,6 @@
 """Connections from outside to an engine that goes into an image and comes back."""
 
+import asyncio
 import http.client
 import json
 from pathlib import Path
@@ -31,9 +32,9 @@ async def test_established_connection_survives(tmp_path: Path) -> None:
         for cycle in range(2):
             manifest = await engine.dump()
             assert len(manifest.firewall_tables) == 1
-            assert firewall.list_tables() >= set(manifest.firewall_tables)
+            assert await asyncio.to_thread(firewall.list_tables) >= set(manifest.firewall_tables)
             await engine.restore()
-            assert not firewall.list_tables() & set(manifest.firewall_tables)
+            assert not set(manifest.firewall_tables) & await asyncio.to_thread(firewall.list_tables)
             assert ask(connection) == cycle + 2
         connection.close()
 
@@ -42,9 +43,9 @@ async def test_dropped_image_takes_its_firewall_table_along(tmp_path: Path) -> N
     async with started(imager(tmp_path)) as engine:
         connection = connect(engine)
         manifest = await engine.dump()
-        assert firewall.list_tables() >= set(manifest.firewall_tables)
+        assert await asyncio.to_thread(firewall.list_tables) >= set(manifest.firewall_tables)
         await engine.imager.drop(engine.path)
-        assert not firewall.list_tables() & set(manifest.firewall_tables)
+        assert not set(manifest.firewall_tables) & await asyncio.to_thread(firewall.list_tables)
         connection.close()
 
 
