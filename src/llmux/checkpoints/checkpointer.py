@@ -1,16 +1,16 @@
 """Puts engines into images on disk and brings them back: one at a time on a machine, with time limits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
 from llmux.checkpoints import dumping, images, restoring, shared_memory
 from llmux.checkpoints.criu import Criu, inspect_criu, read_error
-from llmux.checkpoints.dumping import EngineProcesses, ImageFacts
+from llmux.checkpoints.dumping import Dumpable, ImageFacts
 from llmux.checkpoints.manifest import Manifest, check_origin, read_manifest
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed, SpawnFailed
 
@@ -52,23 +52,6 @@ class RestoreCommand:
     pid: int
     pipes: tuple[int, int]
     temporary_directory: Path | None = None
-
-
-class Dumpable(EngineProcesses, Protocol):
-    """A running engine that can run a criu which dumps it."""
-
-    @property
-    def is_dumped(self) -> bool:
-        """Whether the engine is in an image instead of running."""
-
-    async def dump(self, argv: Sequence[str], timeout_seconds: float) -> None:
-        """Run criu's command line; raises DumpFailed.
-
-        Cancelled, it stops criu and returns once it is known whether the engine runs on or ``is_dumped``.
-        """
-
-    async def release(self) -> None:
-        """After a successful dump: give up what is left of the engine, such as its temporary directory."""
 
 
 class Checkpointer:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +23,8 @@ GIB = 1 << 30
 UNDUMPABLE_SHOWN = 3
 
 
-class EngineProcesses(Protocol):
-    """The processes of a running engine, as far as an image records them."""
+class Dumpable(Protocol):
+    """What a dump needs of a running engine."""
 
     @property
     def pid(self) -> int:
@@ -40,6 +41,19 @@ class EngineProcesses(Protocol):
     @property
     def temporary_directory(self) -> Path | None:
         """The engine's own temporary directory."""
+
+    @property
+    def is_dumped(self) -> bool:
+        """Whether the engine is in an image instead of running."""
+
+    async def dump(self, argv: Sequence[str], timeout_seconds: float) -> None:
+        """Run criu's command line; raises DumpFailed.
+
+        Cancelled, it stops criu and returns once it is known whether the engine runs on or ``is_dumped``.
+        """
+
+    async def release(self) -> None:
+        """After a successful dump: give up what is left of the engine, such as its temporary directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ class Preparation:
     """Estimated size of the image."""
 
 
-def prepare(process: EngineProcesses, new: Path) -> Preparation:
+def prepare(process: Dumpable, new: Path) -> Preparation:
     """Inspect the engine; raises DumpFailed for what would make criu fail later, or the image incomplete."""
     tree = inspect_tree(process.pid)
     if tree.undumpable:
@@ -88,7 +102,7 @@ def prepare(process: EngineProcesses, new: Path) -> Preparation:
     return Preparation(tree, inodes, remapped, size_bytes)
 
 
-def describe(process: EngineProcesses, facts: ImageFacts, preparation: Preparation, criu: Criu) -> Manifest:
+def describe(process: Dumpable, facts: ImageFacts, preparation: Preparation, criu: Criu) -> Manifest:
     """The manifest of the engine's image, without its files."""
     directory = process.temporary_directory
     return Manifest(

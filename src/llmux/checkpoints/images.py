@@ -128,7 +128,7 @@ def delete(path: Path, top: Path) -> None:
 
 
 def delete_all_unfinished(top: Path) -> None:
-    """Delete images that a killed llmux left unfinished; nobody may be building one. Raises OSError."""
+    """Delete images that a killed llmux left unfinished; none may be under construction. Raises OSError."""
     for folder, directories, _ in os.walk(top):
         for name in directories.copy():
             if name.endswith(NEW):

@@ -24,7 +24,7 @@ FINGERPRINT_KEY = "identity"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What llmux must know about an image and criu's files do not tell."""
+    """What llmux must know about an image beyond criu's own files."""
 
     model: str
     argv: tuple[str, ...]
@@ -115,7 +115,7 @@ def write_manifest(image: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(image: Path, *, verify: bool = True) -> Manifest:
-    """Read the manifest, and ``verify`` that the image's files are as it says; raises ImageUnusable."""
+    """Read the manifest and ``verify`` the image's files against it; raises ImageUnusable."""
     try:
         document = json.loads((image / NAME).read_text())
         found = document["format"]

@@ -17,7 +17,7 @@ GIB = 1 << 30
 def find_obstacle(manifest: Manifest) -> str | None:
     """Why the engine cannot be restored at present; None if it can.
 
-    After a failed restore the engine's pids are killed, so they must be known to be nobody else's before it.
+    The pids in particular must be free: after a failed restore, the processes that have them are killed.
     """
     if not is_free(manifest.port):
         return f"port {manifest.port} is taken by another process"
