@@ -52,6 +52,6 @@ async def _restore(settings: Settings, model: str) -> Restored:
     imager = require_checkpointer(settings)
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = imager.image_path(model) if model in settings.models else None
-    images = CheckpointStore(imager, model, keep=keep, given=given)
+    images = CheckpointStore(imager, model, keep=keep, configured=given)
     async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
         return await restore_to_stay(engine, imager, tell)
