@@ -427,7 +427,7 @@ async def test_commands_that_wait_at_the_end_are_told() -> None:
         await holder.wait("granted")
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(api.post("switch", model="b"))
-            await api.until(lambda: api.runtime.operations.status().state == "switching:a->b")
+            await api.until(lambda: api.runtime.operations.status().switching == ("a", "b"))
             refused = tasks.create_task(_expect_the_end(api))
             waiting_answer = await waiting
             await refused
