@@ -11,13 +11,13 @@ from llmux.core.states import Draining, Serving
 from llmux.errors import EngineDied, ModelNotLoaded, QueueFull, QueueTimeout
 from tests.support.core_scenarios import OFFLOAD
 from tests.support.core_truth import Place
-from tests.support.playbook import LIMITS, play, serving, told
+from tests.support.playbook import LIMITS, performed, play, serving
 
 
 def test_a_request_for_a_cold_model_waits_for_its_wake_and_one_for_a_serving_model_does_not():
     driver = play(ModelSpec("a"), short_cuts=False)
     first = driver.arrive("a")
-    assert told(driver) == ["wake a#1"]
+    assert performed(driver) == ["wake a#1"]
     assert first.place is Place.WAITING
     driver.finish_wake("a")
     assert driver.arrive("a").place is Place.IN_FLIGHT
