@@ -300,7 +300,7 @@ def test_shutdown_with_nothing_running_is_done_at_once():
 
 
 @pytest.mark.parametrize("error", [None, "aborted"])
-def test_shutdown_gives_up_a_wake_and_stops_what_became_of_it(error):
+def test_shutdown_aborts_a_wake_and_stops_its_engine(error):
     driver = two()
     waiting = driver.arrive("a")
     driver.shut_down(10.0)
@@ -314,7 +314,7 @@ def test_shutdown_gives_up_a_wake_and_stops_what_became_of_it(error):
 
 
 @pytest.mark.parametrize("residency", [Asleep(OFFLOAD), Cold()])
-def test_shutdown_gives_up_a_sleep_and_stops_what_became_of_it(residency):
+def test_shutdown_aborts_a_sleep_and_stops_its_engine(residency):
     driver = two()
     serving(driver, "a")
     driver.run_until(6.0)

@@ -42,7 +42,7 @@ def test_a_switch_does_not_wait_for_requests_that_can_be_frozen():
     assert isinstance(driver.scheduler.state("a"), Evicting)
 
 
-def test_frozen_requests_are_demand_and_go_on_before_the_queue():
+def test_frozen_requests_are_demand_and_resume_before_the_queue():
     driver, request = frozen_under(ModelSpec("b", STOP))
     queued = driver.arrive("a")
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
@@ -53,7 +53,7 @@ def test_frozen_requests_are_demand_and_go_on_before_the_queue():
     assert request.place is queued.place is Place.IN_FLIGHT
 
 
-def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on():
+def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_progress():
     driver, request = frozen_under(ModelSpec("b", STOP), limits=Limits(min_active_seconds=2.0))
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
     driver.run_until(20.0)

@@ -115,7 +115,7 @@ def test_only_a_completed_request_resets_the_back_off():
     assert driver.scheduler.model("a").failures == 0
 
 
-def test_a_crash_takes_the_leases_back_stops_what_is_left_and_restarts_at_once():
+def test_a_crash_revokes_leases_stops_the_rest_and_restarts_at_once():
     driver = play(ModelSpec("a", OFFLOAD))
     serving(driver, "a")
     busy = driver.arrive("a")
@@ -268,7 +268,7 @@ def test_a_model_just_woken_does_not_leave_early_for_one_that_cannot_be_brought_
     assert performed(driver)[-1] == "wake b#1"
 
 
-def test_the_story_tells_the_latest_transitions():
+def test_the_history_has_the_latest_transitions():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
     assert [(c.event, type(c.after)) for c in driver.scheduler.history("a")] == [
