@@ -159,14 +159,14 @@ class ScriptedEngine:
     connections: list[EngineSide] = field(default_factory=list)
     port: int = 0
     server: asyncio.Server | None = None
-
-    @property
-    def upstream(self) -> Upstream:
-        return Upstream("127.0.0.1", self.port)
+    upstream: Upstream = field(init=False)
+    """One object, as an instance keeps one: the gateway finds its connections by it."""
 
     async def start(self) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**26)
-        self.port = self.server.sockets[0].getsockname()[1]
+        if not self.port:
+            self.port = self.server.sockets[0].getsockname()[1]
+            self.upstream = Upstream("127.0.0.1", self.port)
 
     def stop(self) -> None:
         """Stop listening and cut every connection."""

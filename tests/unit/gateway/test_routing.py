@@ -104,7 +104,7 @@ def test_memory_is_bounded_and_configured_models_may_change() -> None:
     routes = Router((), known.__contains__, lambda: known)
     for number in range(3000):
         routes.find(b"/v1/%d" % number)
-    assert len(routes._remembered) <= 1024
+    assert len(routes._cached) <= 1024
     assert routes.find(b"/upstream/m/v1/x").model == "m"
     known.clear()
     with pytest.raises(ModelNotFound):

@@ -5,10 +5,10 @@ import socket
 import pytest
 
 from llmux.access import Upstream
-from llmux.gateway.engine_connection import EngineConnection
+from llmux.gateway.http.response_head import ResponseHead
 from llmux.gateway.options import GatewayOptions
-from llmux.gateway.pool import EnginePools
-from llmux.gateway.response_head import ResponseHead
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.statistics import GatewayStatistics
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from llmux.errors import InvalidJson, MalformedRequest, MissingModel
-from llmux.gateway.body_model import is_form, model_in_form, model_in_json, replace_model
-from llmux.gateway.dispatch import find_model
-from llmux.gateway.request_head import RequestHead
-from llmux.gateway.routing import Destination, Route
+from llmux.gateway.http.bodies import is_form, model_in_form, model_in_json, replace_model
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.routing import Destination, Route, find_model
 
 ROUTE = Route(Destination.ENGINE, "/v1/completions", b"/v1/completions")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.gateway.chunks import ChunkReader, FramingError
+from llmux.gateway.http.chunks import ChunkReader, FramingError
 
 
 def encode(pieces: list[bytes], size_line: bytes = b"%X\r\n") -> bytes:

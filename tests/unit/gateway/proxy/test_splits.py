@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from llmux.access import Outcome, Upstream
-from llmux.gateway.client_connection import ClientConnection
-from llmux.gateway.engine_connection import EngineConnection
 from llmux.gateway.options import GatewayOptions
-from llmux.gateway.pool import EnginePools
+from llmux.gateway.proxy.client_connection import ClientConnection
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import GatewayStatistics
 from tests.support.access import FakeAccess

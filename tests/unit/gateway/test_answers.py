@@ -13,7 +13,7 @@ from llmux.errors import (
     QueueTimeout,
     RequestError,
 )
-from llmux.gateway.errors import SHAPES, error_body, error_event, error_headers, shape_of
+from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
 
 
 def every_kind() -> list[type[RequestError]]:
