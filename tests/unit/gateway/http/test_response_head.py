@@ -1,3 +1,5 @@
+"""Parsing the heads of answers, whole or as repetitions."""
+
 import pytest
 
 from llmux.gateway.http.chunks import FramingError
@@ -11,7 +13,7 @@ def facts(head: ResponseHead) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("lengths", [("5", "17"), ("17", "5"), ("5", "5"), ("5", "0"), ("0", "5"), ("5", "0017")])
-def test_a_head_that_differs_in_its_length_reads_as_it_would_alone(lengths: tuple[str, str]) -> None:
+def test_a_head_that_differs_in_its_length_is_read_as_if_it_came_first(lengths: tuple[str, str]) -> None:
     reader = ResponseHeadReader()
     for length in (*lengths, *lengths):
         head = HEAD % length.encode()
@@ -29,14 +31,14 @@ def test_a_head_that_differs_in_its_length_reads_as_it_would_alone(lengths: tupl
         HEAD.replace(b"Content-Length: %b\r\n", b""),
     ],
 )
-def test_any_other_difference_is_read_anew(other: bytes) -> None:
+def test_a_head_with_any_other_difference_is_parsed_anew(other: bytes) -> None:
     reader = ResponseHeadReader()
     reader.read(HEAD % b"17", to_head_request=False)
     assert facts(reader.read(other, to_head_request=False)) == facts(ResponseHead(other, to_head_request=False))
 
 
 @pytest.mark.parametrize("length", [b"+5", b"5,5", b"0x5", b"", b"-1", b"5\r\nContent-Length: 6", b"9" * 30])
-def test_a_wrong_length_is_refused_after_a_good_one_too(length: bytes) -> None:
+def test_an_invalid_length_is_refused_after_a_valid_one_too(length: bytes) -> None:
     reader = ResponseHeadReader()
     reader.read(HEAD % b"17", to_head_request=False)
     with pytest.raises(FramingError):
