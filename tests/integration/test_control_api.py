@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from llmux.access import Outcome
+from llmux.control.wording import process_state
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.settings import Limits
@@ -307,7 +308,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_switch(caplog: pytest.LogC
             engine.wake_error = error
             await _begin_and_leave(api, "wake")
             engine.wake_gate.set()
-            await api.until(lambda state=state: api.runtime.operations.model_status("a").process_state == state)  # type: ignore[misc]
+            await api.until(lambda state=state: process_state(api.runtime.operations.model_status("a").state) == state)  # type: ignore[misc]
             await api.post("sleep", model="a", eviction={"weights": "retain", "process": "stop"})
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -426,7 +427,7 @@ async def test_commands_that_wait_at_the_end_are_told() -> None:
         await holder.wait("granted")
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(api.post("switch", model="b"))
-            await api.until(lambda: api.runtime.operations.status().state == "switching:a->b")
+            await api.until(lambda: api.runtime.operations.status().switching == ("a", "b"))
             refused = tasks.create_task(_expect_the_end(api))
             waiting_answer = await waiting
             await refused

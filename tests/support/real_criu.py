@@ -1,4 +1,4 @@
-"""Engines for the tests with the real criu, and what may not be left of them."""
+"""Engines for the tests with the real criu, and checks that nothing is left of them."""
 
 import asyncio
 import json
@@ -16,10 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 from llmux.checkpoints import firewall, images, shared_memory
+from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings, RestoreCommand
+from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.fingerprint import fingerprint_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
-from llmux.engines.checkpointer import Checkpointer, CriuSettings, ImageFacts
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
 from tests.support.processes import exists
@@ -52,7 +53,7 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer
 print("ready", flush=True)
 server.serve_forever()
 """
-"""Answers with random bytes from both ends of its memory, and logs each request on stdout."""
+"""A server that answers with random bytes from both ends of its memory, and prints each request."""
 
 FAMILY = """
 import http.server, json, multiprocessing, os, sys, tempfile
@@ -93,7 +94,7 @@ def main():
 if __name__ == "__main__":
     main()
 """
-"""Counts in memory that it shares with a child, to which it speaks by semaphores of the spawn context."""
+"""A server that counts in memory shared with a child, synchronised by semaphores of the spawn context."""
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class Engine:
     model: str
     port: int
     argv: tuple[str, ...]
-    imager: Checkpointer
+    checkpointer: Checkpointer
     process: EngineProcess
     lines: list[str] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
@@ -115,7 +116,7 @@ class Engine:
         return ImageFacts(
             model=self.model,
             port=self.port,
-            identity=fingerprint_of(self.argv, os.environ),
+            fingerprint=fingerprint_of(self.argv, os.environ),
             steps=(),
             eviction=Eviction.parse("retain+checkpoint"),
             has_frozen=has_frozen,
@@ -124,25 +125,26 @@ class Engine:
 
     @property
     def path(self) -> Path:
-        return self.imager.image_path(self.model)
+        return self.checkpointer.image_path(self.model)
 
     async def dump(self) -> Manifest:
-        manifest = await self.imager.dump(self.process, self.facts())
+        manifest = await self.checkpointer.dump(self.process, self.facts())
         assert self.process.is_gone
         assert only_image_left(manifest)
         return manifest
 
     async def restore(self, path: Path | None = None) -> Manifest:
-        self.process, manifest = await self.imager.restore(
-            path or self.path, on_line=self.hear, on_exit=self.exits.append
-        )
+        self.process, manifest = await self.checkpointer.restore(path or self.path, self.run_criu)
         return manifest
 
-    def hear(self, stream: str, line: str) -> None:
+    async def run_criu(self, command: RestoreCommand) -> EngineProcess:
+        return await EngineProcess.restore(command, on_line=self.add_line, on_exit=self.exits.append)
+
+    def add_line(self, stream: str, line: str) -> None:
         self.lines.append(line)
 
-    async def heard(self, count: int, text: str) -> None:
-        """Wait until so many lines with the text have come."""
+    async def wait_for_lines(self, count: int, text: str) -> None:
+        """Wait until the engine has printed ``count`` lines with the text."""
 
         def is_over() -> bool:
             return sum(text in line for line in self.lines) >= count or bool(self.exits)
@@ -152,7 +154,7 @@ class Engine:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a state of other processes, which are left the processor meanwhile."""
+    """Wait for a state of other processes, without keeping the processor from them."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
@@ -165,16 +167,16 @@ def fetch(port: int, path: str = "/") -> dict[str, Any]:
         return dict(json.load(answer))
 
 
-def imager(directory: Path, **settings: Any) -> Checkpointer:
-    """An imager of its own for one test."""
+def new_checkpointer(directory: Path, **settings: Any) -> Checkpointer:
+    """A checkpointer for one test, with its images in the directory."""
     return Checkpointer(CriuSettings(CRIU, None, directory, **settings))
 
 
 @asynccontextmanager
 async def started(
-    imager: Checkpointer, script: str = STUB, *arguments: str, model: str = "stub", checkpointable: bool = True
+    checkpointer: Checkpointer, script: str = STUB, *arguments: str, model: str = "stub", checkpointable: bool = True
 ) -> AsyncIterator[Engine]:
-    """An engine that answers; whatever it is in the end, it is killed with the block."""
+    """An engine that answers; at the end of the block it is stopped and its image deleted."""
     (port,) = choose_ports(1)
     directory = create_temporary_directory(model)
     file = directory / "engine.py"
@@ -185,36 +187,36 @@ async def started(
     lines: list[str] = []
     exits: list[int] = []
     process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
-    engine = Engine(model, port, argv, imager, process, lines, exits)
+    engine = Engine(model, port, argv, checkpointer, process, lines, exits)
     try:
-        await engine.heard(1, "ready")
+        await engine.wait_for_lines(1, "ready")
         yield engine
     finally:
         await engine.process.stop(5.0, 5.0)
-        await engine.imager.drop(engine.path)
+        await engine.checkpointer.delete(engine.path)
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever the block does, it leaves nothing of its engines in /dev/shm, none of its tables, and no child of ours.
+    """Check that the block leaves none of its files in /dev/shm, none of its firewall tables and no child process.
 
-    Others may use criu at the same time: only what this process has heard of as its own is looked for.
+    Others may use criu at the same time: only names that this process has seen as its own are checked.
     """
     children, tables = find_children(), set[str]()
-    remove = images.remove
+    remove_directory = images.remove_directory
 
     def note_tables_and_remove(path: Path, top: Path) -> None:
         tables.update(firewall.find_tables(path / "dump.log"))
-        remove(path, top)
+        remove_directory(path, top)
 
     with (
-        patch.object(images, "remove", note_tables_and_remove),
+        patch.object(images, "remove_directory", note_tables_and_remove),
         recorded(shared_memory, "find_names") as before,
-        recorded(shared_memory, "take_into_image") as taken,
+        recorded(shared_memory, "move_into_image") as moved,
     ):
         yield
     assert not firewall.list_tables() & tables
-    files = [name for names in (*before, *taken) for name in names if (SHM / name).exists()]
+    files = [name for names in (*before, *moved) for name in names if (SHM / name).exists()]
     assert not files, files
     new_children = find_children() - children
     assert not new_children, new_children
@@ -222,7 +224,7 @@ def nothing_left() -> Iterator[None]:
 
 @contextmanager
 def small_file_system(directory: Path, size_mib: int) -> Iterator[Path]:
-    """A directory with no more room than that."""
+    """A directory in a file system of this size."""
     directory.mkdir()
     options = f"size={size_mib}m,mode=0700"
     subprocess.run(("mount", "-t", "tmpfs", "-o", options, "llmux-test", str(directory)), check=True)
@@ -232,7 +234,7 @@ def small_file_system(directory: Path, size_mib: int) -> Iterator[Path]:
 
 @contextmanager
 def recorded(module: ModuleType, name: str) -> Iterator[list[Iterable[str]]]:
-    """What the function returns while the block lasts."""
+    """Record what the function returns within the block."""
     results: list[Iterable[str]] = []
     original = getattr(module, name)
 
@@ -245,21 +247,21 @@ def recorded(module: ModuleType, name: str) -> Iterator[list[Iterable[str]]]:
 
 
 def find_children() -> set[str]:
-    """The processes that this one has started and not reaped, whatever became of them."""
+    """Processes that this one has started and not reaped, zombies included."""
     return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def only_image_left(manifest: Manifest) -> bool:
-    """Whether the numbers of the engine are free again, and its files are nowhere but in the image."""
+    """Whether the engine's ids are free again, and its files exist only in the image."""
     directory = manifest.temporary_directory
     files = [SHM / name for name in manifest.shared_memory]
-    return not any(map(exists, manifest.numbers)) and not any(
+    return not any(map(exists, manifest.required_ids)) and not any(
         path.exists() for path in (*files, *([] if directory is None else [Path(directory)]))
     )
 
 
 def only_other_child(parent: int | None, besides: int) -> int:
-    """The one child of a shim that is not its engine: its criu."""
+    """The only child of a shim beside its engine: its criu."""
     children = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
     (found,) = (pid for pid in children if pid != besides)
     return found
@@ -267,15 +269,15 @@ def only_other_child(parent: int | None, besides: int) -> int:
 
 @contextmanager
 def take_number(number: int) -> Iterator[int]:
-    """Let a stranger have the number while the block lasts."""
+    """Let an unrelated process have the pid within the block."""
     last = Path("/proc/sys/kernel/ns_last_pid")
     for _ in range(100):
         last.write_text(str(number - 1))
-        with subprocess.Popen(("sleep", "1000")) as stranger:
+        with subprocess.Popen(("sleep", "1000")) as other:
             try:
-                if stranger.pid == number:
+                if other.pid == number:
                     yield number
                     return
             finally:
-                stranger.kill()
+                other.kill()
     raise AssertionError(f"the number {number} could not be taken")

@@ -1,1 +1,1 @@
-"""Images of engines' processes: what criu writes, and all that it leaves to others. Nothing here is asynchronous."""
+"""Checkpoints of engines: images made by criu, and everything around them that criu leaves to its caller."""

@@ -1,4 +1,4 @@
-"""What makes one engine another: a fingerprint of how it was started, by which an outdated image is recognised."""
+"""The fingerprint of how an engine is started. An image with another one is outdated."""
 
 import hashlib
 import json
@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-PLACES = frozenset({"TMPDIR", "VLLM_RPC_BASE_PATH"})
-"""Different at every start."""
+TEMPORARY_PATHS = frozenset({"TMPDIR", "VLLM_RPC_BASE_PATH"})
+"""Variables that differ at every start."""
 ENGINE_PREFIXES = (
     *("CUDA_", "FLASHINFER_", "HF_", "LD_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON", "PYTORCH_", "TORCH"),
     *("TRANSFORMERS_", "TRITON_", "VLLM_"),
 )
+"""Variables that engines and their libraries read; most others change with every login."""
 
 
 def fingerprint_of(
@@ -20,29 +21,29 @@ def fingerprint_of(
     configured: Collection[str] = (),
     files: Sequence[tuple[str, int, int]] = (),
 ) -> str:
-    """The fingerprint of an engine that is started so, of these ``files``; ports and temporary places do not count.
+    """A digest of the arguments, the relevant environment and the ``files`` (path, size, time).
 
-    Of the environment only what engines read by their names, and the variables configured for the model: the rest
-    changes with every login.
+    Relevant are variables with one of ``ENGINE_PREFIXES`` and those ``configured`` for the model. The port and
+    temporary paths are left out: they differ between starts of the same engine.
     """
     variables = {
         name: value
         for name, value in environment.items()
-        if name not in PLACES and (name in configured or name.startswith(ENGINE_PREFIXES))
+        if name not in TEMPORARY_PATHS and (name in configured or name.startswith(ENGINE_PREFIXES))
     }
     text = json.dumps([without_port(argv), sorted(variables.items()), *([sorted(files)] if files else [])])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stamps_of(program: str, model_path: str) -> list[tuple[str, int, int]]:
-    """Path, size and time of the program and of the model's files, where they are on this machine."""
+    """Path, size and modification time (ns) of the program and the model's files, as far as they are local."""
     found = shutil.which(program)
     paths = [] if found is None else [Path(found).resolve()]
     directory = Path(model_path)
     try:
         paths += [entry for entry in directory.iterdir() if entry.is_file()]
         stats = [(str(path), path.stat()) for path in paths]
-    except OSError:
+    except OSError:  # the model is a name on a hub
         stats = [(str(path), path.stat()) for path in paths[:1]]
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 

@@ -1,44 +1,91 @@
-"""The firewall tables by which criu silences the connections of a dumped engine.
+"""nftables tables with which criu drops packets of a dumped engine's connections.
 
-A dump makes one whether there are connections or not, and a restore removes it. It stays where an image is dropped, or
-where criu was killed, and a connection of the same addresses and ports would then hang for ever.
+Every dump creates one, with or without connections, and the restore deletes it. If the image is deleted instead, or
+criu is killed, the table stays, and a later connection with the same addresses and ports would hang.
+
+The functions block, and run an event loop of their own: call them from a thread without one.
 """
 
+import asyncio
 import errno
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from llmux.checkpoints import netlink
+Result = TypeVar("Result")
 
 PREFIX = "CRIU-"
-RUN = re.compile(r"CRIU run id = ([0-9a-f-]+)")
+RUN_ID = re.compile(r"CRIU run id = ([0-9a-f-]+)")
 LOG_HEAD_CHARACTERS = 4096
+"""The run id is in one of the log's first lines."""
+NFPROTO_INET = 1
+"""The family of criu's tables, from linux/netfilter.h."""
+LIMIT_SECONDS = 10.0
+"""The kernel answers within milliseconds. pyroute2 waits for ever for an answer that it does not expect."""
 
 
 def list_tables() -> frozenset[str]:
-    """The names of criu's tables; none where the kernel has no nftables, or we may not ask."""
+    """Names of criu's tables; empty if the kernel has no nftables or refuses to list them."""
     try:
-        return frozenset(name for name in netlink.list_tables() if name.startswith(PREFIX))
+        return _run(_list_tables)
     except OSError:
         return frozenset()
 
 
 def find_tables(log: Path) -> list[str]:
-    """The tables of the dump that wrote the log: named by the number of its run, as far as a name may go."""
+    """Tables of the dump that wrote this log.
+
+    A table is named by the id of criu's run, truncated to what the kernel allows for a name.
+    """
     try:
         with log.open(errors="replace") as file:
-            found = RUN.search(file.read(LOG_HEAD_CHARACTERS))
+            found = RUN_ID.search(file.read(LOG_HEAD_CHARACTERS))
     except OSError:
         return []
-    return sorted(name for name in list_tables() if found and found[1].startswith(name.removeprefix(PREFIX)))
+    if found is None:
+        return []
+    return sorted(name for name in list_tables() if found[1].startswith(name.removeprefix(PREFIX)))
 
 
 def remove_tables(names: Iterable[str]) -> None:
-    """Remove tables, as far as they are there; raises OSError."""
-    for name in names:
+    """Delete those of the tables that exist; raises OSError."""
+    if wanted := frozenset(names):
+        _run(lambda nftables: _delete_tables(nftables, wanted))
+
+
+async def _list_tables(nftables: Any) -> frozenset[str]:
+    names = [table.get_attr("NFTA_TABLE_NAME") async for table in await nftables.get_tables()]
+    return frozenset(name for name in names if name.startswith(PREFIX))
+
+
+async def _delete_tables(nftables: Any, names: frozenset[str]) -> None:
+    # Listing first reports missing rights. In answer to a deletion, the kernel attributes EPERM to the beginning of the
+    # batch, and pyroute2 (0.9.7) would wait for an answer to the deletion itself.
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    for name in sorted(names & await _list_tables(nftables)):
         try:
-            netlink.delete_table(name)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
+            await nftables.table("del", name=name)
+        except NetlinkError as error:
+            if error.code != errno.ENOENT:  # a restore may have deleted it in between
                 raise
+
+
+def _run(work: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
+    """Run the work with a connection to the kernel, on an event loop of its own; raises OSError."""
+    # Imported on first use: it takes 0.2 s and 12 MiB.
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.nftables.main import AsyncNFTables
+
+    async def connected() -> Result:
+        async with asyncio.timeout(LIMIT_SECONDS), AsyncNFTables(nfgen_family=NFPROTO_INET) as nftables:
+            return await work(nftables)
+
+    try:
+        # Whatever loop llmux serves with: uvloop has no netlink sockets.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            return runner.run(connected())
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error

@@ -1,26 +1,40 @@
-"""Where images are: private directories, each complete or not there."""
+"""Images on disk: private directories that are either complete or marked as unfinished."""
 
+import json
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from llmux.checkpoints import firewall, shared_memory
 from llmux.checkpoints.manifest import NAME as MANIFEST_NAME
-from llmux.checkpoints.unfinished import END as NEW
-from llmux.checkpoints.unfinished import clear
+from llmux.checkpoints.manifest import Manifest, boot_id, read_manifest, write_manifest
 from llmux.errors import ImageUnusable
 
 CLEAN = "images"
 FROZEN = "frozen"
-"""Images with requests in flight: good for one restore."""
+"""For images with requests in flight."""
+NEW = ".new"
+"""Suffix of the directory in which an image is being built."""
 OLD = ".old"
-RESERVED = frozenset({"", ".", "..", *(name + end for name in (CLEAN, FROZEN) for end in ("", NEW, OLD))})
+"""Suffix of an image that is being replaced."""
+RESERVED = frozenset({"", ".", "..", *(name + suffix for name in (CLEAN, FROZEN) for suffix in ("", NEW, OLD))})
+DUMP_LOG = "dump.log"
+START_NOTE = "begun.json"
+"""Notes what was in /dev/shm when a dump began, for cleaning up after a killed llmux."""
+CLOCK_SLACK_SECONDS = 1.0
+"""Between the time of criu's log and those of the files that it created before."""
 FOREIGN_WRITERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def image_path(images_directory: Path, model: str, *, frozen: bool) -> Path:
-    """The image's directory; ``/`` in the name makes nested ones. Raises ImageUnusable where the name cannot be one."""
+    """The directory of a model's image; a ``/`` in the name nests directories.
+
+    Raises ImageUnusable if the name cannot be a directory's.
+    """
     parts = model.split("/")
     if wrong := sorted(RESERVED.intersection(parts)):
         raise ImageUnusable(
@@ -30,26 +44,29 @@ def image_path(images_directory: Path, model: str, *, frozen: bool) -> Path:
     return images_directory.joinpath(*parts, FROZEN if frozen else CLEAN)
 
 
-def place_of_new(path: Path) -> Path:
-    """Where a new image is built, beside its later place."""
+def new_path(path: Path) -> Path:
+    """Where the image is built before it replaces the one at its path."""
     return path.with_name(path.name + NEW)
 
 
 def begin(new: Path, top: Path) -> None:
-    """Make the directory in which a new image is built; raises OSError, ImageUnusable.
-
-    What is left there of one that was never finished is removed.
-    """
+    """Create the directory in which an image is built, deleting an unfinished one; raises OSError, ImageUnusable."""
     for directory in reversed((new.parent, *new.parent.parents)):
         if directory.is_relative_to(top) and not directory.exists():
             directory.mkdir(mode=0o700, parents=True)
     check_owner(new.parent, top)
-    clear(new)
+    delete_unfinished(new)
     new.mkdir(mode=0o700)
 
 
+def note_start(new: Path, remapped: frozenset[str], engine_files: Iterable[str]) -> None:
+    """Note criu's names in /dev/shm before the dump, and the engine's own; raises OSError."""
+    (new / START_NOTE).write_text(json.dumps({"remapped": sorted(remapped), "own": sorted(engine_files)}))
+
+
 def finish(new: Path) -> Path:
-    """Put the new image, which has a manifest, into its place; raises OSError."""
+    """Move a complete image, manifest included, to its path, replacing an older one; raises OSError."""
+    (new / START_NOTE).unlink(missing_ok=True)
     path = new.with_name(new.name.removesuffix(NEW))
     old = path.with_name(path.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
@@ -61,7 +78,7 @@ def finish(new: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Return when all of an image is on the disk; raises OSError."""
+    """Return when the whole image is on the disk; raises OSError."""
     for entry in (*path.rglob("*"), path, path.parent):
         if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
             descriptor = os.open(entry, os.O_RDONLY)
@@ -71,16 +88,22 @@ def sync(path: Path) -> None:
                 os.close(descriptor)
 
 
-def spend(path: Path) -> None:
-    """Make an image one from which nothing is restored any more, at once whatever its size."""
-    # What is below a file is not there either.
-    with suppress(NotADirectoryError):
+def mark_durable(path: Path, manifest: Manifest) -> None:
+    """Record that the image was synced, unless another one has replaced it since; raises OSError, ImageUnusable."""
+    if read_manifest(path) == manifest:
+        write_manifest(path, replace(manifest, is_durable=True))
+        sync(path)
+
+
+def invalidate(path: Path) -> None:
+    """Make sure that nothing is restored from the image any more; unlike deleting, this takes no time."""
+    with suppress(NotADirectoryError):  # a file is in the image's place, or above it
         (path / MANIFEST_NAME).unlink(missing_ok=True)
 
 
-def remove(path: Path, top: Path) -> None:
-    """Remove an image, the manifest first, and the directories above it that are empty then."""
-    spend(path)
+def remove_directory(path: Path, top: Path) -> None:
+    """Remove an image's directory, manifest first, and the directories above it that are then empty."""
+    invalidate(path)
     shutil.rmtree(path, ignore_errors=True)
     for directory in path.parents:
         if directory == top or not directory.is_relative_to(top):
@@ -91,8 +114,38 @@ def remove(path: Path, top: Path) -> None:
             return
 
 
+def delete(path: Path, top: Path) -> None:
+    """Delete an image, and its files in /dev/shm and its firewall tables; raises OSError."""
+    try:
+        manifest = read_manifest(path, verify=False)
+    except ImageUnusable:
+        manifest = None
+    remove_directory(path, top)
+    if manifest is not None:
+        shared_memory.remove_unused(manifest.shared_memory)
+        if manifest.boot_id == boot_id():  # tables do not survive a boot, and their names may be in use again
+            firewall.remove_tables(manifest.firewall_tables)
+
+
+def delete_all_unfinished(top: Path) -> None:
+    """Delete images that a killed llmux left unfinished; none may be under construction. Raises OSError."""
+    for folder, directories, _ in os.walk(top):
+        for name in directories.copy():
+            if name.endswith(NEW):
+                directories.remove(name)
+                delete_unfinished(Path(folder) / name)
+
+
+def delete_unfinished(new: Path) -> None:
+    """Delete an unfinished image, and what its criu left in /dev/shm and the firewall; raises OSError."""
+    if not new.is_symlink() and new.is_dir():
+        firewall.remove_tables(firewall.find_tables(new / DUMP_LOG))
+        shared_memory.remove_unused(_find_leftovers(new))
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def check_owner(path: Path, top: Path) -> None:
-    """Refuse a directory that others can write to: what is restored from there runs as we do. Raises ImageUnusable."""
+    """Refuse an image that other users can modify, since it is restored with our rights; raises ImageUnusable."""
     for directory in (path, *path.parents):
         is_symlink, found = directory.is_symlink(), directory.stat()
         owners = {found.st_uid, directory.lstat().st_uid}
@@ -102,3 +155,20 @@ def check_owner(path: Path, top: Path) -> None:
             raise ImageUnusable(path, f"{directory} can be written to by other users: chmod go-w")
         if directory == top:
             return
+
+
+def _find_leftovers(new: Path) -> list[str]:
+    """The engine's names in /dev/shm, and those of criu's names that were created during its dump."""
+    try:
+        note = json.loads((new / START_NOTE).read_text())
+        before, own = set(note["remapped"]), list(note["own"])
+        began = (new / START_NOTE).stat().st_mtime
+        ended = (new / DUMP_LOG).stat().st_mtime
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    created = {
+        name: (shared_memory.DIRECTORY / name).stat().st_ctime for name in shared_memory.list_remapped() - before
+    }
+    return own + [
+        name for name, at in created.items() if began - CLOCK_SLACK_SECONDS <= at <= ended + CLOCK_SLACK_SECONDS
+    ]

@@ -1,4 +1,4 @@
-"""What an image says of itself: written last, so that an image that has a manifest is complete."""
+"""The manifest of an image. It is written last: an image that has one is complete."""
 
 import json
 import os
@@ -16,23 +16,26 @@ FORMAT = 1
 NAME = "manifest.json"
 DRAFT = "manifest.json.draft"
 NOT_LISTED = frozenset({NAME, DRAFT, "dump.log", "restore.log", "begun.json", "stats-dump", "stats-restore"})
+"""Files that change after the manifest is written, or that a restore does not need."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FINGERPRINT_KEY = "identity"
+"""The key of ``Manifest.fingerprint`` in the file, of format 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything about an image that is not in criu's own files."""
+    """What llmux must know about an image beyond criu's own files."""
 
     model: str
     argv: tuple[str, ...]
-    identity: str
-    """Fingerprint of how the engine was started."""
+    fingerprint: str
+    """Of how the engine was started, from ``fingerprint.fingerprint_of``."""
     port: int
     steps: tuple[str, ...]
-    """What was done to the engine before, and has to be undone after a restore, as words."""
+    """What was done to the engine before the dump, in order; the engine encodes and undoes it."""
     eviction: str
     has_frozen: bool
-    """Requests were in flight: the image is good for one restore."""
+    """Requests were in flight: a second restore would answer them twice."""
     pid: int
     pids: tuple[int, ...]
     tids: tuple[int, ...]
@@ -42,54 +45,57 @@ class Manifest:
     gpu_processes: int
     temporary_directory: str | None
     shared_memory: Mapping[str, str]
-    """Names in /dev/shm, each with the file of the image that it is a name of."""
+    """The file within the image by name in /dev/shm."""
     firewall_tables: tuple[str, ...]
     criu_version: str
     created_at: float
-    """Seconds of Unix time."""
+    """In seconds since the epoch."""
     files: Mapping[str, int]
-    """Every other file of the image, by its path, with its size in bytes."""
+    """Sizes in bytes of all other files, by path within the image."""
     kernel: str
     boot_id: str
     is_durable: bool
-    """It was written to the disk for sure, and outlasts a machine that loses its power."""
+    """All files were synced to the disk: the image survives a crash of the machine."""
     canary: str | None = None
-    """What the engine answered to the canary's question when it had just been started."""
+    """The engine's answer to the canary after its start."""
     format: int = FORMAT
 
     @property
     def size_bytes(self) -> int:
-        """The size of all files together."""
+        """The total size of all files."""
         return sum(self.files.values())
 
     @property
-    def numbers(self) -> frozenset[int]:
-        """All numbers of processes, threads, groups and sessions that have to be free for a restore."""
+    def required_ids(self) -> frozenset[int]:
+        """Ids of processes, threads, process groups and sessions that must be free for a restore."""
         return frozenset({*self.pids, *self.tids, *self.groups})
 
     def with_leftovers(self, shared_memory: Mapping[str, str], firewall_tables: Iterable[str]) -> Self:
-        """The manifest with what criu left outside the image."""
+        """A copy with what criu left outside its images directory."""
         return replace(self, shared_memory=dict(shared_memory), firewall_tables=tuple(sorted(firewall_tables)))
 
     def completed(self, image: Path) -> Self:
-        """The manifest with what the finished image's files tell: their sizes, and its threads."""
+        """A copy with the sizes of the finished image's files.
+
+        criu writes a ``core-TID.img`` per thread: threads that started after the inspection are added as well.
+        """
         files = list_files(image)
         tids = {int(name[5:-4]) for name in files if name.startswith("core-") and name[5:-4].isdigit()}
         return replace(self, files=files, tids=tuple(sorted(tids | set(self.tids))))
 
 
 def kernel_release() -> str:
-    """The kernel that runs: criu's images of one are not for another."""
+    """The running kernel. criu's images of one kernel may not restore on another."""
     return platform.release()
 
 
 def boot_id() -> str:
-    """The name of this machine's run since it was switched on."""
+    """An id that changes with every boot of the machine."""
     return BOOT_ID.read_text().strip()
 
 
 def list_files(image: Path) -> dict[str, int]:
-    """The image's regular files but for logs and the manifest, with their sizes."""
+    """Sizes of the image's regular files, without logs and the manifest."""
     return {
         str(path.relative_to(image)): path.stat().st_size
         for path in sorted(image.rglob("*"))
@@ -98,37 +104,43 @@ def list_files(image: Path) -> dict[str, int]:
 
 
 def write_manifest(image: Path, manifest: Manifest) -> None:
-    """Write it down, in the place of another one if there is one; raises OSError."""
-    # Not msgspec: arguments may hold bytes that are not UTF-8 (lone surrogates).
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
+    """Write the manifest atomically, replacing an older one; raises OSError."""
+    document = asdict(manifest)
+    document[FINGERPRINT_KEY] = document.pop("fingerprint")
+    # Not msgspec: arguments may hold bytes that are not UTF-8 (lone surrogates), which it refuses to encode.
+    text = json.dumps(document, indent=1, sort_keys=True)
     draft = image / DRAFT
     draft.write_text(text + "\n")
     draft.rename(image / NAME)
 
 
-def read_manifest(image: Path, *, whole: bool = True) -> Manifest:
-    """Read it, and check that the image is ``whole``; raises ImageUnusable."""
+def read_manifest(image: Path, *, verify: bool = True) -> Manifest:
+    """Read the manifest and ``verify`` the image's files against it; raises ImageUnusable."""
     try:
         document = json.loads((image / NAME).read_text())
-        written = document["format"]
+        found = document["format"]
     except FileNotFoundError:
-        there = "it has no manifest: it was made by something else than llmux, or is incomplete"
-        raise ImageUnusable(image, there if image.is_dir() else "there is no such directory") from None
+        reason = "it has no manifest: it was made by something else than llmux, or is incomplete"
+        raise ImageUnusable(image, reason if image.is_dir() else "there is no such directory") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ImageUnusable(image, f"its manifest cannot be read ({error})") from error
-    if written != FORMAT:
-        raise ImageUnusable(image, f"its format is {written!r} and this llmux reads {FORMAT}")
+    if found != FORMAT:
+        raise ImageUnusable(image, f"its format is {found!r} and this llmux reads {FORMAT}")
+    document["fingerprint"] = document.pop(FINGERPRINT_KEY, None)
     try:
         manifest = msgspec.convert(document, Manifest)
     except msgspec.ValidationError as error:
         raise ImageUnusable(image, f"its manifest is not as it should be ({error})") from error
-    if whole:
+    if verify:
         check_files(image, manifest)
     return manifest
 
 
 def check_files(image: Path, manifest: Manifest) -> None:
-    """Compare the files with the manifest: with a part missing criu may never end. Raises ImageUnusable."""
+    """Compare the sizes of the files with the manifest; raises ImageUnusable.
+
+    With a truncated file criu does not fail but loops for ever.
+    """
     for name, size in manifest.files.items():
         try:
             found = os.stat(image / name).st_size  # noqa: PTH116
@@ -139,7 +151,7 @@ def check_files(image: Path, manifest: Manifest) -> None:
 
 
 def check_origin(image: Path, manifest: Manifest, criu_version: str) -> None:
-    """Refuse images of another kernel or criu, or that a reboot may have spoilt; raises ImageUnusable."""
+    """Refuse images of another kernel or criu, or that a reboot may have damaged; raises ImageUnusable."""
     if manifest.kernel != kernel_release():
         raise ImageUnusable(image, f"it was made on the kernel {manifest.kernel}, and this is {kernel_release()}")
     if manifest.criu_version != criu_version:

@@ -1,4 +1,4 @@
-"""The processes of an engine: what criu will have to dump, and which numbers are taken that it will need again."""
+"""An engine's processes as criu sees them: what a dump includes, and which ids a restore needs."""
 
 import os
 import re
@@ -6,86 +6,77 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from llmux.hosts.local import find_descendants
+
 PROC = Path("/proc")
 KIB = 1024
-IO_URING = "anon_inode:[io_uring]"
 UNDUMPABLE = re.compile(
     r"anon_inode:\[(io_uring|perf_event|fanotify|kvm-\w+)\]|anon_inode:(bpf-\w+|kvm-\w+)|/dev/infiniband/\w+"
 )
-"""What criu has no way to put into an image."""
-GPU = re.compile(r"/dev/nvidia\d+")
+"""Open files that criu cannot dump, as /proc/PID/fd shows them."""
+GPU_DEVICE = re.compile(r"/dev/nvidia\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """The processes of an engine as they are now."""
+class ProcessTree:
+    """The processes of an engine at one moment."""
 
     pids: tuple[int, ...]
     """The root first."""
     tids: tuple[int, ...]
+    """The ids of all threads."""
     groups: tuple[int, ...]
-    """The numbers of their groups and sessions."""
+    """The ids of their process groups and sessions."""
     memory_bytes: int
-    """What is theirs and in memory; files that they only map are not part of an image."""
+    """Private and shared memory. Pages of mapped files are left out: they are not part of an image."""
     undumpable: tuple[str, ...]
-    """Open files that criu cannot dump, with who has them."""
+    """Open files that criu cannot dump, each with its process."""
     gpu_processes: int
-    """How many of them have a GPU open."""
+    """How many processes have a GPU open."""
 
 
-def inspect_tree(root: int) -> Tree:
-    """Look at a process and its descendants."""
-    pids = tuple(find_tree(root))
-    tids = {tid for pid in pids for tid in _numbers_in(PROC / str(pid) / "task")}
-    stats = [stat for pid in pids if (stat := _read_stat(pid)) is not None]
-    links = {pid: tuple(read_links(pid)) for pid in pids}
-    return Tree(
+def inspect_tree(root: int) -> ProcessTree:
+    """Inspect a process and its descendants. Processes that end meanwhile contribute nothing."""
+    pids = (root, *(process.pid for process in find_descendants(root)))
+    targets = {pid: tuple(target for _, target in open_files(pid)) for pid in pids}
+    return ProcessTree(
         pids=pids,
-        tids=tuple(sorted(tids)),
-        groups=tuple(sorted({number for stat in stats for number in stat[1:] if number})),
+        tids=tuple(sorted({tid for pid in pids for tid in _ids_in(PROC / str(pid) / "task")})),
+        groups=tuple(sorted({number for pid in pids for number in _groups_of(pid)})),
         memory_bytes=sum(map(_read_memory, pids)),
         undumpable=tuple(
             f"{found[0]} of process {pid} ({read_name(pid)})"
-            for pid, targets in links.items()
-            for found in filter(None, map(UNDUMPABLE.match, targets))
+            for pid in pids
+            for found in filter(None, map(UNDUMPABLE.match, targets[pid]))
         ),
-        gpu_processes=sum(any(map(GPU.match, targets)) for targets in links.values()),
+        gpu_processes=sum(any(map(GPU_DEVICE.match, targets[pid])) for pid in pids),
     )
 
 
-def find_tree(root: int) -> list[int]:
-    """A process and its descendants, parents before their children."""
-    children: dict[int, list[int]] = {}
-    for pid in _numbers_in(PROC):
-        if (stat := _read_stat(pid)) is not None:
-            children.setdefault(stat[0], []).append(pid)
-    tree = [root]
-    for pid in tree:
-        tree.extend(children.get(pid, ()))
-    return tree
+def find_taken(ids: Iterable[int]) -> dict[int, str]:
+    """Those of the ids that a process, thread, process group or session has, with the name of its process.
 
-
-def find_taken(numbers: Iterable[int]) -> dict[int, str]:
-    """Those of the numbers that some process, thread, group or session has, with the name of who has it.
-
-    criu can give none of them to a process that it restores, be it a zombie's.
+    criu cannot restore a process with such an id, not even with that of a zombie.
     """
-    wanted = set(numbers)
+    wanted = set(ids)
+    # Threads have directories in /proc, though it does not list them.
     taken = {number: read_name(number) for number in wanted if (PROC / str(number)).exists()}
-    for pid in _numbers_in(PROC):
-        stat = _read_stat(pid)
-        for number in stat[1:] if stat is not None else ():
+    for pid in psutil.pids():
+        for number in _groups_of(pid):
             if number in wanted:
                 taken.setdefault(number, read_name(pid))
     return taken
 
 
-def read_links(pid: int) -> Iterator[str]:
-    """What the process's descriptors point to, as far as it may be read."""
+def open_files(pid: int) -> Iterator[tuple[Path, str]]:
+    """The process's descriptors as links in /proc, with their targets; those that cannot be read are left out."""
     directory = PROC / str(pid) / "fd"
-    for descriptor in _numbers_in(directory):
+    for descriptor in _ids_in(directory):
+        link = directory / str(descriptor)
         try:
-            yield str((directory / str(descriptor)).readlink())
+            yield link, str(link.readlink())
         except OSError:
             continue
 
@@ -98,20 +89,19 @@ def read_name(pid: int) -> str:
         return "unknown"
 
 
-def _numbers_in(directory: Path) -> list[int]:
+def _ids_in(directory: Path) -> list[int]:
     try:
         return [int(name) for name in os.listdir(directory) if name.isdigit()]  # noqa: PTH208
     except OSError:
         return []
 
 
-def _read_stat(pid: int) -> tuple[int, int, int] | None:
-    """Parent, group and session."""
+def _groups_of(pid: int) -> tuple[int, ...]:
+    """The ids of the process's group and session; empty if it has ended."""
     try:
-        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[1]), int(fields[2]), int(fields[3])
-    except (OSError, IndexError):
-        return None
+        return os.getpgid(pid), os.getsid(pid)
+    except OSError:
+        return ()
 
 
 def _read_memory(pid: int) -> int:

@@ -1,63 +1,91 @@
-"""The part of an engine that lies in /dev/shm: taken into the image after a dump, put back before a restore.
+"""The engine's part of /dev/shm: moved into the image after a dump, and copied back before a restore.
 
-criu leaves there, under ``link_remap.N``, what an engine has mapped but unlinked, and does not put what still has a
-name (``psm_*``, ``sem.*``) into the image at all. N is the same for every engine of a kind, so that two images can only
-be beside each other when neither has anything left there.
+criu does not store files of /dev/shm that have a name (``psm_*``, ``sem.*``). For a file that is mapped but already
+unlinked it creates a name, ``link_remap.N``, that must exist at the restore. N is a small counter, equal for similar
+engines: a second engine can be dumped only if nothing of the first is left in /dev/shm.
 """
 
+import fcntl
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from llmux.checkpoints.copying import copy_sparse
-from llmux.checkpoints.processes import PROC
+from llmux.checkpoints.processes import PROC, open_files
 
 DIRECTORY = Path("/dev/shm")
 FOLDER = "shm"
-"""Of an image: the files that belong into /dev/shm."""
+"""The copies within an image."""
 REMAPPED = "link_remap."
+STAT_BLOCK_BYTES = 512
+"""The unit of ``st_blocks``, whatever the file system's block size."""
 
 
 class NameTaken(Exception):
-    """A file that some process uses is where one of the image's has to be."""
+    """A file of the image cannot be put back because another process uses a file of that name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is in use by another process")
 
 
+@contextmanager
+def opened_lock() -> Iterator[int]:
+    """A descriptor for ``try_lock``; closing it at the end releases the lock.
+
+    One criu at a time may work on a machine because of the names above. The lock is on the directory with those names:
+    it reaches exactly as far (containers may share it or not), and needs no file.
+    """
+    descriptor = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock if it is free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def list_remapped() -> frozenset[str]:
-    """The files that criu has left, for whatever image."""
+    """Names that criu created, for whatever image."""
     return frozenset(path.name for path in DIRECTORY.glob(f"{REMAPPED}*"))
 
 
 def find_used_inodes(pids: Iterable[int]) -> frozenset[int]:
-    """The files of /dev/shm, named or not, that the processes have mapped or open."""
-    return frozenset(inode for pid in pids for inode in (*_mapped(pid), *_open(pid)))
+    """Inodes of /dev/shm, with or without a name, that the processes have mapped or open."""
+    return frozenset(inode for pid in pids for inode in (*_mapped_inodes(pid), *_open_inodes(pid)))
 
 
 def find_names(inodes: frozenset[int]) -> tuple[str, ...]:
-    """The names under which the files are there."""
-    return tuple(path.name for path, stat in _files() if stat.st_ino in inodes)
+    """Names of these inodes."""
+    return tuple(path.name for path, stat in _list_files() if stat.st_ino in inodes)
 
 
 def find_size(inodes: Iterable[int]) -> int:
-    """How many bytes of memory those of the files take that have a name."""
+    """Allocated bytes of those of the inodes that have a name."""
     wanted = set(inodes)
-    sizes = {stat.st_ino: stat.st_blocks * 512 for _, stat in _files() if stat.st_ino in wanted}
+    sizes = {stat.st_ino: stat.st_blocks * STAT_BLOCK_BYTES for _, stat in _list_files() if stat.st_ino in wanted}
     return sum(sizes.values())
 
 
-def take_into_image(image: Path, inodes: frozenset[int], remapped_before: frozenset[str]) -> dict[str, str]:
-    """Move what the dumped engine used, and what criu left for it, into the image; raises OSError.
+def move_into_image(image: Path, inodes: frozenset[int], remapped_before: frozenset[str]) -> dict[str, str]:
+    """Move the engine's files, and those that criu created for it, into the image; raises OSError.
 
-    Returns each name with the name of the file in the image, which several names may share.
+    Returns the file within the image by name in /dev/shm: hard links to one inode share a file.
     """
     folder = image / FOLDER
     folder.mkdir(mode=0o700)
     names: dict[str, str] = {}
     saved: dict[int, str] = {}
-    for path, stat in _files():
+    for path, stat in _list_files():
         is_ours = stat.st_ino in inodes or (path.name.startswith(REMAPPED) and path.name not in remapped_before)
         if is_ours and stat.st_ino not in saved:
             copy_sparse(path, folder / path.name)
@@ -69,13 +97,16 @@ def take_into_image(image: Path, inodes: frozenset[int], remapped_before: frozen
 
 
 def put_back(image: Path, names: Mapping[str, str]) -> None:
-    """Copy the image's files to where its engine will look for them; raises OSError, NameTaken.
+    """Copy the image's files back to /dev/shm; raises OSError, NameTaken.
 
-    What a dead engine has left under such a name is replaced. After a failure nothing is there that was not before.
+    Files of these names that no process uses are replaced: a dead engine left them. After a failure none is there.
     """
     placed: list[str] = []
     try:
-        _retry_after_oom(names)
+        remove_unused(names)
+        for name in names:
+            if os.path.lexists(DIRECTORY / name):
+                raise NameTaken(DIRECTORY / name)
         for name, source in names.items():
             if name == source:
                 copy_sparse(image / FOLDER / source, DIRECTORY / name)
@@ -90,33 +121,20 @@ def put_back(image: Path, names: Mapping[str, str]) -> None:
 
 
 def remove(names: Iterable[str]) -> None:
-    """Remove files of /dev/shm, as far as they are there."""
+    """Remove files from /dev/shm; no error if they do not exist."""
     for name in names:
         (DIRECTORY / name).unlink(missing_ok=True)
 
 
 def remove_unused(names: Iterable[str]) -> None:
     """Remove those of the files that no process has mapped or open."""
-    there = {name: (DIRECTORY / name).stat().st_ino for name in names if (DIRECTORY / name).is_file()}
-    if there:
-        used = find_used_inodes(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
-        remove(name for name, inode in there.items() if inode not in used)
+    existing = {name: (DIRECTORY / name).stat().st_ino for name in names if (DIRECTORY / name).is_file()}
+    if existing:
+        used = find_used_inodes(psutil.pids())
+        remove(name for name, inode in existing.items() if inode not in used)
 
 
-def has_room(names: Mapping[str, str], image: Path) -> bool:
-    """Whether the files of the image fit into /dev/shm."""
-    size = sum((image / FOLDER / source).stat().st_blocks * 512 for source in set(names.values()))
-    return shutil.disk_usage(DIRECTORY).free >= size
-
-
-def _retry_after_oom(names: Iterable[str]) -> None:
-    remove_unused(names)
-    for name in names:
-        if os.path.lexists(DIRECTORY / name):
-            raise NameTaken(DIRECTORY / name)
-
-
-def _files() -> list[tuple[Path, os.stat_result]]:
+def _list_files() -> list[tuple[Path, os.stat_result]]:
     files = []
     for path in sorted(DIRECTORY.iterdir()):
         try:
@@ -128,7 +146,7 @@ def _files() -> list[tuple[Path, os.stat_result]]:
     return files
 
 
-def _mapped(pid: int) -> set[int]:
+def _mapped_inodes(pid: int) -> set[int]:
     try:
         lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
     except OSError:
@@ -141,17 +159,12 @@ def _mapped(pid: int) -> set[int]:
     return mapped
 
 
-def _open(pid: int) -> set[int]:
-    directory = PROC / str(pid) / "fd"
+def _open_inodes(pid: int) -> set[int]:
     opened = set()
-    try:
-        names = os.listdir(directory)  # noqa: PTH208
-    except OSError:
-        return set()
-    for name in names:
-        try:
-            if str((directory / name).readlink()).startswith(f"{DIRECTORY}/"):
-                opened.add((directory / name).stat().st_ino)
-        except OSError:
-            continue
+    for link, target in open_files(pid):
+        if target.startswith(f"{DIRECTORY}/"):
+            try:
+                opened.add(link.stat().st_ino)
+            except OSError:
+                continue
     return opened

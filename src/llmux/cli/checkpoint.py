@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmux.cli.control import eviction_of
-from llmux.cli.engine_work import (
+from llmux.cli.engine_jobs import (
     ConfigOption,
     JsonOption,
     ModelArgument,
@@ -15,9 +14,9 @@ from llmux.cli.engine_work import (
     VerboseOption,
     memory_text,
     run_to_end,
-    tell,
+    show_progress,
 )
-from llmux.cli.serve import load_settings
+from llmux.cli.options import eviction_of, load_settings
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
@@ -50,7 +49,7 @@ def checkpoint(
     wanted = eviction_of(eviction)
     if wanted.process is not Process.CHECKPOINT:
         raise typer.BadParameter(f"'{eviction}' makes no image: use retain, offload or discard with +checkpoint")
-    settings = load_settings(config, None, None)
+    settings = load_settings(config)
     made = run_to_end(_checkpoint(settings, model, wanted, warms_up=not no_warmup), verbose=verbose)
     if json:
         typer.echo(json_text.dumps(document(made), indent=2))
@@ -70,7 +69,7 @@ async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, war
     # Kept images are for a server that comes by again: here it is a new one that is wanted.
     images = CheckpointStore(imager, model, keep=False)
     async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
-        return await make_checkpoint(engine, imager, eviction, tell, warms_up=warms_up)
+        return await make_checkpoint(engine, imager, eviction, show_progress, warms_up=warms_up)
 
 
 def document(made: Checkpoint) -> dict[str, Any]:

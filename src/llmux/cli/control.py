@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmux.cli.remote import RemoteControl, check_url
+from llmux.cli.options import DEFAULT_URL, KeyOption, UrlOption, eviction_of
+from llmux.cli.remote import RemoteControl
 from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 
-DEFAULT_URL = "http://127.0.0.1:3000"
 PIPE_WIDTH = 1000
 
 
@@ -28,28 +28,6 @@ class ModeWord(StrEnum):
     MANUAL = "manual"
 
 
-def _url(text: str) -> str:
-    try:
-        return check_url(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def eviction_of(text: str) -> Eviction:
-    """``weights+process`` of a command line."""
-    try:
-        return Eviction.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-UrlOption = Annotated[
-    str, typer.Option("--url", envvar="LLMUX_URL", parser=_url, metavar="URL", help="Where llmux listens.")
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--admin-key", envvar="LLMUX_ADMIN_KEY", metavar="KEY", help="Needed if llmux has an admin_key."),
-]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A configured model.")]
 OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="A configured model.")]
 EvictionArgument = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.control import DEFAULT_URL, UrlOption
+from llmux.cli.options import DEFAULT_URL, UrlOption
 from llmux.cli.steps import Steps
 from llmux.cli.traces import (
     INTERRUPTED,

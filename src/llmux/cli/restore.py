@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from llmux.cli.engine_work import (
+from llmux.cli.engine_jobs import (
     ConfigOption,
     JsonOption,
     ModelArgument,
@@ -14,9 +14,9 @@ from llmux.cli.engine_work import (
     VerboseOption,
     memory_text,
     run_to_end,
-    tell,
+    show_progress,
 )
-from llmux.cli.serve import load_settings
+from llmux.cli.options import load_settings
 from llmux.config.settings import Settings
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import require_checkpointer
@@ -37,7 +37,7 @@ def restore(
     The image is the one that 'llmux checkpoint' or a server with the same configuration has made. Exit codes: 0 the
     engine runs; 1 it could not be restored, and nothing of it is left; 2 wrong usage; 130 interrupted.
     """
-    settings = load_settings(config, None, None)
+    settings = load_settings(config)
     restored = run_to_end(_restore(settings, model), verbose=verbose)
     if json:
         typer.echo(json_text.dumps(asdict(restored) | {"path": str(restored.path)}, indent=2))
@@ -52,6 +52,6 @@ async def _restore(settings: Settings, model: str) -> Restored:
     imager = require_checkpointer(settings)
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = imager.image_path(model) if model in settings.models else None
-    images = CheckpointStore(imager, model, keep=keep, given=given)
+    images = CheckpointStore(imager, model, keep=keep, configured=given)
     async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
-        return await restore_to_stay(engine, imager, tell)
+        return await restore_to_stay(engine, imager, show_progress)

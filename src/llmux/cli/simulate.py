@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.serve import load_settings
+from llmux.cli.options import load_settings
 from llmux.cli.steps import Steps
 from llmux.cli.traces import (
     INTERRUPTED,

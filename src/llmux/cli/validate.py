@@ -13,19 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmux.cli.control import eviction_of
-from llmux.cli.engine_work import (
+from llmux.cli.engine_jobs import (
     ConfigOption,
     JsonOption,
     ModelArgument,
     PortOption,
     VerboseOption,
     run_to_end,
-    tell,
-    without_canary_off,
+    show_progress,
 )
-from llmux.cli.serve import load_settings
-from llmux.config.settings import Settings
+from llmux.cli.options import eviction_of, load_settings
+from llmux.config.settings import CanaryMode, Settings
+from llmux.control.wording import policy_word
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
@@ -62,7 +61,9 @@ def validate(
     evictions = [eviction_of(word.strip()) for word in policies.split(",") if word.strip()]
     if not evictions:
         raise typer.BadParameter("no policy to try")
-    settings = without_canary_off(load_settings(config, None, None))
+    settings = load_settings(config)
+    # Every wake is checked, whatever the file says.
+    settings = settings.model_copy(update={"canary": CanaryMode.ALWAYS})
     result = run_to_end(_validate(settings, model, evictions), verbose=verbose)
     if json:
         typer.echo(json_text.dumps(document(result), indent=2))
@@ -75,7 +76,7 @@ def validate(
 async def _validate(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Validation:
     with _images_of_its_own(settings, model, evictions) as images:
         async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
-            return await validate_engine(engine, evictions, tell)
+            return await validate_engine(engine, evictions, show_progress)
 
 
 @contextmanager
@@ -115,12 +116,6 @@ def _print_report(result: Validation) -> None:
     typer.echo(f"Freed memory was judged by {judged}.")
     failed = sum(not trial.passed for trial in result.trials)
     typer.echo("All policies passed." if not failed else f"{failed} of {len(result.trials)} policies failed.")
-
-
-def policy_word(eviction: Eviction) -> str:
-    """``Offload+KeepRunning``, as 0.7.7 writes it."""
-    words = (eviction.weights.value, eviction.process.value)
-    return "+".join("".join(part.capitalize() for part in word.split("_")) for word in words)
 
 
 def _row(trial: Trial) -> tuple[str, ...]:

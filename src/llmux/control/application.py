@@ -22,6 +22,7 @@ from llmux.control.bodies import (
     read_body,
 )
 from llmux.control.status import eviction_document, logs_document, status_document, story_document
+from llmux.control.wording import process_state
 from llmux.errors import CommandFailed, EvictionRefused, ModelNotFound
 from llmux.runtime.operations import Operations
 
@@ -125,7 +126,7 @@ class _ControlRoutes:
     async def sleep(self, request: web.Request) -> web.Response:
         body = await read_body(request, SleepBody)
         await self._operations.sleep(body.model, body.eviction.meaning() if body.eviction else None)
-        return message(f"'{body.model}' is {self._operations.model_status(body.model).process_state}")
+        return message(f"'{body.model}' is {process_state(self._operations.model_status(body.model).state)}")
 
     async def wake(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModelBody)

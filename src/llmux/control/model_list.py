@@ -1,10 +1,11 @@
-"""What llmux answers of itself on the data port: the models, whether it lives, whether it can serve."""
+"""What llmux answers itself on the data port: ``/v1/models`` and ``/ready``."""
 
 import time
 from typing import Any
 
 import msgspec
 
+from llmux.control.wording import process_state
 from llmux.errors import ModelNotFound
 from llmux.gateway.options import LocalAnswer
 from llmux.runtime.operations import ModelStatus, Operations
@@ -43,7 +44,7 @@ def _entry(model: ModelStatus) -> dict[str, Any]:
         "object": "model",
         "created": int(time.time()),
         "owned_by": "None",
-        "state": model.process_state,
+        "state": process_state(model.state),
         "on_gpu": model.on_gpu,
         "in_flight": model.in_flight,
         "queue_depth": model.queue_depth,

@@ -1,23 +1,25 @@
-"""What the control API shows: documents made of the operator's view."""
+"""The documents that the control API shows."""
 
 from dataclasses import asdict
 from typing import Any
 
+from llmux.control.wording import describe_mode, overall_state, process_state
 from llmux.core.eviction import Eviction
 from llmux.core.model import Transition
 from llmux.core.states import State
-from llmux.runtime.operations import ModelStatus, Operations, describe_mode
+from llmux.runtime.operations import ModelStatus, Operations
 
 _TIMES = frozenset(("since", "serving_since", "deadline", "retry_at"))
-"""Fields of states that are points on the scheduler's clock, which nobody outside can read."""
+"""Fields of states that are times on the scheduler's clock, which means nothing outside."""
 
 
 def status_document(operations: Operations) -> dict[str, Any]:
     """``GET /control/status``: the fields of 0.7.7, and ours."""
     status = operations.status()
     return {
-        "state": status.state,
-        "active_model": status.active_model,
+        "state": overall_state(status),
+        # In 0.7.7 no model is active while one is being switched to.
+        "active_model": status.active_model if status.switching is None else None,
         "mode": describe_mode(status.mode),
         "models": {model.name: _model_entry(model) for model in status.models},
         "resident": list(status.resident),
@@ -28,7 +30,7 @@ def eviction_document(operations: Operations) -> dict[str, Any]:
     """``GET /control/eviction``: how each model leaves the GPU."""
     return {
         "models": {
-            model.name: {"eviction": eviction_words(model.eviction), "process_state": model.process_state}
+            model.name: {"eviction": eviction_words(model.eviction), "process_state": process_state(model.state)}
             for model in operations.status().models
         }
     }
@@ -54,7 +56,7 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
     return {
         "in_flight": model.in_flight,
         "queue_depth": model.queue_depth,
-        "process_state": model.process_state,
+        "process_state": process_state(model.state),
         "eviction": eviction_words(model.eviction),
         "on_gpu": model.on_gpu,
         "pid": model.pid,

@@ -110,7 +110,7 @@ class Scheduler:
             return False
         return switching.occupies_every_gpu(self._world)
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:  # noqa: C901 - a dispatch table
         world = self._world
         match event:
             case RequestArrived(request):

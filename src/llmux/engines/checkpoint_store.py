@@ -1,15 +1,17 @@
-"""The images of one model: where its engine is while it is in none of our processes, and which image to believe."""
+"""The images of one model: which one the engine is in while it has no process, and which ones may be used again."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
 
+from llmux.checkpoints.checkpointer import Checkpointer
+from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.engines.canary import is_same
-from llmux.engines.checkpointer import Checkpointer, ImageFacts
 from llmux.engines.process import EngineProcess, LineReceiver
 from llmux.errors import ImageUnusable, LlmuxError
 
@@ -17,109 +19,118 @@ log = structlog.get_logger("llmux.images")
 
 
 class CheckpointStore:
-    """Dumps one model's engine and restores it. ``keep``: an image outlives its restore and serves the next time."""
+    """Dumps one model's engine and restores it.
 
-    def __init__(self, imager: Checkpointer, model: str, *, keep: bool, given: Path | None = None) -> None:
-        self._imager = imager
+    ``keep``: images outlive their restore, so that a later eviction need only stop the engine. ``configured``: an image
+    from the configuration that the engine starts from; it is never deleted.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, model: str, *, keep: bool, configured: Path | None = None) -> None:
+        self._checkpointer = checkpointer
         self._model = model
         self._keep = keep
-        self._given = given
-        self._holding = given
-        """The image that the engine is in now."""
-        self._spent: Path | None = None
-        """The image that it came from last and that is not to be used again."""
-        self._doubted: Path | None = None
-        """An image that could not be restored: the next one takes its place."""
+        self._configured = configured
+        self._current = configured
+        """The image that the engine is in; None while it runs, or would start cold."""
+        self._consumed: Path | None = None
+        """The image that the engine was restored from last, if it must not be used again."""
+        self._distrusted: Path | None = None
+        """An image that could not be restored or was restored wrongly; a new dump replaces it."""
 
     @property
-    def hold_engine(self) -> bool:
-        """Whether the engine is in an image at present."""
-        return self._holding is not None
+    def holds_engine(self) -> bool:
+        """Whether the engine is in an image."""
+        return self._current is not None
 
-    async def find_kept(self, identity: str, eviction: Eviction, canary: str | None) -> Path | None:
-        """An image that was kept and can stand for the engine, which is then stopped and ``put_into`` it."""
+    async def find_reusable(self, fingerprint: str, eviction: Eviction, canary: str | None) -> Path | None:
+        """A kept image that equals what a dump would produce now; None if there is none.
+
+        With it, an eviction stops the engine and calls ``set_current`` instead of dumping.
+        """
         if not self._keep:
             return None
         try:
-            path = self._imager.image_path(self._model)
-            manifest = await asyncio.to_thread(self._imager.read, path)
+            path = self._checkpointer.image_path(self._model)
+            manifest = await asyncio.to_thread(self._checkpointer.read, path)
         except ImageUnusable:
             return None
-        is_the_same = manifest.identity == identity and manifest.eviction == str(eviction)
+        matches = manifest.fingerprint == fingerprint and manifest.eviction == str(eviction)
         if canary is not None and manifest.canary is not None:
-            is_the_same = is_the_same and is_same(canary, manifest.canary)
-        return path if is_the_same and path != self._doubted and not manifest.has_frozen else None
+            matches = matches and is_same(canary, manifest.canary)
+        return path if matches and path != self._distrusted and not manifest.has_frozen else None
 
-    def put_into(self, path: Path) -> None:
-        """The engine has been stopped: it is in this image now."""
-        self._holding = path
+    def set_current(self, path: Path) -> None:
+        """Let the image stand for the engine, which has been stopped."""
+        self._current = path
 
-    def doubt(self) -> None:
-        """What came from the image was not what went into it: it is not used again."""
-        self._doubted = self._imager.image_path(self._model)
+    def distrust(self) -> None:
+        """Do not use the kept image again: the engine restored from it answers differently than before."""
+        self._distrusted = self._checkpointer.image_path(self._model)
 
     async def dump(self, process: EngineProcess, facts: ImageFacts) -> Manifest:
-        """Put the engine into an image; raises DumpFailed, CriuUnusable, after which it usually runs on."""
-        manifest = await self._imager.dump(process, facts)
-        self._holding = self._imager.image_path(self._model, frozen=facts.has_frozen)
-        if self._holding == self._doubted:
-            self._doubted = None
-        log.info("dumped", model=self._model, mib=round(manifest.size_bytes / 2**20), image=str(self._holding))
+        """Put the engine into an image; raises DumpFailed, CriuUnusable. Then it usually runs on."""
+        manifest = await self._checkpointer.dump(process, facts)
+        self._current = self._checkpointer.image_path(self._model, frozen=facts.has_frozen)
+        if self._current == self._distrusted:
+            self._distrusted = None
+        log.info("dumped", model=self._model, mib=round(manifest.size_bytes / 2**20), image=str(self._current))
         return manifest
 
     async def restore(
-        self, identity: str, *, on_line: LineReceiver, on_exit: Callable[[int], None]
+        self, fingerprint: str, *, on_line: LineReceiver, on_exit: Callable[[int], None]
     ) -> tuple[EngineProcess, Manifest]:
-        """Bring the engine back; raises RestoreFailed, ImageUnusable, CriuUnusable, and then only a cold start is left.
+        """Restore the engine; raises RestoreFailed, ImageUnusable, CriuUnusable. Then only a cold start is left.
 
-        An image with frozen requests in it is good for one restore, whatever comes of it.
+        An image with frozen requests is used up by the attempt, successful or not.
         """
-        path = self._holding
+        path = self._current
         assert path is not None
-        self._holding = None
-        self._doubted = path
+        # Until the restore has succeeded.
+        self._current = None
+        self._distrusted = path
         manifest: Manifest | None = None
         try:
-            manifest = await asyncio.to_thread(self._imager.read, path)
-            if manifest.identity != identity:
+            manifest = await asyncio.to_thread(self._checkpointer.read, path)
+            if manifest.fingerprint != fingerprint:
                 raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
-            process, manifest = await self._imager.restore(path, on_line=on_line, on_exit=on_exit)
+            run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit)
+            process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException:
             if manifest is not None and manifest.has_frozen:
-                await self._drop(path)
+                await self._delete(path)
             raise
         if manifest.has_frozen or not self._keep:
-            self._spent = path
-        self._doubted = None
+            self._consumed = path
+        self._distrusted = None
         return process, manifest
 
-    async def drop_spent(self) -> None:
-        """Delete the image that the engine came from, if it is not to be used again."""
-        path, self._spent = self._spent, None
+    async def delete_consumed(self) -> None:
+        """Delete the image that the engine was restored from, if it must not be used again."""
+        path, self._consumed = self._consumed, None
         if path is not None:
-            await self._drop(path)
+            await self._delete(path)
 
-    async def drop_leftover(self) -> None:
-        """Delete what an llmux that was killed has left: requests that were frozen in an image have no clients now."""
-        path = self._imager.image_path(self._model, frozen=True)
+    async def delete_frozen_leftover(self) -> None:
+        """Delete an image with requests in flight that a killed llmux left: their clients are gone."""
+        path = self._checkpointer.image_path(self._model, frozen=True)
         if path.exists():
-            await self._drop(path)
+            await self._delete(path)
 
-    async def delete(self) -> None:
+    async def delete_all(self) -> None:
         """Delete the model's images; the engine must be in none of them."""
         for frozen in (False, True):
-            await self._drop(self._imager.image_path(self._model, frozen=frozen))
+            await self._delete(self._checkpointer.image_path(self._model, frozen=frozen))
 
-    async def discard_held(self) -> None:
-        """The engine in the image will not be woken any more; a kept image stays for later."""
-        path, self._holding = self._holding, None
-        if path is None or path == self._given:
+    async def discard_current(self) -> None:
+        """Give up the engine that is in an image, and delete the image unless it is kept or configured."""
+        path, self._current = self._current, None
+        if path is None or path == self._configured:
             return
-        if not self._keep or path == self._imager.image_path(self._model, frozen=True):
-            await self._drop(path)
+        if not self._keep or path == self._checkpointer.image_path(self._model, frozen=True):
+            await self._delete(path)
 
-    async def _drop(self, path: Path) -> None:
+    async def _delete(self, path: Path) -> None:
         try:
-            await self._imager.drop(path)
+            await self._checkpointer.delete(path)
         except (OSError, LlmuxError) as error:
             log.warning("an image could not be deleted", model=self._model, image=str(path), reason=str(error))

@@ -7,7 +7,7 @@ from pathlib import Path
 from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
 from llmux.engines import vllm
 from llmux.engines.process import LaunchCommand
-from llmux.hosts.memory import available_mib, weights_mib
+from llmux.hosts.local import available_mib, weights_mib
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,18 @@ from typing import assert_never
 import structlog
 
 from llmux.access import Upstream
+from llmux.checkpoints.dumping import ImageFacts
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
 from llmux.engines.canary import Canary
 from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.checkpointer import ImageFacts
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
 from llmux.engines.process import EngineProcess
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
-from llmux.engines.step_words import parse_step
+from llmux.engines.step_words import parse_step, step_word
 from llmux.engines.steps import (
     DumpProcess,
     PauseRequests,
@@ -42,7 +42,7 @@ from llmux.errors import (
     RestoreFailed,
     SpawnFailed,
 )
-from llmux.gpus.headroom import GpuHeadroom
+from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
@@ -95,7 +95,7 @@ class Instance:
 
     @property
     def _is_in_image(self) -> bool:
-        return self._images is not None and self._images.hold_engine
+        return self._images is not None and self._images.holds_engine
 
     @property
     def pid(self) -> int | None:
@@ -133,12 +133,12 @@ class Instance:
         for step in reversed(self._applied):
             await self._undo(step)
         self._applied = ()
-        self._room.forget_left()
+        self._room.forget_freed()
         try:
             await self._guard.run(self.canary.check(self._endpoints, has_frozen=has_frozen), None, "the canary's check")
         except OutputMismatch:
             if self._images is not None:
-                self._images.doubt()
+                self._images.distrust()
             raise
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
@@ -159,7 +159,7 @@ class Instance:
             await self._stop()
             return Cold()
         if isinstance(residency, Asleep):
-            self._room.note_left(before, await self._room.read())
+            self._room.record_freed(before, await self._room.read())
         return residency
 
     def _fall_back(self, event: str, reason: str) -> None:
@@ -167,19 +167,19 @@ class Instance:
         log.warning(event, model=self.spec.model, reason=reason)
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
-        if self._images is None or not self._images.hold_engine:
+        if self._images is None or not self._images.holds_engine:
             return Cold()
         if eviction.process is Process.CHECKPOINT:
             return Asleep(eviction)
-        await self._images.discard_held()
+        await self._images.discard_current()
         return Cold()
 
     async def _leave(self, eviction: Eviction, *, freeze: bool) -> Asleep | Cold:
         if eviction.process is Process.CHECKPOINT and not freeze and self._images is not None:
-            kept = await self._images.find_kept(self._identity, eviction, self.canary.baseline)
+            kept = await self._images.find_reusable(self._identity, eviction, self.canary.baseline)
             if kept is not None:
                 await self._stop()
-                self._images.put_into(kept)
+                self._images.set_current(kept)
                 return Asleep(eviction)
         is_asleep = any(isinstance(step, Sleep) for step in self._applied)
         for step in steps_of(eviction, freeze=freeze):
@@ -217,8 +217,8 @@ class Instance:
         facts = ImageFacts(
             model=self.spec.model,
             port=self.upstream.port,
-            identity=self._identity,
-            steps=self._applied,
+            fingerprint=self._identity,
+            steps=tuple(map(step_word, self._applied)),
             eviction=eviction,
             has_frozen=freeze,
             argv=self.spec.argv,
@@ -262,8 +262,8 @@ class Instance:
 
     async def delete_images(self) -> None:
         """Delete what could bring the engine back from disk, unless it is there that it is."""
-        if self._images is not None and not self._images.hold_engine:
-            await self._images.delete()
+        if self._images is not None and not self._images.holds_engine:
+            await self._images.delete_all()
 
     def interrupt(self, reason: str) -> None:
         """Make a ``wake`` under way fail now, and an ``evict`` stop the engine: nothing is woken any more."""
@@ -279,7 +279,7 @@ class Instance:
         return await check_health(self._endpoints, timeout_seconds)
 
     async def _start(self) -> None:
-        self._room.forget_left()
+        self._room.forget_freed()
         await self._guard.run(self._room.wait_to_start(), None, "the wait for free memory")
         self._listen_at(self.spec.port)
         if not is_free(self.spec.port):
@@ -317,7 +317,7 @@ class Instance:
             self._process, manifest = await self._images.restore(
                 self._identity, on_line=self._hear, on_exit=self._exited
             )
-            await self._images.drop_spent()
+            await self._images.delete_consumed()
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
             raise EngineFailure(str(failure)) from failure
         self._applied = tuple(map(parse_step, manifest.steps))

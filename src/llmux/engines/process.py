@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVarTuple, assert_never
 
+from llmux.checkpoints.checkpointer import RestoreCommand
 from llmux.engines.output import OutputTail, clean_line
 from llmux.engines.sessions import find_living, kill_session
 from llmux.engines.shim_connection import (
@@ -60,21 +61,6 @@ class LaunchCommand:
     working_directory: Path | None = None
     temporary_directory: Path | None = None
     checkpointable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreCommand:
-    """How to restore an engine: criu's whole command line but for the pipes, and what the image says of the engine.
-
-    ``pipes`` are the inodes of the stdout and stderr that it was dumped with. The temporary directory is there already,
-    and belongs to the engine from now on.
-    """
-
-    argv: tuple[str, ...]
-    timeout_seconds: float
-    pid: int
-    pipes: tuple[int, int]
-    temporary_directory: Path | None = None
 
 
 class EngineProcess:

@@ -1,1 +1,1 @@
-"""GPUs: how much memory they have, who holds it, and waiting until enough of it is free."""
+"""GPU memory: reading it, and waiting until enough of it is free."""

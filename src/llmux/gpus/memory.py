@@ -1,10 +1,23 @@
-"""What is known of the memory of GPUs, whoever reads it."""
+"""GPU memory: how much there is, which processes hold it, and waiting until an engine's share of it is free."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
+from llmux.errors import GpusUnreadable
+
+log = structlog.get_logger("llmux.gpus")
+
 MIB = 1 << 20
+READ_LIMIT_SECONDS = 10.0
+"""A read takes milliseconds unless the driver hangs."""
+POLL_INTERVAL_SECONDS = 0.1
+PROCESSES_SHOWN = 8
+"""In a warning; the largest ones come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,19 +25,19 @@ class GpuMemory:
     """One GPU's memory at one moment."""
 
     gpu: str
-    """Its name for the operator."""
+    """A name for the operator, such as the GPU's UUID."""
     total_mib: int
     used_mib: int
 
     @property
     def free_mib(self) -> int:
-        """What could be taken now."""
+        """Memory that can be allocated now."""
         return self.total_mib - self.used_mib
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A process and what it holds; None where the driver does not say."""
+class GpuProcess:
+    """A process that holds GPU memory; ``mib`` is None where the driver does not report the amount."""
 
     pid: int
     name: str
@@ -36,27 +49,105 @@ class Holder:
 
 
 class GpuReader(Protocol):
-    """Reads the GPUs that one engine sees, in their order; both may take a moment."""
+    """Reads the GPUs that are visible to one engine, in the engine's order. Both methods block."""
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        """Each GPU's memory; raises GpusUnreadable."""
+        """Memory of each GPU; raises GpusUnreadable."""
 
-    def read_holders(self) -> tuple[Holder, ...]:
-        """The processes that hold memory of these GPUs; raises GpusUnreadable."""
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        """Processes with memory on these GPUs, largest first; raises GpusUnreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartNeed:
-    """What an engine wants to find free when it starts: a share of each of its GPUs, or so many MiB of them."""
+    """Free memory that an engine needs on each of its GPUs to start: a share of the total, or an amount."""
 
     share: float = 0.0
     mib: int = 0
 
     def on(self, gpu: GpuMemory) -> int:
-        """In MiB of this GPU."""
+        """The need on this GPU, in MiB."""
         return max(self.mib, int(self.share * gpu.total_mib))
 
 
 def total_used_mib(memory: Sequence[GpuMemory]) -> int:
-    """What is used of all of them together."""
+    """Used memory of all GPUs together."""
     return sum(gpu.used_mib for gpu in memory)
+
+
+class GpuHeadroom:
+    """Waits, for a bounded time, until the memory that one model's engine is about to allocate is free.
+
+    The driver frees the memory of an ended or sleeping engine a moment after the engine reports success. Processes of
+    others are never killed: after the time limit a warning names them and the engine is tried regardless.
+    """
+
+    def __init__(
+        self, model: str, reader: GpuReader | None, start_need: StartNeed | None, *, wait_seconds: float = 10.0
+    ) -> None:
+        """``reader`` is None without GPUs to read; ``start_need`` is None if unknown: a start then does not wait."""
+        self.reader = reader
+        self._model = model
+        self._start_need = start_need
+        self._wait_seconds = wait_seconds
+        self._freed_mib: dict[str, int] = {}
+        """By GPU: what the engine released since it was last awake, and allocates again when it wakes."""
+        self._is_readable = True
+
+    async def read(self) -> tuple[GpuMemory, ...]:
+        """The GPUs' memory now; empty if it cannot be read. After the first failure it is not tried again."""
+        if self.reader is None or not self._is_readable:
+            return ()
+        try:
+            # A driver that hangs must not block evictions too.
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return await asyncio.to_thread(self.reader.read_memory)
+        except (GpusUnreadable, TimeoutError) as error:
+            self._is_readable = False
+            log.debug("GPU memory cannot be read", model=self._model, reason=str(error) or "no answer")
+            return ()
+
+    def record_freed(self, before: Sequence[GpuMemory], after: Sequence[GpuMemory]) -> None:
+        """Add what an eviction step freed to what the next wake must find free."""
+        used_before = {gpu.gpu: gpu.used_mib for gpu in before}
+        for gpu in after:
+            freed_mib = used_before.get(gpu.gpu, 0) - gpu.used_mib
+            if freed_mib > 0:
+                self._freed_mib[gpu.gpu] = self._freed_mib.get(gpu.gpu, 0) + freed_mib
+
+    def forget_freed(self) -> None:
+        """Start over: the engine is awake again, or has ended."""
+        self._freed_mib.clear()
+
+    async def wait_to_start(self) -> None:
+        """Return when the engine can start, or when the time is up."""
+        if (need := self._start_need) is not None and self._wait_seconds:
+            memory = await self.read()
+            await self._wait({gpu.gpu: need.on(gpu) for gpu in memory}, memory)
+
+    async def wait_to_wake(self) -> None:
+        """Return when as much is free as the engine released, or when the time is up."""
+        if self._freed_mib and self._wait_seconds:
+            await self._wait(self._freed_mib, await self.read())
+
+    async def _wait(self, needed_mib: Mapping[str, int], memory: Sequence[GpuMemory]) -> None:
+        began_at = asyncio.get_running_loop().time()
+        while short := [gpu for gpu in memory if gpu.free_mib < needed_mib.get(gpu.gpu, 0)]:
+            waited_seconds = asyncio.get_running_loop().time() - began_at
+            if waited_seconds >= self._wait_seconds:
+                await self._warn(needed_mib, short, waited_seconds)
+                return
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
+            memory = await self.read()
+
+    async def _warn(self, needed_mib: Mapping[str, int], short: Sequence[GpuMemory], waited_seconds: float) -> None:
+        processes: tuple[GpuProcess, ...] = ()
+        with suppress(GpusUnreadable):
+            processes = await asyncio.to_thread(self.reader.read_processes) if self.reader is not None else ()
+        log.warning(
+            "GPU memory is not free; the engine is tried all the same",
+            model=self._model,
+            waited_seconds=round(waited_seconds, 1),
+            gpus=[f"{gpu.gpu}: {needed_mib[gpu.gpu]} MiB needed, {gpu.free_mib} free" for gpu in short],
+            held_by=[str(process) for process in processes[:PROCESSES_SHOWN]],
+        )

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, read through NVML, the library that comes with their driver."""
+"""NVIDIA GPUs, read through NVML, the library that comes with the driver."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -9,47 +9,46 @@ from typing import Any
 import psutil
 
 from llmux.errors import GpusUnreadable
-from llmux.gpus.memory import MIB, GpuMemory, Holder
+from llmux.gpus.memory import MIB, GpuMemory, GpuProcess
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class NvmlReader:
-    """The first ``count`` of the GPUs that an engine with this environment sees; without a count all of them."""
+    """Reads the GPUs visible to an engine with this environment; only the first ``count`` of them, if given."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ, count: int | None = None) -> None:
         self._visible = environment.get(VISIBLE)
         self._count = count
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        """Each GPU's memory; raises GpusUnreadable."""
         with _library() as nvml:
             return tuple(_read(nvml, handle) for handle in self._handles(nvml))
 
-    def read_holders(self) -> tuple[Holder, ...]:
-        """The processes on these GPUs, the largest first; raises GpusUnreadable."""
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        # One process may hold memory on several GPUs. If its amount is unknown on one, so is its sum.
         held: dict[int, int | None] = {}
         with _library() as nvml:
             for handle in self._handles(nvml):
                 for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    more, so_far = process.usedGpuMemory, held.get(process.pid, 0)
-                    held[process.pid] = None if more is None or so_far is None else so_far + more // MIB
-        found = [Holder(pid, _name(pid), mib) for pid, mib in held.items()]
-        return tuple(sorted(found, key=lambda holder: -(holder.mib or 0)))
+                    used_bytes, sum_mib = process.usedGpuMemory, held.get(process.pid, 0)
+                    held[process.pid] = None if used_bytes is None or sum_mib is None else sum_mib + used_bytes // MIB
+        found = [GpuProcess(pid, _name(pid), mib) for pid, mib in held.items()]
+        return tuple(sorted(found, key=lambda process: -(process.mib or 0)))
 
     def _handles(self, nvml: Any) -> list[Any]:
-        names = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         if self._visible is not None:
-            uuids = {str(nvml.nvmlDeviceGetUUID(handle)): handle for handle in names}
-            names = list(_chosen(self._visible, names, uuids))
-        return names[: self._count]
+            by_uuid = {str(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+            handles = list(_select(self._visible, handles, by_uuid))
+        return handles[: self._count]
 
 
-def _chosen(visible: str, handles: list[Any], uuids: Mapping[str, Any]) -> Iterator[Any]:
-    """As CUDA reads the variable: by number or by the beginning of a UUID, up to the first that does not exist."""
-    for word in visible.split(","):
-        name = word.strip()
-        found = [handle for uuid, handle in uuids.items() if name.startswith("GPU-") and uuid.startswith(name)]
+def _select(visible: str, handles: list[Any], by_uuid: Mapping[str, Any]) -> Iterator[Any]:
+    """Interpret CUDA_VISIBLE_DEVICES as CUDA does: indices or prefixes of UUIDs, ended by the first invalid entry."""
+    for entry in visible.split(","):
+        name = entry.strip()
+        found = [handle for uuid, handle in by_uuid.items() if name.startswith("GPU-") and uuid.startswith(name)]
         if name.isdecimal() and int(name) < len(handles):
             found = [handles[int(name)]]
         if not found:
@@ -59,7 +58,7 @@ def _chosen(visible: str, handles: list[Any], uuids: Mapping[str, Any]) -> Itera
 
 @contextmanager
 def _library() -> Iterator[Any]:
-    """NVML, ready for calls; what goes wrong within becomes GpusUnreadable."""
+    """The initialised library; NVML errors within the block are raised as GpusUnreadable."""
     nvml = _load()
     try:
         yield nvml
@@ -69,7 +68,7 @@ def _library() -> Iterator[Any]:
 
 @cache
 def _load() -> Any:
-    # Only now: most commands never look at a GPU.
+    # Imported on first use: most commands never read a GPU.
     try:
         import pynvml
     except ImportError as error:
@@ -83,7 +82,7 @@ def _load() -> Any:
 
 def _read(nvml: Any, handle: Any) -> GpuMemory:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    # Not its "used": what the driver reserves is not free either.
+    # Not NVML's "used", which leaves out the memory that the driver reserves and no engine can allocate.
     used_bytes = memory.total - memory.free
     return GpuMemory(str(nvml.nvmlDeviceGetUUID(handle)), memory.total // MIB, used_bytes // MIB)
 

@@ -1,1 +1,1 @@
-
+"""The machine that engines run on."""

@@ -1,4 +1,4 @@
-"""What an engine needs of this machine: ports of its own, and a short directory for its sockets and temporary files."""
+"""This machine as engines need it: free ports, short temporary directories, open files, memory and processes."""
 
 import hashlib
 import random
@@ -6,31 +6,43 @@ import resource
 import shutil
 import socket
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
 
 from llmux.errors import LlmuxError
 
 LOOPBACK = "127.0.0.1"
 LOWEST_PORT = 10_000
+"""Well-known services and most development servers listen below."""
 HIGHEST_PORT = 65_535
 USUAL_EPHEMERAL_PORTS = (32_768, 60_999)
+"""Linux's default, for when the range cannot be read."""
 EPHEMERAL_PORTS_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 FEWEST_PORTS = 1_000
+"""A narrower range is not used while there is another one."""
 
 FILES_MAX = 65_536
-FILES_FOR_THE_REST = 512
+RESERVED_FILES = 512
+"""Open files for everything but connections of clients and engines: logs, shims, the control server."""
 FEWEST_CONNECTIONS = 64
 
 NAME_CHARACTERS = 24
+RANDOM_SUFFIX_CHARACTERS = 8
+"""``tempfile.mkdtemp`` appends as many."""
 SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket on Linux, without the closing NUL."""
 LONGEST_SOCKET_NAME_BYTES = 40
 """vLLM names its sockets by a UUID (36 characters)."""
 
+MIB = 1 << 20
+WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+
 
 class NoFreePort(LlmuxError):
-    """Not as many free ports as engines."""
+    """Fewer free ports than engines without a configured one."""
 
     def __init__(self, wanted: int, ports: range) -> None:
         super().__init__(
@@ -40,12 +52,13 @@ class NoFreePort(LlmuxError):
 
 
 def choose_ports(count: int, taken: Collection[int] = ()) -> list[int]:
-    """Choose ports on which nobody listens, and which the kernel gives to no outgoing connection.
+    """Choose distinct free ports outside the kernel's ephemeral range, and none of ``taken``; raises NoFreePort.
 
-    So a port stays free while its engine is stopped and started again. ``taken`` are not chosen. Raises NoFreePort.
+    The kernel may assign an ephemeral port to an outgoing connection while its engine is stopped, and the engine could
+    then not start again.
     """
     ports = fixed_ports(read_ephemeral_ports())
-    # Anywhere in the range: two llmux that start together should not come upon the same ones.
+    # Start at a random one: two llmux processes that start together should not choose the same ports.
     first = random.randrange(len(ports))
     chosen: list[int] = []
     for offset in range(len(ports)):
@@ -60,7 +73,7 @@ def choose_ports(count: int, taken: Collection[int] = ()) -> list[int]:
 
 
 def fixed_ports(ephemeral: tuple[int, int]) -> range:
-    """The ports below the ephemeral ones, or above them where too few are below; all where there are none."""
+    """The ports below the ephemeral range, above it if too few are below, or all if too few are outside."""
     below = range(LOWEST_PORT, ephemeral[0])
     if len(below) >= FEWEST_PORTS:
         return below
@@ -69,7 +82,7 @@ def fixed_ports(ephemeral: tuple[int, int]) -> range:
 
 
 def read_ephemeral_ports(file: Path = EPHEMERAL_PORTS_FILE) -> tuple[int, int]:
-    """The first and the last port that the kernel gives to outgoing connections."""
+    """The first and last port that the kernel assigns to outgoing connections."""
     try:
         first, last = map(int, file.read_text().split())
     except (OSError, ValueError):
@@ -78,9 +91,9 @@ def read_ephemeral_ports(file: Path = EPHEMERAL_PORTS_FILE) -> tuple[int, int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether an engine could listen on the port now."""
+    """Whether an engine can listen on the port now."""
     with socket.socket() as probe:
-        # As engines do: connections of the last engine that linger do not count.
+        # Engines set it too: connections of the previous engine in TIME_WAIT do not prevent listening.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -90,26 +103,26 @@ def is_free(port: int) -> bool:
 
 
 def create_temporary_directory(model: str, parent: Path | None = None) -> Path:
-    """Make a directory for one start of a model's engine, named so that a person can tell whose it is.
+    """Create a directory for one start of a model's engine, named after the model.
 
-    ``parent`` is the system's directory for temporary files, or ``/tmp`` where that is too long for Unix sockets.
-    The engine's shim removes it with the engine's last process.
+    ``parent`` defaults to the system's temporary directory; ``/tmp`` is used if the path would be too long for Unix
+    sockets. The engine's shim removes the directory after the engine's last process has ended.
     """
     parent = parent or Path(tempfile.gettempdir())
     prefix = f"llmux-{encode_name(model)}-"
-    longest = len(str(parent / prefix).encode()) + 8 + 1 + LONGEST_SOCKET_NAME_BYTES
-    if longest > SOCKET_PATH_BYTES:
+    directory_bytes = len(str(parent / prefix).encode()) + RANDOM_SUFFIX_CHARACTERS
+    if directory_bytes + 1 + LONGEST_SOCKET_NAME_BYTES > SOCKET_PATH_BYTES:
         parent = Path("/tmp")
     return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
 
 
 def remove_temporary_directory(directory: Path) -> None:
-    """Remove the directory of an engine that was never started; it may be gone already."""
+    """Remove the directory of an engine that was never started; no error if it does not exist."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def encode_name(model: str) -> str:
-    """A short file name for a model: percent-encoded, and a long one cut and told apart by a digest."""
+    """A file name for a model: percent-encoded, and if too long, truncated with a digest that keeps it unique."""
     name = quote(model, safe="", errors="backslashreplace")
     if name in (".", ".."):
         return name.replace(".", "%2E")
@@ -117,17 +130,66 @@ def encode_name(model: str) -> str:
         return name
     digest = hashlib.sha256(model.encode(errors="backslashreplace")).hexdigest()[:8]
     start = name[: NAME_CHARACTERS - 9]
-    if "%" in start[-2:]:
+    if "%" in start[-2:]:  # do not cut an encoded character in half
         start = start[: start.rindex("%")]
     return f"{start}~{digest}"
 
 
 def connections_that_fit() -> int:
-    """Raise this process's limit of open files as far as it goes, and say how many clients fit below it.
+    """Raise this process's limit on open files as far as allowed; returns how many client connections fit in it.
 
-    Each may need a connection to an engine as well; some files are left for everything else.
+    Each counts twice, since it may need a connection to an engine as well.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return max(FEWEST_CONNECTIONS, (files - FILES_FOR_THE_REST) // 2)
+    return max(FEWEST_CONNECTIONS, (files - RESERVED_FILES) // 2)
+
+
+def available_mib() -> int:
+    """Host memory that can be used without swapping."""
+    return int(psutil.virtual_memory().available) // MIB
+
+
+def weights_mib(model_path: str) -> int:
+    """The size of the weights in a local directory; 0 if ``model_path`` is not one (a name on a hub) and so unknown."""
+    directory = Path(model_path)
+    try:
+        files = [file for file in directory.iterdir() if file.suffix in WEIGHT_FILES]
+        return sum(file.stat().st_size for file in files) // MIB
+    except OSError:
+        return 0
+
+
+def find_descendants(pid: int) -> list[psutil.Process]:
+    """All descendants of a process, parents before their children; empty if there is no such process."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def held_mib(processes: Iterable[psutil.Process]) -> int:
+    """Host memory that the processes hold together, shared pages counted once. Ended processes hold none."""
+    return sum(map(_held_bytes, processes)) // MIB
+
+
+def find_living(processes: Iterable[psutil.Process]) -> list[int]:
+    """The pids of those that have not ended; a zombie has."""
+    return [process.pid for process in processes if _is_living(process)]
+
+
+def _held_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _is_living(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -156,7 +156,7 @@ class Controller:
         """Run a piece of lifecycle work as the server's."""
         self._spawn(work)
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:  # noqa: C901 - a dispatch table
         assert self._requests is not None
         match action:
             case Admit() | Reject() | Revoke() | Freeze() | Hold() | Thaw():

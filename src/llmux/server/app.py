@@ -106,7 +106,7 @@ class Server:
         if self._imager is not None and needs_criu(settings):
             await self._imager.check()
             for images in self._images.values():
-                await images.drop_leftover()
+                await images.delete_frozen_leftover()
         await self._control.start()
         if settings.warmup:
             # Those with an image to come from are warm already.

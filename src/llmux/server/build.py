@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, assert_never
 
+from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
@@ -17,12 +18,10 @@ from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.checkpointer import Checkpointer, CriuSettings
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.vllm import ControlTimeouts
 from llmux.errors import ConfigError, Problem
-from llmux.gpus.headroom import GpuHeadroom
-from llmux.gpus.memory import GpuReader, StartNeed
+from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
 
@@ -101,7 +100,7 @@ def build_checkpoint_stores(settings: Settings, imager: Checkpointer | None) -> 
         return {}
     keep = settings.checkpoint.keep_images
     return {
-        name: CheckpointStore(imager, name, keep=keep, given=model.checkpoint_path)
+        name: CheckpointStore(imager, name, keep=keep, configured=model.checkpoint_path)
         for name, model in settings.models.items()
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from llmux.errors import GpusUnreadable
-from llmux.gpus.memory import GpuMemory, GpuReader, Holder, StartNeed
+from llmux.gpus.memory import GpuMemory, GpuProcess, GpuReader, StartNeed
 from llmux.simulation.engine.options import parse
 from llmux.simulation.ledger import Ledger, LedgerError, LedgerSnapshot
 
@@ -22,14 +22,12 @@ class LedgerReader:
     path: Path
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        """The one virtual GPU; raises GpusUnreadable."""
         book = self._read()
         return (GpuMemory(str(self.path), book.capacity_mib, book.used_mib),)
 
-    def read_holders(self) -> tuple[Holder, ...]:
-        """Who has a claim, the largest first; raises GpusUnreadable."""
+    def read_processes(self) -> tuple[GpuProcess, ...]:
         claims = sorted(self._read().claims, key=lambda claim: -claim.mib)
-        return tuple(Holder(claim.pid, claim.model or _name(claim.pid), claim.mib) for claim in claims if claim.mib)
+        return tuple(GpuProcess(claim.pid, claim.model or _name(claim.pid), claim.mib) for claim in claims if claim.mib)
 
     def _read(self) -> LedgerSnapshot:
         try:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.core.eviction import Eviction
-from llmux.engines.checkpointer import Checkpointer
 from llmux.errors import LlmuxError
 from llmux.tools.standalone import Memory, StandaloneEngine, Tell
 

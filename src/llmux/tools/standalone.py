@@ -14,9 +14,8 @@ from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 from llmux.engines.instance import Instance
 from llmux.errors import LlmuxError, ModelNotFound
-from llmux.gpus.headroom import GpuHeadroom
-from llmux.gpus.memory import total_used_mib
-from llmux.hosts.memory import find_descendants, held_mib
+from llmux.gpus.memory import GpuHeadroom, total_used_mib
+from llmux.hosts.local import find_descendants, held_mib
 from llmux.server.build import FindVirtualGpu, build_headroom, engine_specs
 from llmux.server.warmup import probe
 

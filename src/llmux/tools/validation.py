@@ -9,7 +9,7 @@ from time import monotonic
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.engines.steps import UnsupportedEviction, steps_of
 from llmux.errors import LlmuxError, OutputMismatch, ProcessStuck
-from llmux.hosts.memory import find_descendants, still_living
+from llmux.hosts.local import find_descendants, find_living
 from llmux.tools.standalone import Memory, StandaloneEngine, Tell
 
 PAUSE_SECONDS = 1.0
@@ -126,7 +126,7 @@ class _Judge:
             trial.reasons.append(reason)
         if reason := self._not_freed(trial.before, trial.asleep):
             trial.reasons.append(reason)
-        if trial.eviction.process in (Process.STOP, Process.CHECKPOINT) and (left := still_living(family)):
+        if trial.eviction.process in (Process.STOP, Process.CHECKPOINT) and (left := find_living(family)):
             trial.reasons.append(f"processes of the engine are still there: {', '.join(map(str, left))}")
 
     async def _come_back(self, trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""Every test with the real criu: nothing may be left of it."""
+"""Checks after every test with the real criu that nothing is left of it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""``llmux checkpoint`` and ``restore`` with the real criu over simulated engines, and servers that use the image."""
+"""``llmux checkpoint`` and ``restore`` with the real criu and simulated engines, and servers that use their images."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def configure(directory: Path, *flags: str, **model: Any) -> dict[str, Any]:
 
 
 async def made(directory: Path, *arguments: str) -> Any:
-    """What ``llmux checkpoint m`` says of the image that it made."""
+    """The report of ``llmux checkpoint m`` on the image that it made."""
     ended = await run_llmux("checkpoint", "m", "--json", *arguments, directory=directory)
     assert ended.code == 0, ended
     return ended.document
@@ -60,7 +60,7 @@ async def test_the_first_request_is_answered_from_the_image(tmp_path: Path, weig
         assert not server.find_in_log("engine started")
 
 
-async def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
+async def test_the_printed_entry_can_be_pasted_into_the_configuration(tmp_path: Path) -> None:
     config = configure(tmp_path)
     ended = await run_llmux("--checkpoint", "m", "-c", "config.json", "--no-warmup", directory=tmp_path)
     assert ended.code == 0, ended
@@ -76,7 +76,7 @@ async def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     assert (await run_llmux("check", directory=tmp_path)).code == 0
 
 
-async def test_a_second_time_it_is_dumped_anew(tmp_path: Path) -> None:
+async def test_a_second_checkpoint_makes_a_new_image(tmp_path: Path) -> None:
     configure(tmp_path)
     manifest = Path((await made(tmp_path))["checkpoint_path"]) / "manifest.json"
     first = json.loads(manifest.read_text())
@@ -86,7 +86,7 @@ async def test_a_second_time_it_is_dumped_anew(tmp_path: Path) -> None:
     assert second["identity"] == first["identity"]
 
 
-async def test_a_restored_engine_stays_until_it_is_told_to_end(tmp_path: Path) -> None:
+async def test_a_restored_engine_stays_until_its_shim_is_terminated(tmp_path: Path) -> None:
     configure(tmp_path)
     await made(tmp_path)
     ended = await run_llmux("restore", "m", "--json", directory=tmp_path)
@@ -96,18 +96,18 @@ async def test_a_restored_engine_stays_until_it_is_told_to_end(tmp_path: Path) -
     try:
         assert restored["answer"] == "4"
         assert restored["memory"]["gpu_mib"] == 900
-        assert ask(restored["port"]) == "4", "it lives without llmux"
+        assert ask(restored["port"]) == "4", "it runs without llmux"
         again = await run_llmux("restore", "m", directory=tmp_path)
         assert again.code == 1
         assert f"port {restored['port']} is taken" in again.errors
         assert ask(restored["port"]) == "4"
     finally:
         os.kill(restored["shim_pid"], signal.SIGTERM)
-        await until(lambda: not any(is_living(one.pid) for one in family), "the end of what stayed")
+        await until(lambda: not any(is_living(one.pid) for one in family), "the end of engine and shim")
     assert no_port(restored["port"])
 
 
-async def test_it_says_how_to_stop_it(tmp_path: Path) -> None:
+async def test_the_printed_pid_stops_a_restored_engine(tmp_path: Path) -> None:
     configure(tmp_path)
     await made(tmp_path, "--eviction", "retain+checkpoint")
     ended = await run_llmux("--restore-detached", "m", directory=tmp_path)
@@ -120,7 +120,7 @@ async def test_it_says_how_to_stop_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "other arguments", "no image"])
-async def test_an_image_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path, damage: str) -> None:
+async def test_an_unusable_image_is_refused_with_the_reason(tmp_path: Path, damage: str) -> None:
     configure(tmp_path)
     path = Path((await made(tmp_path))["checkpoint_path"])
     match damage:
@@ -147,7 +147,7 @@ async def test_a_server_starts_cold_where_the_image_has_no_manifest(tmp_path: Pa
         assert server.find_in_log("no manifest")
 
 
-async def test_validate_leaves_the_images_that_serve_alone(tmp_path: Path) -> None:
+async def test_validate_does_not_touch_the_images_that_serve(tmp_path: Path) -> None:
     configure(tmp_path)
     manifest = Path((await made(tmp_path))["checkpoint_path"]) / "manifest.json"
     before = manifest.read_text()
@@ -159,8 +159,7 @@ async def test_validate_leaves_the_images_that_serve_alone(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["m"]
 
 
-async def test_a_dump_that_fails_is_told_and_nothing_is_left(tmp_path: Path) -> None:
-    """With its images in a place where nothing can be written."""
+async def test_a_failed_dump_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     configure(tmp_path)
     (tmp_path / "images").write_text("not a directory")
     ended = await run_llmux("checkpoint", "m", directory=tmp_path)
@@ -172,7 +171,7 @@ async def test_a_dump_that_fails_is_told_and_nothing_is_left(tmp_path: Path) -> 
 
 
 def ask(port: int) -> str:
-    """The engine's answer to a question that it is known to answer so."""
+    """The engine's answer to the question of the probe."""
     body = chat("m", "What is 2 + 2?", temperature=0.0, seed=42)
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
@@ -182,6 +181,6 @@ def ask(port: int) -> str:
 
 
 def no_port(port: int) -> bool:
-    """Whether nobody listens there."""
+    """Whether nothing listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

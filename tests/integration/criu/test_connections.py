@@ -1,5 +1,6 @@
-"""Connections from outside to an engine that goes into an image and comes back."""
+"""Connections of clients to an engine that is dumped and restored."""
 
+import asyncio
 import http.client
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmux.checkpoints import firewall
-from tests.support.real_criu import ANSWER_SECONDS, CRIU, SKIP_REASON, Engine, imager, started
+from tests.support.real_criu import ANSWER_SECONDS, CRIU, SKIP_REASON, Engine, new_checkpointer, started
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
 
@@ -19,37 +20,37 @@ def connect(engine: Engine) -> http.client.HTTPConnection:
 
 
 def ask(connection: http.client.HTTPConnection) -> int:
-    """How many requests the engine has heard; a broken connection raises."""
+    """The engine's count of requests; raises if the connection is broken."""
     connection.auto_open = 0 if connection.sock else 1
     connection.request("GET", "/")
     return int(json.loads(connection.getresponse().read())["count"])
 
 
-async def test_established_connection_survives(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
+async def test_an_established_connection_survives(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
         connection = connect(engine)
         for cycle in range(2):
             manifest = await engine.dump()
             assert len(manifest.firewall_tables) == 1
-            assert firewall.list_tables() >= set(manifest.firewall_tables)
+            assert await asyncio.to_thread(firewall.list_tables) >= set(manifest.firewall_tables)
             await engine.restore()
-            assert not firewall.list_tables() & set(manifest.firewall_tables)
+            assert not set(manifest.firewall_tables) & await asyncio.to_thread(firewall.list_tables)
             assert ask(connection) == cycle + 2
         connection.close()
 
 
-async def test_dropped_image_takes_its_firewall_table_along(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
+async def test_deleting_an_image_deletes_its_firewall_table(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
         connection = connect(engine)
         manifest = await engine.dump()
-        assert firewall.list_tables() >= set(manifest.firewall_tables)
-        await engine.imager.drop(engine.path)
-        assert not firewall.list_tables() & set(manifest.firewall_tables)
+        assert await asyncio.to_thread(firewall.list_tables) >= set(manifest.firewall_tables)
+        await engine.checkpointer.delete(engine.path)
+        assert not set(manifest.firewall_tables) & await asyncio.to_thread(firewall.list_tables)
         connection.close()
 
 
-async def test_same_image_again_while_its_connection_is_open(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
+async def test_an_image_is_restored_again_while_its_connection_is_open(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
         connection = connect(engine)
         await engine.dump()
         for _ in range(3):

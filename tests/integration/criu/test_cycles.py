@@ -1,4 +1,4 @@
-"""Engines into images and back with the real criu: whole, as often as one likes, several beside each other."""
+"""Engines dumped and restored with the real criu: repeatedly, several at once, with all of their state."""
 
 import http.client
 import os
@@ -12,13 +12,13 @@ from llmux.checkpoints.manifest import read_manifest
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.errors import ImageUnusable
 from llmux.hosts.local import choose_ports, create_temporary_directory
-from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, Engine, imager, only_image_left, started
+from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, Engine, new_checkpointer, only_image_left, started
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]
 
 
-async def test_three_cycles(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
+async def test_an_engine_is_dumped_and_restored_three_times(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
         before = await engine.get()
         for cycle in range(3):
             manifest = await engine.dump()
@@ -27,15 +27,15 @@ async def test_three_cycles(tmp_path: Path) -> None:
             await engine.restore()
             after = await engine.get()
             assert after == {**before, "count": before["count"] + cycle + 1}
-            await engine.heard(cycle + 2, "GET")
+            await engine.wait_for_lines(cycle + 2, "GET")
         await engine.process.stop(5.0, 5.0)
         assert engine.exits == [-15]
-        await engine.imager.drop(engine.path)
+        await engine.checkpointer.delete(engine.path)
     assert not any(tmp_path.iterdir())
 
 
-async def test_family_with_shared_memory_and_files_of_its_own(tmp_path: Path) -> None:
-    async with started(imager(tmp_path), FAMILY) as engine:
+async def test_processes_keep_their_shared_memory_and_files(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path), FAMILY) as engine:
         before = await engine.get()
         assert before["count"] == before["notes"] == 1
         for cycle in range(2):
@@ -46,11 +46,11 @@ async def test_family_with_shared_memory_and_files_of_its_own(tmp_path: Path) ->
             await engine.restore()
             assert await engine.get() == {**before, "count": cycle + 2, "notes": cycle + 2}
         await engine.dump()
-    await engine.imager.drop(engine.path)
+    await engine.checkpointer.delete(engine.path)
 
 
-async def test_two_in_images_at_once(tmp_path: Path) -> None:
-    ours = imager(tmp_path)
+async def test_two_engines_are_in_images_at_once(tmp_path: Path) -> None:
+    ours = new_checkpointer(tmp_path)
     async with started(ours, FAMILY, model="org/one") as one, started(ours, FAMILY, model="org/two") as two:
         befores = [await engine.get() for engine in (one, two)]
         for cycle in range(2):
@@ -62,12 +62,12 @@ async def test_two_in_images_at_once(tmp_path: Path) -> None:
             afters = [await engine.get() for engine in (one, two)]
             assert afters == [{**before, "count": cycle + 2, "notes": cycle + 2} for before in befores]
     for engine in (one, two):
-        await ours.drop(engine.path)
+        await ours.delete(engine.path)
     assert not any(tmp_path.iterdir())
 
 
-async def test_same_image_three_times(tmp_path: Path) -> None:
-    async with started(imager(tmp_path), FAMILY) as engine:
+async def test_one_image_is_restored_three_times(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path), FAMILY) as engine:
         before = await engine.get()
         await engine.dump()
         for _ in range(3):
@@ -77,11 +77,11 @@ async def test_same_image_three_times(tmp_path: Path) -> None:
             engine.process.kill()
             await engine.process.wait_gone()
         assert engine.exits == [-signal.SIGKILL] * 3
-        await engine.imager.drop(engine.path)
+        await engine.checkpointer.delete(engine.path)
 
 
-async def test_exit_code_of_a_restored_engine(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
+async def test_the_exit_code_of_a_restored_engine_is_known(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
         await engine.dump()
         manifest = await engine.restore()
         with pytest.raises(http.client.RemoteDisconnected):
@@ -92,7 +92,7 @@ async def test_exit_code_of_a_restored_engine(tmp_path: Path) -> None:
         assert only_image_left(manifest)
 
 
-async def test_simulated_engine(tmp_path: Path) -> None:
+async def test_the_simulated_engine_is_dumped_and_restored(tmp_path: Path) -> None:
     (port,) = choose_ports(1)
     arguments = (
         "serve",
@@ -111,8 +111,8 @@ async def test_simulated_engine(tmp_path: Path) -> None:
     directory = create_temporary_directory("model")
     launch = LaunchCommand(argv, dict(os.environ), None, directory, checkpointable=True)
     process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
-    engine = Engine("model", port, argv, imager(tmp_path), process, lines, exits)
-    await engine.heard(1, "READY")
+    engine = Engine("model", port, argv, new_checkpointer(tmp_path), process, lines, exits)
+    await engine.wait_for_lines(1, "READY")
     for _ in range(3):
         await engine.dump()
         await engine.restore()
@@ -121,8 +121,8 @@ async def test_simulated_engine(tmp_path: Path) -> None:
     assert engine.exits == [0]
 
 
-async def test_image_private_to_us(tmp_path: Path) -> None:
-    async with started(imager(tmp_path / "all"), model="org/model") as engine:
+async def test_an_image_is_private(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path / "all"), model="org/model") as engine:
         await engine.dump()
         assert engine.path == tmp_path / "all" / "org" / "model" / "images"
         modes = {directory.stat().st_mode & 0o777 for directory in (engine.path, *list(engine.path.parents)[:3])}
@@ -132,15 +132,15 @@ async def test_image_private_to_us(tmp_path: Path) -> None:
             await engine.restore()
 
 
-async def test_image_with_frozen_requests_is_good_for_one_restore(tmp_path: Path) -> None:
-    async with started(imager(tmp_path)) as engine:
-        await engine.imager.dump(engine.process, engine.facts(has_frozen=True))
-        path = engine.imager.image_path(engine.model, frozen=True)
+async def test_an_image_with_frozen_requests_is_restored_only_once(tmp_path: Path) -> None:
+    async with started(new_checkpointer(tmp_path)) as engine:
+        await engine.checkpointer.dump(engine.process, engine.facts(has_frozen=True))
+        path = engine.checkpointer.image_path(engine.model, frozen=True)
         assert path == tmp_path / "stub" / "frozen"
         manifest = await engine.restore(path)
         assert manifest.has_frozen
         await engine.process.stop(5.0, 5.0)
         with pytest.raises(ImageUnusable, match="it has no manifest"):
             await engine.restore(path)
-        await engine.imager.drop(path)
+        await engine.checkpointer.delete(path)
     assert not any(tmp_path.iterdir())

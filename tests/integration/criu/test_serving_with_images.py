@@ -1,4 +1,4 @@
-"""llmux serve with real images: models that come and go, images that are bad, and requests frozen in one."""
+"""llmux serve with real images: switches, unusable images, and requests frozen in an image."""
 
 import asyncio
 import json
@@ -34,25 +34,25 @@ def restores(bench: Bench) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with less room than an engine's memory needs."""
+    """A file system smaller than an engine's memory."""
     with small_file_system(tmp_path / "small", 4) as directory:
         yield directory
 
 
 @pytest.mark.parametrize("settings", [DISCARD_IMAGE, OFFLOAD_IMAGE, RETAIN_IMAGE], ids=lambda one: one["eviction"])
-async def test_models_take_turns_out_of_their_images(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_models_are_switched_by_restoring_their_images(settings: dict[str, str], tmp_path: Path) -> None:
     models = {name: with_flags(settings, "--sim-reload-ms", "1") for name in "ab"}
     async with serving(models, tmp_path, checkpoint=section(tmp_path / "images")) as bench:
         for number in range(8):
             await bench.expect("ab"[number % 2], f"question {number}")
         assert bench.starts("a") == bench.starts("b") == 1
-        assert dumps(bench) == 2, "a kept image makes the later evictions mere stops"
+        assert dumps(bench) == 2, "with a kept image, later evictions only stop the engine"
         assert restores(bench) == 6
         assert await bench.process_state("a") == "checkpointed"
         assert (await bench.stats("b"))["garbage_tokens"] == 0
 
 
-async def test_without_keep_images_each_is_made_anew_and_deleted(tmp_path: Path) -> None:
+async def test_without_keep_images_each_dump_is_new_and_deleted_after_its_restore(tmp_path: Path) -> None:
     models = {"a": DISCARD_IMAGE, "b": OFFLOAD}
     checkpoint = section(tmp_path / "images", keep_images=False)
     async with serving(models, tmp_path, checkpoint=checkpoint) as bench:
@@ -64,7 +64,7 @@ async def test_without_keep_images_each_is_made_anew_and_deleted(tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", ["manifest", "truncated", "gone"])
-async def test_a_bad_image_costs_a_cold_start_and_no_answer(damage: str, tmp_path: Path) -> None:
+async def test_an_unusable_image_costs_a_cold_start_and_no_answer(damage: str, tmp_path: Path) -> None:
     images = tmp_path / "images"
     async with serving({"a": DISCARD_IMAGE, "b": OFFLOAD}, tmp_path, checkpoint=section(images)) as bench:
         await bench.expect("a")
@@ -85,7 +85,7 @@ async def test_a_bad_image_costs_a_cold_start_and_no_answer(damage: str, tmp_pat
         assert (bench.starts("a"), dumps(bench)) == (2, 2)
 
 
-async def test_a_kept_image_stands_only_for_an_engine_that_would_be_the_same(tmp_path: Path) -> None:
+async def test_a_kept_image_is_reused_only_for_an_engine_that_would_be_the_same(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"first")
@@ -97,14 +97,14 @@ async def test_a_kept_image_stands_only_for_an_engine_that_would_be_the_same(tmp
         assert (await bench.call("POST /control/eviction", retain)).status == 200
         await bench.expect("a")
         await bench.expect("b")
-        assert (dumps(bench), restores(bench)) == (2, 1), "an image of another eviction does not stand for this one"
+        assert (dumps(bench), restores(bench)) == (2, 1), "an image of another eviction is not reused"
         (weights / "model.safetensors").write_bytes(b"second")
         await bench.expect("a", "with new weights")
         assert bench.starts("a") == 2
         assert bench.server.find_in_log("it is out of date")
 
 
-async def test_what_a_killed_llmux_left_frozen_is_cleared_away(tmp_path: Path) -> None:
+async def test_frozen_images_of_a_killed_llmux_are_deleted(tmp_path: Path) -> None:
     left = tmp_path / "images" / "a" / "frozen"
     left.mkdir(parents=True, mode=0o700)
     (left / "pages-1.img").write_bytes(b"prompts")
@@ -125,7 +125,7 @@ async def test_a_shutdown_does_not_wait_for_a_dump(tmp_path: Path) -> None:
         waiting.leave()
 
 
-async def test_a_process_number_that_is_taken_costs_a_cold_start_and_no_answer(tmp_path: Path) -> None:
+async def test_a_taken_process_id_costs_a_cold_start_and_no_answer(tmp_path: Path) -> None:
     async with serving({"a": DISCARD_IMAGE, "b": OFFLOAD}, tmp_path, checkpoint=section(tmp_path / "images")) as bench:
         await bench.expect("a")
         manifest = tmp_path / "images" / "a" / "images" / "manifest.json"
@@ -136,10 +136,10 @@ async def test_a_process_number_that_is_taken_costs_a_cold_start_and_no_answer(t
         await bench.expect("a", "cold")
         assert bench.starts("a") == 2
         assert bench.server.find_in_log("needs the process number")
-        assert bench.server.process.returncode is None, "whose number it was is left alone"
+        assert bench.server.process.returncode is None, "the process with that id is not harmed"
 
 
-async def test_an_image_that_cannot_be_written_leaves_an_engine_that_sleeps(small_disk: Path, tmp_path: Path) -> None:
+async def test_an_engine_whose_image_cannot_be_written_sleeps_instead(small_disk: Path, tmp_path: Path) -> None:
     models = {"a": with_flags(RETAIN_IMAGE, "--sim-hold-memory", "32"), "b": OFFLOAD}
     async with serving(models, tmp_path, checkpoint=section(small_disk)) as bench:
         await bench.expect("a")
@@ -150,7 +150,7 @@ async def test_an_image_that_cannot_be_written_leaves_an_engine_that_sleeps(smal
         assert bench.server.find_in_log("no image was made, the engine sleeps instead")
 
 
-async def test_a_sleeper_goes_on_into_an_image_and_stopping_it_there_deletes_it(tmp_path: Path) -> None:
+async def test_a_sleeping_engine_is_dumped_and_stopping_it_deletes_the_image(tmp_path: Path) -> None:
     images = tmp_path / "images"
     async with serving({"a": OFFLOAD, "b": OFFLOAD}, tmp_path, checkpoint=section(images)) as bench:
         await bench.expect("a")
@@ -170,7 +170,7 @@ async def test_a_sleeper_goes_on_into_an_image_and_stopping_it_there_deletes_it(
 
 
 @pytest.mark.parametrize("settings", [DISCARD_IMAGE, RETAIN_IMAGE], ids=lambda one: one["eviction"])
-async def test_a_stream_is_frozen_in_an_image_and_comes_back_whole(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_stream_frozen_in_an_image_is_completed(settings: dict[str, str], tmp_path: Path) -> None:
     models = {"slow": with_flags({**settings, "drain": "freeze"}, *SLOW), "other": OFFLOAD}
     images = tmp_path / "images"
     policy = {"min_active_seconds": 0.5}
@@ -184,11 +184,11 @@ async def test_a_stream_is_frozen_in_an_image_and_comes_back_whole(settings: dic
             await reading
             assert stream.is_complete
             assert stream.said == expected_text("slow", "a long story", 80)
-        assert not (images / "slow" / "frozen").exists(), "with requests in it an image is good for once"
+        assert not (images / "slow" / "frozen").exists(), "an image with requests is restored only once"
         assert (bench.starts("slow"), restores(bench)) == (1, 1)
 
 
-async def test_a_frozen_image_that_is_lost_breaks_only_the_stream_that_had_begun(tmp_path: Path) -> None:
+async def test_a_lost_frozen_image_breaks_only_the_stream_that_had_begun(tmp_path: Path) -> None:
     models = {"slow": with_flags({**DISCARD_IMAGE, "drain": "freeze"}, *SLOW), "other": OFFLOAD}
     images = tmp_path / "images"
     policy = {"min_active_seconds": 0.5}
@@ -209,7 +209,7 @@ async def test_a_frozen_image_that_is_lost_breaks_only_the_stream_that_had_begun
         assert bench.starts("slow") == 2
 
 
-async def test_a_criu_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+async def test_a_missing_criu_is_reported_at_the_start(tmp_path: Path) -> None:
     config = simulated_config({"a": DISCARD_IMAGE}, checkpoint={"criu_path": str(tmp_path / "criu")})
     code, log = await ended_early(config, tmp_path)
     assert code == 1

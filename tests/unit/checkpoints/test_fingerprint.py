@@ -13,7 +13,9 @@ ENVIRONMENT = {"VLLM_USE": "1", "TMPDIR": "/tmp/a", "VLLM_RPC_BASE_PATH": "/tmp/
         (ARGV, {**ENVIRONMENT, "TMPDIR": "/tmp/b", "VLLM_RPC_BASE_PATH": "/tmp/b", "SSH_CONNECTION": "y"}),
     ],
 )
-def test_same_engine(argv: tuple[str, ...], environment: dict[str, str]) -> None:
+def test_port_and_temporary_paths_and_other_variables_do_not_matter(
+    argv: tuple[str, ...], environment: dict[str, str]
+) -> None:
     assert fingerprint_of(argv, environment, ["MINE"]) == fingerprint_of(ARGV, ENVIRONMENT, ["MINE"])
 
 
@@ -27,9 +29,9 @@ def test_same_engine(argv: tuple[str, ...], environment: dict[str, str]) -> None
         (ARGV, {**ENVIRONMENT, "MINE": "2"}),
     ],
 )
-def test_another_engine(argv: tuple[str, ...], environment: dict[str, str]) -> None:
+def test_arguments_and_engine_variables_matter(argv: tuple[str, ...], environment: dict[str, str]) -> None:
     assert fingerprint_of(argv, environment, ["MINE"]) != fingerprint_of(ARGV, ENVIRONMENT, ["MINE"])
 
 
-def test_only_the_value_of_the_port_is_left_out() -> None:
+def test_only_the_value_of_the_port_is_removed() -> None:
     assert without_port(["a", "--port", "8000", "--port=8000", "8000"]) == ["a", "--port", "", "--port=", "8000"]

@@ -20,7 +20,7 @@ from llmux.errors import ImageUnusable
 MANIFEST = Manifest(
     model="org/model",
     argv=("engine", "--name", b"\xff".decode(errors="surrogateescape")),
-    identity="1234",
+    fingerprint="1234",
     port=8000,
     steps=("sleep 1", "dump"),
     eviction="offload+checkpoint",
@@ -58,23 +58,24 @@ def rewrite(image: Path, **changes: Any) -> None:
     (image / NAME).write_text(json.dumps({**document, **changes}))
 
 
-def test_round_trip(image: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(image: Path) -> None:
     manifest = MANIFEST.completed(image)
     assert manifest.files == {"core-13.img": 1, "pages-1.img": 100, "shm/psm_1": 10}
     assert manifest.size_bytes == 111
     assert manifest.tids == (10, 11, 12, 13)
-    assert manifest.numbers == {9, 10, 11, 12, 13}
+    assert manifest.required_ids == {9, 10, 11, 12, 13}
     write_manifest(image, manifest)
     assert read_manifest(image) == manifest
+    assert json.loads((image / NAME).read_text())["identity"] == "1234", "as format 1 calls the fingerprint"
 
 
-def test_leftovers_are_added() -> None:
+def test_leftovers_of_criu_are_added() -> None:
     manifest = MANIFEST.with_leftovers({"link_remap.1": "link_remap.1"}, {"CRIU-2", "CRIU-1"})
     assert manifest.shared_memory == {"link_remap.1": "link_remap.1"}
     assert manifest.firewall_tables == ("CRIU-1", "CRIU-2")
 
 
-def test_image_without_a_manifest(image: Path) -> None:
+def test_an_image_without_a_manifest_is_refused(image: Path) -> None:
     with pytest.raises(ImageUnusable, match="made by something else than llmux, or is incomplete"):
         read_manifest(image)
     with pytest.raises(ImageUnusable, match="there is no such directory"):
@@ -82,13 +83,13 @@ def test_image_without_a_manifest(image: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{}", "\xff"])
-def test_manifest_that_is_none(image: Path, text: str) -> None:
+def test_a_damaged_manifest_is_refused(image: Path, text: str) -> None:
     (image / NAME).write_text(text, encoding="latin-1")
     with pytest.raises(ImageUnusable, match="its manifest cannot be read"):
         read_manifest(image)
 
 
-def test_manifest_of_another_format_or_shape(image: Path) -> None:
+def test_a_manifest_of_another_format_or_shape_is_refused(image: Path) -> None:
     write_manifest(image, MANIFEST.completed(image))
     rewrite(image, pid="ten")
     with pytest.raises(ImageUnusable, match="not as it should be.*pid"):
@@ -98,7 +99,7 @@ def test_manifest_of_another_format_or_shape(image: Path) -> None:
         read_manifest(image)
 
 
-def test_files_that_are_not_whole(image: Path) -> None:
+def test_files_that_are_missing_or_truncated_are_refused(image: Path) -> None:
     manifest = MANIFEST.completed(image)
     write_manifest(image, manifest)
     os.truncate(image / "pages-1.img", 50)
@@ -107,10 +108,10 @@ def test_files_that_are_not_whole(image: Path) -> None:
     (image / "pages-1.img").unlink()
     with pytest.raises(ImageUnusable, match=r"pages-1.img cannot be read .No such file"):
         read_manifest(image)
-    assert read_manifest(image, whole=False) == manifest
+    assert read_manifest(image, verify=False) == manifest
 
 
-def test_origin(image: Path) -> None:
+def test_images_of_another_boot_kernel_or_criu_are_refused(image: Path) -> None:
     check_origin(image, MANIFEST, "4.2.1")
     check_origin(image, replace(MANIFEST, boot_id="another", is_durable=True), "4.2.1")
     with pytest.raises(ImageUnusable, match="started anew before all of it was on the disk"):

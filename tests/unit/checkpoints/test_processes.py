@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.checkpoints.processes import find_taken, find_tree, inspect_tree, read_name
+from llmux.checkpoints.processes import find_taken, inspect_tree, read_name
 from tests.support.processes import wait_until, wait_until_dead
 
 FAMILY = """
@@ -31,7 +31,7 @@ def family() -> Iterator[int]:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_tree(family: int) -> None:
+def test_a_tree_of_processes_and_threads(family: int) -> None:
     tree = inspect_tree(family)
     assert tree.pids[0] == family
     assert len(tree.pids) == 2
@@ -43,20 +43,20 @@ def test_tree(family: int) -> None:
     assert tree.gpu_processes == 0
 
 
-def test_process_that_is_gone_has_nothing() -> None:
+def test_a_process_that_has_ended_has_no_threads_and_no_memory() -> None:
     with subprocess.Popen("true") as process:
         process.wait()
         tree = inspect_tree(process.pid)
     assert (tree.pids, tree.tids, tree.memory_bytes) == ((process.pid,), (), 0)
 
 
-def test_numbers_of_processes_and_threads_are_taken(family: int) -> None:
+def test_ids_of_processes_and_threads_are_taken(family: int) -> None:
     tids = inspect_tree(family).tids
     assert set(find_taken((*tids, 4_194_305))) == set(tids)
     assert find_taken([family])[family] == read_name(family)
 
 
-def test_zombie_takes_its_number() -> None:
+def test_a_zombie_takes_its_id() -> None:
     with subprocess.Popen("true") as process:
         wait_until(lambda: read_state(process.pid) == "Z", "the end")
         assert find_taken([process.pid]) == {process.pid: "true"}
@@ -66,7 +66,7 @@ def read_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_group_takes_its_number_without_its_leader() -> None:
+def test_a_process_group_takes_its_id_without_its_leader() -> None:
     script = "import os, signal\npid = os.fork()\nif pid == 0: signal.pause()\nprint(pid, flush=True)"
     argv = (sys.executable, "-S", "-c", script)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as leader:
@@ -78,7 +78,7 @@ def test_group_takes_its_number_without_its_leader() -> None:
         wait_until_dead([member])
 
 
-def test_find_tree_of_ourselves(family: int) -> None:
-    tree = find_tree(os.getpid())
+def test_descendants_belong_to_the_tree(family: int) -> None:
+    tree = inspect_tree(os.getpid()).pids
     assert tree[0] == os.getpid()
     assert family in tree

@@ -10,7 +10,7 @@ from llmux.checkpoints.shared_memory import NameTaken
 
 @pytest.fixture
 def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory in the place of /dev/shm."""
+    """A directory in place of /dev/shm."""
     directory = tmp_path / "shm-of-the-machine"
     directory.mkdir()
     monkeypatch.setattr(shared_memory, "DIRECTORY", directory)
@@ -28,23 +28,23 @@ def inode(path: Path) -> int:
     return path.stat().st_ino
 
 
-def test_only_what_is_the_engines_is_taken_and_put_back(shm: Path, image: Path) -> None:
+def test_only_the_engines_files_are_moved_and_put_back(shm: Path, image: Path) -> None:
     (shm / "link_remap.1").write_text("another image's")
     (shm / "psm_other").write_text("another engine's")
     before = shared_memory.list_remapped()
     (shm / "psm_ours").write_text("memory")
     (shm / "link_remap.2").write_text("semaphore")
-    names = shared_memory.take_into_image(image, frozenset({inode(shm / "psm_ours")}), before)
+    names = shared_memory.move_into_image(image, frozenset({inode(shm / "psm_ours")}), before)
     assert names == {"link_remap.2": "link_remap.2", "psm_ours": "psm_ours"}
     assert {path.name for path in shm.iterdir()} == {"link_remap.1", "psm_other"}
     shared_memory.put_back(image, names)
     assert (shm / "psm_ours").read_text() == "memory"
 
 
-def test_names_of_one_file_stay_names_of_one_file(shm: Path, image: Path) -> None:
+def test_hard_links_stay_hard_links(shm: Path, image: Path) -> None:
     (shm / "link_remap.2").write_text("semaphore")
     os.link(shm / "link_remap.2", shm / "sem.ours")
-    names = shared_memory.take_into_image(image, frozenset({inode(shm / "sem.ours")}), frozenset())
+    names = shared_memory.move_into_image(image, frozenset({inode(shm / "sem.ours")}), frozenset())
     assert names == {"link_remap.2": "link_remap.2", "sem.ours": "link_remap.2"}
     assert list(shm.iterdir()) == []
     shared_memory.put_back(image, names)
@@ -52,7 +52,7 @@ def test_names_of_one_file_stay_names_of_one_file(shm: Path, image: Path) -> Non
     assert inode(shm / "sem.ours") == inode(shm / "link_remap.2")
 
 
-def test_used_files_are_found(shm: Path) -> None:
+def test_mapped_and_open_files_are_found(shm: Path) -> None:
     mapped, opened, unused = (shm / name for name in ("mapped", "opened", "unused"))
     for path in (mapped, opened, unused):
         path.write_bytes(b"x" * 4096)
@@ -66,7 +66,7 @@ def test_used_files_are_found(shm: Path) -> None:
         assert shared_memory.find_names(frozenset({inode(mapped)})) == ("mapped",)
 
 
-def test_what_the_dead_left_is_replaced_and_what_is_used_is_not(shm: Path, image: Path) -> None:
+def test_unused_files_are_replaced_and_files_in_use_are_not(shm: Path, image: Path) -> None:
     (image / "shm").mkdir()
     for name in ("psm_a", "psm_b"):
         (image / "shm" / name).write_text("from the image")
@@ -80,9 +80,19 @@ def test_what_the_dead_left_is_replaced_and_what_is_used_is_not(shm: Path, image
     assert {path.read_text() for path in shm.iterdir()} == {"from the image"}
 
 
-def test_nothing_stays_of_a_failed_putting_back(shm: Path, image: Path) -> None:
+def test_a_failure_to_put_files_back_leaves_none_of_them(shm: Path, image: Path) -> None:
     (image / "shm").mkdir()
     (image / "shm" / "psm_a").write_text("from the image")
     with pytest.raises(FileNotFoundError):
         shared_memory.put_back(image, {"psm_a": "psm_a", "psm_b": "psm_b"})
+    assert list(shm.iterdir()) == []
+
+
+def test_the_lock_has_one_owner_and_needs_no_file(shm: Path) -> None:
+    with shared_memory.opened_lock() as one:
+        assert shared_memory.try_lock(one)
+        with shared_memory.opened_lock() as two:
+            assert not shared_memory.try_lock(two)
+    with shared_memory.opened_lock() as two:
+        assert shared_memory.try_lock(two)
     assert list(shm.iterdir()) == []

@@ -129,7 +129,7 @@ def test_returned_requests_go_to_the_front_in_order_of_arrival():
     returned = [request for request in requests[:4] if not request.error]
     assert len(returned) >= 2
     expected = [request.record for request in (*returned, *requests[4:])]
-    assert list(driver.scheduler.model("a").queue) == expected
+    assert driver.scheduler.model("a").queue.by_arrival() == expected
 
 
 def test_a_returned_request_goes_out_again_at_once_where_the_engine_lives():

@@ -60,7 +60,7 @@ def _picture(walk: Walk) -> object:
         (
             m.state,
             m.generation,
-            [r.id for r in m.queue],
+            [r.id for r in m.queue.by_arrival()],
             {r.id for r in m.in_flight},
             m.failures,
             m.idle_since,

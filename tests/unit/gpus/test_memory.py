@@ -1,15 +1,121 @@
-"""What an engine needs of a GPU to start, and what is used of several."""
+"""Amounts of GPU memory, and the bounded wait until enough of it is free."""
 
-from llmux.gpus.memory import GpuMemory, StartNeed, total_used_mib
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from structlog.testing import capture_logs
+
+from llmux.errors import GpusUnreadable
+from llmux.gpus import memory
+from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuProcess, StartNeed, total_used_mib
+
+pytestmark = pytest.mark.anyio
 
 
-def test_a_share_depends_on_the_gpu_and_an_amount_does_not() -> None:
+def test_a_need_is_a_share_of_the_gpu_or_an_amount() -> None:
     gpu = GpuMemory("GPU-a", 24_000, 1_000)
     assert gpu.free_mib == 23_000
     assert StartNeed(share=0.9).on(gpu) == 21_600
     assert StartNeed(mib=900).on(gpu) == 900
 
 
-def test_used_of_all() -> None:
+def test_used_memory_of_all_gpus() -> None:
     assert total_used_mib([GpuMemory("a", 10, 3), GpuMemory("b", 10, 4)]) == 7
     assert total_used_mib([]) == 0
+
+
+class Gpus:
+    """A reader of one GPU that reports the given used amounts one after the other, then the last; None is a failure."""
+
+    def __init__(self, *used_mib: int | None) -> None:
+        self.used_mib = list(used_mib)
+        self.reads = 0
+        self.fails_at_processes = False
+
+    def read_memory(self) -> tuple[GpuMemory, ...]:
+        self.reads += 1
+        used = self.used_mib[0] if len(self.used_mib) == 1 else self.used_mib.pop(0)
+        if used is None:
+            raise GpusUnreadable("lost")
+        return (GpuMemory("GPU-a", 1000, used),)
+
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        if self.fails_at_processes:
+            raise GpusUnreadable("lost")
+        return (GpuProcess(17, "python", 300),)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "POLL_INTERVAL_SECONDS", 0.001)
+
+
+def warnings_of(logs: Sequence[object]) -> list[object]:
+    return [entry for entry in logs if isinstance(entry, dict) and entry["log_level"] == "warning"]
+
+
+async def test_a_start_waits_until_its_share_of_the_gpu_is_free() -> None:
+    gpus = Gpus(900, 500, 80, 80)
+    with capture_logs() as logs:
+        await GpuHeadroom("m", gpus, StartNeed(share=0.92)).wait_to_start()
+    assert gpus.reads == 3
+    assert warnings_of(logs) == []
+
+
+async def test_after_the_time_limit_a_warning_names_the_processes_that_hold_the_memory() -> None:
+    with capture_logs() as logs:
+        await GpuHeadroom("m", Gpus(300), StartNeed(share=0.92), wait_seconds=0.01).wait_to_start()
+    (warning,) = logs
+    assert warning["log_level"] == "warning"
+    assert warning["held_by"] == ["python (pid 17, 300 MiB)"]
+    assert warning["gpus"] == ["GPU-a: 920 MiB needed, 700 free"]
+
+
+async def test_the_warning_comes_without_processes_if_they_cannot_be_read() -> None:
+    gpus = Gpus(300)
+    gpus.fails_at_processes = True
+    with capture_logs() as logs:
+        await GpuHeadroom("m", gpus, StartNeed(mib=800), wait_seconds=0.01).wait_to_start()
+    assert logs[0]["held_by"] == []
+
+
+async def test_a_wake_waits_until_as_much_is_free_as_the_engine_released() -> None:
+    gpus = Gpus(800, 100)
+    headroom = GpuHeadroom("m", gpus, None)
+    # 600 MiB by the first step of the eviction, 250 by the second.
+    headroom.record_freed([GpuMemory("GPU-a", 1000, 900)], [GpuMemory("GPU-a", 1000, 300)])
+    headroom.record_freed([GpuMemory("GPU-a", 1000, 300)], [GpuMemory("GPU-a", 1000, 50)])
+    with capture_logs() as logs:
+        await headroom.wait_to_wake()
+    assert gpus.reads == 2
+    assert warnings_of(logs) == []
+    headroom.forget_freed()
+    await headroom.wait_to_wake()
+    assert gpus.reads == 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda gpus: GpuHeadroom("m", gpus, None),
+        lambda gpus: GpuHeadroom("m", gpus, StartNeed(share=0.9), wait_seconds=0.0),
+    ],
+    ids=["need unknown", "no time limit"],
+)
+async def test_without_a_need_or_a_time_limit_nothing_is_read(build: Callable[[Gpus], GpuHeadroom]) -> None:
+    gpus = Gpus(1000)
+    async with asyncio.timeout(5):
+        await build(gpus).wait_to_start()
+    assert gpus.reads == 0
+
+
+async def test_gpus_that_cannot_be_read_delay_no_start_and_are_read_once() -> None:
+    gpus = Gpus(None)
+    headroom = GpuHeadroom("m", gpus, StartNeed(share=0.9), wait_seconds=60)
+    async with asyncio.timeout(5):
+        await headroom.wait_to_start()
+        await headroom.wait_to_start()
+        assert await headroom.read() == ()
+    assert gpus.reads == 1
+    assert await GpuHeadroom("m", None, StartNeed(share=0.9)).read() == ()

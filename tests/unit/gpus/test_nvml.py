@@ -1,4 +1,4 @@
-"""What is read through NVML, with a stand-in for the library."""
+"""Reading GPUs through NVML, with a fake library."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from llmux.errors import GpusUnreadable
 from llmux.gpus import nvml
-from llmux.gpus.memory import GpuMemory, Holder
+from llmux.gpus.memory import GpuMemory, GpuProcess
 from llmux.gpus.nvml import NvmlReader
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 
@@ -44,7 +44,7 @@ def test_memory_of_each_gpu(install: Install) -> None:
         ("-1", None, []),
     ],
 )
-def test_only_gpus_that_the_engine_sees(
+def test_only_gpus_visible_to_the_engine_are_read(
     install: Install, visible: str | None, count: int | None, seen: list[str]
 ) -> None:
     install(FakeNvml(*map(FakeGpu, ("GPU-a", "GPU-b", "GPU-c"))))
@@ -52,25 +52,25 @@ def test_only_gpus_that_the_engine_sees(
     assert names(NvmlReader(environment, count)) == seen
 
 
-def test_holders_are_named_and_added_up(install: Install) -> None:
+def test_processes_are_named_and_their_memory_summed_over_gpus(install: Install) -> None:
     first, second = FakeGpu("GPU-a", processes={0: 300, 4_194_304: 500}), FakeGpu("GPU-b", processes={0: 400})
     install(FakeNvml(first, second))
-    ours, stranger = NvmlReader({}).read_holders()
+    ours, other = NvmlReader({}).read_processes()
     assert (ours.pid, ours.mib) == (os.getpid(), 700)
     assert ours.name
-    assert stranger == Holder(4_194_304, "unknown", 500)
-    assert str(stranger) == "unknown (pid 4194304, 500 MiB)"
+    assert other == GpuProcess(4_194_304, "unknown", 500)
+    assert str(other) == "unknown (pid 4194304, 500 MiB)"
 
 
-def test_a_holder_whose_share_the_driver_does_not_tell(install: Install) -> None:
+def test_a_process_whose_memory_the_driver_does_not_report(install: Install) -> None:
     install(FakeNvml(FakeGpu("GPU-a", processes={0: None}), FakeGpu("GPU-b", processes={0: 400})))
-    (holder,) = NvmlReader({}).read_holders()
-    assert holder.mib is None
-    assert "unknown" in str(holder)
+    (process,) = NvmlReader({}).read_processes()
+    assert process.mib is None
+    assert "unknown" in str(process)
 
 
 @pytest.mark.parametrize("library", [None, FakeNvml(failure="Driver Not Loaded")])
-def test_without_a_driver_or_the_package_it_says_so(install: Install, library: object) -> None:
+def test_a_missing_driver_or_package_is_reported(install: Install, library: object) -> None:
     install(library)
     with pytest.raises(GpusUnreadable, match="no GPU can be read here: .*(Driver Not Loaded|nvidia-ml-py)"):
         NvmlReader({}).read_memory()

@@ -1,14 +1,19 @@
-"""Ports and directories of this machine."""
+"""Ports, directories, open files, memory and processes of this machine."""
 
+import os
 import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llmux.hosts import local
 from llmux.hosts.local import (
+    MIB,
     NoFreePort,
+    available_mib,
     choose_ports,
     create_temporary_directory,
     encode_name,
@@ -16,10 +21,11 @@ from llmux.hosts.local import (
     is_free,
     read_ephemeral_ports,
     remove_temporary_directory,
+    weights_mib,
 )
 
 
-def test_ports_are_distinct_free_and_fixed() -> None:
+def test_ports_are_distinct_free_and_not_ephemeral() -> None:
     ports = choose_ports(20)
     assert len(set(ports)) == 20
     allowed = fixed_ports(read_ephemeral_ports())
@@ -29,7 +35,7 @@ def test_ports_are_distinct_free_and_fixed() -> None:
             assert not is_free(port)
 
 
-def test_taken_and_used_ports_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taken_ports_and_ports_in_use_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *_ = free = sorted(choose_ports(3))
     monkeypatch.setattr(local, "fixed_ports", lambda ephemeral: free)
     with socket.create_server(("127.0.0.1", first)):
@@ -41,7 +47,7 @@ def test_a_port_used_on_all_addresses_is_not_free() -> None:
         assert not is_free(server.getsockname()[1])
 
 
-def test_too_few_ports_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_free_ports_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = choose_ports(1)
     monkeypatch.setattr(local, "fixed_ports", lambda ephemeral: range(port, port + 1))
     with pytest.raises(NoFreePort, match="in the configuration"):
@@ -56,12 +62,12 @@ def test_too_few_ports_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch
         ((1_024, 65_535), range(10_000, 65_536)),
     ],
 )
-def test_fixed_ports_avoid_the_ephemeral_ones(ephemeral: tuple[int, int], ports: range) -> None:
+def test_fixed_ports_are_outside_the_ephemeral_range(ephemeral: tuple[int, int], ports: range) -> None:
     assert fixed_ports(ephemeral) == ports
 
 
 @pytest.mark.parametrize("content", [None, "", "1 2 3", "x y"])
-def test_unreadable_range_counts_as_the_usual_one(tmp_path: Path, content: str | None) -> None:
+def test_an_unreadable_ephemeral_range_is_taken_to_be_the_default(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "range"
     if content is not None:
         file.write_text(content)
@@ -76,7 +82,7 @@ def test_encode_name(model: str, name: str) -> None:
     assert encode_name(model) == name
 
 
-def test_long_names_stay_short_and_apart() -> None:
+def test_long_names_are_shortened_and_stay_distinct() -> None:
     names = {encode_name("organisation/" + "x" * 300 + end) for end in ("a", "b")}
     assert len(names) == 2
     assert all(len(name) <= 24 and "/" not in name for name in names)
@@ -91,7 +97,7 @@ def test_directories_are_private_distinct_and_short(tmp_path: Path) -> None:
     assert directories[0] != directories[1]
     for directory in directories:
         assert directory.stat().st_mode & 0o777 == 0o700
-        assert len(str(directory)) + 1 + 36 <= 107, "room for a socket named by a UUID"
+        assert len(str(directory)) + 1 + 36 <= 107, "a socket named by a UUID fits"
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(directory / ("x" * 36)))
         remove_temporary_directory(directory)
@@ -99,7 +105,7 @@ def test_directories_are_private_distinct_and_short(tmp_path: Path) -> None:
         remove_temporary_directory(directory)
 
 
-def test_parent_is_used_where_it_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parent_directory_is_used_if_its_path_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "SOCKET_PATH_BYTES", 4_096)
     parent = create_temporary_directory("parent")
     directory = create_temporary_directory("model", parent)
@@ -107,7 +113,7 @@ def test_parent_is_used_where_it_is_short_enough(monkeypatch: pytest.MonkeyPatch
     remove_temporary_directory(parent)
 
 
-def test_the_limit_of_open_files_is_raised_and_clients_fit_below_it() -> None:
+def test_the_limit_on_open_files_is_raised_and_client_connections_fit_in_it() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
@@ -118,3 +124,35 @@ def test_the_limit_of_open_files_is_raised_and_clients_fit_below_it() -> None:
         assert 2 * clients < soft
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_weights_are_counted_and_other_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "model-1.safetensors").write_bytes(bytes(2 * MIB))
+    (tmp_path / "model-2.safetensors").write_bytes(bytes(MIB))
+    (tmp_path / "tokenizer.json").write_bytes(bytes(5 * MIB))
+    assert weights_mib(str(tmp_path)) == 3
+
+
+def test_the_weights_of_a_model_on_a_hub_have_no_known_size(tmp_path: Path) -> None:
+    assert weights_mib(str(tmp_path / "meta-llama" / "Llama-3.1-8B")) == 0
+
+
+def test_some_memory_is_available() -> None:
+    assert available_mib() > 0
+
+
+def test_memory_of_processes_while_they_live_and_after() -> None:
+    script = "import sys; held = bytearray(b'x') * (64 << 20); print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        found = [one for one in local.find_descendants(os.getpid()) if one.pid == process.pid]
+        assert 64 <= local.held_mib(found) < 128
+        assert local.find_living(found) == [process.pid]
+        process.kill()
+        process.wait()
+        assert local.held_mib(found) == 0
+        assert local.find_living(found) == []
+
+
+def test_a_process_that_does_not_exist_has_no_descendants() -> None:
+    assert local.find_descendants(4_194_304) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmux.errors import GpusUnreadable
-from llmux.gpus.memory import GpuMemory, Holder, StartNeed
+from llmux.gpus.memory import GpuMemory, GpuProcess, StartNeed
 from llmux.simulation.gpus import LedgerReader, find_virtual_gpu
 from llmux.simulation.ledger import Ledger
 
@@ -17,7 +17,7 @@ def test_the_ledger_is_read(tmp_path: Path) -> None:
     ledger.claim(os.getppid(), 0, "b")
     reader = LedgerReader(ledger.path)
     assert reader.read_memory() == (GpuMemory(str(ledger.path), 1000, 300),)
-    assert reader.read_holders() == (Holder(os.getpid(), "a", 300),)
+    assert reader.read_processes() == (GpuProcess(os.getpid(), "a", 300),)
 
 
 def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:

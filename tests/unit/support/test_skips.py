@@ -15,14 +15,16 @@ SKIPS_ITSELF = "import pytest\npytest.skip('no such thing here', allow_module_le
 IS_EXPECTED_TO_FAIL = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_fails(): assert False\n"
 
 
-def run(directory: Path, source: str, *, allowed: str = "", watched: str = "1") -> subprocess.CompletedProcess[str]:
+def run(
+    directory: Path, source: str, *options: str, allowed: str = "", watched: str = "1"
+) -> subprocess.CompletedProcess[str]:
     """Pytest over two files, of which one passes."""
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(source)
     (directory / "test_passes.py").write_text(PASSES)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMUX_CI": watched, "LLMUX_CI_ALLOWED_SKIPS": allowed}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(directory)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(directory)],
         cwd=directory,
         env=environment,
         capture_output=True,
@@ -32,16 +34,18 @@ def run(directory: Path, source: str, *, allowed: str = "", watched: str = "1") 
     )
 
 
-@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF])
-def test_a_skip_that_nobody_has_allowed_fails_the_run(tmp_path: Path, source: str) -> None:
-    result = run(tmp_path, source, allowed="another reason")
+@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
+@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF], ids=["test", "file"])
+def test_a_skip_that_is_not_allowed_fails_the_run(tmp_path: Path, source: str, options: tuple[str, ...]) -> None:
+    result = run(tmp_path, source, *options, allowed="another reason")
     assert result.returncode == 1
     assert "NOT ALLOWED: 1 x Skipped: no such thing here" in result.stdout
 
 
-@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF])
-def test_an_allowed_skip_is_shown(tmp_path: Path, source: str) -> None:
-    result = run(tmp_path, source, allowed="another reason\nsuch thing")
+@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
+@pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF], ids=["test", "file"])
+def test_an_allowed_skip_is_shown(tmp_path: Path, source: str, options: tuple[str, ...]) -> None:
+    result = run(tmp_path, source, *options, allowed="another reason\nsuch thing")
     assert result.returncode == 0, result.stdout
     assert "skipped, allowed: 1 x Skipped: no such thing here" in result.stdout
 

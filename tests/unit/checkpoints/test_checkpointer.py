@@ -1,4 +1,4 @@
-"""The imager with a criu that dumps nothing: what it is told, and what is left when it fails."""
+"""The checkpointer with a fake criu that dumps nothing: how it is called, and what a failure leaves."""
 
 import asyncio
 import os
@@ -7,17 +7,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from llmux.checkpoints import criu, disk_space
+from llmux.checkpoints import criu, dumping, restoring
+from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings, RestoreCommand
+from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.manifest import write_manifest
 from llmux.core.eviction import Eviction
-from llmux.engines import checkpointer
-from llmux.engines.checkpointer import Checkpointer, CriuSettings, ImageFacts
 from llmux.engines.process import EngineProcess, LaunchCommand
-from llmux.engines.steps import Sleep, SleepLevel
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed
 from llmux.hosts.local import choose_ports
 from tests.support import fake_criu
@@ -37,9 +37,8 @@ def images(tmp_path: Path) -> Path:
 
 def facts(*, has_frozen: bool = False, model: str = "org/model") -> ImageFacts:
     (port,) = choose_ports(1)
-    steps = (Sleep(SleepLevel.OFFLOAD),)
     eviction = Eviction.parse("offload+checkpoint")
-    return ImageFacts(model, port, "identity", steps, eviction, has_frozen, ("engine",))
+    return ImageFacts(model, port, "fingerprint", ("sleep 1",), eviction, has_frozen, ("engine",))
 
 
 @asynccontextmanager
@@ -56,24 +55,28 @@ async def engine(tmp_path: Path, exits: list[int]) -> AsyncIterator[EngineProces
     await process.wait_gone()
 
 
-async def test_dump(tmp_path: Path, program: str, images: Path) -> None:
-    imager, exits = Checkpointer(CriuSettings(program, None, images)), []
+async def restored(exits: list[int], command: RestoreCommand) -> EngineProcess:
+    return await EngineProcess.restore(command, on_line=lambda stream, line: None, on_exit=exits.append)
+
+
+async def test_a_dump_makes_a_complete_image(tmp_path: Path, program: str, images: Path) -> None:
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images)), []
     async with engine(tmp_path, exits) as process:
-        pipes, told = process.pipes, facts()
-        manifest = await imager.dump(process, told)
+        pipes, given = process.pipes, facts()
+        manifest = await checkpointer.dump(process, given)
         assert process.is_dumped
         assert process.is_gone
         assert process.exit_status is None
     assert exits == []
     assert not (tmp_path / "engine").exists()
     path = images / "org" / "model" / "images"
-    assert imager.read(path) == manifest
+    assert checkpointer.read(path) == manifest
     assert manifest.files == {"pages-1.img": 6, "tmp/note": 4}
-    assert (manifest.model, manifest.port, manifest.steps) == ("org/model", told.port, ("sleep 1",))
-    assert (manifest.eviction, manifest.identity, manifest.pipes) == ("offload+checkpoint", "identity", pipes)
+    assert (manifest.model, manifest.port, manifest.steps) == ("org/model", given.port, ("sleep 1",))
+    assert (manifest.eviction, manifest.fingerprint, manifest.pipes) == ("offload+checkpoint", "fingerprint", pipes)
     assert manifest.pids == (process.pid,)
     assert manifest.temporary_directory == str(tmp_path / "engine")
-    await imager.drop(path)
+    await checkpointer.delete(path)
     assert not any(images.iterdir())
 
 
@@ -84,28 +87,28 @@ async def test_dump(tmp_path: Path, program: str, images: Path) -> None:
         ("hang", r"runs on\): criu was killed: it did not end within 0.2 s"),
     ],
 )
-async def test_failed_dump_leaves_the_engine_and_nothing_else(
+async def test_a_failed_dump_leaves_the_engine_and_nothing_else(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch, mode: str, reason: str
 ) -> None:
     monkeypatch.setenv("FAKE_CRIU", mode)
-    imager, exits = Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.2)), []
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.2)), []
     async with engine(tmp_path, exits) as process:
         with pytest.raises(DumpFailed, match=reason) as caught:
-            await imager.dump(process, facts())
+            await checkpointer.dump(process, facts())
         assert caught.value.engine_runs
         assert exits == []
         assert is_living(process.pid)
         assert not any(images.iterdir())
 
 
-async def test_cancelled_dump_is_broken_off(
+async def test_a_cancelled_dump_is_undone(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_CRIU", "hang")
-    imager, exits = Checkpointer(CriuSettings(program, None, images)), []
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images)), []
     async with engine(tmp_path, exits) as process:
         async with asyncio.TaskGroup() as tasks:
-            dump = tasks.create_task(imager.dump(process, facts()))
+            dump = tasks.create_task(checkpointer.dump(process, facts()))
             await until(lambda: any(images.rglob("dump.log")), "criu's log")
             dump.cancel()
         assert dump.cancelled()
@@ -113,48 +116,50 @@ async def test_cancelled_dump_is_broken_off(
         assert not any(images.iterdir())
 
 
-async def test_engine_that_dies_in_mid_dump(
+async def test_an_engine_that_dies_during_its_dump(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_CRIU", "hang")
-    imager, exits = Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.5)), []
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.5)), []
     async with engine(tmp_path, exits) as process:
         async with asyncio.TaskGroup() as tasks:
-            dump = tasks.create_task(failure_of(imager, process))
+            dump = tasks.create_task(failure_of(checkpointer, process))
             await until(lambda: any(images.rglob("dump.log")), "criu's log")
             os.kill(process.pid, signal.SIGTERM)
         assert not dump.result().engine_runs
         assert exits == [-signal.SIGTERM]
 
 
-async def failure_of(imager: Checkpointer, process: EngineProcess) -> DumpFailed:
+async def failure_of(checkpointer: Checkpointer, process: EngineProcess) -> DumpFailed:
     with pytest.raises(DumpFailed) as caught:
-        await imager.dump(process, facts())
+        await checkpointer.dump(process, facts())
     return caught.value
 
 
-async def test_stop_breaks_a_dump_off(
+async def test_stopping_the_engine_ends_its_dump(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_CRIU", "hang")
-    imager, exits = Checkpointer(CriuSettings(program, None, images)), []
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images)), []
     async with engine(tmp_path, exits) as process:
         async with asyncio.TaskGroup() as tasks:
-            dump = tasks.create_task(failure_of(imager, process))
+            dump = tasks.create_task(failure_of(checkpointer, process))
             await until(lambda: any(images.rglob("dump.log")), "criu's log")
             await process.stop(5.0, 5.0)
         assert "llmux broke it off" in str(dump.result())
         assert exits == [-signal.SIGTERM]
 
 
-async def test_too_little_room(tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_space, "lack_of_disk", lambda directory, size: "too little room")
+async def test_too_little_disk_space(
+    tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dumping, "lack_of_disk", lambda directory, size: "too little disk space")
     async with engine(tmp_path, []) as process:
-        with pytest.raises(DumpFailed, match="too little room"):
+        with pytest.raises(DumpFailed, match="too little disk space"):
             await Checkpointer(CriuSettings(program, None, images)).dump(process, facts())
 
 
-async def test_name_that_cannot_be_a_directory(tmp_path: Path, program: str, images: Path) -> None:
+async def test_a_model_name_that_cannot_be_a_directory(tmp_path: Path, program: str, images: Path) -> None:
     async with engine(tmp_path, []) as process:
         with pytest.raises(DumpFailed, match="cannot be a directory's name"):
             await Checkpointer(CriuSettings(program, None, images)).dump(process, facts(model="../model"))
@@ -167,41 +172,41 @@ async def test_name_that_cannot_be_a_directory(tmp_path: Path, program: str, ima
         ("half made", "criu was killed: it did not end within 1 s"),
     ],
 )
-async def test_failed_restore_leaves_only_the_image(
+async def test_a_failed_restore_leaves_only_the_image(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch, mode: str, reason: str
 ) -> None:
-    imager, exits = Checkpointer(CriuSettings(program, None, images, restore_timeout_seconds=1.0)), []
+    checkpointer, exits = Checkpointer(CriuSettings(program, None, images, restore_timeout_seconds=1.0)), []
     async with engine(tmp_path, exits) as process:
-        await imager.dump(process, facts())
-    path = imager.image_path("org/model")
+        await checkpointer.dump(process, facts())
+    path = checkpointer.image_path("org/model")
     monkeypatch.setenv("FAKE_CRIU", mode)
     with pytest.raises(RestoreFailed, match=reason):
-        await imager.restore(path, on_line=lambda stream, line: None, on_exit=exits.append)
+        await checkpointer.restore(path, partial(restored, exits))
     if mode == "half made":
         assert not is_living(int((path / "half").read_text()))
     assert exits == []
     assert not (tmp_path / "engine").exists()
-    imager.read(path)
+    checkpointer.read(path)
 
 
-async def test_memory_and_numbers_are_looked_at_first(
+async def test_memory_ids_port_and_kernel_are_checked_first(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imager = Checkpointer(CriuSettings(program, None, images))
+    checkpointer = Checkpointer(CriuSettings(program, None, images))
     async with engine(tmp_path, []) as process:
-        await imager.dump(process, facts())
-    path = imager.image_path("org/model")
+        await checkpointer.dump(process, facts())
+    path = checkpointer.image_path("org/model")
 
     async def restore() -> None:
-        await imager.restore(path, on_line=lambda stream, line: None, on_exit=lambda status: None)
+        await checkpointer.restore(path, partial(restored, []))
 
-    monkeypatch.setattr(disk_space, "lack_of_memory", lambda size: "too little memory")
+    monkeypatch.setattr(restoring, "lack_of_memory", lambda size: "too little memory")
     with pytest.raises(RestoreFailed, match="too little memory"):
         await restore()
-    monkeypatch.setattr(checkpointer, "find_taken", lambda numbers: {7: "stranger"})
-    with pytest.raises(RestoreFailed, match="it needs the process number 7, which is in use by 'stranger'"):
+    monkeypatch.setattr(restoring, "find_taken", lambda numbers: {7: "other"})
+    with pytest.raises(RestoreFailed, match="it needs the process number 7, which is in use by 'other'"):
         await restore()
-    monkeypatch.setattr(checkpointer, "is_free", lambda port: False)
+    monkeypatch.setattr(restoring, "is_free", lambda port: False)
     with pytest.raises(RestoreFailed, match=r"port \d+ is taken by another process"):
         await restore()
     monkeypatch.setattr("llmux.checkpoints.manifest.kernel_release", lambda: "9.9")
@@ -209,43 +214,45 @@ async def test_memory_and_numbers_are_looked_at_first(
         await restore()
 
 
-async def test_refusal_is_found_once(program: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refusal_is_remembered(program: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CRIU", "check fails")
-    imager = Checkpointer(CriuSettings(program, None, images))
+    checkpointer = Checkpointer(CriuSettings(program, None, images))
     for _ in range(2):
         with pytest.raises(CriuUnusable, match="no such feature"):
-            await imager.check()
+            await checkpointer.check()
         monkeypatch.setenv("FAKE_CRIU", "good")
 
 
-async def test_other_images_wait_for_their_turn(
+async def test_one_checkpointer_waits_for_another(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_CRIU", "hang")
-    imager, another = (Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.5)) for _ in range(2))
+    checkpointer, another = (
+        Checkpointer(CriuSettings(program, None, images, dump_timeout_seconds=0.5)) for _ in range(2)
+    )
     await another.check()
     async with engine(tmp_path, []) as process, asyncio.TaskGroup() as tasks:
-        dump = tasks.create_task(failure_of(imager, process))
+        dump = tasks.create_task(failure_of(checkpointer, process))
         await until(lambda: any(images.rglob("dump.log")), "criu's log")
-        drop = tasks.create_task(another.drop(images / "org" / "model" / "images"))
+        deletion = tasks.create_task(another.delete(images / "org" / "model" / "images"))
         await dump
-        assert not drop.done()
+        assert not deletion.done()
 
 
-async def test_image_is_made_durable_unless_it_is_another_one_by_then(
+async def test_an_image_is_marked_durable_unless_another_has_replaced_it(
     tmp_path: Path, program: str, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imager = Checkpointer(CriuSettings(program, None, images))
+    checkpointer = Checkpointer(CriuSettings(program, None, images))
     async with engine(tmp_path, []) as process:
-        manifest = await imager.dump(process, facts())
-    path = imager.image_path("org/model")
+        manifest = await checkpointer.dump(process, facts())
+    path = checkpointer.image_path("org/model")
     assert not manifest.is_durable
     monkeypatch.setattr(
-        checkpointer.images, "sync", lambda path: write_manifest(path, replace(manifest, created_at=1.0))
+        "llmux.checkpoints.images.sync", lambda path: write_manifest(path, replace(manifest, created_at=1.0))
     )
-    await imager.make_durable(path)
-    assert not imager.read(path).is_durable
+    await checkpointer.make_durable(path)
+    assert not checkpointer.read(path).is_durable
     monkeypatch.undo()
-    await imager.make_durable(path)
-    await imager.make_durable(path)
-    assert imager.read(path) == replace(manifest, created_at=1.0, is_durable=True)
+    await checkpointer.make_durable(path)
+    await checkpointer.make_durable(path)
+    assert checkpointer.read(path) == replace(manifest, created_at=1.0, is_durable=True)

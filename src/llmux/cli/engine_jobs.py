@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
 from llmux.observability.logging import configure_logging
 from llmux.tools.standalone import Memory
@@ -24,7 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def run_to_end(work: Coroutine[Any, Any, Result], *, verbose: bool) -> Result:
-    """The work's result; its errors and Ctrl-C end the program, with 1 and 130, once the engine is gone."""
+    """Return the work's result; errors and Ctrl-C end the program, with 1 and 130, once the engine is gone."""
     configure_logging("warning", verbose=verbose)
     try:
         with asyncio.Runner() as runner:
@@ -36,17 +35,12 @@ def run_to_end(work: Coroutine[Any, Any, Result], *, verbose: bool) -> Result:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def tell(what: str) -> None:
-    """Say on standard error what is being done now."""
+def show_progress(what: str) -> None:
+    """Show on standard error what is being done now."""
     typer.echo(f"{what} ...", err=True)
 
 
-def without_canary_off(settings: Settings) -> Settings:
-    """The same, with every wake checked."""
-    return settings.model_copy(update={"canary": type(settings.canary)("always")})
-
-
 def memory_text(memory: Memory) -> str:
-    """Both kinds in a sentence."""
+    """Memory of the GPUs and of the host, as a sentence."""
     gpu = "GPU memory cannot be read" if memory.gpu_mib is None else f"{memory.gpu_mib} MiB of GPU memory"
     return f"{gpu}, {memory.host_mib} MiB of host memory"
