@@ -236,7 +236,7 @@ class EngineProcess:
         if self._connection is not None:
             self._connection.close()
 
-    def _on_event(self, event: ShimEvent) -> None:
+    def _on_event(self, event: ShimEvent) -> None:  # noqa: C901 - a dispatch table
         match event:
             case Started(pid, pipes):
                 self.pid = pid

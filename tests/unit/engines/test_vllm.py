@@ -33,11 +33,11 @@ def test_environment_has_the_engines_own_directory_and_the_models_settings_win()
 async def test_a_woken_engine_answers_as_before(level: SleepLevel) -> None:
     async with aiohttp.ClientSession() as session, engine("--enable-sleep-mode", environment=DEV_MODE) as process:
         endpoints = EngineEndpoints(session, process.port)
-        before = await process.say("hello")
+        before = await process.answer("hello")
         await vllm.fall_asleep(endpoints, level, TIMEOUTS)
         assert (await process.stats())["sleep_level"] == level.value
         await vllm.wake_up(endpoints, level, TIMEOUTS)
-        assert await process.say("hello") == before
+        assert await process.answer("hello") == before
         assert (await process.stats())["garbage_tokens"] == 0
 
 
