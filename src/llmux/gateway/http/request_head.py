@@ -156,7 +156,7 @@ class RequestHead:
     def on_headers_complete(self) -> None:
         self._complete = True
 
-    def _read_header(self, name: bytes, value: bytes) -> None:
+    def _read_header(self, name: bytes, value: bytes) -> None:  # noqa: C901 - a dispatch table
         match name:
             case b"content-length":
                 self._content_length = value
