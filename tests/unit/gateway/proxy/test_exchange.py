@@ -34,9 +34,7 @@ def test_an_engine_is_read_once_its_client_has_caught_up_and_its_lease_is_thawed
     ("steps", "relayed_after"),
     [(["healthy"], 1), (["held", "healthy", "thawed"], 3), (["held", "thawed", "healthy"], 3)],
 )
-def test_a_server_error_is_relayed_once_its_engine_is_healthy_and_not_held(
-    steps: list[str], relayed_after: int
-) -> None:
+def test_a_server_error_waits_until_its_engine_is_healthy_and_not_held(steps: list[str], relayed_after: int) -> None:
     relay = InMemoryRelay()
     relay.access.alive = None
     relay.client.data_received(REQUEST)
