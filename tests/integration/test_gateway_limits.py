@@ -456,7 +456,7 @@ async def test_priority_is_the_keys_or_a_lower_one_that_was_asked_for(fields: li
         for _ in range(2):
             client.send(post(BODY, *fields))
             assert (await client.answer()).status == 200
-        assert [asked.priority for asked in bench.access.asked] == [expected, expected]
+        assert [asked.request.priority for asked in bench.access.asked] == [expected, expected]
         assert bench.engine.seen[0].get("x-llmux-priority") is None
 
 
@@ -465,4 +465,4 @@ async def test_unknown_priorities_are_refused_and_known_ones_need_no_key() -> No
         assert (await bench.ask(post(BODY, "x-llmux-priority: batch"))).status == 200
         answer = await bench.ask(post(BODY, "x-llmux-priority: urgent"))
         assert (answer.status, b"interactive or batch" in answer.body) == (400, True)
-        assert [asked.priority for asked in bench.access.asked] == [Priority.BATCH]
+        assert [asked.request.priority for asked in bench.access.asked] == [Priority.BATCH]
