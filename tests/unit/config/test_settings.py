@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.load import with_overrides
 from llmux.config.policy import PolicyType
-from llmux.config.settings import CanaryMode, LogLevel, Settings
+from llmux.config.settings import CanaryMode, CheckpointSettings, LogLevel, Settings
 from llmux.core.eviction import STOP, Drain
 from llmux.errors import ConfigError
 
