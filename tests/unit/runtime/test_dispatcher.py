@@ -27,7 +27,7 @@ async def test_a_serving_model_grants_within_the_call() -> None:
         assert len(runtime.scheduler.model("a").in_flight) == 2
 
 
-async def test_a_lease_after_a_switch_tells_what_it_cost() -> None:
+async def test_a_lease_after_a_switch_carries_its_cost() -> None:
     async with scripted_runtime(model("a")) as runtime:
         _, lease = await granted(runtime, "a")
         assert lease.switch_seconds is not None
@@ -54,7 +54,7 @@ def first_tokens(runtime: Runtime) -> float:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_the_beginning_of_a_streamed_answer_is_told(at_once: bool) -> None:
+async def test_the_first_token_of_a_streamed_answer_is_reported(at_once: bool) -> None:
     async with scripted_runtime(model("a")) as runtime:
         if at_once:
             await granted(runtime, "a")
