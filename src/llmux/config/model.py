@@ -72,7 +72,7 @@ class ModelSettings(Section):
 
     @property
     def tensor_parallel_size(self) -> int:
-        """How many GPUs the engine spreads the model over. Raises ValueError if ``extra_args`` has an invalid number."""
+        """How many GPUs the engine spreads the model over. Raises ValueError if ``extra_args`` names no number."""
         return arguments.number(self.extra_args, arguments.TENSOR_PARALLEL_SIZE) or 1
 
     @property
