@@ -16,7 +16,7 @@ from rich.text import Text
 from llmux.cli.options import PIPE_WIDTH, ConfigOption, ModelArgument, VerboseOption, load_settings, parse_eviction
 from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
 from llmux.config.settings import CanaryMode, Settings
-from llmux.control.wording import policy_word
+from llmux.control.status import policy_word
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer

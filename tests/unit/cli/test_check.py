@@ -44,7 +44,7 @@ def test_a_usable_file(good: Path, option: str) -> None:
     assert result.stderr == ""
 
 
-def test_one_model_is_not_two() -> None:
+def test_a_single_model_is_counted_in_the_singular() -> None:
     result = CliRunner().invoke(APP, ["-c", str(FIXTURES / "sleep.json")])
     assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy adaptive\n"
 

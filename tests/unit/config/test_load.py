@@ -124,14 +124,14 @@ def test_a_wrong_value_under_an_old_key_is_reported_as_it_is_written() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "5", "just words"])
-def test_what_is_no_mapping(text: str) -> None:
+def test_a_file_that_is_no_mapping(text: str) -> None:
     (problem,) = problems(text)
     assert problem.path == ""
     assert problem.remedy
 
 
 @pytest.mark.parametrize("text", ["port: 1\n", "models: {}\n", "models: null\n", "models: [a]\n", "models: {a: 5}"])
-def test_without_models_nothing_works(text: str) -> None:
+def test_models_are_required(text: str) -> None:
     assert any(path.startswith("models") for path in paths(text))
 
 
