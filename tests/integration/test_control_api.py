@@ -15,7 +15,7 @@ from llmux.core.eviction import Eviction
 from llmux.core.settings import Limits
 from llmux.errors import ListenFailed
 from tests.support.control import HOST, ControlApi, control_api
-from tests.support.scripted import OFFLOAD, Scripted, model
+from tests.support.scripted import OFFLOAD, model
 
 OFFLOAD_WORDS = {"weights": "offload", "process": "keep_running"}
 SLOW_BACKOFF = Limits(min_active_seconds=0.0, backoff_first_seconds=60.0, backoff_max_seconds=60.0)
@@ -129,7 +129,7 @@ async def test_status_in_manual_mode_and_pinned() -> None:
 
 async def test_status_of_a_failed_model() -> None:
     async with control_api(model("a"), limits=SLOW_BACKOFF) as api:
-        api.runtime.engines["a"].wake_error = Scripted("no such file")
+        api.runtime.engines["a"].wake_error = "no such file"
         answer = await api.post("wake", model="a")
         assert (answer.status, answer.document) == (500, {"error": "no such file"})
         failed = entry("failed:no such file", failure="no such file")
@@ -138,7 +138,7 @@ async def test_status_of_a_failed_model() -> None:
 
 async def test_a_pin_that_fails_leaves_the_mode_as_it_was() -> None:
     async with control_api(model("a"), model("b"), limits=SLOW_BACKOFF) as api:
-        api.runtime.engines["b"].wake_error = Scripted("no such file")
+        api.runtime.engines["b"].wake_error = "no such file"
         assert (await api.post("pin", model="b")).status == 500
         assert (await api.status())["mode"] == AUTO
 
@@ -164,7 +164,7 @@ async def test_sleep_by_the_models_own_eviction_another_and_when_nothing_runs() 
 async def test_a_sleep_that_fails_is_a_500() -> None:
     async with control_api(model("a")) as api:
         await api.post("wake", model="a")
-        api.runtime.engines["a"].evict_error = Scripted("stuck in a driver call")
+        api.runtime.engines["a"].evict_error = "stuck in a driver call"
         answer = await api.post("sleep", model="a")
         assert answer.status == 500
         assert "stuck in a driver call" in answer.document["error"]
@@ -302,7 +302,7 @@ async def test_history_and_engine_output_also_of_a_model_with_a_slash_in_its_nam
 async def test_a_client_that_disconnects_does_not_stop_the_switch(caplog: pytest.LogCaptureFixture) -> None:
     async with control_api(model("a"), limits=SLOW_BACKOFF) as api:
         engine = api.runtime.engines["a"]
-        for error, state in ((None, "running"), (Scripted("broke"), "failed:broke")):
+        for error, state in ((None, "running"), ("broke", "failed:broke")):
             engine.calls.clear()
             engine.wake_gate.clear()
             engine.wake_error = error

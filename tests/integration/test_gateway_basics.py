@@ -1,4 +1,4 @@
-"""The gateway between real sockets: what arrives where, on both event loops."""
+"""Relaying between real sockets, on both event loops."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ async def test_headers_of_one_hop_and_credentials_are_not_forwarded() -> None:
         assert seen.get("host") == f"127.0.0.1:{bench.engine.port}".encode()
 
 
-async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
+async def test_answer_is_relayed_unchanged_with_three_fields_added() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 201 Fine So\r\nServer: uvicorn\r\nKeep-Alive: timeout=5\r\nX-Request-Id: theirs\r\n")
         engine.send(b"connection: keep-alive, x-hop\r\nx-hop: 1\r\ncontent-length: 2\r\nX-Odd:  a \r\n\r\nok")
@@ -106,7 +106,7 @@ async def test_the_start_of_the_body_is_reported_once(field: bytes, pieces: list
         assert bench.access.answering == [1]
 
 
-async def test_an_error_is_no_first_token() -> None:
+async def test_an_error_does_not_count_as_a_first_token() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.answer(b'{"error":{}}', status="400 Bad Request")
 
@@ -115,7 +115,7 @@ async def test_an_error_is_no_first_token() -> None:
         assert (bench.access.answering, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
 
 
-async def test_request_ids_are_made_forwarded_and_returned() -> None:
+async def test_request_ids_are_generated_forwarded_and_returned() -> None:
     async with running_gateway() as bench:
         first = await bench.ask(post(BODY))
         second = await bench.ask(post(BODY, "X-Request-Id: not sane \u0020{}"))
@@ -125,7 +125,7 @@ async def test_request_ids_are_made_forwarded_and_returned() -> None:
         assert [seen.get("x-request-id") for seen in bench.engine.seen] == ids
 
 
-async def test_connections_are_kept_on_both_sides() -> None:
+async def test_connections_are_kept_alive_on_both_sides() -> None:
     async with running_gateway() as bench:
         client = await bench.client()
         for _ in range(3):
@@ -181,7 +181,7 @@ async def test_chunked_request_is_forwarded_with_its_length() -> None:
         assert bench.engine.seen[0].get("transfer-encoding") is None
 
 
-async def test_large_bodies_both_ways() -> None:
+async def test_large_bodies_in_both_directions() -> None:
     body = json.dumps({"model": "m", "x": "y" * 5_000_000}).encode()
     async with running_gateway() as bench:
         answer = await bench.ask(post(body))
@@ -189,7 +189,7 @@ async def test_large_bodies_both_ways() -> None:
         assert bench.engine.seen[0].body == body
 
 
-async def test_http10_client_gets_an_unchunked_answer_that_ends_by_closing() -> None:
+async def test_http10_client_gets_a_decoded_answer_that_ends_with_the_connection() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.begin_stream()
         engine.chunk(b"data: 1\n\n")
@@ -206,7 +206,7 @@ async def test_http10_client_gets_an_unchunked_answer_that_ends_by_closing() -> 
         assert len(bench.engine.connections) == 1
 
 
-async def test_interim_answers_are_skipped_and_bodiless_ones_end_at_once() -> None:
+async def test_interim_answers_are_skipped_and_answers_without_body_end_at_once() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         engine.send(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -221,7 +221,7 @@ async def test_interim_answers_are_skipped_and_bodiless_ones_end_at_once() -> No
         assert len(bench.engine.connections) == 1
 
 
-async def test_head_request_has_no_body_in_its_answer() -> None:
+async def test_answer_to_a_head_request_has_no_body() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 31\r\n\r\n")
 
@@ -294,7 +294,7 @@ async def test_get_does_not_wake() -> None:
         assert (await bench.ask(get("/v1/responses/1", "model-override: m"))).status == 200
 
 
-async def test_own_answers() -> None:
+async def test_local_answers() -> None:
     routes = LocalRoutes(
         ready=lambda: LocalAnswer(b"not yet", status=503, content_type="text/plain"),
         models=lambda: LocalAnswer(b"[1]"),

@@ -1,4 +1,4 @@
-"""The gateway's side of a frozen request: what is relayed, what is held back, and what its client is told meanwhile."""
+"""Frozen requests: what is relayed, what is withheld, and the comments that a stream's client gets meanwhile."""
 
 import asyncio
 from typing import Any
@@ -38,7 +38,7 @@ class Streaming:
 
 
 async def begun(bench: Bench, script: Streaming) -> tuple[RawClient, LeaseHolder]:
-    """A client in mid-stream, and the holder of its lease."""
+    """A client in the middle of a stream, and the holder of its lease."""
     client = await bench.client()
     client.send(post(BODY))
     assert (await client.read_head()).status == 200
@@ -67,7 +67,7 @@ async def test_the_client_of_a_frozen_stream_gets_comments_until_the_thaw() -> N
         script.side.chunk(b"data: two\n\n")
         while (piece := await client.chunk()) == COMMENT:
             pass
-        assert piece == b"data: two\n\n", "what was on its way is relayed"
+        assert piece == b"data: two\n\n", "what the engine sends before the wake is relayed"
         holder.lease_held()
         holder.lease_thawed()
         script.side.chunk(b"data: [DONE]\n\n")
@@ -93,7 +93,7 @@ async def test_no_comment_in_the_middle_of_an_event() -> None:
         await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
 
 
-async def test_nothing_passes_between_the_wake_and_the_thaw() -> None:
+async def test_nothing_is_relayed_between_the_wake_and_the_thaw() -> None:
     script = Streaming(b"data: one\n\n")
     async with running_gateway(script) as bench:
         client, holder = await begun(bench, script)
@@ -109,7 +109,7 @@ async def test_nothing_passes_between_the_wake_and_the_thaw() -> None:
         assert b'"code":"engine_died"' in rest and b"[DONE]" not in rest
 
 
-async def test_the_head_of_an_answer_is_held_back_too() -> None:
+async def test_a_whole_answer_is_withheld_until_the_thaw() -> None:
     script = Streaming(b"")
     async with running_gateway(script) as bench:
         client = await bench.client()
@@ -125,7 +125,7 @@ async def test_the_head_of_an_answer_is_held_back_too() -> None:
         assert (await client.answer()).body == b"whole"
 
 
-async def test_an_error_of_a_frozen_engine_waits_for_the_thaw() -> None:
+async def test_a_server_error_is_withheld_until_the_thaw() -> None:
     script = Streaming(b"")
     async with running_gateway(script) as bench:
         bench.access.alive = None
@@ -145,7 +145,7 @@ async def test_an_error_of_a_frozen_engine_waits_for_the_thaw() -> None:
         assert (answer.status, answer.body) == (503, b"busy")
 
 
-async def test_what_had_no_connection_yet_is_sent_after_the_thaw() -> None:
+async def test_a_request_not_sent_before_the_freeze_is_sent_after_the_thaw() -> None:
     async def answer(request: Message, engine: EngineSide) -> None:
         engine.answer(b"after the thaw")
 
@@ -167,7 +167,7 @@ def freeze_at_once(bench: Bench, number: int, holder: LeaseHolder) -> bool:
     return True
 
 
-async def test_a_request_that_has_ended_is_not_kept_alive() -> None:
+async def test_a_request_that_has_ended_gets_no_comments() -> None:
     script = Streaming(b"data: one\n\n")
     async with running_gateway(script, options=OFTEN) as bench:
         _, holder = await begun(bench, script)
@@ -179,7 +179,7 @@ async def test_a_request_that_has_ended_is_not_kept_alive() -> None:
 
 
 async def test_a_request_that_is_given_back_while_frozen_starts_anew() -> None:
-    """An engine answers 500 as it dies, a switch freezes the request meanwhile, and then it is known to be dead."""
+    """A dying engine answers 500; the request is frozen during the health check, which then finds the engine dead."""
 
     async def script(request: Message, engine: EngineSide) -> None:
         if len(bench.engine.seen) == 1:

@@ -13,7 +13,8 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
-from llmux.errors import LlmuxError, RequestError
+from llmux.engines.outcomes import EvictOutcome, WakeOutcome
+from llmux.errors import RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
@@ -21,10 +22,6 @@ from llmux.runtime.operations import Operations
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 DEADLINE_SECONDS = 10.0
-
-
-class Scripted(LlmuxError):
-    """A failure that the test asked for."""
 
 
 class ScriptedEngine:
@@ -38,11 +35,12 @@ class ScriptedEngine:
         self.evict_gate = asyncio.Event()
         self.wake_gate.set()
         self.evict_gate.set()
-        self.wake_error: Exception | None = None
-        self.evict_error: Exception | None = None
+        self.wake_error: str | None = None
+        self.wake_exception: Exception | None = None
+        self.evict_error: str | None = None
         self.lost: str | None = None
-        self.ran_out_of_memory = False
-        self.can_freeze = False
+        """How it has ended by itself."""
+        self.is_out_of_memory = False
         self.health = Health.ALIVE
         self.first_healths: list[Health] = []
         """What /health says before it says ``health``."""
@@ -50,23 +48,24 @@ class ScriptedEngine:
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
         self._interruption: str | None = None
 
-    async def wake(self) -> None:
+    async def wake(self) -> WakeOutcome:
         self.calls.append("wake")
         self.lost = None
         self.health = Health.ALIVE
         await self.wake_gate.wait()
-        if self._interruption is not None:
-            raise Scripted(self._interruption)
-        if self.wake_error is not None:
-            raise self.wake_error
-        self.pid = self.upstream.port
+        if self.wake_exception is not None:
+            raise self.wake_exception
+        error = self._interruption or self.wake_error or self.lost
+        if error is None:
+            self.pid = self.upstream.port
+        return WakeOutcome(error, is_out_of_memory=error is not None and self.is_out_of_memory)
 
-    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> EvictOutcome:
         self.calls.append(f"evict {eviction}{' frozen' if freeze else ''}")
         await self.evict_gate.wait()
         if self.evict_error is not None:
-            raise self.evict_error
-        return Asleep(eviction) if eviction.keeps_process else Cold()
+            return EvictOutcome(Cold(), error=self.evict_error)
+        return EvictOutcome(Asleep(eviction) if eviction.keeps_process and self.lost is None else Cold())
 
     async def delete_images(self) -> None:
         self.calls.append("delete images")

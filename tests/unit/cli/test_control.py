@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from llmux.cli import control
 from llmux.core.settings import Limits
 from tests.support.control import HOST, ControlApi, control_api
-from tests.support.scripted import Scripted, model
+from tests.support.scripted import model
 
 application = typer.Typer()
 for command in (
@@ -86,7 +86,7 @@ async def test_a_refusal_and_a_failure_are_reported_and_end_with_1() -> None:
         unknown = await llmux(api, "switch", "nobody")
         assert (unknown.exit_code, unknown.stdout) == (1, "")
         assert unknown.stderr == "llmux: the model 'nobody' does not exist; configured models: a\n"
-        api.runtime.engines["a"].wake_error = Scripted("no such file")
+        api.runtime.engines["a"].wake_error = "no such file"
         failed = await llmux(api, "switch", "a")
         assert failed.exit_code == 1
         assert failed.stderr.splitlines()[-1] == "llmux: no such file"

@@ -5,10 +5,10 @@ import pytest
 from llmux.access import Outcome
 from llmux.core.events import ShutdownRequested
 from llmux.core.identifiers import InstanceId
-from llmux.core.states import Asleep, Cold, Failed, Serving
+from llmux.core.states import Asleep, Failed, Serving
 from llmux.engines.health import Health
 from llmux.errors import CommandFailed, EngineUnavailable, ShuttingDown
-from tests.support.scripted import OFFLOAD, Scripted, model, scripted_runtime
+from tests.support.scripted import OFFLOAD, model, scripted_runtime
 
 
 async def test_a_switch_evicts_then_wakes() -> None:
@@ -23,9 +23,9 @@ async def test_a_switch_evicts_then_wakes() -> None:
         assert runtime.metrics.switch_count == 2
 
 
-async def test_a_failed_start_is_made_an_end_of_and_reported() -> None:
+async def test_a_failed_start_is_ended_before_it_is_reported() -> None:
     async with scripted_runtime(model("a")) as runtime:
-        runtime.engines["a"].wake_error = Scripted("no such file")
+        runtime.engines["a"].wake_error = "no such file"
         holder = runtime.ask("a")
         await holder.wait("refused")
         assert isinstance(holder.error, EngineUnavailable)
@@ -34,14 +34,14 @@ async def test_a_failed_start_is_made_an_end_of_and_reported() -> None:
         assert isinstance(runtime.scheduler.state("a"), Failed)
 
 
-async def test_an_unexpected_exception_is_that_instances_failure() -> None:
+async def test_an_unexpected_exception_fails_only_that_instance() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
-        runtime.engines["a"].wake_error = ValueError("a bug")
+        runtime.engines["a"].wake_exception = ValueError("a bug")
         await runtime.ask("a").wait("refused")
         await runtime.ask("b").wait("granted")
 
 
-async def test_an_engine_that_was_lost_as_it_became_ready_does_not_serve() -> None:
+async def test_an_engine_that_ends_as_it_becomes_ready_does_not_serve() -> None:
     async with scripted_runtime(model("a")) as runtime:
         engine = runtime.engines["a"]
         engine.wake_gate.clear()
@@ -61,7 +61,7 @@ async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds()
         first = runtime.ask("a")
         await first.wait("granted")
         runtime.access.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
-        runtime.engines["a"].evict_error = Scripted("stuck in a driver call")
+        runtime.engines["a"].evict_error = "stuck in a driver call"
         waiting = runtime.ask("b")
         async with asyncio.timeout(5):
             while len(runtime.engines["a"].calls) < 4:
@@ -69,19 +69,6 @@ async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds()
         assert runtime.engines["b"].calls == []
         runtime.engines["a"].evict_error = None
         await waiting.wait("granted")
-
-
-async def test_a_sleeper_that_died_while_falling_asleep_is_cold() -> None:
-    async with scripted_runtime(model("a")) as runtime:
-        await runtime.operations.wake("a")
-        runtime.engines["a"].evict_gate.clear()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(runtime.operations.sleep("a"))
-            await asyncio.sleep(0)
-            runtime.engines["a"].lost = "gone"
-            runtime.engines["a"].evict_gate.set()
-        assert runtime.scheduler.state("a") == Cold()
-        assert runtime.engines["a"].calls[-1] == "end"
 
 
 async def test_a_death_while_serving_gives_requests_back_and_starts_again() -> None:
@@ -111,7 +98,7 @@ async def test_commands_outlive_their_caller() -> None:
 
 async def test_a_failed_command_says_why() -> None:
     async with scripted_runtime(model("a")) as runtime:
-        runtime.engines["a"].wake_error = Scripted("no such file")
+        runtime.engines["a"].wake_error = "no such file"
         with pytest.raises(CommandFailed, match="no such file"):
             await runtime.operations.pin("a")
         assert runtime.operations.status().mode == runtime.scheduler.mode
@@ -146,8 +133,8 @@ async def test_an_error_in_the_scheduler_itself_ends_everything(monkeypatch: pyt
 async def test_a_start_that_lacks_memory_stops_a_sleeper_and_is_tried_once_more() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
         await runtime.operations.wake("a")
-        runtime.engines["b"].wake_error = Scripted("CUDA out of memory")
-        runtime.engines["b"].ran_out_of_memory = True
+        runtime.engines["b"].wake_error = "CUDA out of memory"
+        runtime.engines["b"].is_out_of_memory = True
         runtime.engines["a"].evict_gate.clear()
         holder = runtime.ask("b")
         async with asyncio.timeout(5):
@@ -164,8 +151,8 @@ async def test_a_second_lack_of_memory_is_a_failure() -> None:
     async with scripted_runtime(model("a"), model("b"), model("c")) as runtime:
         for name in ("a", "b"):
             await runtime.operations.wake(name)
-        runtime.engines["c"].wake_error = Scripted("CUDA out of memory")
-        runtime.engines["c"].ran_out_of_memory = True
+        runtime.engines["c"].wake_error = "CUDA out of memory"
+        runtime.engines["c"].is_out_of_memory = True
         with pytest.raises(CommandFailed, match="out of memory"):
             await runtime.operations.switch("c")
         assert runtime.engines["c"].calls == ["wake", "end", "wake", "end"]

@@ -1,10 +1,10 @@
-"""The head of an engine's answer: its framing, and what of it the client gets."""
+"""The head of an engine's answer: how its body is framed, and which fields are passed on."""
 
 import re
 from enum import Enum, auto
-from typing import Final
 
-from llmux.gateway.chunks import FramingError
+from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.repeated_head import RepeatedHead
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -12,16 +12,23 @@ _UNCOMMON = re.compile(
     rb"\r\n(?=[ckptux \t])"
     rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])"
 )
-"""Fields that are not just passed on, and folded ones."""
+"""Fields of one hop or of llmux's own, and folded lines: none in most heads, which then pass as they are."""
 _COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
 _LENGTH_FIELD = b"\r\ncontent-length:"
 _MAX_LENGTH_DIGITS = 18
 _HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te")
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+    )
 )
-_NOT_PASSED = _HOP_BY_HOP | {
-    *(b"trailer", b"upgrade", b"x-request-id", b"x-llmux-queue-ms", b"x-llmux-switch-ms", b"x-llmux-error")
-}
+_NOT_PASSED_ON = _HOP_BY_HOP | {b"x-request-id", b"x-llmux-queue-ms", b"x-llmux-switch-ms", b"x-llmux-error"}
 
 
 class Framing(Enum):
@@ -33,17 +40,17 @@ class Framing(Enum):
     UNTIL_CLOSE = auto()
 
 
-_BY_LENGTH: Final = Framing.LENGTH
-_WITHOUT_BODY: Final = Framing.NONE
+# Bound once, for speed: see the docstring of llmux.gateway.
+_WITHOUT_BODY, _BY_LENGTH, _, _ = Framing
 
 
 class ResponseHead:
-    """What llmux reads of an answer's head, and the rest of it as it came."""
+    """Status and framing of an answer, and the fields to be passed on, as they came."""
 
     __slots__ = ("content_length", "fields", "framing", "reusable", "status", "status_line")
 
     def __init__(self, head: bytes, *, to_head_request: bool) -> None:
-        """Read a whole head, the empty line included; raises FramingError."""
+        """Parse a whole head, the empty line included; raises FramingError."""
         line_end = head.find(b"\r\n") + 2
         status = _COMMON_STATUSES.get(head[:13])
         lower = head.lower()
@@ -58,25 +65,14 @@ class ResponseHead:
                 self.content_length = length = int(value)
                 self.framing = _BY_LENGTH if length else _WITHOUT_BODY
                 return
-        self._read_slowly(head, line_end, to_head_request=to_head_request)
-
-    def again(self, head: bytes, length: int) -> "ResponseHead":
-        """The same head with another Content-Length."""
-        copy = ResponseHead.__new__(ResponseHead)
-        copy.status = self.status
-        copy.reusable = True
-        copy.status_line = self.status_line
-        copy.fields = head[len(self.status_line) : -2]
-        copy.content_length = length
-        copy.framing = _BY_LENGTH if length else _WITHOUT_BODY
-        return copy
+        self._parse_fully(head, line_end, to_head_request=to_head_request)
 
     @property
-    def event_stream(self) -> bool:
-        """Whether the body consists of server-sent events."""
+    def is_event_stream(self) -> bool:
+        """Whether the body is a stream of server-sent events."""
         return b"content-type: text/event-stream" in self.fields.lower()
 
-    def _read_slowly(self, head: bytes, line_end: int, *, to_head_request: bool) -> None:
+    def _parse_fully(self, head: bytes, line_end: int, *, to_head_request: bool) -> None:
         line = _STATUS_LINE.fullmatch(head, 0, line_end - 2)
         if line is None:
             raise FramingError("the status line is malformed")
@@ -109,7 +105,11 @@ class ResponseHead:
         return Framing.LENGTH if self.content_length else Framing.NONE
 
     def _read_fields(self) -> tuple[bool, int, bytes]:
-        """Go through the fields one by one, dropping those that concern only this connection."""
+        """Validate the fields one by one and drop those that are not passed on.
+
+        Returns whether the body is chunked, where in the lower-cased fields Content-Length stands (-1: nowhere), and
+        these fields.
+        """
         pairs = []
         for line in self.fields.split(b"\r\n")[:-1]:
             field = _FIELD.fullmatch(line)
@@ -120,7 +120,7 @@ class ResponseHead:
         tokens = {token.strip() for token in connection.split(b",")}
         if b"close" in tokens:
             self.reusable = False
-        dropped = _NOT_PASSED | (tokens - {b"transfer-encoding", b"content-length", b"content-type"})
+        dropped = _NOT_PASSED_ON | (tokens - {b"transfer-encoding", b"content-length", b"content-type"})
         chunked = any(name == b"transfer-encoding" for name, _, _ in pairs)
         if chunked and any(name == b"content-length" for name, _, _ in pairs):
             raise FramingError("both Content-Length and Transfer-Encoding are given")
@@ -129,41 +129,38 @@ class ResponseHead:
         return chunked, lower.find(b"\r\ncontent-length:"), lower
 
     def without_transfer_encoding(self) -> bytes:
-        """The fields for a client of HTTP/1.0, to whom a chunked body is sent unchunked."""
+        """The fields for an HTTP/1.0 client, which gets a chunked body decoded."""
         lines = self.fields.split(b"\r\n")[:-1]
         return b"".join(line + b"\r\n" for line in lines if not line.lower().startswith(b"transfer-encoding:"))
 
 
-class HeadReader:
-    """Reads the heads of one engine's answers.
+class ResponseHeadReader:
+    """Parses the heads of one engine's answers; one that repeats the last, but for its length, is not parsed again."""
 
-    The answers of one second usually differ in nothing but their length, and what has been judged once need not be
-    judged again.
-    """
-
-    __slots__ = ("_after_length", "_before_length", "_last")
+    __slots__ = ("_last", "_repeated")
 
     def __init__(self) -> None:
-        self._before_length = b""
-        self._after_length = b""
+        self._repeated = RepeatedHead()
         self._last: ResponseHead | None = None
+        """The parsed form of the remembered head."""
 
     def read(self, head: bytes, *, to_head_request: bool) -> ResponseHead:
-        """Read a whole head, the empty line included; raises FramingError."""
-        before, last = self._before_length, self._last
-        if last is not None and head.startswith(before) and not to_head_request:
-            end = head.find(b"\r\n", len(before))
-            digits = head[len(before) : end]
-            if head[end:] == self._after_length and digits.isdigit() and len(digits) <= _MAX_LENGTH_DIGITS:
-                return last.again(head, int(digits))
+        """Parse a whole head, the empty line included; raises FramingError."""
+        length = -1 if to_head_request else self._repeated.length_of(head)
+        if length >= 0:
+            last = self._last
+            assert last is not None
+            read = ResponseHead.__new__(ResponseHead)
+            read.status = last.status
+            read.reusable = True
+            read.status_line = last.status_line
+            read.fields = head[len(last.status_line) : -2]
+            read.content_length = length
+            read.framing = _BY_LENGTH if length else _WITHOUT_BODY
+            return read
         read = ResponseHead(head, to_head_request=to_head_request)
-        if read.framing is _BY_LENGTH and read.reusable:
-            self._remember(head, read)
+        # Only a head that is passed on whole can be rebuilt from its bytes, as above.
+        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head[:-2]:
+            self._repeated.remember(head)
+            self._last = read
         return read
-
-    def _remember(self, head: bytes, read: ResponseHead) -> None:
-        at = head.lower().find(_LENGTH_FIELD) + len(_LENGTH_FIELD)
-        end = head.find(b"\r\n", at)
-        start = end - len(head[at:end].lstrip())
-        if read.status_line + read.fields == head[:-2] and head[start:end].isdigit():
-            self._before_length, self._after_length, self._last = head[:start], head[end:], read

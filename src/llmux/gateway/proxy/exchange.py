@@ -1,48 +1,65 @@
-"""One request's life: from the access to an engine and back, with everything that can go wrong on the way."""
+"""One request, from the lease to the end of its answer, with everything that can go wrong on the way."""
 
 import time
+from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import Protocol
 
 from llmux.access import Lease, Outcome, Priority
 from llmux.errors import BadGateway, EngineDied, RequestError
-from llmux.gateway.engine_connection import EngineConnection
-from llmux.gateway.errors import error_event, shape_of
-from llmux.gateway.response_head import Framing, ResponseHead
-from llmux.gateway.statistics import CLIENT_GONE_STATUS
-from llmux.gateway.suspension import Suspension
-from llmux.observability.access_log import AccessLog
+from llmux.gateway.answers import error_event, shape_of
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.http.response_head import Framing, ResponseHead
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.flow_control import PauseReason
+from llmux.gateway.proxy.pool import EnginePool
+from llmux.gateway.state import GatewayState
+from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
 
-if TYPE_CHECKING:
-    from llmux.gateway.client_connection import ClientConnection
-    from llmux.gateway.pool import EnginePool
-    from llmux.gateway.state import GatewayState
+
+class RequestingClient(Protocol):
+    """The connection whose request an exchange carries. Each exchange ends with one call of one of these methods."""
+
+    head: RequestHead
+    request_line: bytes
+    """The request line that the engine gets."""
+    started_at: float
+    """When (monotonic time) the request's head was complete."""
+    counts: EndpointCounts
+    write: Callable[[bytes], None]
+    is_full: bool
+    """Whether the client reads more slowly than it is written to."""
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The whole answer has been written."""
+
+    def refused(self, error: RequestError, request_id: bytes) -> None:
+        """The request is to be answered with an error; nothing has been written yet."""
+
+    def cut_off(self, final_event: bytes) -> None:
+        """The answer cannot be completed; ``final_event`` is to be written before closing, unless it is empty."""
 
 
 class _Phase(Enum):
-    WAITING = auto()
-    """The access has the request."""
+    QUEUED = auto()
+    """The lease has been asked for."""
     CONNECTING = auto()
-    """There is a lease, and no connection yet."""
-    PARKED = auto()
-    """There is a lease, but its engine was frozen before it was sent the request."""
+    """There is a lease, and a connection to its engine is being made."""
+    AWAITING_THAW = auto()
+    """There is a lease, but its engine was frozen before the request could be sent."""
     SENT = auto()
-    """The engine has the request; nothing of its answer has gone to the client."""
+    """The engine has the request; nothing of its answer has been written to the client."""
     RELAYING = auto()
-    """The client has the answer's head."""
+    """The client has at least the answer's head."""
     OVER = auto()
 
 
-# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
-_WAITING: Final = _Phase.WAITING
-_CONNECTING: Final = _Phase.CONNECTING
-_PARKED: Final = _Phase.PARKED
-_SENT: Final = _Phase.SENT
-_RELAYING: Final = _Phase.RELAYING
-_OVER: Final = _Phase.OVER
+# Bound once, for speed: see the docstring of llmux.gateway.
+_QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
+_, _, _CHUNKED, _UNTIL_CLOSE = Framing
 
-_UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
-_NO_WAIT = b"\r\nx-llmux-queue-ms: 0\r\n"
+_NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
+_COMMENT = b": keep-alive\n\n"
 
 
 def _waiting_times(lease: Lease) -> bytes:
@@ -53,10 +70,7 @@ def _waiting_times(lease: Lease) -> bytes:
 
 
 class Exchange:
-    """Holds the lease of one request; ends with exactly one ``answered``, ``refused`` or ``cut_off`` of its client.
-
-    The client's connection ends it from its side by ``client_gone``.
-    """
+    """Holds the lease of one request and joins the client's connection with an engine's."""
 
     __slots__ = (
         "_answer",
@@ -64,6 +78,7 @@ class Exchange:
         "_client",
         "_engine",
         "_keep_alive",
+        "_last_comment_at",
         "_lease",
         "_model",
         "_phase",
@@ -73,27 +88,31 @@ class Exchange:
         "_retried",
         "_size_bytes",
         "_state",
-        "_suspension",
     )
 
-    def __init__(self, state: "GatewayState", client: "ClientConnection", model: str, body: bytes) -> None:
+    def __init__(self, state: GatewayState, client: RequestingClient, model: str, body: bytes) -> None:
         self._state = state
         self._client = client
         self._model = model
         self._body = body
+        """Kept until the answer begins, since until then the request may have to be sent again."""
         self._request_id = client.head.request_id or state.new_request_id()
-        self._phase: _Phase = _WAITING
+        self._phase = _QUEUED
         self._request = 0
         self._lease: Lease | None = None
         self._engine: EngineConnection | None = None
         self._retried = False
-        self._suspension: Suspension | None = None
+        """Whether, under this lease, a pooled connection has turned out to be closed."""
+        self._last_comment_at: float | None = None
+        """None unless the request is frozen; begins with the time of the freeze."""
         self._answer: ResponseHead | None = None
+        self._keep_alive = False
+        """Whether the client was told, in the answer's head, that its connection stays open."""
         self._queue_seconds = 0.0
         self._size_bytes = len(body)
 
     def start(self, *, may_wake: bool, priority: Priority, streams: bool) -> None:
-        """Ask the access for a lease."""
+        """Ask for a lease, which may be granted within this call."""
         size_bytes = len(self._body) + len(self._client.head.forwarded)
         self._request = self._state.access.acquire(
             self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams
@@ -102,7 +121,7 @@ class Exchange:
     # Called by the access.
 
     def lease_granted(self, lease: Lease) -> None:
-        if self._phase is not _WAITING:
+        if self._phase is not _QUEUED:
             return
         self._lease = lease
         self._queue_seconds = lease.queue_seconds
@@ -110,12 +129,12 @@ class Exchange:
         self._begin(lease)
 
     def lease_refused(self, error: RequestError) -> None:
-        if self._phase is _WAITING:
+        if self._phase is _QUEUED:
             self._refuse(error)
 
     def lease_revoked(self, error: RequestError) -> None:
         lease, phase = self._lease, self._phase
-        if lease is None or phase is _OVER or phase is _WAITING:
+        if lease is None or phase is _OVER or phase is _QUEUED:
             return
         self._end_suspension()
         engine = self._drop_engine()
@@ -128,36 +147,32 @@ class Exchange:
             self._refuse(error)
 
     def lease_frozen(self) -> None:
-        self._suspension = Suspension(time.monotonic())
+        self._last_comment_at = time.monotonic()
         self._state.frozen.add(self)
 
     def lease_held(self) -> None:
-        if self._suspension is not None:
-            self._suspension.held = True
         if self._engine is not None:
-            self._engine.pause_reading()
+            self._engine.flow.pause(PauseReason.HELD_UNTIL_THAW)
 
     def lease_thawed(self) -> None:
-        head = self._suspension.head if self._suspension is not None else None
         self._end_suspension()
         lease, engine = self._lease, self._engine
-        if engine is None:
-            if self._phase is _PARKED and lease is not None:
-                self._begin(lease)
-        elif head is not None:
-            engine.resume_reading()
-            self._relay(head)
-        elif not self._client.is_full or self._phase is not _RELAYING:
-            engine.resume_reading()
+        if engine is not None:
+            engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
+            self._relay_withheld(engine)
+        elif self._phase is _AWAITING_THAW and lease is not None:
+            self._begin(lease)
 
-    # Called by the gateway's sweep.
+    # Called by the sweep of the gateway's state.
 
     def keep_alive(self, now: float) -> None:
-        """Let the client of a frozen event stream know that it is not forgotten."""
-        engine, answer, suspension = self._engine, self._answer, self._suspension
-        if engine is None or answer is None or suspension is None or not answer.event_stream or self._client.is_full:
+        engine, answer, last = self._engine, self._answer, self._last_comment_at
+        if engine is None or answer is None or last is None or not answer.is_event_stream or self._client.is_full:
             return
-        comment = suspension.comment_due(engine, now, self._state.options.keepalive_seconds)
+        if now - last < self._state.options.keepalive_seconds:
+            return
+        self._last_comment_at = now
+        comment = engine.frame_comment(_COMMENT)
         if comment:
             self._client.write(comment)
 
@@ -171,41 +186,39 @@ class Exchange:
         self._phase = _OVER
         self._end_suspension()
         self._finish(CLIENT_GONE_STATUS, self._engine.body_bytes if self._engine is not None else 0)
-        if phase is _WAITING:
+        if phase is _QUEUED:
             self._state.access.cancel(self._request)
         elif lease is not None:
             self._drop_engine()
             self._state.access.end(lease, Outcome.CLIENT_GONE)
 
-    def client_is_full(self) -> None:
-        """The client reads more slowly than the engine writes."""
+    def client_full(self) -> None:
+        """The client reads its answer more slowly than the engine writes it."""
         if self._engine is not None and self._phase is _RELAYING:
-            self._engine.pause_reading()
+            self._engine.flow.pause(PauseReason.CLIENT_FULL)
 
-    def client_has_room(self) -> None:
-        """The opposite."""
-        if self._engine is not None and self._phase is _RELAYING and not self._is_held:
-            self._engine.resume_reading()
+    def client_drained(self) -> None:
+        """The client has caught up."""
+        if self._engine is not None:
+            self._engine.flow.resume(PauseReason.CLIENT_FULL)
 
     # Called by the engine's connection.
 
     def answer_began(self, head: ResponseHead) -> None:
-        engine, lease = self._engine, self._lease
-        assert engine is not None
-        assert lease is not None
         if head.status < 500:
             self._relay(head)
             return
-        engine.pause_reading()
+        engine, lease = self._engine, self._lease
+        assert engine is not None
+        assert lease is not None
+        engine.flow.pause(PauseReason.CHECKING_HEALTH)
 
         def report(alive: bool) -> None:
             if self._engine is not engine or self._lease is not lease or self._phase is not _SENT:
-                return
-            if alive and self._suspension is not None and self._suspension.held:
-                self._suspension.head = head
-            elif alive:
-                engine.resume_reading()
-                self._relay(head)
+                return  # Meanwhile the client left, or the lease was revoked.
+            if alive:
+                engine.flow.resume(PauseReason.CHECKING_HEALTH)
+                self._relay_withheld(engine)
             else:
                 self._drop_engine()
                 self._give_back(lease, "the engine answered with an error and is dead")
@@ -223,10 +236,11 @@ class Exchange:
         self._phase = _OVER
         self._engine = None
         self._lease = None
-        if self._suspension is not None:
+        if self._last_comment_at is not None:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
+        # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(lease, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
 
@@ -235,72 +249,52 @@ class Exchange:
         assert engine is not None
         assert lease is not None
         self._engine = None
-        is_frozen = self._suspension is not None
-        self._end_suspension()
         if self._phase is _RELAYING:
+            self._end_suspension()
             self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
             self._lease = None
             self._state.access.end(lease, Outcome.BROKEN)
-        elif engine.reused and not engine.heard and not self._retried:
+        elif engine.reused and not engine.has_answered and not self._retried:
+            # Closed by the engine just as the request was sent, most likely: that is no sign of its death.
             self._retried = True
             self._state.statistics.engine_retries += 1
-            if is_frozen:
-                self._park()
+            if self._last_comment_at is not None:
+                self._phase = _AWAITING_THAW
             else:
-                self._connect(self._state.pools.of(lease.upstream))
+                self._connect(self._state.pools.of(lease.upstream), lease)
         else:
             self._give_back(lease, reason)
 
-    # Its own steps.
+    # Called by the pool.
 
-    def use(self, engine: EngineConnection, lease: Lease | None) -> bool:
-        """A connection was made for this lease; False if it is not wanted any more."""
+    def connected(self, engine: EngineConnection, lease: Lease) -> bool:
         if self._phase is not _CONNECTING or self._lease is not lease:
             return False
-        assert lease is not None
-        if self._suspension is not None:
-            self._park()
+        if self._last_comment_at is not None:
+            self._phase = _AWAITING_THAW
             return False
         self._send(engine, self._state.pools.of(lease.upstream))
         return True
 
-    def could_not_connect(self, reason: str, lease: Lease | None) -> None:
-        """No connection could be made for this lease."""
-        if self._phase is _CONNECTING and self._lease is lease and lease is not None:
+    def connect_failed(self, reason: str, lease: Lease) -> None:
+        if self._phase is _CONNECTING and self._lease is lease:
             self._give_back(lease, reason)
 
-    @property
-    def lease(self) -> Lease | None:
-        """What the exchange holds now."""
-        return self._lease
+    # Steps.
 
     def _begin(self, lease: Lease) -> None:
-        """Send the request by an idle connection, or make one for it."""
         pool = self._state.pools.of(lease.upstream)
         engine = pool.take()
         if engine is not None:
             self._send(engine, pool)
         else:
-            self._connect(pool)
+            self._connect(pool, lease)
 
-    def _park(self) -> None:
-        """Wait for the thaw with a request that no engine has got."""
-        self.lease_frozen()
-        self._phase = _PARKED
-
-    @property
-    def _is_held(self) -> bool:
-        return self._suspension is not None and self._suspension.held
-
-    def _end_suspension(self) -> None:
-        self._suspension = None
-        self._state.frozen.discard(self)
-
-    def _connect(self, pool: "EnginePool") -> None:
+    def _connect(self, pool: EnginePool, lease: Lease) -> None:
         self._phase = _CONNECTING
-        self._state.spawn(pool.connect(_Attempt(self)))
+        self._state.spawn(pool.connect(self, lease))
 
-    def _send(self, engine: EngineConnection, pool: "EnginePool") -> None:
+    def _send(self, engine: EngineConnection, pool: EnginePool) -> None:
         self._phase = _SENT
         self._engine = engine
         client, body = self._client, self._body
@@ -312,6 +306,12 @@ class Exchange:
         head_bytes = client.request_line + pool.fixed_headers + head.forwarded + tail
         engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD")
 
+    def _relay_withheld(self, engine: EngineConnection) -> None:
+        """Relay an answer whose head has been withheld, if there is one and no reason to withhold it is left."""
+        head = engine.withheld_head
+        if head is not None and not engine.flow.reasons:
+            self._relay(head)
+
     def _relay(self, head: ResponseHead) -> None:
         engine, lease, client = self._engine, self._lease, self._client
         assert engine is not None
@@ -321,23 +321,23 @@ class Exchange:
         self._body = b""
         fields = head.fields
         keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
-        unchunk = client.head.http10 and head.framing is Framing.CHUNKED
+        unchunk = client.head.http10 and head.framing is _CHUNKED
         if unchunk:
             fields = head.without_transfer_encoding()
-        waited = _NO_WAIT
+        times = _NOT_QUEUED
         if lease.queue_seconds or lease.switch_seconds is not None:
-            waited = _waiting_times(lease)
+            times = _waiting_times(lease)
         if not keep_alive:
-            waited += b"connection: close\r\n"
+            times += b"connection: close\r\n"
         self._keep_alive = keep_alive
         if client.is_full:
-            engine.pause_reading()
-        own = b"x-request-id: " + self._request_id + waited
-        engine.relay(head.status_line + own + fields + b"\r\n", client.write, unchunk=unchunk)
+            engine.flow.pause(PauseReason.CLIENT_FULL)
+        own_fields = b"x-request-id: " + self._request_id + times
+        engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
 
     def _give_back(self, lease: Lease, reason: str) -> None:
         self._end_suspension()
-        self._phase = _WAITING
+        self._phase = _QUEUED
         self._lease = None
         self._request = lease.request
         self._state.access.give_back(lease, reason)
@@ -348,51 +348,38 @@ class Exchange:
         self._client.refused(error, self._request_id)
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
-        """End a stream visibly: with an error event where that can be said, and never with a clean end."""
+        """End a stream visibly: with an error event where one can be inserted, and never with a clean end."""
         assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
-        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.event_stream else b"")
+        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.is_event_stream else b"")
 
     def _drop_engine(self) -> EngineConnection | None:
-        """Close the engine's connection and forget it."""
+        """Close the connection to the engine, which ends its work; returns the connection."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.abort()
         return engine
 
+    def _end_suspension(self) -> None:
+        self._last_comment_at = None
+        self._state.frozen.discard(self)
+
     def _finish(self, status: int, body_bytes: int = 0) -> None:
+        """Count and log the request."""
         client = self._client
         seconds = time.monotonic() - client.started_at
         client.counts.finish(status, seconds, body_bytes)
-        if self._state.options.access_log is not None:
-            self._note(self._state.options.access_log, status, body_bytes, seconds)
-
-    def _note(self, access_log: AccessLog, status: int, body_bytes: int, seconds: float) -> None:
-        access_log.add(
-            request_id=self._request_id,
-            model=self._model,
-            endpoint=self._client.counts.endpoint,
-            status=status,
-            request_bytes=self._size_bytes,
-            response_bytes=body_bytes,
-            is_stream=self._answer is not None and self._answer.event_stream,
-            queue_seconds=self._queue_seconds,
-            seconds=seconds,
-        )
-
-
-class _Attempt:
-    """One wish for a connection, which the exchange may have dropped when the connection is there."""
-
-    __slots__ = ("_exchange", "_lease")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._lease = exchange.lease
-
-    def connected(self, engine: EngineConnection) -> bool:
-        return self._exchange.use(engine, self._lease)
-
-    def connect_failed(self, reason: str) -> None:
-        self._exchange.could_not_connect(reason, self._lease)
+        access_log = self._state.options.access_log
+        if access_log is not None:
+            access_log.add(
+                request_id=self._request_id,
+                model=self._model,
+                endpoint=client.counts.endpoint,
+                status=status,
+                request_bytes=self._size_bytes,
+                response_bytes=body_bytes,
+                is_stream=self._answer is not None and self._answer.is_event_stream,
+                queue_seconds=self._queue_seconds,
+                seconds=seconds,
+            )

@@ -1,11 +1,11 @@
-"""Chunked transfer coding: follow it, or take it apart."""
+"""The chunked transfer coding: following it, or decoding it."""
 
 from enum import Enum, auto
 from typing import Final
 
 
 class FramingError(Exception):
-    """Bytes that are not well-formed HTTP/1.1; the text is fit for a client."""
+    """Bytes that are not well-formed HTTP/1.1; the text may be shown to a client."""
 
 
 class _State(Enum):
@@ -20,10 +20,11 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 _MAX_SIZE_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 16 * 1024
 _MAX_SIZE_DIGITS = 15
-_MAX_REMEMBERED_SIZES = 4096
+_MAX_CACHED_SIZES = 4096
 _SMALL_CHUNK_BYTES = 4096
 
-_sizes: dict[bytes, int] = {}
+_cached_sizes: dict[bytes, int] = {}
+"""Size lines already validated, for all connections: engines send few different ones. Bounded by _MAX_CACHED_SIZES."""
 
 
 def _size_lines_by_length() -> dict[int, bytes]:
@@ -32,7 +33,7 @@ def _size_lines_by_length() -> dict[int, bytes]:
 
 
 _SIZE_LINES: Final = _size_lines_by_length()
-"""By the length of a whole small chunk: the line that it begins with, as servers usually write it."""
+"""From the length of a whole small chunk to its size line, as servers usually write it (lower case, no extension)."""
 
 
 def _parse_size(line: bytes) -> int:
@@ -43,17 +44,17 @@ def _parse_size(line: bytes) -> int:
     if any(byte < 32 and byte != 9 for byte in extension):
         raise FramingError("a chunk extension contains a control character")
     size = int(digits, 16)
-    if not extension and len(_sizes) < _MAX_REMEMBERED_SIZES:
-        _sizes[line] = size
+    if not extension and len(_cached_sizes) < _MAX_CACHED_SIZES:
+        _cached_sizes[line] = size
     return size
 
 
 def _skip_whole_chunks(data: bytes) -> int:
-    """Pass over the whole chunks in front whose size lines have been judged before; returns where the rest begins."""
+    """Skip the leading chunks that are complete and have a cached size line; returns the offset of the rest."""
     position = 0
     while True:
         line_end = data.find(b"\r\n", position, position + _MAX_SIZE_DIGITS + 2)
-        size = _sizes.get(data[position:line_end]) if line_end >= 0 else None
+        size = _cached_sizes.get(data[position:line_end]) if line_end >= 0 else None
         if not size:
             return position
         end = line_end + 2 + size + 2
@@ -63,10 +64,10 @@ def _skip_whole_chunks(data: bytes) -> int:
 
 
 class ChunkReader:
-    """Reads one chunked body in pieces of any size.
+    """Incremental reader of one chunked body.
 
-    Chunk extensions and trailers are accepted and dropped. ``payload`` collects the contents when the reader is
-    asked to, else it only follows the framing.
+    With ``collect`` the decoded data is appended to ``payload``; without, only the framing is followed and ``payload``
+    is None. Chunk extensions and trailers are validated and dropped.
     """
 
     __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "between_chunks", "collected_bytes", "payload")
@@ -75,17 +76,18 @@ class ChunkReader:
         self._state = _State.SIZE
         self._remaining = 0
         self._line = b""
+        """The beginning of a line, or of a chunk's final CRLF, that is not complete yet."""
         self._trailer_bytes = 0
         self.between_chunks = True
-        """Whether a new chunk could be written at this point."""
+        """Whether another chunk could be inserted at this point of the body."""
         self.collected_bytes = 0
         self.payload: list[bytes] | None = [] if collect else None
 
     def feed(self, data: bytes) -> int:
-        """Read on; returns where in ``data`` the body ended, or -1 if it goes on. Raises FramingError."""
+        """Read on; returns the offset in ``data`` where the body ended, or -1 if it goes on. Raises FramingError."""
         position = 0
         if self.between_chunks and self.payload is None:
-            # A stream's data comes as one small chunk in almost every read.
+            # Almost every read of an event stream is exactly one small chunk.
             size_line = _SIZE_LINES.get(len(data))
             if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
                 return -1
@@ -113,7 +115,7 @@ class ChunkReader:
         return -1
 
     def _read_line(self, data: bytes, position: int, limit: int) -> tuple[bytes | None, int]:
-        """The line without its CRLF and the position after it, or None while it is incomplete."""
+        """The line without its CRLF (None while it is incomplete) and the offset after it."""
         feed = data.find(b"\n", position)
         piece = data[position : feed + 1] if feed >= 0 else data[position:]
         line = self._line + piece if self._line else piece
@@ -133,7 +135,7 @@ class ChunkReader:
         line, position = self._read_line(data, position, _MAX_SIZE_LINE_BYTES)
         if line is None:
             return position
-        size = _sizes.get(line)
+        size = _cached_sizes.get(line)
         if size is None:
             size = _parse_size(line)
         self._remaining = size

@@ -1,10 +1,10 @@
-"""Chunked transfer coding."""
+"""The chunked transfer coding."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmux.gateway.chunks import ChunkReader, FramingError
+from llmux.gateway.http.chunks import ChunkReader, FramingError
 
 
 def encode(pieces: list[bytes], size_line: bytes = b"%X\r\n") -> bytes:
@@ -16,7 +16,9 @@ def encode(pieces: list[bytes], size_line: bytes = b"%X\r\n") -> bytes:
     st.lists(st.integers(min_value=1, max_value=30), min_size=1, max_size=30),
     st.binary(max_size=10),
 )
-def test_contents_and_end_do_not_depend_on_the_pieces(pieces: list[bytes], sizes: list[int], after: bytes) -> None:
+def test_content_and_end_do_not_depend_on_how_the_body_is_split(
+    pieces: list[bytes], sizes: list[int], after: bytes
+) -> None:
     message = encode(pieces) + after
     for collect in (True, False, False):
         reader = ChunkReader(collect=collect)
@@ -34,7 +36,7 @@ def test_contents_and_end_do_not_depend_on_the_pieces(pieces: list[bytes], sizes
 
 @pytest.mark.parametrize("size", [1, 9, 10, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097])
 @pytest.mark.parametrize("size_line", [b"%x\r\n", b"%X\r\n", b"0%x\r\n", b"%x;extension\r\n"])
-def test_one_read_of_one_whole_chunk_is_followed_like_any_other(size: int, size_line: bytes) -> None:
+def test_a_read_of_exactly_one_chunk_is_handled_like_any_other(size: int, size_line: bytes) -> None:
     chunk = size_line % size + b"x" * size + b"\r\n"
     reader = ChunkReader()
     assert reader.feed(chunk) == -1
@@ -55,7 +57,7 @@ def feed_all(reader: ChunkReader, pieces: list[bytes]) -> None:
         reader.feed(piece)
 
 
-def test_standing_between_chunks_is_known() -> None:
+def test_the_gap_between_two_chunks_is_recognised() -> None:
     reader = ChunkReader()
     assert reader.between_chunks
     for piece, between in [(b"5", False), (b"\r\nhello", False), (b"\r", False), (b"\n", True), (b"1\r\nx\r\n", True)]:
@@ -94,7 +96,7 @@ def test_malformed(message: bytes, split: bool) -> None:
         feed_all(reader, pieces)
 
 
-def test_sizes_once_seen_are_judged_the_same_again() -> None:
+def test_cached_sizes_are_validated_like_new_ones() -> None:
     for _ in range(3):
         assert ChunkReader().feed(b"a\r\n0123456789\r\n") == -1
         with pytest.raises(FramingError):

@@ -1,14 +1,13 @@
-"""The model's name in bodies."""
+"""Reading and replacing the model's name in request bodies."""
 
 import json
 
 import pytest
 
 from llmux.errors import InvalidJson, MalformedRequest, MissingModel
-from llmux.gateway.body_model import is_form, model_in_form, model_in_json, replace_model
-from llmux.gateway.dispatch import find_model
-from llmux.gateway.request_head import RequestHead
-from llmux.gateway.routing import Destination, Route
+from llmux.gateway.http.bodies import is_form, model_in_form, model_in_json, replace_model
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.routing import Destination, Route, find_model
 
 ROUTE = Route(Destination.ENGINE, "/v1/completions", b"/v1/completions")
 
@@ -19,7 +18,7 @@ def head(*fields: str) -> RequestHead:
     return parsed
 
 
-def test_only_the_top_level_counts() -> None:
+def test_only_the_top_level_model_is_read() -> None:
     body = b'{"tools":[{"model":"decoy"}],"messages":[{"model":"decoy"}],"model":"m"}'
     assert model_in_json(body) == ("m", False)
     assert model_in_json(b'{"model":"\\u006d"}') == ("m", False)
@@ -40,7 +39,7 @@ def test_only_the_top_level_counts() -> None:
         (b'{"model":"m","options":{"stream":true}}', False),
     ],
 )
-def test_whether_the_answer_shall_come_in_pieces(body: bytes, streams: bool) -> None:
+def test_stream_is_read_as_engines_read_it(body: bytes, streams: bool) -> None:
     assert model_in_json(body) == ("m", streams)
     assert find_model(head("model-override: m"), ROUTE, body).streams is streams
 
@@ -51,7 +50,7 @@ def test_invalid_json(body: bytes) -> None:
         model_in_json(body)
 
 
-def test_replacing_keeps_every_other_value_as_it_was_written() -> None:
+def test_replacing_the_model_keeps_the_spelling_of_all_other_values() -> None:
     body = b'{"a":1.10e5, "big":123456789012345678901234567890,"model":"old","u":"\\u00e9", "n": [ 1 ]}'
     replaced = replace_model(body, 'ne"w')
     assert json.loads(replaced)["model"] == 'ne"w'
@@ -73,13 +72,13 @@ def test_replacing_keeps_every_other_value_as_it_was_written() -> None:
         (["Content-Type: text/plain"], b'{"model": "m"}', ("m", b'{"model": "m"}')),
     ],
 )
-def test_header_wins_and_the_body_changes_only_where_it_must(
+def test_header_overrides_body_which_changes_only_where_necessary(
     fields: list[str], body: bytes, expected: tuple[str, bytes]
 ) -> None:
     assert find_model(head(*fields), ROUTE, body) == (*expected, False)
 
 
-def test_path_wins_over_body_and_header_over_path() -> None:
+def test_path_overrides_body_and_header_overrides_path() -> None:
     route = Route(Destination.ENGINE, "other", b"/v1/completions", "from-path")
     assert find_model(head(), route, b'{"model":"b"}') == ("from-path", b'{"model":"from-path"}', False)
     assert find_model(head("model-override: h"), route, b"{}") == ("h", b"{}", False)

@@ -3,106 +3,120 @@
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import Protocol, cast
 
-from llmux.gateway.chunks import ChunkReader, FramingError
-from llmux.gateway.response_head import Framing, ResponseHead
-
-if TYPE_CHECKING:
-    from llmux.gateway.pool import EnginePool
+from llmux.gateway.http.chunks import ChunkReader, FramingError
+from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHeadReader
+from llmux.gateway.proxy.flow_control import FlowControl
 
 _MAX_HEAD_BYTES = 64 * 1024
 _LARGE_REQUEST_BYTES = 64 * 1024
+"""Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
 
 
 class AnswerReceiver(Protocol):
-    """Whose request the connection carries."""
+    """Receives the answer to the request that a connection carries."""
 
     def answer_began(self, head: ResponseHead) -> None:
-        """The head of the final answer is here; the receiver calls ``relay`` now or later, or ``abort``."""
+        """The head of the final answer has arrived; the receiver calls ``relay`` now or later, or ``abort``."""
 
     def first_bytes(self) -> None:
-        """The answer's body begins: of a stream, the first token."""
+        """The first bytes of the answer's body have arrived: of a stream, the first token."""
 
     def answer_ended(self) -> None:
-        """The whole answer was relayed; the connection is idle or closed."""
+        """The whole answer has been relayed; the connection is idle or closed."""
 
     def engine_lost(self, reason: str) -> None:
-        """The connection broke or its bytes make no sense; it is closed."""
+        """The connection broke, or what it received is malformed; it is closed."""
+
+
+class ConnectionOwner(Protocol):
+    """Keeps the connections to one engine; each reports to it what concerns all of them."""
+
+    heads: ResponseHeadReader
+
+    def opened(self) -> None:
+        """A connection was made."""
+
+    def closed(self) -> None:
+        """A connection was closed, whether idle or in use."""
+
+    def put(self, engine: "EngineConnection") -> None:
+        """A connection has become idle."""
+
+    def discard(self, engine: "EngineConnection") -> None:
+        """An idle connection cannot be used any more."""
 
 
 class _Phase(Enum):
     IDLE = auto()
-    HEAD = auto()
-    HELD = auto()
+    AWAITING_HEAD = auto()
+    HEAD_REPORTED = auto()
+    """The receiver has the answer's head and has not called ``relay`` yet; what arrives of the body is kept."""
     LENGTH = auto()
     CHUNKED = auto()
     UNTIL_CLOSE = auto()
     CLOSED = auto()
 
 
-# Looking up a member of an Enum costs more than the comparison it is for, and this is the hot path.
-_IDLE: Final = _Phase.IDLE
-_HEAD: Final = _Phase.HEAD
-_HELD: Final = _Phase.HELD
-_LENGTH: Final = _Phase.LENGTH
-_CHUNKED: Final = _Phase.CHUNKED
-_UNTIL_CLOSE: Final = _Phase.UNTIL_CLOSE
-_CLOSED: Final = _Phase.CLOSED
-_BY_LENGTH: Final = Framing.LENGTH
-_BY_CHUNKS: Final = Framing.CHUNKED
-_WITHOUT_BODY: Final = Framing.NONE
+# Bound once, for speed: see the docstring of llmux.gateway.
+_IDLE, _AWAITING_HEAD, _HEAD_REPORTED, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _CLOSED = _Phase
+_WITHOUT_BODY, _BY_LENGTH, _BY_CHUNKS, _ = Framing
 
 
-def _nowhere(_data: bytes) -> None:
-    """Where a connection writes that is not open."""
+def write_nowhere(_data: bytes) -> None:
+    """Stands in for the ``write`` of a transport that is not open."""
 
 
 class EngineConnection(asyncio.Protocol):
-    """Carries one request at a time; ``heard`` tells whether a byte of the present answer has arrived."""
+    """Carries one request at a time; between two of them it is idle and belongs to its owner."""
 
     __slots__ = (
-        "_body",
+        "_awaits_first_bytes",
         "_chunks",
         "_head",
-        "_large_request",
+        "_is_large_request",
         "_last_piece",
-        "_paused",
+        "_owner",
         "_phase",
-        "_pool",
         "_receiver",
         "_remaining",
         "_send_bytes",
-        "_silent",
         "_to_head_request",
         "_transport",
+        "_unread",
         "_until_close",
         "_write",
         "body_bytes",
-        "heard",
+        "flow",
+        "has_answered",
         "idle_since",
         "reused",
     )
 
-    def __init__(self, pool: "EnginePool") -> None:
-        self._pool = pool
+    def __init__(self, owner: ConnectionOwner) -> None:
+        self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._send_bytes: Callable[[bytes], None] = _nowhere
+        self._send_bytes: Callable[[bytes], None] = write_nowhere
         self._receiver: AnswerReceiver | None = None
-        self._phase: _Phase = _IDLE
+        self._phase = _IDLE
         self._head: ResponseHead | None = None
-        self._body = b""
+        self._unread = b""
+        """An incomplete head, or what has arrived of the body before ``relay`` was called."""
         self._last_piece = b""
+        """The data relayed last, where a comment may have to be inserted after it."""
         self._chunks: ChunkReader | None = None
         self._write: Callable[[bytes], None] | None = None
         self._remaining = 0
         self._to_head_request = False
-        self._large_request = False
+        self._is_large_request = False
         self._until_close = False
-        self._paused = False
-        self._silent = False
+        self._awaits_first_bytes = False
+        self.flow = FlowControl()
+        """When the engine is read from."""
         self.body_bytes = 0
-        self.heard = False
+        self.has_answered = False
+        """Whether a byte of the current answer has arrived."""
         self.reused = False
         self.idle_since = 0.0
 
@@ -111,8 +125,13 @@ class EngineConnection(asyncio.Protocol):
         """Whether a request can be sent on it."""
         return self._phase is _IDLE and self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def withheld_head(self) -> ResponseHead | None:
+        """The head of an answer that the receiver knows of and has not had relayed yet."""
+        return self._head if self._phase is _HEAD_REPORTED else None
+
     def frame_event(self, event: bytes) -> bytes:
-        """How to write an event into the answer at this point, also after a loss; empty if that is impossible."""
+        """The bytes that insert an event into the answer at this point, also after a loss; empty if none can."""
         chunks = self._chunks
         if chunks is None:
             return event if self._until_close else b""
@@ -121,31 +140,31 @@ class EngineConnection(asyncio.Protocol):
         return b"%x\r\n%b\r\n" % (len(event), event) if chunks.between_chunks else b""
 
     def frame_comment(self, comment: bytes) -> bytes:
-        """How to write a comment between two events of the answer; empty where it would stand in the middle of one."""
+        """The bytes that insert a comment between two events of the answer; empty in the middle of an event."""
         piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
         return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
 
     def send(self, receiver: AnswerReceiver, head: bytes, body: bytes, *, to_head_request: bool) -> None:
-        """Send a request; the receiver is told about its answer."""
+        """Send a request; ``receiver`` is called back with its answer."""
         self._receiver = receiver
-        self._phase = _HEAD
+        self._phase = _AWAITING_HEAD
         self._to_head_request = to_head_request
-        self._silent = True
-        self.heard = False
+        self._awaits_first_bytes = True
+        self.has_answered = False
         if len(body) < _LARGE_REQUEST_BYTES:
-            self._large_request = False
+            self._is_large_request = False
             self._send_bytes(head + body)
         else:
-            self._large_request = True
+            self._is_large_request = True
             self._send_bytes(head)
             self._send_bytes(body)
 
     def relay(self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool) -> None:
-        """Write ``head`` and then the answer's body as it comes; ``unchunk`` takes a chunked body apart."""
+        """Write ``head`` and then the answer's body as it arrives; ``unchunk`` decodes a chunked body."""
         assert self._head is not None
         answer = self._head
         framing = answer.framing
-        body, self._body = self._body, b""
+        body, self._unread = self._unread, b""
         if framing is _BY_LENGTH:
             self._write = write
             self.body_bytes = 0
@@ -168,23 +187,11 @@ class EngineConnection(asyncio.Protocol):
             self._until_close = True
             self.body_bytes = len(body)
             if body:
-                self._speaks()
+                self._report_first_bytes()
             write(head + body)
 
-    def pause_reading(self) -> None:
-        """Let the engine wait; its closing is not noticed meanwhile."""
-        if self._transport is not None and not self._paused and not self._transport.is_closing():
-            self._paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """The opposite."""
-        if self._transport is not None and self._paused and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
-
     def abort(self) -> None:
-        """Close at once; the receiver hears nothing more."""
+        """Close at once, without any further call of the receiver."""
         self._receiver = None
         self._write = None
         self._phase = _CLOSED
@@ -192,76 +199,80 @@ class EngineConnection(asyncio.Protocol):
             self._transport.abort()
 
     def become_idle(self) -> None:
-        """Wait in the pool for the next request."""
+        """Go back to the owner until the next request."""
         self._phase = _IDLE
-        if self._paused:
-            self.resume_reading()
+        if self.flow.reasons:
+            self.flow.clear()
         self.reused = True
-        self._pool.put(self)
+        self._owner.put(self)
 
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # uvloop would write at the end of the loop's turn, and to many connections in any order: what has waited
-        # together for a model has to reach it in the order in which it was admitted.
+        # With room in its buffer, uvloop would write at the end of the loop's iteration, and to several connections in
+        # any order. Requests admitted together must reach the engine in the order of their admission.
         self._transport.set_write_buffer_limits(high=0)
         self._send_bytes = self._transport.write
-        self._pool.open_count += 1
+        self.flow.attach(self._transport)
+        self._owner.opened()
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase is _CHUNKED:
             self._relay_chunked(data)
-        elif phase is _HEAD:
-            self.heard = True
-            self._take_head(self._body + data if self._body else data)
+        elif phase is _AWAITING_HEAD:
+            self.has_answered = True
+            self._take_head(self._unread + data if self._unread else data)
         elif phase is _LENGTH:
             self._relay_length(data)
         elif phase is _UNTIL_CLOSE:
-            if self._silent:
-                self._speaks()
+            if self._awaits_first_bytes:
+                self._report_first_bytes()
             self.body_bytes += len(data)
             self._last_piece = data
             assert self._write is not None
             self._write(data)
-        elif phase is _HELD:
-            self._body += data
+        elif phase is _HEAD_REPORTED:
+            self._unread += data
         elif phase is _IDLE:
-            self._pool.discard(self)
+            # An answer to no request.
+            self._owner.discard(self)
             self.abort()
 
     def eof_received(self) -> None:
         if self._phase is _IDLE:
             self._phase = _CLOSED
-            self._pool.discard(self)
+            self._owner.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.open_count -= 1
+        self._owner.closed()
         phase, self._phase = self._phase, _CLOSED
         receiver, self._receiver = self._receiver, None
         self._write = None
         if phase is _IDLE:
-            self._pool.discard(self)
+            self._owner.discard(self)
         elif receiver is None:
             pass
         elif phase is _UNTIL_CLOSE and exc is None:
             receiver.answer_ended()
-        elif self.heard:
+        elif self.has_answered:
             receiver.engine_lost("the engine closed the connection in the middle of its answer")
         else:
             receiver.engine_lost("the engine closed the connection without an answer")
+
+    # The answer.
 
     def _take_head(self, data: bytes) -> None:
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0:
-                self._body = data
+                self._unread = data
                 if len(data) > _MAX_HEAD_BYTES:
                     self._break("the head of the engine's answer is too large")
                 return
             try:
-                head = self._pool.heads.read(data[: end + 4], to_head_request=self._to_head_request)
+                head = self._owner.heads.read(data[: end + 4], to_head_request=self._to_head_request)
             except FramingError as error:
                 self._break(f"the engine's answer is malformed: {error}")
                 return
@@ -272,8 +283,8 @@ class EngineConnection(asyncio.Protocol):
                 self._break("the engine changed the protocol without being asked to")
                 return
         self._head = head
-        self._body = data
-        self._phase = _HELD
+        self._unread = data
+        self._phase = _HEAD_REPORTED
         assert self._receiver is not None
         self._receiver.answer_began(head)
 
@@ -281,8 +292,8 @@ class EngineConnection(asyncio.Protocol):
         length = len(data)
         write = self._write
         assert write is not None
-        if self._silent and data:
-            self._speaks()
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes()
         remaining = self._remaining
         if length < remaining:
             self._remaining = remaining - length
@@ -302,14 +313,14 @@ class EngineConnection(asyncio.Protocol):
         write = self._write
         assert chunks is not None
         assert write is not None
-        if self._silent and data:
-            self._speaks()
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes()
         self.body_bytes += len(data)
         self._last_piece = data
         try:
             end = chunks.feed(data)
         except FramingError as error:
-            self._chunks = None
+            self._chunks = None  # An error event cannot be framed any more.
             if head:
                 write(head)
             self._break(f"the engine's answer is malformed: {error}")
@@ -326,12 +337,13 @@ class EngineConnection(asyncio.Protocol):
         if end >= 0:
             self._complete(clean=end == len(data) or chunks.payload is not None)
 
-    def _speaks(self) -> None:
-        self._silent = False
+    def _report_first_bytes(self) -> None:
+        self._awaits_first_bytes = False
         assert self._receiver is not None
         self._receiver.first_bytes()
 
     def _complete(self, *, clean: bool) -> None:
+        """End the answer. ``clean`` is false where the engine sent bytes beyond it."""
         receiver, self._receiver = self._receiver, None
         head, self._head = self._head, None
         self._write = None
@@ -340,7 +352,8 @@ class EngineConnection(asyncio.Protocol):
         assert receiver is not None
         assert head is not None
         assert self._transport is not None
-        unsent = self._large_request and self._transport.get_write_buffer_size() > 0
+        # The engine may answer before it has read a large request, whose rest would then stand before the next one.
+        unsent = self._is_large_request and self._transport.get_write_buffer_size() > 0
         if clean and head.reusable and not unsent:
             self.become_idle()
         else:

@@ -1,7 +1,9 @@
+"""Parsing the heads of answers, whole or as repetitions."""
+
 import pytest
 
-from llmux.gateway.chunks import FramingError
-from llmux.gateway.response_head import Framing, HeadReader, ResponseHead
+from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHeadReader
 
 HEAD = b"HTTP/1.1 200 OK\r\nDate: now\r\nContent-Length: %b\r\nContent-Type: application/json\r\n\r\n"
 
@@ -11,8 +13,8 @@ def facts(head: ResponseHead) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("lengths", [("5", "17"), ("17", "5"), ("5", "5"), ("5", "0"), ("0", "5"), ("5", "0017")])
-def test_a_head_that_differs_in_its_length_reads_as_it_would_alone(lengths: tuple[str, str]) -> None:
-    reader = HeadReader()
+def test_a_head_that_differs_in_its_length_is_read_as_if_it_came_first(lengths: tuple[str, str]) -> None:
+    reader = ResponseHeadReader()
     for length in (*lengths, *lengths):
         head = HEAD % length.encode()
         assert facts(reader.read(head, to_head_request=False)) == facts(ResponseHead(head, to_head_request=False))
@@ -29,22 +31,22 @@ def test_a_head_that_differs_in_its_length_reads_as_it_would_alone(lengths: tupl
         HEAD.replace(b"Content-Length: %b\r\n", b""),
     ],
 )
-def test_any_other_difference_is_read_anew(other: bytes) -> None:
-    reader = HeadReader()
+def test_a_head_with_any_other_difference_is_parsed_anew(other: bytes) -> None:
+    reader = ResponseHeadReader()
     reader.read(HEAD % b"17", to_head_request=False)
     assert facts(reader.read(other, to_head_request=False)) == facts(ResponseHead(other, to_head_request=False))
 
 
 @pytest.mark.parametrize("length", [b"+5", b"5,5", b"0x5", b"", b"-1", b"5\r\nContent-Length: 6", b"9" * 30])
-def test_a_wrong_length_is_refused_after_a_good_one_too(length: bytes) -> None:
-    reader = HeadReader()
+def test_an_invalid_length_is_refused_after_a_valid_one_too(length: bytes) -> None:
+    reader = ResponseHeadReader()
     reader.read(HEAD % b"17", to_head_request=False)
     with pytest.raises(FramingError):
         reader.read(HEAD % length, to_head_request=False)
 
 
 def test_an_answer_to_head_has_no_body_whatever_came_before() -> None:
-    reader = HeadReader()
+    reader = ResponseHeadReader()
     reader.read(HEAD % b"17", to_head_request=False)
     assert reader.read(HEAD % b"18", to_head_request=True).framing is Framing.NONE
     assert reader.read(HEAD % b"18", to_head_request=False).framing is Framing.LENGTH

@@ -1,14 +1,15 @@
-"""One client's connection: takes requests in, one after the other, and writes their answers."""
+"""One client's connection: reads requests one after the other, and writes their answers."""
 
 import asyncio
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from enum import Enum, auto
+from typing import cast
 
+from llmux.access import Priority
 from llmux.errors import (
     HeadTooLarge,
-    InvalidApiKey,
     MalformedRequest,
     ModelNotFound,
     QueueFull,
@@ -18,42 +19,59 @@ from llmux.errors import (
     UnknownPath,
     UpgradeRefused,
 )
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer
-from llmux.gateway.api_keys import is_authorized, priority_of
-from llmux.gateway.backlog import Backlog
-from llmux.gateway.body_reader import BodyReader
-from llmux.gateway.chunks import FramingError
-from llmux.gateway.client_phase import ANSWERING, BODY, HEAD, LINGERING, OVER, ClientPhase
-from llmux.gateway.dispatch import answer_locally, find_model
-from llmux.gateway.errors import shape_of
-from llmux.gateway.exchange import Exchange
-from llmux.gateway.handover import hand_over
-from llmux.gateway.partial_head import PartialHead
-from llmux.gateway.request_head import RequestHead
-from llmux.gateway.routing import Destination, Route
-
-if TYPE_CHECKING:
-    from llmux.gateway.state import GatewayState
+from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
+from llmux.gateway.http.bodies import BodyReader
+from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.request_head import HeadBuffer, RequestHead
+from llmux.gateway.keys import requested_priority
+from llmux.gateway.proxy.engine_connection import write_nowhere
+from llmux.gateway.proxy.exchange import Exchange
+from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
+from llmux.gateway.routing import Destination, Route, answer_locally, find_model
+from llmux.gateway.state import GatewayState
 
 _WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests for something that an engine already has: an engine just woken would not have it."""
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
 _NEVER = math.inf
-_TO_ENGINE: Final = Destination.ENGINE
 
 
-def _nowhere(_data: bytes) -> None:
-    """Where a connection writes that is not open."""
+class _Phase(Enum):
+    """What the connection does with the data that it receives."""
+
+    HEAD = auto()
+    BODY = auto()
+    ANSWERING = auto()
+    """A request is complete and its answer is not, or the client has not read enough of it: data is kept for later."""
+    LINGERING = auto()
+    """A request was refused before it was complete: the rest of it is discarded."""
+    OVER = auto()
+    """Closed, closing or handed over: data is discarded."""
+
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
+_TO_ENGINE = Destination.ENGINE
+
+
+def _with_connection_close(head: bytes) -> bytes:
+    """The head of a request, with its Connection fields replaced by ``Connection: close``."""
+    lines = head[:-4].split(b"\r\n")
+    kept = [line for line in lines if line[:11].lower() != b"connection:"]
+    return b"\r\n".join([*kept, b"Connection: close", b"", b""])
 
 
 class ClientConnection(asyncio.Protocol):
-    """Reads requests with keep-alive and (bounded) pipelining; answers strictly in order."""
+    """Reads requests with keep-alive and bounded pipelining; answers strictly in order."""
 
     __slots__ = (
         "_advancing",
+        "_allowed_priority",
         "_backlog",
         "_body",
         "_exchange",
-        "_partial_head",
+        "_flow",
+        "_head_buffer",
         "_phase",
         "_repeatable",
         "_route",
@@ -68,36 +86,39 @@ class ClientConnection(asyncio.Protocol):
         "write",
     )
 
-    def __init__(self, state: "GatewayState") -> None:
+    def __init__(self, state: GatewayState) -> None:
         self._state = state
         self.head = RequestHead()
-        self._phase: ClientPhase = HEAD
+        self._phase = _HEAD
         self._transport: asyncio.Transport | None = None
-        self.write: Callable[[bytes], None] = _nowhere
+        self.write: Callable[[bytes], None] = write_nowhere
         """The transport's own ``write``."""
         self.is_full = False
         """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
-        """When (monotonic time) the present phase has lasted too long."""
-        self._partial_head = PartialHead()
+        self._head_buffer = HeadBuffer()
         self._body: BodyReader | None = None
-        self._backlog = Backlog(state.options.max_pipelined_bytes)
+        self._backlog = bytearray()
+        """What the client has sent ahead of its answers."""
+        self._flow = FlowControl()
         self._advancing = False
+        """Whether ``_advance`` is running: what it calls must not call it again."""
         self._exchange: Exchange | None = None
         self._route: Route | None = None
+        self._allowed_priority = Priority.INTERACTIVE
+        """The highest that the key of the current request allows."""
         self._repeatable = False
+        """Whether a head that repeats the last one leads to the same route, with the same key."""
         self.request_line = b""
-        """The first line of the present request as an engine gets it."""
         self.counts = state.statistics.of(b"", "other")
-        """Where the present request is counted."""
         self.started_at = 0.0
-        """When (monotonic time) the head of the present request was complete."""
 
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         state = self._state
         self._transport = cast("asyncio.Transport", transport)
+        self._flow.attach(self._transport)
         self.write = self._transport.write
         if len(state.connections) >= state.options.max_connections:
             state.statistics.connections_refused += 1
@@ -109,20 +130,24 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        repeated = self._repeatable and self._phase is HEAD and not self._partial_head and self._take_repeated(data)
+        repeated = (
+            self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
+        )
         if not repeated:
             self._advance(data)
 
     def eof_received(self) -> None:
+        # A half-close counts as leaving: clients that shut down only their sending side are not distinguishable from
+        # those that are gone, and serving the latter would be wasted work.
         if self._exchange is not None:
             self.abort()
         else:
             self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-        self._phase = OVER
-        self.write = _nowhere
+        self._end_exchange()
+        self._phase = _OVER
+        self.write = write_nowhere
         self._state.forget(self)
         self.head.release()
 
@@ -130,20 +155,19 @@ class ClientConnection(asyncio.Protocol):
         self.is_full = True
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._exchange is not None:
-            self._exchange.client_is_full()
+            self._exchange.client_full()
 
     def resume_writing(self) -> None:
         self.is_full = False
         if self._exchange is not None:
             self.deadline = _NEVER
-            self._exchange.client_has_room()
-        elif self._phase is ANSWERING:
+            self._exchange.client_drained()
+        elif self._phase is _ANSWERING:
             self._await_next_request()
 
     # Called by the exchange.
 
     def answered(self, *, keep_alive: bool) -> None:
-        """The answer was written to its end."""
         self._exchange = None
         if keep_alive and not self._state.stopping:
             self._await_next_request()
@@ -151,17 +175,15 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def refused(self, error: RequestError, request_id: bytes) -> None:
-        """Instead of an answer there is an error."""
         self._exchange = None
         keep_alive = self._may_keep_alive()
         self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
 
-    def cut_off(self, exit_report: bytes) -> None:
-        """The answer cannot be completed: say so, if there are words for it, and make it visible by closing."""
+    def cut_off(self, final_event: bytes) -> None:
         self._exchange = None
-        if exit_report:
-            self.write(exit_report)
+        if final_event:
+            self.write(final_event)
             self._close()
         else:
             self.abort()
@@ -169,53 +191,59 @@ class ClientConnection(asyncio.Protocol):
     # Called by the server.
 
     def abort(self) -> None:
-        """Close at once; an exchange ends as if the client had left."""
-        self._leave()
-        self._phase = OVER
+        self._end_exchange()
+        self._phase = _OVER
         if self._transport is not None:
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        """Close unless a request has begun."""
-        if self._phase is HEAD and not self._partial_head:
+        if self._phase is _HEAD and not self._head_buffer.pieces:
             self._close()
 
     def time_out(self) -> None:
-        """The deadline has passed."""
         options, phase = self._state.options, self._phase
-        if phase is HEAD and self._partial_head:
+        if phase is _HEAD and self._head_buffer.pieces:
             self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
-        elif phase is HEAD:
+        elif phase is _HEAD:
             self._close()
-        elif phase is BODY:
+        elif phase is _BODY:
             self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
         else:
             self.abort()
 
-    # Taking requests in. Each _take_... returns what it leaves of the data.
+    # Reading requests. Each _take_... returns the data that it did not consume.
 
     def _advance(self, data: bytes) -> None:
         self._advancing = True
         while data:
             phase = self._phase
-            if phase is HEAD:
+            if phase is _HEAD:
                 data = self._take_head(data)
-            elif phase is BODY:
+            elif phase is _BODY:
                 data = self._take_body(data)
             else:
-                if phase is ANSWERING:
-                    self._backlog.keep(data, self._transport)
+                if phase is _ANSWERING:
+                    self._backlog += data
+                    if len(self._backlog) > self._state.options.max_pipelined_bytes:
+                        self._flow.pause(PauseReason.BACKLOG_FULL)
                 break
         self._advancing = False
 
     def _take_repeated(self, data: bytes) -> bool:
-        """Take a request whose head is the last one's again and whose body came with it; False if it is none."""
+        """Fast path: the head repeats the previous one, and its whole body came in the same read.
+
+        Returns False if that is not so; nothing has been consumed then.
+        """
         end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return False
         head = self.head
-        if end < 4 or not head.repeat(data[:end]) or head.content_length != len(data) - end:
+        length = head.repeated.length_of(data[:end])
+        if length != len(data) - end:
             return False
-        if end > self._state.options.max_head_bytes or len(data) - end > self._state.options.max_body_bytes:
+        if end > self._state.options.max_head_bytes or length > self._state.options.max_body_bytes:
             return False
+        head.content_length = length
         self.started_at = time.monotonic()
         self._advancing = True
         self._take_request(data[end:])
@@ -223,12 +251,12 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _take_head(self, data: bytes) -> bytes:
-        limit, partial = self._state.options.max_head_bytes, self._partial_head
-        if partial or data.startswith(b"\r") or b"\r\n\r\n" not in data:
-            begins = not partial
-            data = partial.join(data, limit)
+        limit, buffer = self._state.options.max_head_bytes, self._head_buffer
+        if buffer.pieces or data.startswith(b"\r") or b"\r\n\r\n" not in data:
+            begins = not buffer.pieces
+            data = buffer.add(data, limit)
             if not data:
-                if begins and partial:
+                if begins and buffer.pieces:
                     self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
                 return b""
         end = data.find(b"\r\n\r\n")
@@ -253,23 +281,22 @@ class ClientConnection(asyncio.Protocol):
         return b""
 
     def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
-        """Decide by the head what becomes of the request; raises RequestError."""
+        """Decide by the head alone how the request goes on; raises RequestError."""
         state, head = self._state, self.head
         route = self._route = state.router.find(head.path)
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
-            return self._hand_over(head_bytes, rest)
-        if route.destination not in _WITHOUT_KEY and not is_authorized(
-            head, state.options.api_keys, state.options.batch_api_keys
-        ):
-            raise InvalidApiKey
+            self._hand_over(head_bytes, rest)
+            return b""
+        if route.destination not in _WITHOUT_KEY:
+            self._allowed_priority = state.keys.authenticate(head)
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
             return rest
         self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
-        self._phase = BODY
+        self._phase = _BODY
         if head.expects_continue and not rest and not head.http10:
             self.write(CONTINUE)
         self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
@@ -296,11 +323,11 @@ class ClientConnection(asyncio.Protocol):
     # Answering.
 
     def _take_request(self, body: bytes) -> None:
-        """The request is here to its last byte."""
+        """Answer a request that has arrived completely."""
         state, head, route = self._state, self.head, self._route
         assert route is not None
         head.finish(body)
-        self._phase = ANSWERING
+        self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
             if route.destination is not _TO_ENGINE:
@@ -309,10 +336,13 @@ class ClientConnection(asyncio.Protocol):
             model, body, streams = find_model(head, route, body)
             if not state.access.knows(model):
                 raise ModelNotFound(model, state.access.models)
-            priority = priority_of(head, state.options.batch_api_keys)
+            priority = self._allowed_priority
+            if head.priority is not None:
+                priority = requested_priority(head.priority, priority)
         except RequestError as error:
             self._answer_error(error)
             return
+        # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
         exchange = self._exchange = Exchange(state, self, model, body)
@@ -334,17 +364,18 @@ class ClientConnection(asyncio.Protocol):
         self.refused(error, self.head.request_id or self._state.new_request_id())
 
     def _refuse_and_close(self, error: RequestError) -> None:
-        """Refuse a request in the middle, and see that the client can read why before the connection is gone."""
+        """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
         transport = self._transport
         assert transport is not None
-        if self._phase is HEAD:
+        if self._phase is _HEAD:
             self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
         self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
-        self._partial_head.clear()
+        self._head_buffer.clear()
         self._body = None
-        self._phase = LINGERING
+        # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
+        self._phase = _LINGERING
         self.deadline = time.monotonic() + self._state.options.linger_seconds
         if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
@@ -355,18 +386,28 @@ class ClientConnection(asyncio.Protocol):
         counts.pending += 1
         counts.finish(status, time.monotonic() - self.started_at, body_bytes)
 
-    def _hand_over(self, head_bytes: bytes, rest: bytes) -> bytes:
+    def _hand_over(self, head_bytes: bytes, rest: bytes) -> None:
+        """Give the connection to the control plane's HTTP server, beginning with the current request.
+
+        Raises UnknownPath if there is none.
+        """
         factory = self._state.options.control_protocol_factory
         if factory is None:
             raise UnknownPath(self.head.path.decode("latin-1"))
-        assert self._transport is not None
-        self._phase = OVER
+        transport = self._transport
+        assert transport is not None
+        self._phase = _OVER
         self.deadline = _NEVER
-        self.write = _nowhere
+        self.write = write_nowhere
         self._state.forget(self)
         self.head.release()
-        hand_over(self._transport, factory(), head_bytes, rest, is_full=self.is_full)
-        return b""
+        protocol = factory()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self.is_full:
+            protocol.pause_writing()
+        # Kept open, the connection could bring a request for a model to a server that has none.
+        protocol.data_received(_with_connection_close(head_bytes) + rest)
 
     # Ends.
 
@@ -375,23 +416,26 @@ class ClientConnection(asyncio.Protocol):
 
     def _await_next_request(self) -> None:
         if self.is_full:
-            # Until it has read its answers, a client gets no more of them: they would pile up here.
-            self._phase = ANSWERING
+            # The next request is not begun before the client has read its answers: they would pile up here.
+            self._phase = _ANSWERING
             self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
             return
-        self._phase = HEAD
+        self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
-        if self._backlog.data and not self._advancing:
-            self._advance(self._backlog.take(self._transport))
+        if self._backlog and not self._advancing:
+            self._flow.resume(PauseReason.BACKLOG_FULL)
+            data = bytes(self._backlog)
+            self._backlog.clear()
+            self._advance(data)
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
-        self._phase = OVER
+        self._phase = _OVER
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()
 
-    def _leave(self) -> None:
+    def _end_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone()

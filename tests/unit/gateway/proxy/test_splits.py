@@ -1,87 +1,15 @@
-"""Every message, cut at every byte, means the same."""
+"""Messages split at every byte, which must mean the same as in one piece."""
 
-import asyncio
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from llmux.access import Outcome, Upstream
-from llmux.gateway.client_connection import ClientConnection
-from llmux.gateway.engine_connection import EngineConnection
-from llmux.gateway.options import GatewayOptions
-from llmux.gateway.pool import EnginePools
-from llmux.gateway.state import GatewayState
-from llmux.gateway.statistics import GatewayStatistics
-from tests.support.access import FakeAccess
-
-UPSTREAM = Upstream("127.0.0.1", 8001)
-
-
-class FakeTransport(asyncio.Transport):
-    """Remembers what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.closed = False
-        self.aborted = False
-
-    def write(self, data: Any) -> None:
-        assert not self.closed
-        self.written += data
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = self.aborted = True
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-
-def no_spawn(coroutine: Coroutine[Any, Any, None]) -> None:
-    coroutine.close()
-    raise AssertionError("a task was started although an idle connection was there")
-
-
-@dataclass(slots=True)
-class Setup:
-    """One client, one engine connection, no sockets."""
-
-    access: FakeAccess = field(default_factory=lambda: FakeAccess(awake={"m": UPSTREAM}))
-    client: ClientConnection = field(init=False)
-    client_side: FakeTransport = field(default_factory=FakeTransport)
-    engine: EngineConnection = field(init=False)
-    engine_side: FakeTransport = field(default_factory=FakeTransport)
-
-    def __post_init__(self) -> None:
-        options, statistics = GatewayOptions(), GatewayStatistics()
-        pools = EnginePools(options, statistics)
-        state = GatewayState(self.access, options, no_spawn, pools, statistics, lambda: None)
-        self.engine = EngineConnection(pools.of(UPSTREAM))
-        self.engine.connection_made(self.engine_side)
-        self.engine.become_idle()
-        self.client = ClientConnection(state)
-        self.client.connection_made(self.client_side)
+from llmux.access import Outcome
+from tests.support.gateway import InMemoryRelay
 
 
 def cuts(message: bytes) -> Iterator[list[bytes]]:
-    """The message in two pieces, in every way; and byte by byte."""
+    """The message in two pieces, split at each position, and byte by byte."""
     for position in range(1, len(message)):
         yield [message[:position], message[position:]]
     yield [message[position : position + 1] for position in range(len(message))]
@@ -100,12 +28,12 @@ REQUESTS = {"length": LENGTH, "chunked": CHUNKED, "empty": EMPTY, "blank lines f
 
 
 @pytest.mark.parametrize("name", list(REQUESTS))
-def test_requests(name: str) -> None:
-    whole = Setup()
+def test_requests_do_not_depend_on_how_they_are_split(name: str) -> None:
+    whole = InMemoryRelay()
     whole.client.data_received(REQUESTS[name])
     assert whole.engine_side.written.startswith((b"POST /v1/completions", b"GET /v1/responses/1"))
     for pieces in cuts(REQUESTS[name]):
-        split = Setup()
+        split = InMemoryRelay()
         for piece in pieces:
             assert split.engine_side.written == b""
             split.client.data_received(piece)
@@ -127,12 +55,12 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize("name", list(SEQUENCES))
-def test_sequences_that_llmux_answers_itself(name: str) -> None:
-    whole = Setup()
+def test_pipelined_local_requests_do_not_depend_on_how_they_are_split(name: str) -> None:
+    whole = InMemoryRelay()
     whole.client.data_received(SEQUENCES[name])
     assert b"HTTP/1.1 200 OK" in whole.client_side.written
     for pieces in cuts(SEQUENCES[name]):
-        split = Setup()
+        split = InMemoryRelay()
         for piece in pieces:
             split.client.data_received(piece)
         assert split.client_side.written == whole.client_side.written, pieces
@@ -147,9 +75,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", list(MALFORMED))
-def test_malformed_requests(name: str) -> None:
+def test_malformed_requests_are_refused_however_they_are_split(name: str) -> None:
     for pieces in cuts(MALFORMED[name]):
-        split = Setup()
+        split = InMemoryRelay()
         for piece in pieces:
             split.client.data_received(piece)
         assert split.client_side.written.count(b"HTTP/1.1 400 ") == 1, pieces
@@ -173,8 +101,8 @@ ANSWERS = {
 }
 
 
-def answer(pieces: list[bytes], request: bytes = LENGTH) -> Setup:
-    setup = Setup()
+def answer(pieces: list[bytes], request: bytes = LENGTH) -> InMemoryRelay:
+    setup = InMemoryRelay()
     setup.client.data_received(request)
     for piece in pieces:
         setup.engine.data_received(piece)
@@ -183,7 +111,7 @@ def answer(pieces: list[bytes], request: bytes = LENGTH) -> Setup:
 
 @pytest.mark.parametrize("request_version", [b"HTTP/1.1", b"HTTP/1.0"])
 @pytest.mark.parametrize("name", list(ANSWERS))
-def test_answers(name: str, request_version: bytes) -> None:
+def test_answers_do_not_depend_on_how_they_are_split(name: str, request_version: bytes) -> None:
     request = LENGTH.replace(b"HTTP/1.1", request_version)
     whole = answer([ANSWERS[name]], request)
     assert whole.client_side.written.startswith(b"HTTP/1.1 ")
@@ -196,7 +124,7 @@ def test_answers(name: str, request_version: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["length", "stream", "nothing", "interim first"])
-def test_truncated_answers_are_never_a_clean_end(name: str) -> None:
+def test_truncated_answers_never_end_cleanly(name: str) -> None:
     complete = answer([ANSWERS[name]]).client_side.written
     for length in range(1, len(ANSWERS[name])):
         cut = answer([ANSWERS[name][:length]])
@@ -226,7 +154,7 @@ def test_truncated_answers_are_never_a_clean_end(name: str) -> None:
         STREAM.replace(b": chunked", b": gzip"),
     ],
 )
-def test_malformed_answers_are_never_a_clean_end(malformed: bytes) -> None:
+def test_malformed_answers_never_end_cleanly(malformed: bytes) -> None:
     for pieces in [[malformed], *cuts(malformed)]:
         split = answer(pieces)
         assert not split.engine.usable, pieces

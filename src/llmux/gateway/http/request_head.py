@@ -1,14 +1,15 @@
-"""The head of a client's request: judged by llhttp, sorted into what llmux reads, drops and passes on."""
+"""The head of a client's request: buffered until complete, validated by llhttp, its fields read, dropped or kept."""
 
 import re
 
 import httptools
 
 from llmux.errors import MalformedRequest, UpgradeRefused
-from llmux.gateway.body_model import is_form
-from llmux.gateway.chunks import FramingError
+from llmux.gateway.http.bodies import is_form
+from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.repeated_head import RepeatedHead
 
-_DROPPED = frozenset(
+_NOT_FORWARDED = frozenset(
     (
         b"connection",
         b"keep-alive",
@@ -32,25 +33,55 @@ _DROPPED = frozenset(
         b"x-llmux-priority",
     )
 )
-_TO_READ = frozenset((*_DROPPED, b"content-type"))
+"""Fields of one hop, credentials, and what llmux writes itself."""
+_READ_HERE = frozenset((*_NOT_FORWARDED, b"content-type"))
 _AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
-_MAX_LENGTH_DIGITS = 15
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+"""Others are replaced, since the identifier is copied into response heads and logs."""
+
+
+class HeadBuffer:
+    """Collects a head that arrives in pieces."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self) -> None:
+        self.pieces = bytearray()
+        """Empty unless a head has begun."""
+
+    def clear(self) -> None:
+        """Drop what was collected."""
+        self.pieces.clear()
+
+    def add(self, data: bytes, limit_bytes: int) -> bytes:
+        """Add a piece; returns everything once the head is complete or exceeds the limit, and nothing before.
+
+        Empty lines before the request line are skipped (RFC 9112, 2.2).
+        """
+        pieces = self.pieces
+        searched = max(0, len(pieces) - 3)
+        pieces += data
+        while pieces.startswith(b"\r\n"):
+            del pieces[:2]
+            searched = 0
+        if pieces.find(b"\r\n\r\n", searched) < 0 and len(pieces) <= limit_bytes:
+            return b""
+        joined = bytes(pieces)
+        pieces.clear()
+        return joined
 
 
 class RequestHead:
-    """One request's head; the same object serves all requests of a connection, one after the other."""
+    """The head of the current request; one object, with its parser, serves all requests of a connection in turn."""
 
     __slots__ = (
-        "_after_length",
-        "_before_length",
         "_complete",
         "_connection",
         "_content_length",
         "_hosts",
-        "_is_fed",
         "_kept",
         "_parser",
+        "_parser_awaits_body",
         "_transfer_encoding",
         "_upgrade",
         "authorization",
@@ -65,6 +96,7 @@ class RequestHead:
         "method",
         "model_override",
         "priority",
+        "repeated",
         "request_id",
         "url",
         "x_api_key",
@@ -73,6 +105,8 @@ class RequestHead:
     def __init__(self) -> None:
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._kept: list[bytes] = []
+        self.repeated = RepeatedHead()
+        """The last head, where the next one may repeat it and differ in ``content_length`` only."""
         self._reset()
 
     def _reset(self) -> None:
@@ -81,9 +115,8 @@ class RequestHead:
         self._kept.clear()
         self._hosts = 0
         self._complete = False
-        self._is_fed = True
-        self._before_length = b""
-        self._after_length = b""
+        self._parser_awaits_body = True
+        self.repeated.forget()
         self._connection = b""
         self._transfer_encoding: bytes | None = None
         self._upgrade = b""
@@ -101,22 +134,22 @@ class RequestHead:
         self.priority: bytes | None = None
         self.request_id: bytes | None = None
         self.forwarded = b""
-        """The header lines that an engine gets, each ended by CRLF."""
+        """The header lines to be forwarded, each ended by CRLF."""
 
     def release(self) -> None:
-        """Break the reference cycle with the parser; the head cannot be used again."""
+        """Break the reference cycle with the parser; no other head can be parsed afterwards."""
         self._parser = None
 
-    # Called by the parser.
+    # Callbacks of the parser.
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         lower = name.lower()
-        if lower in _TO_READ:
+        if lower in _READ_HERE:
             self._read_header(lower, value)
-            if lower in _DROPPED:
+            if lower in _NOT_FORWARDED:
                 return
         self._kept.append(name + b": " + value + b"\r\n")
 
@@ -136,7 +169,7 @@ class RequestHead:
             case b"x-api-key" | b"api-key":
                 self.x_api_key = value
             case b"x-request-id":
-                self.request_id = value if _SANE_REQUEST_ID.fullmatch(value) else None
+                self.request_id = value if _VALID_REQUEST_ID.fullmatch(value) else None
             case b"connection":
                 self._connection = self._connection + b"," + value if self._connection else value
             case b"transfer-encoding":
@@ -154,7 +187,7 @@ class RequestHead:
 
     @property
     def path(self) -> bytes:
-        """The target's path, still percent-encoded, without scheme and authority."""
+        """The request target's path, percent-encoded as it came, without scheme and authority."""
         url = self.url
         if not url.startswith(b"/"):
             url = _AUTHORITY.sub(b"", url, count=1)
@@ -163,14 +196,17 @@ class RequestHead:
 
     @property
     def query(self) -> bytes:
-        """The question mark and what follows it, or nothing."""
+        """The query with its question mark, or nothing."""
         at = self.url.find(b"?")
         return self.url[at:] if at >= 0 else b""
 
     # Called by the connection.
 
     def parse(self, head: bytes) -> None:
-        """Read a whole head, the empty line included; raises FramingError or UpgradeRefused."""
+        """Parse a whole head, the empty line included.
+
+        Raises FramingError, MalformedRequest or UpgradeRefused.
+        """
         self._reset()
         parser = self._parser
         assert parser is not None
@@ -184,66 +220,50 @@ class RequestHead:
             raise FramingError("the request's head is malformed")
         self.method = method = parser.get_method()
         line_end = head.find(b"\r\n")
+        # llhttp tolerates more than one space here.
         if not head.startswith(self.url, len(method) + 1) or line_end != len(method) + len(self.url) + 10:
             raise FramingError("the request line is malformed")
         if head[line_end - 8 : line_end] != b"HTTP/1.1":
-            self._be_http10(head[line_end - 8 : line_end])
+            self._accept_http10(head[line_end - 8 : line_end])
         elif self._hosts != 1:
             raise FramingError("the request must have exactly one Host header")
         if self._content_length is not None:
             self.content_length = int(self._content_length)
         elif self._transfer_encoding is not None:
-            self._be_chunked()
+            self._accept_transfer_encoding(self._transfer_encoding)
         if self._connection:
             self._read_connection()
         self.is_form = is_form(self.content_type)
         self.forwarded = b"".join(self._kept)
-        self._remember(head)
-
-    def repeat(self, head: bytes) -> bool:
-        """Whether a whole head is the last one again, but for the digits of its Content-Length.
-
-        The clients of one connection repeat themselves, and what llhttp has judged need not be judged again. If so,
-        ``content_length`` is the new one and all the rest stays.
-        """
-        before = self._before_length
-        if not before or not head.startswith(before):
-            return False
-        end = head.find(b"\r\n", len(before))
-        digits = head[len(before) : end]
-        if head[end:] != self._after_length or not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
-            return False
-        self.content_length = int(digits)
-        return True
-
-    def _remember(self, head: bytes) -> None:
-        if self._content_length is not None and self.method == b"POST" and self.request_id is None:
-            at = head.lower().find(b"\r\ncontent-length:") + 17
-            start = head.find(self._content_length, at)
-            self._before_length = head[:start]
-            self._after_length = head[head.find(b"\r\n", start) :]
+        # With an identifier of the client's own, which changes with every request, no head would match.
+        if self._content_length is not None and method == b"POST" and self.request_id is None:
+            self.repeated.remember(head)
 
     def finish(self, body: bytes) -> None:
-        """Tell the parser that a body of ``content_length`` bytes has passed, so that the next head can follow."""
-        if not self._is_fed:
+        """Feed the body to the parser, which accepts another head only after it.
+
+        Once per parsed head: a repeated one never reaches the parser.
+        """
+        if not self._parser_awaits_body:
             return
-        self._is_fed = False
+        self._parser_awaits_body = False
         if self.chunked:
-            body = b"0\r\n\r\n"
+            body = b"0\r\n\r\n"  # Its chunks have been decoded; for the parser an empty body will do.
         if body and self._parser is not None:
             self._parser.feed_data(body)
 
     def _ignore_upgrade(self) -> None:
-        """Go on with HTTP/1.1 where that is the client's second wish; raises UpgradeRefused where it is not.
+        """Ignore an offer of h2c and go on with HTTP/1.1; raises UpgradeRefused for any other upgrade.
 
-        Java's HttpClient offers HTTP/2 (h2c) with the first request of every connection.
+        Java's HttpClient makes that offer with the first request of every connection.
         """
         if self._upgrade.lower() != b"h2c" or self._parser is None or self._parser.get_method() == b"CONNECT":
             raise UpgradeRefused from None
+        # After an upgrade llhttp parses no more HTTP. The new parser has seen no head, so it awaits no body either.
         self._parser = httptools.HttpRequestParser(self)
-        self._is_fed = False
+        self._parser_awaits_body = False
 
-    def _be_http10(self, version: bytes) -> None:
+    def _accept_http10(self, version: bytes) -> None:
         if version != b"HTTP/1.0":
             raise FramingError("only HTTP/1.1 and HTTP/1.0 are spoken here")
         if self._transfer_encoding is not None:
@@ -251,8 +271,8 @@ class RequestHead:
         self.http10 = True
         self.keep_alive = False
 
-    def _be_chunked(self) -> None:
-        if self._transfer_encoding is None or self._transfer_encoding.strip().lower() != b"chunked":
+    def _accept_transfer_encoding(self, encoding: bytes) -> None:
+        if encoding.strip().lower() != b"chunked":
             raise FramingError("the only transfer encoding accepted is 'chunked'")
         self.chunked = True
 
@@ -260,7 +280,7 @@ class RequestHead:
         tokens = {token.strip().lower() for token in self._connection.split(b",")}
         if b"close" in tokens:
             self.keep_alive = False
-        named = tokens - _DROPPED - {b"close", b""}
+        named = tokens - _NOT_FORWARDED - {b"close", b""}
         if b"content-type" in named:
             raise MalformedRequest("the Connection header must not name Content-Type")
         if named:

@@ -1,3 +1,5 @@
+"""The order in which requests reach engines."""
+
 import asyncio
 import select
 import socket
@@ -5,10 +7,10 @@ import socket
 import pytest
 
 from llmux.access import Upstream
-from llmux.gateway.engine_connection import EngineConnection
+from llmux.gateway.http.response_head import ResponseHead
 from llmux.gateway.options import GatewayOptions
-from llmux.gateway.pool import EnginePools
-from llmux.gateway.response_head import ResponseHead
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.statistics import GatewayStatistics
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
@@ -20,7 +22,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
 
 
 class Receiver:
-    """Wants no answer."""
+    """Expects no answer."""
 
     def answer_began(self, head: ResponseHead) -> None:
         raise AssertionError
@@ -32,16 +34,16 @@ class Receiver:
         raise AssertionError
 
 
-async def test_a_request_is_with_the_engine_before_the_next_one_is_sent() -> None:
+async def test_each_request_reaches_its_engine_before_the_next_is_sent() -> None:
     pool = EnginePools(GatewayOptions(), GatewayStatistics()).of(Upstream("127.0.0.1", 1, None))
     loop = asyncio.get_running_loop()
     ours, engines = zip(*(socket.socketpair() for _ in range(8)), strict=True)
     connections = [(await loop.create_connection(lambda: EngineConnection(pool), sock=end))[1] for end in ours]
-    heard = []
+    arrived = []
     for connection, engine in zip(connections, engines, strict=True):
         connection.send(Receiver(), REQUEST, b"", to_head_request=False)
-        heard.append(select.select([engine], [], [], 0)[0] == [engine] and engine.recv(64) == REQUEST)
+        arrived.append(select.select([engine], [], [], 0)[0] == [engine] and engine.recv(64) == REQUEST)
     for connection, engine in zip(connections, engines, strict=True):
         connection.abort()
         engine.close()
-    assert all(heard)
+    assert all(arrived)

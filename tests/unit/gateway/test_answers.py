@@ -1,4 +1,4 @@
-"""The table from exceptions to answers."""
+"""From exceptions to the answers that clients get."""
 
 import json
 
@@ -13,7 +13,7 @@ from llmux.errors import (
     QueueTimeout,
     RequestError,
 )
-from llmux.gateway.errors import SHAPES, error_body, error_event, error_headers, shape_of
+from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
 
 
 def every_kind() -> list[type[RequestError]]:
@@ -27,11 +27,11 @@ def every_kind() -> list[type[RequestError]]:
 
 
 @pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
-def test_every_request_error_has_a_shape_of_its_own(kind: type[RequestError]) -> None:
+def test_every_kind_of_request_error_has_its_own_shape(kind: type[RequestError]) -> None:
     assert kind in SHAPES
 
 
-def test_pairs_of_status_and_code_are_unambiguous() -> None:
+def test_each_code_has_one_status() -> None:
     statuses: dict[str, int] = {}
     for shape in SHAPES.values():
         assert statuses.setdefault(shape.code, shape.status) == shape.status
@@ -50,7 +50,7 @@ def test_body_is_openais_envelope() -> None:
     }
 
 
-def test_event_is_one_line_between_blank_ones() -> None:
+def test_error_event_is_one_line_between_blank_lines() -> None:
     event = error_event(QueueTimeout("a\nb", 1.0))
     assert event.startswith(b"\n\ndata: {")
     assert event.endswith(b"}\n\n")
@@ -72,9 +72,9 @@ def test_headers(error: RequestError, line: bytes) -> None:
     assert line in error_headers(error)
 
 
-def test_no_retry_after_where_coming_back_does_not_help() -> None:
+def test_no_retry_after_where_a_retry_cannot_help() -> None:
     assert b"retry-after" not in error_headers(ModelNotFound("x", []))
 
 
-def test_unmapped_error_is_an_internal_one() -> None:
+def test_unmapped_error_is_an_internal_error() -> None:
     assert shape_of(RequestError("?")).status == 500
