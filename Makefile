@@ -35,7 +35,7 @@ format: $(VENV)/.installed-test
 
 schema reference: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
 	$(BIN)/llmux schema > config.schema.json
-	$(BIN)/python -c "from pathlib import Path; from llmux.config import reference; reference.update(Path('docs/configuration.md'))"
+	$(BIN)/python -c "from pathlib import Path; from llmux.config import schema; schema.update_reference(Path('docs/configuration.md'))"
 
 structure: ## write the table of packages into docs/architecture.md, and print the figures; REV=commit compares
 	$(PYTHON) scripts/structure.py --write

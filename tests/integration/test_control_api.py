@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from llmux.access import Outcome
-from llmux.control.wording import process_state
+from llmux.control.status import process_state
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.settings import Limits
@@ -58,7 +58,7 @@ AWAKE_B = entry("running", on_gpu=True, pid=1001)
 ASLEEP = "sleeping:Offload+KeepRunning"
 
 
-async def test_status_when_nothing_has_happened() -> None:
+async def test_status_after_the_start() -> None:
     async with control_api(model("a"), model("b")) as api:
         assert await api.status() == status("idle", AUTO, a=entry("not_started"), b=entry("not_started"))
 
@@ -143,7 +143,7 @@ async def test_a_pin_that_fails_leaves_the_mode_as_it_was() -> None:
         assert (await api.status())["mode"] == AUTO
 
 
-async def test_switch_to_the_active_model_and_wake_of_an_awake_one_are_done_at_once() -> None:
+async def test_switch_to_the_active_model_and_wake_of_an_awake_one_return_immediately() -> None:
     async with control_api(model("a")) as api:
         for path in ("switch", "switch", "wake", "pin"):
             assert (await api.post(path, model="a")).status == 200
@@ -170,7 +170,7 @@ async def test_a_sleep_that_fails_is_a_500() -> None:
         assert "stuck in a driver call" in answer.document["error"]
 
 
-async def test_an_eviction_holds_from_the_next_time_on() -> None:
+async def test_a_new_eviction_applies_from_the_next_time_on() -> None:
     async with control_api(model("a"), model("b")) as api:
         answer = await api.call("GET", "/control/eviction")
         assert answer.document == {
@@ -186,7 +186,7 @@ async def test_an_eviction_holds_from_the_next_time_on() -> None:
 
 @pytest.mark.parametrize("path", ["eviction", "sleep"])
 @pytest.mark.parametrize("words", ["retain+cuda_suspend", "discard+checkpoint", "retain+keep_running"])
-async def test_evictions_that_cannot_be_are_refused(path: str, words: str) -> None:
+async def test_impossible_evictions_are_refused(path: str, words: str) -> None:
     async with control_api(model("a"), model("b")) as api:
         await api.post("switch", model="a")
         eviction = Eviction.parse(words)
@@ -197,7 +197,7 @@ async def test_evictions_that_cannot_be_are_refused(path: str, words: str) -> No
         assert await api.status() == status("active:a", AUTO, a=AWAKE_A, b=entry("not_started"))
 
 
-async def test_an_only_model_may_stay_for_ever() -> None:
+async def test_a_single_model_may_stay_on_the_gpu() -> None:
     async with control_api(model("a")) as api:
         words = {"weights": "retain", "process": "keep_running"}
         assert (await api.post("eviction", model="a", eviction=words)).status == 200
@@ -278,7 +278,7 @@ async def test_wrong_methods_and_paths(method: str, path: str, expected: int, al
         assert list(answer.document) == ["error"]
 
 
-async def test_a_story_and_an_engines_last_lines_also_of_a_model_with_a_slash() -> None:
+async def test_history_and_engine_output_also_of_a_model_with_a_slash_in_its_name() -> None:
     async with control_api(model("org/a:b")) as api:
         await api.post("wake", model="org/a:b")
         await api.post("sleep", model="org/a:b")
@@ -299,7 +299,7 @@ async def test_a_story_and_an_engines_last_lines_also_of_a_model_with_a_slash() 
         assert ages[-1] >= 0
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_switch(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_does_not_stop_the_switch(caplog: pytest.LogCaptureFixture) -> None:
     async with control_api(model("a"), limits=SLOW_BACKOFF) as api:
         engine = api.runtime.engines["a"]
         for error, state in ((None, "running"), ("broke", "failed:broke")):
@@ -351,7 +351,7 @@ async def test_without_a_key_browsers_and_proxies_are_refused(where: str, header
         assert "admin_key" in answer.document["error"]
 
 
-async def test_each_listener_has_only_its_own() -> None:
+async def test_each_listener_serves_only_its_own_routes() -> None:
     async with control_api(model("a")) as api:
         found = {
             (where, path): (await api.call("GET", path, port=getattr(api, where))).status
@@ -383,7 +383,7 @@ async def test_metrics_in_both_formats() -> None:
         assert openmetrics.text.endswith("# EOF\n")
 
 
-async def test_the_page_needs_nothing_from_elsewhere() -> None:
+async def test_the_status_page_loads_nothing_from_elsewhere() -> None:
     async with control_api(model("a")) as api:
         page = await api.call("GET", "/")
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -393,7 +393,7 @@ async def test_the_page_needs_nothing_from_elsewhere() -> None:
         assert "https://" not in page.text
 
 
-async def test_a_taken_port_is_said_clearly() -> None:
+async def test_a_port_that_is_taken_is_reported_clearly() -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
@@ -404,7 +404,7 @@ async def test_a_taken_port_is_said_clearly() -> None:
                     await listen(HOST, port)
 
 
-async def test_a_body_that_comes_after_the_head_is_read_by_the_new_protocol() -> None:
+async def test_a_body_that_arrives_after_the_head_is_read_by_the_new_protocol() -> None:
     async with control_api(model("a")) as api:
         reader, writer = await asyncio.open_connection(HOST, api.port)
         body = b'{"model":"a"}'
@@ -421,7 +421,7 @@ async def test_a_body_that_comes_after_the_head_is_read_by_the_new_protocol() ->
         await writer.wait_closed()
 
 
-async def test_commands_that_wait_at_the_end_are_told() -> None:
+async def test_commands_under_way_fail_at_shutdown() -> None:
     async with control_api(model("a"), model("b")) as api:
         holder = api.runtime.ask("a")
         await holder.wait("admitted")

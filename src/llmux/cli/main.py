@@ -1,4 +1,4 @@
-"""The command line: one program with commands, and the spellings of 0.7.7.
+"""The command line: the list of commands, and the translation of 0.7.7's command lines.
 
 A command's module is imported only when that command runs: ``llmux --help`` and ``--version`` must not wait for the
 HTTP and configuration libraries that ``serve`` needs (1.1 s of imports on a slow core, against 0.2 s).
@@ -7,6 +7,7 @@ HTTP and configuration libraries that ``serve`` needs (1.1 s of imports on a slo
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -14,102 +15,101 @@ from typer.core import TyperGroup
 
 from llmux import __version__
 
-EPILOG = "0.7.7's spellings work too: llmux --config FILE [--port N] [--verbose]."
+EPILOG = (
+    "Example: llmux check -c llmux.yaml && llmux serve -c llmux.yaml. Options of a command: llmux COMMAND --help. "
+    "The command lines of llmux 0.7.7 work too: llmux --config FILE [--port N] [--verbose]."
+)
 
 LEGACY_COMMAND_OPTIONS = {"--validate": "validate", "--checkpoint": "checkpoint", "--restore-detached": "restore"}
 HELP_OPTIONS = {"-h", "--help", "-V", "--version"}
 
 
 class CommandEntry(NamedTuple):
-    """A command, as far as the list of commands needs it; ``summary`` is the first sentence of its own help."""
+    """What the list of commands shows of one, and the module to import it from."""
 
     module: str
     name: str
     panel: str
     summary: str
+    """The first sentence of the command's own help; a test compares them."""
 
+
+RUN, ENGINE, PLAN, OPERATE = "Run", "Try a model's engine", "Plan with recorded traffic", "Operate a running llmux"
 
 COMMANDS = (
     CommandEntry(
-        "demo", "demo", "Run", "Watch three models share one virtual GPU that holds one of them: no GPU needed."
+        "demo", "demo", RUN, "Watch three models share one virtual GPU that holds one of them: no GPU needed."
     ),
-    CommandEntry("serve", "serve", "Run", "Serve the configured models on one OpenAI-compatible endpoint."),
-    CommandEntry("check", "check", "Run", "Check the configuration file and name everything that is wrong with it."),
+    CommandEntry("serve", "serve", RUN, "Serve the configured models on one OpenAI-compatible endpoint."),
     CommandEntry(
-        "schema", "schema", "Run", "Print the JSON schema of the configuration file, for editors and validators."
+        "check",
+        "check",
+        RUN,
+        "Check the configuration file and report every problem at once, each with its path and a remedy.",
+    ),
+    CommandEntry(
+        "check", "schema", RUN, "Print the JSON schema of the configuration file, for editors and validators."
     ),
     CommandEntry(
         "validate",
         "validate",
-        "Try a model's engine",
-        "Start a model alone, put it to sleep and wake it by each policy, and judge what became of it.",
+        ENGINE,
+        "Start a model's engine, evict and wake it by each eviction in turn, and report which of them work.",
     ),
     CommandEntry(
         "checkpoint",
         "checkpoint",
-        "Try a model's engine",
-        "Start a model alone, and put its engine into an image, from which llmux then starts it in a moment.",
+        ENGINE,
+        "Start a model's engine and dump it into an image, from which llmux later restores it instead of a cold start.",
     ),
     CommandEntry(
+        "checkpoint",
         "restore",
-        "restore",
-        "Try a model's engine",
-        "Bring a model's engine back from its image, wake it and ask it; it goes on running when this has ended.",
+        ENGINE,
+        "Restore a model's engine from its image and leave it running without llmux.",
     ),
     CommandEntry(
         "simulate",
         "simulate",
-        "Plan with recorded traffic",
+        PLAN,
         "Try policies on recorded traffic, in virtual time, with the scheduler that serves.",
     ),
     CommandEntry(
         "replay",
         "replay",
-        "Plan with recorded traffic",
+        PLAN,
         "Send recorded traffic to a running llmux, and report what 'llmux simulate' reports.",
     ),
     CommandEntry(
         "control",
         "status",
-        "Operate a running llmux",
-        "Show which model is on the GPU, and of each model its state and who waits for it.",
+        OPERATE,
+        "Show which model is on the GPU, and the state, queue and eviction of every model.",
     ),
+    CommandEntry("control", "switch", OPERATE, "Bring a model onto the GPU and wait until it is there."),
+    CommandEntry("control", "pin", OPERATE, "Bring a model onto the GPU and serve no other until it is unpinned."),
+    CommandEntry("control", "unpin", OPERATE, "Remove the pin and let requests switch models again."),
+    CommandEntry("control", "mode", OPERATE, "Choose whether requests switch models, or only the operator does."),
     CommandEntry(
-        "control", "switch", "Operate a running llmux", "Bring a model onto the GPU and wait until it is there."
-    ),
-    CommandEntry(
-        "control",
-        "pin",
-        "Operate a running llmux",
-        "Bring a model onto the GPU and serve no other until it is unpinned.",
-    ),
-    CommandEntry("control", "unpin", "Operate a running llmux", "Let requests decide again which model is on the GPU."),
-    CommandEntry(
-        "control", "mode", "Operate a running llmux", "Choose whether requests switch models, or only you do."
-    ),
-    CommandEntry(
-        "control",
-        "sleep",
-        "Operate a running llmux",
-        "Take a model off the GPU once its requests have ended, and wait for that.",
+        "control", "sleep", OPERATE, "Take a model off the GPU once its requests have ended, and wait for that."
     ),
     CommandEntry(
         "control",
         "wake",
-        "Operate a running llmux",
-        "Bring a model onto the GPU and wait until it is there; the mode stays as it is.",
+        OPERATE,
+        "Bring a model onto the GPU and wait until it is there, without changing the mode or the pin.",
     ),
     CommandEntry(
         "control",
         "eviction",
-        "Operate a running llmux",
-        "Show how models leave the GPU, or change it for one of them until llmux ends.",
+        OPERATE,
+        "Show how models leave the GPU, or change it for one of them until llmux restarts.",
     ),
 )
 
 
 class LazyGroup(TyperGroup):
-    """Lists commands by their entries, and imports the one that runs."""
+    """Lists commands by their entries, and imports a command only when it runs or shows its own help."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -117,12 +117,17 @@ class LazyGroup(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """The command itself, with its options."""
+    """Import a command and make it from its function."""
     entry = next(entry for entry in COMMANDS if entry.name == name)
     function = getattr(import_module(f"llmux.cli.{entry.module}"), entry.name)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(entry.name)(function)
+    alone.command(entry.name, help=unwrapped(function.__doc__ or ""))(function)
     return typer.main.get_command(alone)
+
+
+def unwrapped(docstring: str) -> str:
+    """A docstring with one line per paragraph: typer keeps line breaks, which are wrong at any other width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(docstring).split("\n\n"))
 
 
 application = typer.Typer(
@@ -142,11 +147,14 @@ def root(
         bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """One OpenAI-compatible endpoint in front of many models that share the GPUs. Clients only change 'model'."""
+    """One OpenAI-compatible endpoint in front of many models that share the GPUs.
+
+    Clients only change the field 'model'. llmux brings that model onto the GPU and evicts another one for it.
+    """
 
 
 def _listed() -> None:
-    """Stands for a command in the list; ``LazyGroup`` runs the command itself."""
+    """Stands for every command in the list; ``LazyGroup`` replaces it by the command itself."""
 
 
 for _entry in COMMANDS:
@@ -154,10 +162,10 @@ for _entry in COMMANDS:
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """Turn a command line of 0.7.7, which had options where llmux has commands, into one of today.
+    """Turn a command line of 0.7.7, which had options instead of commands, into one of today.
 
-    ``-c F`` serves, ``--validate M`` validates. An option of 0.7.7 that excludes another one is left where it is, so
-    that the command refuses it.
+    ``-c F`` becomes ``serve -c F``, and ``-c F --validate M`` becomes ``validate M -c F``. Of options that exclude each
+    other (``--validate M --checkpoint N``) the second stays where it is, so that the command refuses it.
     """
     if not arguments:
         return ["serve"]
@@ -175,5 +183,5 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """The program's entry point."""
+    """Entry point of the program ``llmux``."""
     application(translate(sys.argv[1:]))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmux.cli.options import DEFAULT_URL, UrlOption
-from llmux.cli.steps import Steps
+from llmux.cli.progress import ProgressBars
 from llmux.cli.traces import (
     INTERRUPTED,
     AlignOption,
@@ -67,8 +67,8 @@ def replay(
     try:
         calls = read_calls(traces, selection_of(seed, thin, stretch, skip, seconds, align))
         _raise_open_files()
-        with Steps() as steps:
-            replayed = asyncio.run(Replay(url, calls, speed, api_key).run(steps.begin("sent", len(calls))))
+        with ProgressBars() as progress:
+            replayed = asyncio.run(Replay(url, calls, speed, api_key).run(progress.begin("sent", len(calls))))
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None

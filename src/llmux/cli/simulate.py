@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmux.cli.options import load_settings
-from llmux.cli.steps import Steps
+from llmux.cli.progress import ProgressBars
 from llmux.cli.traces import (
     INTERRUPTED,
     AlignOption,
@@ -109,8 +109,8 @@ def simulate(
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )
-        with Steps() as steps:
-            found = study(scenario, calls, policies, steps.begin)
+        with ProgressBars() as progress:
+            found = study(scenario, calls, policies, progress.begin)
         for file in plot or ():
             _draw(file, traces, calls, found)
     except LlmuxError as error:

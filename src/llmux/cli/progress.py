@@ -1,4 +1,4 @@
-"""Progress of long work on the terminal; elsewhere nothing is shown."""
+"""Progress bars on a terminal for long work; nothing where standard error is not a terminal."""
 
 from collections.abc import Callable
 from typing import Self
@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 
-class Steps:
-    """Shows on standard error which step is under way, while the block lasts."""
+class ProgressBars:
+    """Shows one bar per part of the work on standard error, while the block lasts."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -30,10 +30,10 @@ class Steps:
         self._progress.stop()
 
     def begin(self, name: str, total: int | None) -> Callable[[float], None]:
-        """A further step, of ``total`` parts if that is known; the result is to be told how many are done."""
+        """Add a bar, of ``total`` units if that is known. The result is called with the number of units done so far."""
         task = self._progress.add_task(name, total=total)
 
-        def done(parts: float) -> None:
-            self._progress.update(task, completed=parts)
+        def update(completed: float) -> None:
+            self._progress.update(task, completed=completed)
 
-        return done
+        return update
