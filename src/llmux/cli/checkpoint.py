@@ -22,7 +22,6 @@ from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import require_checkpointer
-from llmux.simulation.gpus import find_virtual_gpu
 from llmux.tools.checkpointing import Checkpoint, make_checkpoint
 from llmux.tools.standalone import open_standalone
 
@@ -69,7 +68,7 @@ async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, war
     imager = require_checkpointer(settings)
     # Kept images are for a server that comes by again: here it is a new one that is wanted.
     images = CheckpointStore(imager, model, keep=False)
-    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    async with open_standalone(settings, model, images=images) as engine:
         return await make_checkpoint(engine, imager, eviction, tell, warms_up=warms_up)
 
 

@@ -20,7 +20,6 @@ from llmux.cli.serve import load_settings
 from llmux.config.settings import Settings
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import require_checkpointer
-from llmux.simulation.gpus import find_virtual_gpu
 from llmux.tools.checkpointing import Restored, restore_to_stay
 from llmux.tools.standalone import open_standalone
 
@@ -53,5 +52,5 @@ async def _restore(settings: Settings, model: str) -> Restored:
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = imager.image_path(model) if model in settings.models else None
     images = CheckpointStore(imager, model, keep=keep, configured=given)
-    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    async with open_standalone(settings, model, images=images) as engine:
         return await restore_to_stay(engine, imager, tell)

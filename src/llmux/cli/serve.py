@@ -15,7 +15,6 @@ from llmux.errors import ConfigError, LlmuxError
 from llmux.observability.logging import configure_logging
 from llmux.server.app import SIGNALS
 from llmux.server.app import serve as serve_forever
-from llmux.simulation.gpus import find_virtual_gpu
 
 EXIT_INTERNAL_ERROR = 70
 
@@ -40,7 +39,7 @@ def serve(
     """
     settings = load_settings(config, host, port)
     configure_logging(settings.log_level.value, verbose=verbose)
-    run_server(serve_forever(settings, find_virtual_gpu=find_virtual_gpu))
+    run_server(serve_forever(settings))
 
 
 def load_settings(config: Path, host: str | None, port: int | None) -> Settings:

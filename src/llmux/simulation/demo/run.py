@@ -15,7 +15,7 @@ from llmux.simulation.demo.observation import Observation
 from llmux.simulation.demo.scenario import MODELS, Scenario, build_scenario
 from llmux.simulation.demo.summary import Summary, summarise
 from llmux.simulation.demo.traffic import Traffic
-from llmux.simulation.gpus import find_virtual_gpu
+from llmux.simulation.gpus import HOOK
 from llmux.simulation.ledger import Ledger
 
 LOOK_SECONDS = 0.05
@@ -72,7 +72,7 @@ class Demo:
 
     async def _serve(self, scenario: Scenario) -> None:
         try:
-            await serve(scenario.settings, on_ready=self._ready, find_virtual_gpu=find_virtual_gpu)
+            await serve(scenario.settings, on_ready=self._ready)
         except BaseExceptionGroup as group:
             error = _only_error(group)
             if error is None:

@@ -107,10 +107,10 @@ def _memory(gpu: LedgerSnapshot, width: int) -> Text:
     cells = max(10, min(60, width - NAME_CELLS - len(text)))
     line = Text.assemble(("GPU".ljust(NAME_CELLS), "dim"))
     used = 0
-    for claim in gpu.claims:
-        end = used + claim.mib
+    for allocation in gpu.allocations:
+        end = used + allocation.mib
         share = round(end / gpu.capacity_mib * cells) - round(used / gpu.capacity_mib * cells)
-        line.append("■" * share, style=COLOURS.get(claim.model, "white"))
+        line.append("■" * share, style=COLOURS.get(allocation.model, "white"))
         used = end
     line.append("□" * (cells - round(used / gpu.capacity_mib * cells)), style="dim")
     return line.append(text)
