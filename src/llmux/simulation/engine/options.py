@@ -158,11 +158,21 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     group = parser.add_argument_group("the simulation's own")
     ours("--latency-ms", float, 50, "time to the first token (50)")
     ours("--token-ms", float, 0, "time per further token (0)")
-    ours("--sim-full-batch-token-ms", float, 0, "time per further token in a full batch of --max-num-seqs (0: as --token-ms)")
+    ours(
+        "--sim-full-batch-token-ms",
+        float,
+        0,
+        "time per further token in a full batch of --max-num-seqs (0: as --token-ms)",
+    )
     ours("--sim-prefill-tokens-per-second", float, 0, "prefill rate; one prompt at a time (0: prefills take no time)")
     ours("--startup-delay-ms", float, 0, "duration of the start (0)")
     ours("--sim-gpu-ledger", str, None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
-    ours("--sim-gpu-memory", int, None, "MiB allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)")
+    ours(
+        "--sim-gpu-memory",
+        int,
+        None,
+        "MiB allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)",
+    )
     ours("--sim-residue", int, 0, "MiB allocated while asleep (0)")
     ours("--sim-hold-memory", int, 0, "MiB of real memory held while awake; half of it at sleep level 1 (0)")
     ours("--sim-sleep-ms", float, 0, "duration of /sleep (0)")
@@ -171,7 +181,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     ours("--sim-stop-delay-ms", float, 0, "time from SIGTERM to the exit (0)")
     ours("--sim-worker-linger-ms", float, 3000, "how long the worker process outlives its root (3000)")
     in_environment = environment.get("LLMUX_SIM_WORKER") == "1"
-    group.add_argument("--sim-worker", action="store_true", default=in_environment, help="fork a worker process that owns the memory, as vLLM does")
+    group.add_argument(
+        "--sim-worker",
+        action="store_true",
+        default=in_environment,
+        help="fork a worker process that owns the memory, as vLLM does",
+    )
     group.add_argument("--sim-fault", action="append", metavar="WHAT[:ARGUMENT][@PATH]", help="repeatable")
     return parser
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
+from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
 from llmux.simulation.engine.faults import Fault
 from llmux.simulation.engine.inference import Inference
 from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object, refusal
-from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
 
 VERSION = "0.32.0"
 """The version of vLLM that is imitated."""
