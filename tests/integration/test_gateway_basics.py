@@ -84,7 +84,6 @@ async def test_a_request_carries_its_session_and_priority() -> None:
         assert without.session is None
 
 
-
 @pytest.mark.parametrize(
     ("field", "pieces"),
     [
