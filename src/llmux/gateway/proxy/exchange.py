@@ -6,8 +6,9 @@ from enum import Enum, auto
 from typing import Protocol
 
 from llmux.access import Lease, Outcome, Priority
-from llmux.errors import BadGateway, EngineDied, RequestError
+from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
+from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.proxy.engine_connection import EngineConnection
