@@ -85,7 +85,7 @@ async def test_status_while_switching() -> None:
         del expected["models"]["a"]["oldest_wait_seconds"]
         assert shown == expected
         engines["a"].wake_gate.set()
-        await waiting.wait("granted")
+        await waiting.wait("admitted")
         engines["b"].wake_gate.clear()
         api.runtime.ask("b")
         draining = await api.status()
@@ -93,7 +93,7 @@ async def test_status_while_switching() -> None:
         assert draining["active_model"] is None
         assert draining["models"]["a"]["in_flight"] == 1
         assert draining["models"]["a"]["process_state"] == "running"
-        api.runtime.access.end(waiting.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        api.runtime.access.end(waiting.request, Outcome.COMPLETED)
         await api.until(lambda: engines["b"].calls == ["wake"])
         assert (await api.status())["models"]["a"]["process_state"] == ASLEEP
 
@@ -424,7 +424,7 @@ async def test_a_body_that_arrives_after_the_head_is_read_by_the_new_protocol() 
 async def test_commands_under_way_fail_at_shutdown() -> None:
     async with control_api(model("a"), model("b")) as api:
         holder = api.runtime.ask("a")
-        await holder.wait("granted")
+        await holder.wait("admitted")
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(api.post("switch", model="b"))
             await api.until(lambda: api.runtime.operations.status().switching == ("a", "b"))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llmux.access import Outcome, Upstream
+from llmux.core.request import Priority
 from llmux.gateway import GatewayOptions, LocalAnswer, LocalRoutes
 from tests.support.access import DEADLINE_SECONDS
 from tests.support.gateway import EngineSide, Message, get, post, running_gateway
@@ -73,6 +74,16 @@ async def test_answer_is_relayed_unchanged_with_three_fields_added() -> None:
         assert answer.body == b"ok"
 
 
+async def test_a_request_carries_its_session_and_priority() -> None:
+    async with running_gateway() as bench:
+        await bench.ask(post(BODY, "X-Session-Id: talk-7", "x-llmux-priority: batch"))
+        await bench.ask(post(BODY))
+        request, without = (asked.request for asked in bench.access.asked)
+        assert (request.model, request.session, request.priority) == ("m", "talk-7", Priority.BATCH)
+        assert bench.engine.seen[0].get("x-session-id") == b"talk-7", "engines may use it too"
+        assert without.session is None
+
+
 @pytest.mark.parametrize(
     ("field", "pieces"),
     [
@@ -96,14 +107,14 @@ async def test_the_start_of_the_body_is_reported_once(field: bytes, pieces: list
         client = await bench.client()
         client.send(post(b'{"model":"m","stream":true}'))
         await client.read_head()
-        assert bench.access.asked[0].streams
-        assert bench.access.answering == []
+        assert bench.access.asked[0].request.streams
+        assert bench.access.first_tokens == []
         goes_on.set()
         async with asyncio.timeout(DEADLINE_SECONDS):
             await client.reader.readuntil(b"one")
-        assert bench.access.answering == [1]
+        assert bench.access.first_tokens == [1]
         await bench.access.until(lambda: bool(bench.access.ended))
-        assert bench.access.answering == [1]
+        assert bench.access.first_tokens == [1]
 
 
 async def test_an_error_does_not_count_as_a_first_token() -> None:
@@ -112,7 +123,7 @@ async def test_an_error_does_not_count_as_a_first_token() -> None:
 
     async with running_gateway(script) as bench:
         assert (await bench.ask(post(b'{"model":"m","stream":true}'))).status == 400
-        assert (bench.access.answering, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
+        assert (bench.access.first_tokens, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
 
 
 async def test_request_ids_are_generated_forwarded_and_returned() -> None:
@@ -277,10 +288,10 @@ async def test_waiting_request_is_served_when_its_model_is_awake() -> None:
         body = b'{"model":"cold"}'
         client.send(post(body))
         await bench.access.until(lambda: len(bench.access.waiting) == 1)
-        assert bench.access.asked[0].size_bytes >= len(body)
+        assert bench.access.asked[0].request.size_bytes >= len(body)
         bench.access.awake["cold"] = bench.engine.upstream
         bench.access.queue_seconds, bench.access.switch_seconds = 3.0, 2.0
-        bench.access.grant(1)
+        bench.access.admit(1)
         answer = await client.answer()
         assert (answer.body, answer.get("x-llmux-switch-ms")) == (body, b"2000")
 
@@ -290,7 +301,7 @@ async def test_get_does_not_wake() -> None:
         answer = await bench.ask(get("/v1/responses/1", "model-override: cold"))
         assert answer.status == 503
         assert json.loads(answer.body)["error"]["code"] == "model_not_loaded"
-        assert bench.access.asked[0].may_wake is False
+        assert bench.access.asked[0].request.may_wake is False
         assert (await bench.ask(get("/v1/responses/1", "model-override: m"))).status == 200
 
 

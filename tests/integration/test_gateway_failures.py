@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmux.access import Lease, Outcome, Upstream
+from llmux.access import Outcome, Upstream
 from llmux.errors import EngineDied, Evicted, QueueTimeout, RequestError, ShuttingDown
 from tests.support.access import FakeAccess
 from tests.support.gateway import EngineSide, Message, RawClient, get, post, running_gateway
@@ -19,15 +19,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
 
 
-def grant_again(access: FakeAccess, lease: Lease) -> None:
-    access.grant(lease.request)
+def grant_again(access: FakeAccess, number: int) -> None:
+    access.admit(number)
 
 
-def refuse_second(access: FakeAccess, lease: Lease) -> None:
+def refuse_second(access: FakeAccess, number: int) -> None:
     if len(access.given_back) < 2:
-        access.grant(lease.request)
+        access.admit(number)
     else:
-        access.refuse(lease.request, EngineDied("m"))
+        access.reject(number, EngineDied("m"))
 
 
 def code(answer: Message) -> str:

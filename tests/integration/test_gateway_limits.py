@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from llmux.access import Outcome, Priority
+from llmux.access import Outcome
+from llmux.core.request import Priority
 from llmux.gateway import GatewayOptions
 from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
 
@@ -265,7 +266,7 @@ async def test_queued_request_has_no_connection_deadline() -> None:
         idle = await bench.client()
         assert await idle.rest() == b""
         bench.access.awake["cold"] = bench.engine.upstream
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).status == 200
 
 
@@ -301,7 +302,7 @@ async def test_pipelining_is_bounded() -> None:
         client.send(request * count)
         bench.access.awake["cold"] = bench.engine.upstream
         assert client.writer.transport.get_write_buffer_size() > 0
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         for _ in range(1000):
             assert (await client.answer()).body == b'{"status":"ok"}'
@@ -433,7 +434,7 @@ async def test_pipelined_control_request_is_handed_over_in_order() -> None:
         client.send(post(b'{"model":"cold"}') + get("/control/status"))
         await bench.access.until(lambda: len(bench.access.waiting) == 1)
         bench.access.awake["cold"] = bench.engine.upstream
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         assert json.loads((await client.answer()).body)["path"] == "/control/status"
 
@@ -455,7 +456,7 @@ async def test_priority_is_the_keys_or_a_lower_one_that_was_asked_for(fields: li
         for _ in range(2):
             client.send(post(BODY, *fields))
             assert (await client.answer()).status == 200
-        assert [asked.priority for asked in bench.access.asked] == [expected, expected]
+        assert [asked.request.priority for asked in bench.access.asked] == [expected, expected]
         assert bench.engine.seen[0].get("x-llmux-priority") is None
 
 
@@ -464,4 +465,4 @@ async def test_unknown_priorities_are_refused_and_known_ones_need_no_key() -> No
         assert (await bench.ask(post(BODY, "x-llmux-priority: batch"))).status == 200
         answer = await bench.ask(post(BODY, "x-llmux-priority: urgent"))
         assert (answer.status, b"interactive or batch" in answer.body) == (400, True)
-        assert [asked.priority for asked in bench.access.asked] == [Priority.BATCH]
+        assert [asked.request.priority for asked in bench.access.asked] == [Priority.BATCH]

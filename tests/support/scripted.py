@@ -1,14 +1,17 @@
-"""Engines and request holders that do what a test says, for the controller and the access."""
+"""Engines and request holders that do what a test says, for the controller and the dispatcher."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
-from llmux.access import Lease, Upstream
+from llmux.access import Upstream
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.policies.fifo import Fifo
+from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
@@ -83,46 +86,49 @@ class ScriptedEngine:
 
 
 class Holder:
-    """One request's side of the lease: remembers what it was told."""
+    """One request's side of the port: remembers its calls."""
 
-    def __init__(self) -> None:
-        self.lease: Lease | None = None
+    _numbers = count(1)
+
+    def __init__(self, model: str, **more: Any) -> None:
+        self.request = Request(next(self._numbers), model, **more)
+        self.upstream: Upstream | None = None
         self.error: RequestError | None = None
         self.revocation: RequestError | None = None
-        self.told: list[str] = []
-        self._news = asyncio.Event()
+        self.calls: list[str] = []
+        self._changed = asyncio.Event()
 
-    def lease_granted(self, lease: Lease) -> None:
-        self.lease = lease
-        self._tell("granted")
+    def admitted(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self._note("admitted")
 
-    def lease_refused(self, error: RequestError) -> None:
+    def rejected(self, error: RequestError) -> None:
         self.error = error
-        self._tell("refused")
+        self._note("rejected")
 
-    def lease_revoked(self, error: RequestError) -> None:
+    def revoked(self, error: RequestError) -> None:
         self.revocation = error
-        self._tell("revoked")
+        self._note("revoked")
 
-    def lease_frozen(self) -> None:
-        self._tell("frozen")
+    def frozen(self) -> None:
+        self._note("frozen")
 
-    def lease_held(self) -> None:
-        self._tell("held")
+    def held(self) -> None:
+        self._note("held")
 
-    def lease_thawed(self) -> None:
-        self._tell("thawed")
+    def thawed(self) -> None:
+        self._note("thawed")
 
-    async def wait(self, *told: str) -> None:
-        """Wait until exactly this has been told, in this order."""
+    async def wait(self, *calls: str) -> None:
+        """Wait until there have been exactly these calls, in this order."""
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while tuple(self.told) != told:
-                self._news.clear()
-                await self._news.wait()
+            while tuple(self.calls) != calls:
+                self._changed.clear()
+                await self._changed.wait()
 
-    def _tell(self, what: str) -> None:
-        self.told.append(what)
-        self._news.set()
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self._changed.set()
 
 
 @dataclass(slots=True)
@@ -136,11 +142,15 @@ class Runtime:
     metrics: RuntimeMetrics
     engines: dict[str, ScriptedEngine] = field(default_factory=dict)
 
-    def ask(self, model: str) -> Holder:
+    def ask(self, model: str, **more: Any) -> Holder:
         """A new request."""
-        holder = Holder()
-        self.access.acquire(model, holder, size_bytes=10)
+        holder = Holder(model, **more)
+        self.access.acquire(holder.request, holder)
         return holder
+
+    def give_back(self, holder: Holder, reason: str) -> None:
+        """The holder's engine was lost before any of its answer was sent on."""
+        self.access.give_back(holder.request, holder, reason)
 
 
 @asynccontextmanager

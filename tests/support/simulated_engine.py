@@ -77,7 +77,7 @@ class EngineProcess:
 
 @contextlib.asynccontextmanager
 async def launched(*arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[EngineProcess]:
-    """Start an engine with vLLM's development mode on, without waiting for it; the block's end kills its process group."""
+    """Start an engine with vLLM's development mode on, not yet ready; its process group is killed after the block."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("LLMUX_SIM_", "VLLM_"))}
     # Files instead of pipes: with those, asyncio's wait() would not return before the engine's workers have ended too.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:

@@ -2,7 +2,7 @@
 
 from hmac import compare_digest
 
-from llmux.access import Priority
+from llmux.core.request import Priority
 from llmux.gateway.errors import InvalidApiKey, MalformedRequest
 from llmux.gateway.http.request_head import RequestHead
 

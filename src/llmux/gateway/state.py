@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import Any, Protocol
 
 from llmux.access import ModelAccess
@@ -45,11 +46,12 @@ class GatewayState:
     __slots__ = (
         "_identifier_prefix",
         "_on_empty",
-        "_requests",
+        "_request_identifiers",
         "access",
         "connections",
         "frozen",
         "keys",
+        "new_request_number",
         "now",
         "options",
         "pools",
@@ -84,12 +86,14 @@ class GatewayState:
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""
         self._identifier_prefix = b"req-" + os.urandom(6).hex().encode() + b"-%x"
-        self._requests = 0
+        self._request_identifiers = 0
+        self.new_request_number = count(1).__next__
+        """The next ``Request.id``."""
 
     def new_request_id(self) -> bytes:
         """An identifier unique across this and other processes."""
-        self._requests += 1
-        return self._identifier_prefix % self._requests
+        self._request_identifiers += 1
+        return self._identifier_prefix % self._request_identifiers
 
     def forget(self, connection: OpenConnection) -> None:
         """Drop a connection that is closed or was handed over."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.access import Priority
+from llmux.core.request import Priority
 from llmux.gateway.errors import InvalidApiKey, MalformedRequest
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import ApiKeys, requested_priority

@@ -14,9 +14,9 @@ from tests.support.scripted import OFFLOAD, model, scripted_runtime
 async def test_a_switch_evicts_then_wakes() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
         first = runtime.ask("a")
-        await first.wait("granted")
-        runtime.access.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
-        await runtime.ask("b").wait("granted")
+        await first.wait("admitted")
+        runtime.access.end(first.request, Outcome.COMPLETED)
+        await runtime.ask("b").wait("admitted")
         assert runtime.engines["a"].calls == ["wake", f"evict {OFFLOAD}"]
         assert runtime.engines["b"].calls == ["wake"]
         assert runtime.scheduler.state("a") == Asleep(OFFLOAD)
@@ -27,7 +27,7 @@ async def test_a_failed_start_is_ended_before_it_is_reported() -> None:
     async with scripted_runtime(model("a")) as runtime:
         runtime.engines["a"].wake_error = "no such file"
         holder = runtime.ask("a")
-        await holder.wait("refused")
+        await holder.wait("rejected")
         assert isinstance(holder.error, EngineUnavailable)
         assert "no such file" in str(holder.error)
         assert runtime.engines["a"].calls == ["wake", "end"]
@@ -37,8 +37,8 @@ async def test_a_failed_start_is_ended_before_it_is_reported() -> None:
 async def test_an_unexpected_exception_fails_only_that_instance() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
         runtime.engines["a"].wake_exception = ValueError("a bug")
-        await runtime.ask("a").wait("refused")
-        await runtime.ask("b").wait("granted")
+        await runtime.ask("a").wait("rejected")
+        await runtime.ask("b").wait("admitted")
 
 
 async def test_an_engine_that_ends_as_it_becomes_ready_does_not_serve() -> None:
@@ -52,15 +52,15 @@ async def test_an_engine_that_ends_as_it_becomes_ready_does_not_serve() -> None:
         engine.lost = "the engine ended with exit code 0"
         runtime.controller.engine_exited("a", engine.lost)
         engine.wake_gate.set()
-        await holder.wait("refused")
+        await holder.wait("rejected")
         assert "exit code 0" in str(holder.error)
 
 
 async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds() -> None:
     async with scripted_runtime(model("a"), model("b")) as runtime:
         first = runtime.ask("a")
-        await first.wait("granted")
-        runtime.access.end(first.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        await first.wait("admitted")
+        runtime.access.end(first.request, Outcome.COMPLETED)
         runtime.engines["a"].evict_error = "stuck in a driver call"
         waiting = runtime.ask("b")
         async with asyncio.timeout(5):
@@ -68,20 +68,18 @@ async def test_an_eviction_that_fails_keeps_the_gpu_until_a_later_one_succeeds()
                 await asyncio.sleep(0.001)
         assert runtime.engines["b"].calls == []
         runtime.engines["a"].evict_error = None
-        await waiting.wait("granted")
+        await waiting.wait("admitted")
 
 
 async def test_a_death_while_serving_gives_requests_back_and_starts_again() -> None:
     async with scripted_runtime(model("a")) as runtime:
         holder = runtime.ask("a")
-        await holder.wait("granted")
-        first = holder.lease
-        assert first is not None
+        await holder.wait("admitted")
         runtime.engines["a"].health = Health.DEAD
         runtime.controller.engine_exited("a", "exit code 0")
-        await holder.wait("granted", "revoked")
-        runtime.access.give_back(first, "its connection broke")
-        await holder.wait("granted", "revoked", "granted")
+        await holder.wait("admitted", "revoked")
+        runtime.give_back(holder, "its connection broke")
+        await holder.wait("admitted", "revoked", "admitted")
         assert runtime.scheduler.model("a").instance == InstanceId("a", 2)
 
 
@@ -112,7 +110,7 @@ async def test_shutdown_gives_up_a_start_and_refuses_its_waiters() -> None:
             while not runtime.engines["a"].calls:
                 await asyncio.sleep(0)
         runtime.controller.feed(ShutdownRequested(0.0))
-        await holder.wait("refused")
+        await holder.wait("rejected")
         assert isinstance(holder.error, ShuttingDown)
         async with asyncio.timeout(5):
             await runtime.controller.wait_stopped()
@@ -142,7 +140,7 @@ async def test_a_start_that_lacks_memory_stops_a_sleeper_and_is_tried_once_more(
             while runtime.engines["a"].calls[-1] != "evict retain+stop":
                 await asyncio.sleep(0)
         runtime.engines["b"].wake_error = None
-        await holder.wait("granted")
+        await holder.wait("admitted")
         assert runtime.engines["a"].calls == ["wake", f"evict {OFFLOAD}", "evict retain+stop"]
         assert runtime.engines["b"].calls == ["wake", "end", "wake"]
 

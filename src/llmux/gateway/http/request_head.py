@@ -34,7 +34,7 @@ _NOT_FORWARDED = frozenset(
     )
 )
 """Fields of one hop, credentials, and what llmux writes itself."""
-_READ_HERE = frozenset((*_NOT_FORWARDED, b"content-type"))
+_READ_HERE = frozenset((*_NOT_FORWARDED, b"content-type", b"x-session-id"))
 _AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """Others are replaced, since the identifier is copied into response heads and logs."""
@@ -98,6 +98,7 @@ class RequestHead:
         "priority",
         "repeated",
         "request_id",
+        "session",
         "url",
         "x_api_key",
     )
@@ -133,6 +134,7 @@ class RequestHead:
         self.model_override: bytes | None = None
         self.priority: bytes | None = None
         self.request_id: bytes | None = None
+        self.session: str | None = None
         self.forwarded = b""
         """The header lines to be forwarded, each ended by CRLF."""
 
@@ -156,7 +158,7 @@ class RequestHead:
     def on_headers_complete(self) -> None:
         self._complete = True
 
-    def _read_header(self, name: bytes, value: bytes) -> None:
+    def _read_header(self, name: bytes, value: bytes) -> None:  # noqa: C901 - a dispatch table
         match name:
             case b"content-length":
                 self._content_length = value
@@ -180,6 +182,8 @@ class RequestHead:
                 self.model_override = value
             case b"x-llmux-priority":
                 self.priority = value
+            case b"x-session-id":
+                self.session = value.decode("latin-1")
             case b"expect":
                 self.expects_continue = value.strip().lower() == b"100-continue"
             case _:

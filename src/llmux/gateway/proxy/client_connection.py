@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import cast
 
-from llmux.access import Priority
+from llmux.core.request import Priority, Request
 from llmux.errors import ModelNotFound, QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
 from llmux.gateway.errors import (
@@ -343,8 +343,17 @@ class ClientConnection(asyncio.Protocol):
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
-        exchange = self._exchange = Exchange(state, self, model, body)
-        exchange.start(may_wake=head.method not in _WITHOUT_WAKING, priority=priority, streams=streams)
+        request = Request(
+            state.new_request_number(),
+            model,
+            priority=priority,
+            streams=streams,
+            may_wake=head.method not in _WITHOUT_WAKING,
+            size_bytes=len(body) + len(head.forwarded),
+            session=head.session,
+        )
+        exchange = self._exchange = Exchange(state, self, request, body)
+        state.access.acquire(request, exchange)
 
     def _answer_locally(self, route: Route) -> None:
         head = self.head

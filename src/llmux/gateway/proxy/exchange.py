@@ -5,7 +5,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
-from llmux.access import Lease, Outcome, Priority
+from llmux.access import Outcome, Upstream
+from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
 from llmux.gateway.errors import BadGateway
@@ -63,10 +64,10 @@ _NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
 _COMMENT = b": keep-alive\n\n"
 
 
-def _waiting_times(lease: Lease) -> bytes:
-    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (lease.queue_seconds * 1000)
-    if lease.switch_seconds is not None:
-        lines += b"x-llmux-switch-ms: %d\r\n" % (lease.switch_seconds * 1000)
+def _waiting_times(request: Request) -> bytes:
+    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (request.queue_seconds * 1000)
+    if request.switch_seconds is not None:
+        lines += b"x-llmux-switch-ms: %d\r\n" % (request.switch_seconds * 1000)
     return lines
 
 
@@ -80,27 +81,25 @@ class Exchange:
         "_engine",
         "_keep_alive",
         "_last_comment_at",
-        "_lease",
-        "_model",
         "_phase",
-        "_queue_seconds",
         "_request",
         "_request_id",
         "_retried",
         "_size_bytes",
         "_state",
+        "_upstream",
     )
 
-    def __init__(self, state: GatewayState, client: RequestingClient, model: str, body: bytes) -> None:
+    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: bytes) -> None:
         self._state = state
         self._client = client
-        self._model = model
+        self._request = request
         self._body = body
         """Kept until the answer begins, since until then the request may have to be sent again."""
         self._request_id = client.head.request_id or state.new_request_id()
         self._phase = _QUEUED
-        self._request = 0
-        self._lease: Lease | None = None
+        self._upstream: Upstream | None = None
+        """The engine that the lease is for; None while there is no lease."""
         self._engine: EngineConnection | None = None
         self._retried = False
         """Whether, under this lease, a pooled connection has turned out to be closed."""
@@ -109,60 +108,51 @@ class Exchange:
         self._answer: ResponseHead | None = None
         self._keep_alive = False
         """Whether the client was told, in the answer's head, that its connection stays open."""
-        self._queue_seconds = 0.0
         self._size_bytes = len(body)
 
-    def start(self, *, may_wake: bool, priority: Priority, streams: bool) -> None:
-        """Ask for a lease, which may be granted within this call."""
-        size_bytes = len(self._body) + len(self._client.head.forwarded)
-        self._request = self._state.access.acquire(
-            self._model, self, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams
-        )
+    # Called back for the lease.
 
-    # Called by the access.
-
-    def lease_granted(self, lease: Lease) -> None:
+    def admitted(self, upstream: Upstream) -> None:
         if self._phase is not _QUEUED:
             return
-        self._lease = lease
-        self._queue_seconds = lease.queue_seconds
+        self._upstream = upstream
         self._retried = False
-        self._begin(lease)
+        self._begin(upstream)
 
-    def lease_refused(self, error: RequestError) -> None:
+    def rejected(self, error: RequestError) -> None:
         if self._phase is _QUEUED:
             self._refuse(error)
 
-    def lease_revoked(self, error: RequestError) -> None:
-        lease, phase = self._lease, self._phase
-        if lease is None or phase is _OVER or phase is _QUEUED:
+    def revoked(self, error: RequestError) -> None:
+        phase = self._phase
+        if self._upstream is None or phase is _OVER or phase is _QUEUED:
             return
         self._end_suspension()
         engine = self._drop_engine()
         if phase is _RELAYING and engine is not None:
             self._break_off(error, engine)
         elif isinstance(error, EngineDied):
-            self._give_back(lease, "the engine died")
+            self._give_back("the engine died")
         else:
-            self._lease = None
+            self._upstream = None
             self._refuse(error)
 
-    def lease_frozen(self) -> None:
+    def frozen(self) -> None:
         self._last_comment_at = time.monotonic()
         self._state.frozen.add(self)
 
-    def lease_held(self) -> None:
+    def held(self) -> None:
         if self._engine is not None:
             self._engine.flow.pause(PauseReason.HELD_UNTIL_THAW)
 
-    def lease_thawed(self) -> None:
+    def thawed(self) -> None:
         self._end_suspension()
-        lease, engine = self._lease, self._engine
+        engine, upstream = self._engine, self._upstream
         if engine is not None:
             engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
             self._relay_withheld(engine)
-        elif self._phase is _AWAITING_THAW and lease is not None:
-            self._begin(lease)
+        elif self._phase is _AWAITING_THAW and upstream is not None:
+            self._begin(upstream)
 
     # Called by the sweep of the gateway's state.
 
@@ -181,7 +171,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client left, or its connection is being closed."""
-        phase, lease = self._phase, self._lease
+        phase = self._phase
         if phase is _OVER:
             return
         self._phase = _OVER
@@ -189,9 +179,9 @@ class Exchange:
         self._finish(CLIENT_GONE_STATUS, self._engine.body_bytes if self._engine is not None else 0)
         if phase is _QUEUED:
             self._state.access.cancel(self._request)
-        elif lease is not None:
+        elif self._upstream is not None:
             self._drop_engine()
-            self._state.access.end(lease, Outcome.CLIENT_GONE)
+            self._state.access.end(self._request, Outcome.CLIENT_GONE)
 
     def client_full(self) -> None:
         """The client reads its answer more slowly than the engine writes it."""
@@ -209,52 +199,51 @@ class Exchange:
         if head.status < 500:
             self._relay(head)
             return
-        engine, lease = self._engine, self._lease
+        engine, request = self._engine, self._request
         assert engine is not None
-        assert lease is not None
+        attempt = request.attempts
         engine.flow.pause(PauseReason.CHECKING_HEALTH)
 
         def report(alive: bool) -> None:
-            if self._engine is not engine or self._lease is not lease or self._phase is not _SENT:
+            if self._engine is not engine or request.attempts != attempt or self._phase is not _SENT:
                 return  # Meanwhile the client left, or the lease was revoked.
             if alive:
                 engine.flow.resume(PauseReason.CHECKING_HEALTH)
                 self._relay_withheld(engine)
             else:
                 self._drop_engine()
-                self._give_back(lease, "the engine answered with an error and is dead")
+                self._give_back("the engine answered with an error and is dead")
 
-        self._state.access.confirm_alive(lease, report)
+        self._state.access.confirm_alive(request, report)
 
     def first_bytes(self) -> None:
-        if self._lease is not None and self._answer is not None and self._answer.status < 400:
-            self._state.access.answered(self._lease)
+        if self._upstream is not None and self._answer is not None and self._answer.status < 400:
+            self._state.access.first_token(self._request)
 
     def answer_ended(self) -> None:
-        engine, lease = self._engine, self._lease
+        engine = self._engine
         assert engine is not None
-        assert lease is not None
         self._phase = _OVER
         self._engine = None
-        self._lease = None
+        self._upstream = None
         if self._last_comment_at is not None:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
         # First the lease, so that a pipelined request finds the place in the engine free.
-        self._state.access.end(lease, Outcome.COMPLETED)
+        self._state.access.end(self._request, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
 
     def engine_lost(self, reason: str) -> None:
-        engine, lease = self._engine, self._lease
+        engine, upstream = self._engine, self._upstream
         assert engine is not None
-        assert lease is not None
+        assert upstream is not None
         self._engine = None
         if self._phase is _RELAYING:
             self._end_suspension()
-            self._break_off(BadGateway(self._model, f"the answer is incomplete: {reason}"), engine)
-            self._lease = None
-            self._state.access.end(lease, Outcome.BROKEN)
+            self._break_off(BadGateway(self._request.model, f"the answer is incomplete: {reason}"), engine)
+            self._upstream = None
+            self._state.access.end(self._request, Outcome.BROKEN)
         elif engine.reused and not engine.has_answered and not self._retried:
             # Closed by the engine just as the request was sent, most likely: that is no sign of its death.
             self._retried = True
@@ -262,38 +251,39 @@ class Exchange:
             if self._last_comment_at is not None:
                 self._phase = _AWAITING_THAW
             else:
-                self._connect(self._state.pools.of(lease.upstream), lease)
+                self._connect(self._state.pools.of(upstream))
         else:
-            self._give_back(lease, reason)
+            self._give_back(reason)
 
     # Called by the pool.
 
-    def connected(self, engine: EngineConnection, lease: Lease) -> bool:
-        if self._phase is not _CONNECTING or self._lease is not lease:
+    def connected(self, engine: EngineConnection, attempt: int) -> bool:
+        upstream = self._upstream
+        if self._phase is not _CONNECTING or self._request.attempts != attempt or upstream is None:
             return False
         if self._last_comment_at is not None:
             self._phase = _AWAITING_THAW
             return False
-        self._send(engine, self._state.pools.of(lease.upstream))
+        self._send(engine, self._state.pools.of(upstream))
         return True
 
-    def connect_failed(self, reason: str, lease: Lease) -> None:
-        if self._phase is _CONNECTING and self._lease is lease:
-            self._give_back(lease, reason)
+    def connect_failed(self, reason: str, attempt: int) -> None:
+        if self._phase is _CONNECTING and self._request.attempts == attempt:
+            self._give_back(reason)
 
     # Steps.
 
-    def _begin(self, lease: Lease) -> None:
-        pool = self._state.pools.of(lease.upstream)
+    def _begin(self, upstream: Upstream) -> None:
+        pool = self._state.pools.of(upstream)
         engine = pool.take()
         if engine is not None:
             self._send(engine, pool)
         else:
-            self._connect(pool, lease)
+            self._connect(pool)
 
-    def _connect(self, pool: EnginePool, lease: Lease) -> None:
+    def _connect(self, pool: EnginePool) -> None:
         self._phase = _CONNECTING
-        self._state.spawn(pool.connect(self, lease))
+        self._state.spawn(pool.connect(self, self._request.attempts))
 
     def _send(self, engine: EngineConnection, pool: EnginePool) -> None:
         self._phase = _SENT
@@ -314,9 +304,8 @@ class Exchange:
             self._relay(head)
 
     def _relay(self, head: ResponseHead) -> None:
-        engine, lease, client = self._engine, self._lease, self._client
+        engine, request, client = self._engine, self._request, self._client
         assert engine is not None
-        assert lease is not None
         self._phase = _RELAYING
         self._answer = head
         self._body = b""
@@ -326,8 +315,8 @@ class Exchange:
         if unchunk:
             fields = head.without_transfer_encoding()
         times = _NOT_QUEUED
-        if lease.queue_seconds or lease.switch_seconds is not None:
-            times = _waiting_times(lease)
+        if request.queue_seconds or request.switch_seconds is not None:
+            times = _waiting_times(request)
         if not keep_alive:
             times += b"connection: close\r\n"
         self._keep_alive = keep_alive
@@ -336,12 +325,11 @@ class Exchange:
         own_fields = b"x-request-id: " + self._request_id + times
         engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
 
-    def _give_back(self, lease: Lease, reason: str) -> None:
+    def _give_back(self, reason: str) -> None:
         self._end_suspension()
         self._phase = _QUEUED
-        self._lease = None
-        self._request = lease.request
-        self._state.access.give_back(lease, reason)
+        self._upstream = None
+        self._state.access.give_back(self._request, self, reason)
 
     def _refuse(self, error: RequestError) -> None:
         self._phase = _OVER
@@ -375,12 +363,12 @@ class Exchange:
         if access_log is not None:
             access_log.add(
                 request_id=self._request_id,
-                model=self._model,
+                model=self._request.model,
                 endpoint=client.counts.endpoint,
                 status=status,
                 request_bytes=self._size_bytes,
                 response_bytes=body_bytes,
                 is_stream=self._answer is not None and self._answer.is_event_stream,
-                queue_seconds=self._queue_seconds,
+                queue_seconds=self._request.queue_seconds,
                 seconds=seconds,
             )

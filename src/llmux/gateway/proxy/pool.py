@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Protocol
 
-from llmux.access import Lease, Upstream
+from llmux.access import Upstream
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -12,13 +12,13 @@ from llmux.gateway.statistics import GatewayStatistics
 
 
 class ConnectionSeeker(Protocol):
-    """Asked for a connection that had to be made first; by the lease it knows whether it still wants it."""
+    """Asked for a connection that had to be made first; ``attempt`` tells it whether it still wants that one."""
 
-    def connected(self, engine: EngineConnection, lease: Lease) -> bool:
-        """Use the connection made for ``lease``; returns False if it is not wanted any more."""
+    def connected(self, engine: EngineConnection, attempt: int) -> bool:
+        """Use the connection made for ``attempt``; returns False if it is not wanted any more."""
 
-    def connect_failed(self, reason: str, lease: Lease) -> None:
-        """No connection could be made for ``lease``."""
+    def connect_failed(self, reason: str, attempt: int) -> None:
+        """No connection could be made for ``attempt``."""
 
 
 class EnginePool:
@@ -66,8 +66,8 @@ class EnginePool:
         """The idle connection that was used last, or None."""
         return self._idle.pop() if self._idle else None
 
-    async def connect(self, seeker: ConnectionSeeker, lease: Lease) -> None:
-        """Make a connection for ``lease`` and give it to ``seeker``, or keep it if it is not wanted any more.
+    async def connect(self, seeker: ConnectionSeeker, attempt: int) -> None:
+        """Make a connection for ``attempt`` and give it to ``seeker``, or keep it if it is not wanted any more.
 
         Raises nothing: a failure is reported to ``seeker``.
         """
@@ -79,21 +79,21 @@ class EnginePool:
                     lambda: EngineConnection(self), self.upstream.host, self.upstream.port
                 )
         except TimeoutError:
-            self._fail(seeker, lease, "the engine did not accept a connection in time")
+            self._fail(seeker, attempt, "the engine did not accept a connection in time")
         except OSError:
-            self._fail(seeker, lease, "the engine does not accept connections")
+            self._fail(seeker, attempt, "the engine does not accept connections")
         else:
             self._statistics.engine_connections_opened += 1
             if not engine.usable:
-                self._fail(seeker, lease, "the engine closed a new connection at once")
-            elif not seeker.connected(engine, lease):
+                self._fail(seeker, attempt, "the engine closed a new connection at once")
+            elif not seeker.connected(engine, attempt):
                 engine.become_idle()
         finally:
             self._connecting -= 1
 
-    def _fail(self, seeker: ConnectionSeeker, lease: Lease, reason: str) -> None:
+    def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
         self._statistics.engine_connections_failed += 1
-        seeker.connect_failed(reason, lease)
+        seeker.connect_failed(reason, attempt)
 
     def expire(self, now: float) -> None:
         """Close connections that have been idle for too long."""

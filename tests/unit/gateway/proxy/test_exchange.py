@@ -18,10 +18,10 @@ def test_an_engine_is_read_once_its_client_has_caught_up_and_its_lease_is_thawed
         relay.engine.data_received(ANSWER)
         assert relay.engine_side.reads
         relay.client.pause_writing()
-        holder.lease_frozen()
-        holder.lease_held()
+        holder.frozen()
+        holder.held()
         assert not relay.engine_side.reads
-        lift = {"client": relay.client.resume_writing, "lease": holder.lease_thawed}
+        lift = {"client": relay.client.resume_writing, "lease": holder.thawed}
         lift.pop(first_lifted)()
         assert not relay.engine_side.reads
         lift.popitem()[1]()
@@ -34,14 +34,12 @@ def test_an_engine_is_read_once_its_client_has_caught_up_and_its_lease_is_thawed
     ("steps", "relayed_after"),
     [(["healthy"], 1), (["held", "healthy", "thawed"], 3), (["held", "thawed", "healthy"], 3)],
 )
-def test_a_server_error_is_relayed_once_its_engine_is_healthy_and_not_held(
-    steps: list[str], relayed_after: int
-) -> None:
+def test_a_server_error_waits_until_its_engine_is_healthy_and_not_held(steps: list[str], relayed_after: int) -> None:
     relay = InMemoryRelay()
     relay.access.alive = None
     relay.client.data_received(REQUEST)
     holder = relay.access.asked[0].holder
-    holder.lease_frozen()
+    holder.frozen()
     relay.engine.data_received(ERROR)
     for number, step in enumerate(steps, 1):
         assert (relay.engine_side.reads, relay.client_side.written) == (False, b"")
@@ -49,9 +47,9 @@ def test_a_server_error_is_relayed_once_its_engine_is_healthy_and_not_held(
             case "healthy":
                 relay.access.reports[0](True)
             case "held":
-                holder.lease_held()
+                holder.held()
             case _:
-                holder.lease_thawed()
+                holder.thawed()
         assert bool(relay.client_side.written) is (number == relayed_after)
     assert relay.client_side.written.startswith(b"HTTP/1.1 503 Busy\r\n")
     assert relay.client_side.written.endswith(b"busy")
