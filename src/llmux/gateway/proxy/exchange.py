@@ -17,6 +17,7 @@ from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.observability.access_log import FinishedRequest
 
 
 class RequestingClient(Protocol):
@@ -362,13 +363,15 @@ class Exchange:
         access_log = self._state.options.access_log
         if access_log is not None:
             access_log.add(
-                request_id=self._request_id,
-                model=self._request.model,
-                endpoint=client.counts.endpoint,
-                status=status,
-                request_bytes=self._size_bytes,
-                response_bytes=body_bytes,
-                is_stream=self._answer is not None and self._answer.is_event_stream,
-                queue_seconds=self._request.queue_seconds,
-                seconds=seconds,
+                FinishedRequest(
+                    request_id=self._request_id,
+                    model=self._request.model,
+                    endpoint=client.counts.endpoint,
+                    status=status,
+                    request_bytes=self._size_bytes,
+                    response_bytes=body_bytes,
+                    is_stream=self._answer is not None and self._answer.is_event_stream,
+                    queue_seconds=self._request.queue_seconds,
+                    seconds=seconds,
+                )
             )
