@@ -1,7 +1,7 @@
-"""The policies with six and with forty models that take turns on one GPU, over traffic made up from a seed.
+"""The policies with six and with forty models that take turns on one GPU, over synthetic traffic.
 
-Requests come to the models in the proportion 1, 1/2, 1/3, ..., one by one or in bursts; prompts of 100 to 3,000 tokens,
-answers 200 on the average, exponentially spread.
+Requests come to the models in the proportion 1, 1/2, 1/3, ..., one by one or in bursts. Prompts have 100 to 3,000
+tokens, answers a mean of 200 with an exponential distribution.
 
     python bench/policies/many.py > table.md
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from run import POLICIES, simulated
 
-from llmux.simulation.workload.call import TracedCall
+from llmux.simulation.traffic import TrafficRequest
 
 SECONDS = 3600.0
 WORKLOADS = ((6, 0.3, 1), (6, 1.0, 4), (40, 0.3, 1), (40, 1.0, 5))
-"""Models, requests a second, and how many come at a time on the average."""
+"""Models, requests per second, and mean burst size."""
 COSTS = (1.0, 4.0)
 BATCH_LIMIT = 64
 CONTENDERS = (*((policy, "wait") for policy in POLICIES), ("adaptive", "freeze"))
@@ -38,18 +38,18 @@ class Case:
     drain: str
 
 
-def traffic(case: Case, seed: int = 1) -> list[TracedCall]:
+def traffic(case: Case, seed: int = 1) -> list[TrafficRequest]:
     """The requests of a case."""
     chance = random.Random(seed)
     whole = sum(1 / number for number in range(1, case.models + 1))
-    calls = []
+    requests = []
     for number in range(1, case.models + 1):
         at, pause = 0.0, case.burst * number * whole / case.rate
         while (at := at + chance.expovariate(1 / pause)) < SECONDS:
             for _ in range(chance.randint(1, 2 * case.burst - 1)):
                 answer = max(1, int(chance.expovariate(1 / 200)))
-                calls.append(TracedCall(at, f"model-{number}", chance.randint(100, 3000), answer))
-    return sorted(calls, key=lambda call: call.at_seconds)
+                requests.append(TrafficRequest(at, f"model-{number}", chance.randint(100, 3000), answer))
+    return sorted(requests, key=lambda request: request.at_seconds)
 
 
 def run(case: Case) -> str:

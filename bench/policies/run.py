@@ -1,4 +1,4 @@
-"""All policies over a trace, for every switch cost, length of answers, batch limit and load: see README.md.
+"""All policies over a trace, for every switch cost, length of answers, batch limit and load. README.md explains it.
 
 python bench/policies/run.py --json all.json code=FILE conv=FILE
 python bench/policies/run.py --table all.json > table.md
@@ -20,12 +20,11 @@ from table import render
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.core.eviction import Drain
-from llmux.simulation.report.figures import Figures
+from llmux.simulation.figures import Figures
+from llmux.simulation.traces import read_trace
+from llmux.simulation.traffic import Selection, TrafficRequest, merge, models_of, select
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.scenario import build_scenario, simulate, simulate_when_idle, summarise
-from llmux.simulation.workload.call import TracedCall
-from llmux.simulation.workload.reading import read_trace
-from llmux.simulation.workload.selection import Selection, merge, models_of, select
 
 WHEN_IDLE = "when_idle"
 POLICIES = (*(policy.value for policy in PolicyType), WHEN_IDLE)
@@ -47,22 +46,22 @@ class Case:
 
 
 @cache
-def calls_of(traces: tuple[str, ...], thin: float, stretch: float, seed: int) -> list[TracedCall]:
-    """The requests of a case."""
+def requests_of(traces: tuple[str, ...], thin: float, stretch: float, seed: int) -> list[TrafficRequest]:
+    """The requests of a case; the same for many cases, so they are read once per process."""
     return select(merge([read_trace(trace) for trace in traces]), Selection(thin=thin, stretch=stretch, seed=seed))
 
 
-def load_of(calls: list[TracedCall], batch: int) -> float:
-    """The part of the engine's time that the requests take without a switch: reading, or writing in full batches."""
-    speed, seconds = EngineSpeed(), calls[-1].at_seconds
-    reading = sum(call.prompt_tokens for call in calls) / speed.prefill
-    writing = sum(call.output_tokens - 1 for call in calls) / (speed.decode_full * batch)
-    return max(reading, writing) / seconds
+def load_of(requests: list[TrafficRequest], batch: int) -> float:
+    """The share of the engine's time for prefill, or for decoding in full batches, whichever is higher; no switches."""
+    speed, seconds = EngineSpeed(), requests[-1].at_seconds
+    prefill = sum(request.prompt_tokens for request in requests) / speed.prefill
+    decode = sum(request.output_tokens - 1 for request in requests) / (speed.decode_full * batch)
+    return max(prefill, decode) / seconds
 
 
-def simulated(calls: list[TracedCall], policy: str, drain: str, cost: float, batch: int) -> Figures:
-    """What comes of the requests under a policy; nobody gives up waiting, and no drain is cut short."""
-    models = {name: {"model_path": name, "drain": drain} for name in models_of(calls)}
+def simulated(requests: list[TrafficRequest], policy: str, drain: str, cost: float, batch: int) -> Figures:
+    """The figures under a policy, with clients that wait for ever and drains without a deadline."""
+    models = {name: {"model_path": name, "drain": drain} for name in models_of(requests)}
     config = {
         "models": models,
         "policy": {"eviction": "offload+keep_running"},
@@ -73,18 +72,18 @@ def simulated(calls: list[TracedCall], policy: str, drain: str, cost: float, bat
     settings = loads(json.dumps(config)).settings
     scenario = build_scenario(settings, [str(cost)], batch_limit=batch, request_timeout_seconds=0)
     if policy == WHEN_IDLE:
-        outcome = simulate_when_idle(scenario, calls)
+        result = simulate_when_idle(scenario, requests)
     else:
-        outcome = simulate(scenario, calls, PolicyType(policy))
-    return summarise(policy, calls, outcome).total
+        result = simulate(scenario, requests, PolicyType(policy))
+    return summarise(policy, requests, result).total
 
 
 def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:
     """Simulate one case."""
-    calls = calls_of(traces, case.thin, case.stretch, case.seed)
-    figures = simulated(calls, case.policy, case.drain.value, case.cost, case.batch)
+    requests = requests_of(traces, case.thin, case.stretch, case.seed)
+    figures = simulated(requests, case.policy, case.drain.value, case.cost, case.batch)
     return asdict(case) | {
-        "load": load_of(calls, case.batch),
+        "load": load_of(requests, case.batch),
         "p99": figures.ttft.p99,
         "mean": figures.ttft.mean,
         "latency": figures.latency.mean,
@@ -109,9 +108,9 @@ def main() -> None:
     parser.add_argument("traces", nargs="*", metavar="NAME=FILE")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policies", default=",".join(POLICIES))
-    parser.add_argument("--drain", choices=[drain.value for drain in DRAINS], help="only with this, not with both")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--table", type=Path, nargs="+", help="make the table of figures that are there")
+    parser.add_argument("--drain", choices=[drain.value for drain in DRAINS], help="only this one instead of both")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of figures in these files")
     given = parser.parse_args()
     if given.table:
         print(render([result for file in given.table for result in json.loads(file.read_text())]))

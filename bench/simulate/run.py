@@ -15,37 +15,37 @@ import time
 
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
+from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
-from llmux.simulation.workload.call import TracedCall
 
 BAR_PER_SECOND = 50_000
 ROUNDS = 5
 SHARES = {"mostly_resident": 0.0005, "taking_turns": 0.4}
 
 
-def traffic(requests: int, share: float) -> list[TracedCall]:
-    """Requests of which so many are for the second model."""
+def traffic(requests: int, share: float) -> list[TrafficRequest]:
+    """Requests, a share of which is for the second model."""
     chance = random.Random(1)
-    calls, at = [], 0.0
+    made, at = [], 0.0
     for _ in range(requests):
         at += chance.expovariate(4.0)
         model = "b" if chance.random() < share else "a"
-        calls.append(TracedCall(at, model, chance.randint(1, 800), chance.randint(1, 400)))
-    return calls
+        made.append(TrafficRequest(at, model, chance.randint(1, 800), chance.randint(1, 400)))
+    return made
 
 
-def measure(calls: list[TracedCall], policy: PolicyType) -> tuple[float, float]:
-    """Requests a second: of the run alone, and with its figures."""
+def measure(requests: list[TrafficRequest], policy: PolicyType) -> tuple[float, float]:
+    """Requests per second: of the run alone, and together with computing its figures."""
     models = {name: {"model_path": name, "eviction": "offload+keep_running"} for name in "ab"}
     scenario = build_scenario(loads(json.dumps({"models": models})).settings, ["2"])
     best, best_with_figures = 0.0, 0.0
     for _ in range(ROUNDS):
         began_at = time.process_time()
-        outcome = simulate(scenario, calls, policy)
+        result = simulate(scenario, requests, policy)
         ran_at = time.process_time()
-        summarise(policy, calls, outcome)
-        best = max(best, len(calls) / (ran_at - began_at))
-        best_with_figures = max(best_with_figures, len(calls) / (time.process_time() - began_at))
+        summarise(policy, requests, result)
+        best = max(best, len(requests) / (ran_at - began_at))
+        best_with_figures = max(best_with_figures, len(requests) / (time.process_time() - began_at))
     return best, best_with_figures
 
 
@@ -58,8 +58,8 @@ def main() -> int:
     figures: dict[str, object] = {"requests": options.requests, "bar_per_second": BAR_PER_SECOND}
     slowest = float("inf")
     for name, share in SHARES.items():
-        calls = traffic(options.requests, share)
-        rates = {policy.value: measure(calls, policy) for policy in PolicyType}
+        requests = traffic(options.requests, share)
+        rates = {policy.value: measure(requests, policy) for policy in PolicyType}
         figures[name] = {
             policy: {"simulated": round(run), "with_figures": round(both)} for policy, (run, both) in rates.items()
         }

@@ -18,7 +18,7 @@ def stranger(ledger: Ledger, mib: int) -> Iterator[int]:
     """A process of somebody else that holds memory of the GPU."""
     process = subprocess.Popen((sys.executable, "-S", "-c", "import signal; signal.pause()"))
     try:
-        ledger.claim(process.pid, mib, "stranger")
+        ledger.allocate(process.pid, mib, "stranger")
         yield process.pid
         assert process.poll() is None, "what is not llmux's was ended"
     finally:
@@ -57,8 +57,8 @@ async def _until_waiting(server: LlmuxProcess, ledger: Ledger, model: str) -> No
         while True:
             async with session.get(f"{server.url}/control/status") as answer:
                 state = (await answer.json())["state"]
-            held = [claim for claim in ledger.snapshot().claims if claim.mib > 100]
-            if state.endswith(f"->{model}") and [claim.model for claim in held] == ["stranger"]:
+            held = [allocation for allocation in ledger.snapshot().allocations if allocation.mib > 100]
+            if state.endswith(f"->{model}") and [allocation.model for allocation in held] == ["stranger"]:
                 break
             await asyncio.sleep(0.01)
     # Long enough for an engine that does not wait to have been refused its memory.

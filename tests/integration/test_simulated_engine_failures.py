@@ -31,8 +31,10 @@ async def test_sleep_frees_the_virtual_gpu_down_to_the_residue_and_waking_takes_
             await model.post(path)
             used.append(ledger.snapshot().used_mib)
         assert used == [800, 50, 425, 800]
-        assert [(claim.model, claim.pid) for claim in ledger.snapshot().claims] == [("a", model.pid)]
-    assert ledger.snapshot().claims == ()
+        assert [(allocation.model, allocation.pid) for allocation in ledger.snapshot().allocations] == [
+            ("a", model.pid)
+        ]
+    assert ledger.snapshot().allocations == ()
 
 
 async def test_two_that_do_not_fit_together(ledger: Ledger) -> None:
@@ -82,25 +84,25 @@ async def test_held_memory_is_real_and_given_back() -> None:
 
 async def test_a_worker_outlives_its_root_and_holds_the_memory_until_it_is_gone(ledger: Ledger) -> None:
     async with engine(*on(ledger), "--sim-worker", "--sim-worker-linger-ms", "400") as model:
-        (claim,) = ledger.snapshot().claims
-        assert claim.pid != model.pid
+        (allocation,) = ledger.snapshot().allocations
+        assert allocation.pid != model.pid
         os.kill(model.pid, signal.SIGKILL)
         await model.exit_code()
-        assert is_alive(claim.pid)
+        assert is_alive(allocation.pid)
         assert ledger.snapshot().used_mib == 800
 
         async def freed() -> bool:
-            return not ledger.snapshot().claims
+            return not ledger.snapshot().allocations
 
         await eventually(freed, "the worker is gone")
 
 
 async def test_the_death_of_the_worker_is_the_death_of_the_engine(ledger: Ledger) -> None:
     async with engine(*on(ledger), "--sim-worker") as model:
-        (claim,) = ledger.snapshot().claims
-        os.kill(claim.pid, signal.SIGKILL)
+        (allocation,) = ledger.snapshot().allocations
+        os.kill(allocation.pid, signal.SIGKILL)
         assert await model.exit_code() == 0
-        assert ledger.snapshot().claims == ()
+        assert ledger.snapshot().allocations == ()
 
 
 async def test_killing_the_group_ends_the_worker_at_once(ledger: Ledger) -> None:
@@ -109,7 +111,7 @@ async def test_killing_the_group_ends_the_worker_at_once(ledger: Ledger) -> None
         await model.exit_code()
 
         async def freed() -> bool:
-            return not ledger.snapshot().claims
+            return not ledger.snapshot().allocations
 
         await eventually(freed, "the worker is gone")
 

@@ -36,7 +36,7 @@ async def test_what_passes_by_gpu_memory(tmp_path: Path) -> None:
     assert stop.split()[0] == "Retain+Stop" and stop.split()[3:6] == ["900", "0", "900"]
     assert rest == ["Freed memory was judged by GPU memory.", "All policies passed."]
     assert "starting the engine" in ended.errors
-    assert Ledger(tmp_path / "gpu.json").snapshot().claims == (), "the engine is stopped at the end"
+    assert Ledger(tmp_path / "gpu.json").snapshot().allocations == (), "the engine is stopped at the end"
 
 
 async def test_without_a_gpu_the_hosts_memory_is_the_judge(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ async def serving(
 
 async def nothing_left(ledger: Ledger, temporary: Path, deadline_seconds: float = 5.0) -> LedgerSnapshot:
     """The ledger after the end, which has to be free, never refused, and without temporary files beside it."""
-    await eventually(lambda: not ledger.snapshot().claims, "no claim left", deadline_seconds)
+    await eventually(lambda: not ledger.snapshot().allocations, "no allocation left", deadline_seconds)
     await eventually(lambda: os.listdir(temporary) == [], f"no file left in {temporary}", deadline_seconds)  # noqa: PTH208
     book = ledger.snapshot()
     assert book.refused == ()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.server import VIRTUAL_GPUS
+
 RUN_SECONDS = 50.0
 
 
@@ -40,7 +42,7 @@ async def run_llmux(*arguments: str, directory: Path | None, limit_seconds: floa
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
+        env={**os.environ, **VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
     )
     try:
         async with asyncio.timeout(limit_seconds):

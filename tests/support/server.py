@@ -14,11 +14,15 @@ from typing import Any
 import aiohttp
 import psutil
 
+from llmux.gpus.hook import VARIABLE as GPU_HOOK_VARIABLE
+from llmux.simulation.gpus import HOOK
 from llmux.simulation.ledger import Ledger
 
 LISTENING = re.compile(r"listening .*url=(http://\S+)")
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+VIRTUAL_GPUS = {GPU_HOOK_VARIABLE: HOOK}
+"""Makes llmux read the ledgers of simulated engines as it reads GPUs."""
 SIMULATED_ENGINE = str(Path(sys.executable).parent / "llmux-sim-engine")
 
 
@@ -148,7 +152,7 @@ async def _start(command: Sequence[str], directory: Path, environment: Mapping[s
         cwd=directory,
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **VIRTUAL_GPUS, **(environment or {})},
         limit=1 << 20,
     )
     return LlmuxProcess(process)

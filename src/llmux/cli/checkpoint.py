@@ -13,7 +13,6 @@ from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import require_checkpointer
-from llmux.simulation.gpus import find_virtual_gpu
 from llmux.tools.checkpointing import Checkpoint, Restored, make_checkpoint, restore_to_stay
 from llmux.tools.standalone import Memory, open_standalone
 
@@ -96,7 +95,7 @@ async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, war
     imager = require_checkpointer(settings)
     # With keep=True an image that is still valid would be reused; this command is asked for a new one.
     images = CheckpointStore(imager, model, keep=False)
-    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    async with open_standalone(settings, model, images=images) as engine:
         return await make_checkpoint(engine, imager, eviction, show_step, warms_up=warms_up)
 
 
@@ -105,7 +104,7 @@ async def _restore(settings: Settings, model: str) -> Restored:
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = imager.image_path(model) if model in settings.models else None
     images = CheckpointStore(imager, model, keep=keep, configured=given)
-    async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+    async with open_standalone(settings, model, images=images) as engine:
         return await restore_to_stay(engine, imager, show_step)
 
 

@@ -8,20 +8,24 @@ from rich.console import Console
 
 from llmux.cli.running import run_server
 from llmux.observability.logging import configure_logging
-from llmux.simulation.demo.display import LiveDisplay, PlainDisplay
-from llmux.simulation.demo.report import render_summary
 from llmux.simulation.demo.run import Demo, DemoOptions
+from llmux.simulation.demo.summary import render_summary
+from llmux.simulation.demo.view import LiveDisplay, PlainDisplay
 
 INTERRUPTED = 130
 SIGNAL_EXIT = 128
 
-SecondsOption = Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="For how long clients come.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Another number, other traffic.")]
-ServeOption = Annotated[
-    bool, typer.Option("--serve", help="No clients: run until Ctrl-C and show a request to try by hand.")
+SecondsOption = Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="How long clients arrive.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Of the random traffic; the same seed gives the same requests.")
 ]
-PortOption = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0: any.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and the rest to standard error.")]
+ServeOption = Annotated[
+    bool, typer.Option("--serve", help="Without clients: serve until Ctrl-C, and show a request to try by hand.")
+]
+PortOption = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0: any free one.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON, and everything else to standard error.")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engines' output.")]
 
 
@@ -33,10 +37,13 @@ def demo(
     json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Watch three models share one virtual GPU that holds one of them: no GPU needed.
+    """Watch three models share one virtual GPU that holds only one of them. No GPU is needed.
 
-    Runs the real server over simulated engines, with clients that check every answer, and sums up at the end. Ctrl-C
-    ends it early, with the figures so far. Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost
+    The real server runs over simulated engines. Clients ask all three models at random, check every answer, and some
+    disconnect early; the view shows which model is on the GPU, who waits, and each switch. At the end it sums up.
+    Ctrl-C ends it early, with the figures so far.
+
+    Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost
     or answered wrongly, the GPU was over-committed, or it could not start; 2 wrong usage; 128 and the signal's number
     if interrupted (Ctrl-C: 130); 70 internal error.
     """
@@ -55,21 +62,21 @@ def demo(
 
 async def _run(run: Demo, verbose: bool) -> None:
     with run.display:
-        # Only now, so that on a terminal what is logged goes above the live view.
+        # After the display has begun, so that on a terminal log lines appear above the live view.
         configure_logging("warning", verbose=verbose)
         await run.run()
 
 
 def _conclude(run: Demo, serve: bool, json: bool) -> None:
-    """Show the figures, and end with the exit code that they deserve."""
-    summary, board = run.summary, run.board
-    if summary is None or board is None:
+    """Print the summary and end with the exit code for it."""
+    summary, state = run.summary, run.state
+    if summary is None or state is None:
         raise typer.Exit(INTERRUPTED)
     if json:
         typer.echo(json_text.dumps(summary.as_data(), indent=2))
     elif not serve or not summary.is_good:
         console = Console()
-        console.print(render_summary(summary, board, console.width), highlight=False)
+        console.print(render_summary(summary, state, console.width), highlight=False)
     if not summary.is_good:
         raise typer.Exit(1)
     if run.interrupted_by is not None and not serve:

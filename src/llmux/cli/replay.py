@@ -20,24 +20,27 @@ from llmux.cli.traces import (
     TraceArgument,
     print_document,
     print_report,
-    read_calls,
+    read_requests,
     selection_of,
 )
 from llmux.errors import LlmuxError
-from llmux.simulation.replay.run import Replay, Replayed
-from llmux.simulation.report.document import document
-from llmux.simulation.report.table import render
+from llmux.simulation.replay import Replayed
+from llmux.simulation.replay import replay as replay_trace
+from llmux.simulation.tables import document, render
 
 NAME = "replay"
+"""Of the row in the report, in place of a policy's."""
 LATE_SECONDS = 0.1
+"""Requests later than this distort the waits that are reported."""
 PROBLEMS_SHOWN = 5
 
 SpeedOption = Annotated[
-    float, typer.Option("--speed", min=1e-3, help="Send so many times as fast as recorded; engines stay as they are.")
+    float,
+    typer.Option("--speed", min=1e-3, help="Divide the arrival times by this; the engines' speed stays what it is."),
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--api-key", envvar="LLMUX_API_KEY", metavar="KEY", help="Needed if llmux has api_keys."),
+    typer.Option("--api-key", envvar="LLMUX_API_KEY", metavar="KEY", help="One of llmux's api_keys, if it has any."),
 ]
 
 
@@ -54,10 +57,11 @@ def replay(
     align: AlignOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Send recorded traffic to a running llmux, and report what 'llmux simulate' reports.
+    """Send recorded traffic to a running llmux, and report the figures of 'llmux simulate'.
 
-    Each request is sent at its time, whatever has become of the others: a streamed completion with about as many
-    tokens of prompt and answer as recorded. With the same --seed it is the traffic that 'llmux simulate' plays.
+    Each request is sent at its recorded time, however the earlier ones fare, as a streamed completion with about as
+    many tokens of prompt and answer as recorded. The same options select the same requests as in 'llmux simulate', so
+    that the two reports can be compared.
 
     Example: llmux replay code=azure-code.csv chat=azure-conv.csv --thin 0.4 --seconds 300
 
@@ -65,10 +69,11 @@ def replay(
     figures so far.
     """
     try:
-        calls = read_calls(traces, selection_of(seed, thin, stretch, skip, seconds, align))
+        requests = read_requests(traces, selection_of(seed, thin, stretch, skip, seconds, align))
         _raise_open_files()
         with ProgressBars() as progress:
-            replayed = asyncio.run(Replay(url, calls, speed, api_key).run(progress.begin("sent", len(calls))))
+            report_sent = progress.begin("sent", len(requests))
+            replayed = asyncio.run(replay_trace(url, requests, speed=speed, api_key=api_key, progress=report_sent))
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None
@@ -78,7 +83,7 @@ def replay(
     if json:
         late, costs = round(replayed.late_seconds, 6), replayed.switches.mean_costs
         more = {"seed": seed, "speed": speed, "late_seconds": late, "costs": costs}
-        print_document(document(traces, len(replayed.heard), [figures], None, **more))
+        print_document(document(traces, len(replayed.outcomes), [figures], None, **more))
     else:
         print_report(render([figures], None))
         if costs := replayed.switches.mean_costs:
@@ -87,7 +92,7 @@ def replay(
 
 
 def _conclude(replayed: Replayed) -> None:
-    """Say what went wrong, and end with the exit code for it."""
+    """Print what went wrong and end with the exit code for it."""
     if replayed.late_seconds > LATE_SECONDS:
         typer.echo(
             f"llmux: some requests were sent up to {replayed.late_seconds:.1f} s late: this machine is too busy to "
@@ -104,6 +109,6 @@ def _conclude(replayed: Replayed) -> None:
 
 
 def _raise_open_files() -> None:
-    """Each open request is an open file."""
+    """Each open request is an open file, and the soft limit is often 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

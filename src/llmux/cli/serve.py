@@ -9,7 +9,6 @@ from llmux.cli.options import ConfigOption, VerboseOption, load_settings
 from llmux.cli.running import run_server
 from llmux.observability.logging import configure_logging
 from llmux.server.app import serve as serve_forever
-from llmux.simulation.gpus import find_virtual_gpu
 
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Address to listen on; overrides the configuration's host.")
@@ -38,4 +37,4 @@ def serve(
     """
     settings = load_settings(config, host, port)
     configure_logging(settings.log_level.value, verbose=verbose)
-    run_server(serve_forever(settings, find_virtual_gpu=find_virtual_gpu))
+    run_server(serve_forever(settings))

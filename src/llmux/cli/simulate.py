@@ -20,53 +20,70 @@ from llmux.cli.traces import (
     TraceArgument,
     print_document,
     print_report,
-    read_calls,
+    read_requests,
     selection_of,
 )
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
-from llmux.simulation.report.document import document
-from llmux.simulation.report.files import check_plot_file, write_plot
-from llmux.simulation.report.picture import curves, gantt
-from llmux.simulation.report.table import render
+from llmux.simulation.plots import Report, check_plot_file, write_plot
+from llmux.simulation.tables import document, render
+from llmux.simulation.traffic import TrafficRequest, models_of
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.scenario import Study, build_scenario, check_models, study
-from llmux.simulation.workload.call import TracedCall
-from llmux.simulation.workload.selection import models_of
+from llmux.simulation.virtual.scenario import build_scenario, check_models, study
 
 DEFAULT_EVICTION = "offload+keep_running"
+"""The cheapest switch that every engine can do, for those who give no configuration."""
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="Configuration; without: the trace's models and defaults."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="llmux's configuration. Without it: the trace's models, one at a time on the GPU, with llmux's defaults.",
+    ),
 ]
 PolicyOption = Annotated[
     list[str] | None,
-    typer.Option("--policy", metavar="NAME", help="Policy to try; repeatable, or with commas. Without: all."),
+    typer.Option(
+        "--policy", metavar="NAME", help="Policy to simulate; repeatable, or separated by commas. Without it: all."
+    ),
 ]
 CostsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--costs",
         metavar="[MODEL:]COST",
-        help="Seconds of a switch: 2, or evict=0.5,wake=1.5,cold=30; repeatable. Without: by the model's eviction.",
+        help="Seconds that a switch takes: 2, or evict=0.5,wake=1.5,cold=30; repeatable. Without it: published "
+        "measurements for the model's eviction.",
     ),
 ]
 BatchOption = Annotated[
-    int | None, typer.Option("--batch-limit", min=1, help="Requests per engine, over the models' max_in_flight.")
+    int | None,
+    typer.Option("--batch-limit", min=1, help="Requests in an engine's batch, in place of the models' max_in_flight."),
 ]
 TimeoutOption = Annotated[
     float | None,
-    typer.Option("--request-timeout", min=0, help="Seconds, over request_timeout_seconds; 0: patient clients."),
+    typer.Option("--request-timeout", min=0, help="In place of request_timeout_seconds; 0: requests wait for ever."),
 ]
-PrefillOption = Annotated[float, typer.Option("--prefill", min=1e-3, help="Tokens a second of reading prompts.")]
+PrefillOption = Annotated[float, typer.Option("--prefill", min=1e-3, help="Tokens per second of prefill.")]
 DecodeOption = Annotated[
-    str, typer.Option("--decode", metavar="ALONE[:FULL]", help="Tokens a second per answer, alone and in a full batch.")
+    str,
+    typer.Option(
+        "--decode",
+        metavar="ALONE[:FULL]",
+        help="Tokens per second of decoding each answer, alone and in a full batch.",
+    ),
 ]
 PlotOption = Annotated[
     list[Path] | None,
-    typer.Option("--plot", metavar="FILE", help="Draw the runs into FILE.html or FILE.png; repeatable."),
+    typer.Option(
+        "--plot",
+        metavar="FILE",
+        help="Draw which model was on the GPU when, and times to first token, into FILE.html (with all tables), "
+        "FILE.svg or FILE.png; repeatable. Needs the extra 'plot'.",
+    ),
 ]
 
 
@@ -88,11 +105,13 @@ def simulate(
     json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Try policies on recorded traffic, in virtual time, with the scheduler that serves.
+    """Simulate policies over recorded traffic. It drives llmux's real scheduler on virtual time.
 
-    A TRACE is a CSV file with the columns timestamp, model, prompt_tokens and output_tokens, or those of Azure or
-    BurstGPT, or it is llmux's access log. Several are played together. No engine is started: docs/simulation.md says
-    how engines are modelled, and what the lower bound means that stands below the policies.
+    A TRACE is a CSV file with the columns timestamp, model, prompt_tokens and output_tokens, or with those of the Azure
+    or BurstGPT traces, or an access log of llmux. Several traces are played together. No engine is started and no GPU
+    is needed: switches take what --costs says, engines prefill and decode at the given speeds. Below the policies
+    stands a lower bound, which no policy can beat. How engines are modelled and the bound is computed:
+    docs/simulation.md.
 
     Example: llmux simulate code=azure-code.csv chat=azure-conv.csv -c llmux.yaml --costs 2 --thin 0.4
 
@@ -103,29 +122,30 @@ def simulate(
     try:
         for file in plot or ():
             check_plot_file(file)
-        calls = read_calls(traces, selection_of(seed, thin, stretch, skip, seconds, align))
-        settings = load_settings(config, None, None) if config is not None else default_settings(calls)
-        check_models(settings, calls)
+        requests = read_requests(traces, selection_of(seed, thin, stretch, skip, seconds, align))
+        settings = load_settings(config, None, None) if config is not None else default_settings(requests)
+        check_models(settings, requests)
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )
         with ProgressBars() as progress:
-            found = study(scenario, calls, policies, progress.begin)
+            found = study(scenario, requests, policies, progress.begin)
         for file in plot or ():
-            _draw(file, traces, calls, found)
+            facts = [f"{len(requests)} requests over {requests[-1].at_seconds:.0f} s from {' '.join(traces)}"]
+            write_plot(file, Report("llmux simulate", facts, models_of(requests), found))
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if json:
-        print_document(document(traces, len(calls), found.runs, found.bound, seed=seed))
+        print_document(document(traces, len(requests), found.runs, found.bound, seed=seed))
     else:
         print_report(render(found.runs, found.bound))
 
 
 def chosen_policies(names: Sequence[str]) -> list[PolicyType]:
-    """The policies that were asked for, or all; ends the program with 2 where there is no such."""
+    """The policies with these names, or all if there are none; an unknown name ends the program with 2."""
     words = [word for name in names for word in name.split(",") if word]
     try:
         return [PolicyType(word) for word in dict.fromkeys(words)] or list(PolicyType)
@@ -135,7 +155,7 @@ def chosen_policies(names: Sequence[str]) -> list[PolicyType]:
 
 
 def engine_speed(prefill: float, decode: str) -> EngineSpeed:
-    """The engine that was asked for; ends the program with 2 where it cannot be."""
+    """The speeds of the options; impossible ones end the program with 2."""
     alone, _, full = decode.partition(":")
     try:
         speed = EngineSpeed(prefill, float(alone), float(full or alone))
@@ -146,15 +166,8 @@ def engine_speed(prefill: float, decode: str) -> EngineSpeed:
     return speed
 
 
-def default_settings(calls: Sequence[TracedCall]) -> Settings:
-    """A configuration for those who give none: the trace's models, one at a time on the GPU."""
+def default_settings(requests: Sequence[TrafficRequest]) -> Settings:
+    """The configuration if none is given: the trace's models, one at a time on the GPU."""
     return Settings.model_validate(
-        {"models": {name: {"model_path": name, "eviction": DEFAULT_EVICTION} for name in models_of(calls)}}
+        {"models": {name: {"model_path": name, "eviction": DEFAULT_EVICTION} for name in models_of(requests)}}
     )
-
-
-def _draw(file: Path, traces: Sequence[str], calls: Sequence[TracedCall], found: Study) -> None:
-    models = models_of(calls)
-    pictures = [gantt(found.plotted, models), curves(found.plotted, models, found.bound.durations)]
-    facts = [f"{len(calls)} requests over {calls[-1].at_seconds:.0f} s from {' '.join(traces)}"]
-    write_plot(file, "llmux simulate", facts, found.runs, found.bound, pictures)

@@ -20,7 +20,6 @@ from llmux.control.status import policy_word
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
-from llmux.simulation.gpus import find_virtual_gpu
 from llmux.tools.standalone import Memory, open_standalone
 from llmux.tools.validation import Trial, Validation
 from llmux.tools.validation import validate as validate_engine
@@ -70,7 +69,7 @@ def validate(
 
 async def _validate(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Validation:
     with _separate_images(settings, model, evictions) as images:
-        async with open_standalone(settings, model, images=images, find_virtual_gpu=find_virtual_gpu) as engine:
+        async with open_standalone(settings, model, images=images) as engine:
             return await validate_engine(engine, evictions, show_step)
 
 

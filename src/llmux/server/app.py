@@ -30,7 +30,6 @@ from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
 from llmux.server.build import (
-    FindVirtualGpu,
     build_checkpoint_stores,
     build_checkpointer,
     build_headroom,
@@ -58,7 +57,6 @@ class Server:
         self,
         settings: Settings,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        find_virtual_gpu: FindVirtualGpu | None = None,
     ) -> None:
         self.settings = settings
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
@@ -76,7 +74,7 @@ class Server:
                 self._endpoints[name],
                 self._exit_callback(name),
                 store=self._images.get(name),
-                headroom=build_headroom(settings, name, find_virtual_gpu),
+                headroom=build_headroom(settings, name),
                 on_leaving=self._forget_upstream,
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
@@ -166,7 +164,6 @@ async def serve(
     settings: Settings,
     *,
     on_ready: Callable[[Server], None] | None = None,
-    find_virtual_gpu: FindVirtualGpu | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
 
@@ -181,7 +178,7 @@ async def serve(
         for number in SIGNALS:
             stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        server = Server(settings, tasks.create_task, find_virtual_gpu)
+        server = Server(settings, tasks.create_task)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
         for number in SIGNALS:

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.policy import PolicySettings, PolicyType
@@ -21,14 +21,10 @@ from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.vllm import ControlTimeouts
 from llmux.errors import ConfigError, Problem
-from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
+from llmux.gpus.hook import load_gpu_hook
+from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
-
-FindVirtualGpu: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
-"""The virtual GPU of an engine with these arguments and this environment, and what its start needs; None: it has none.
-
-Passed in by whoever knows the simulated engine."""
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """How many wakes pass from one check to the next."""
@@ -105,13 +101,17 @@ def build_checkpoint_stores(settings: Settings, imager: Checkpointer | None) -> 
     }
 
 
-def build_headroom(settings: Settings, name: str, find_virtual_gpu: FindVirtualGpu | None) -> GpuHeadroom:
-    """The GPUs as the model's engine sees them: those of its ledger if it is a simulated one."""
+def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
+    """The GPUs as the model's engine sees them, read through NVML or by the function that LLMUX_GPU_READER names.
+
+    Raises GpuHookUnusable.
+    """
     model = settings.models[name]
     environment = os.environ | model.env
-    virtual = find_virtual_gpu(model.engine_arguments, environment) if find_virtual_gpu is not None else None
-    if virtual is not None:
-        reader, need = virtual
+    find_gpus = load_gpu_hook()
+    found = find_gpus(model.engine_arguments, environment) if find_gpus is not None else None
+    if found is not None:
+        reader, need = found
         return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
     need = None if model.start_share is None else StartNeed(share=model.start_share)
     nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))

@@ -1,4 +1,4 @@
-"""The virtual GPU as llmux sees a real one: for engines that were told of a ledger."""
+"""Lets llmux read a ledger as it reads a GPU, through the hook of ``llmux.gpus.hook``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +11,27 @@ from llmux.gpus.memory import GpuMemory, GpuProcess, GpuReader, StartNeed
 from llmux.simulation.engine.options import parse
 from llmux.simulation.ledger import Ledger, LedgerError, LedgerSnapshot
 
+HOOK = f"{__name__}:find_virtual_gpu"
+"""The value of LLMUX_GPU_READER under which llmux serves simulated engines."""
 LEDGER_FLAG = "--sim-gpu-ledger"
 LEDGER_VARIABLE = "LLMUX_SIM_LEDGER"
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerReader:
-    """Reads one ledger."""
+    """A GpuReader for the one virtual GPU of a ledger."""
 
     path: Path
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        book = self._read()
-        return (GpuMemory(str(self.path), book.capacity_mib, book.used_mib),)
+        snapshot = self._snapshot()
+        return (GpuMemory(str(self.path), snapshot.capacity_mib, snapshot.used_mib),)
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
-        claims = sorted(self._read().claims, key=lambda claim: -claim.mib)
-        return tuple(GpuProcess(claim.pid, claim.model or _name(claim.pid), claim.mib) for claim in claims if claim.mib)
+        held = sorted(self._snapshot().allocations, key=lambda allocation: -allocation.mib)
+        return tuple(GpuProcess(one.pid, one.model or _name(one.pid), one.mib) for one in held if one.mib)
 
-    def _read(self) -> LedgerSnapshot:
+    def _snapshot(self) -> LedgerSnapshot:
         try:
             return Ledger(self.path).snapshot()
         except LedgerError as error:
@@ -39,13 +41,16 @@ class LedgerReader:
 def find_virtual_gpu(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[GpuReader, StartNeed | None] | None:
-    """The reader for an engine started so, and what it needs to start; None where it has no virtual GPU."""
+    """The virtual GPU of an engine with this command line and what it needs to start; None for an engine without one.
+
+    The command line is parsed as the simulated engine's only if it, or the environment, names a ledger.
+    """
     if LEDGER_VARIABLE not in environment and not any(word.partition("=")[0] == LEDGER_FLAG for word in arguments):
         return None
     try:
         options, _, _ = parse(["--model", "any", *arguments], environment)
     except SystemExit:
-        # The engine will refuse its command line itself, and say why.
+        # The engine rejects its command line itself when it is started, with the reason.
         return None
     if not options.ledger_path:
         return None

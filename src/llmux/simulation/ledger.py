@@ -1,6 +1,7 @@
-"""A virtual GPU: one locked JSON file in which simulated engines claim and release memory.
+"""A virtual GPU: one locked JSON file in which simulated engines allocate and release memory.
 
-A claim that does not fit is refused, so an orchestrator that double-books the GPU is found out without one.
+An allocation that does not fit is refused and recorded, so an orchestrator that double-books the GPU is found out
+without one.
 """
 
 import contextlib
@@ -15,8 +16,10 @@ from typing import Any
 
 LOCK_TIMEOUT_SECONDS = 10.0
 REFUSALS_KEPT = 200
+"""Keeps the file small when an engine retries for ever; the first refusal already proves the fault."""
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 ROUNDING_TICKS = 1
+"""Offsets of time namespaces are rounded to ticks, so a start time read from another one may be off by one."""
 
 
 class LedgerError(Exception):
@@ -24,7 +27,7 @@ class LedgerError(Exception):
 
 
 class LedgerFull(Exception):
-    """The claim does not fit beside the others."""
+    """The allocation does not fit beside the others."""
 
     def __init__(self, wanted_mib: int, free_mib: int, capacity_mib: int) -> None:
         self.wanted_mib = wanted_mib
@@ -34,8 +37,8 @@ class LedgerFull(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What one living process holds; ``started`` tells a process from a later one with the same pid."""
+class Allocation:
+    """The memory of one living process; ``started`` (ticks since boot) tells it from a later one with the same pid."""
 
     pid: int
     model: str
@@ -46,7 +49,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One attempt to take more than was free: proof that somebody double-booked the GPU."""
+    """An attempt to allocate more than was free: proof that the GPU was double-booked."""
 
     pid: int
     model: str
@@ -57,91 +60,100 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSnapshot:
-    """The virtual GPU at one moment; claims of dead processes are not in it."""
+    """The virtual GPU at one moment, without the allocations of dead processes."""
 
     capacity_mib: int
     used_mib: int
     peak_mib: int
     refused: tuple[Refusal, ...]
-    claims: tuple[Claim, ...]
+    allocations: tuple[Allocation, ...]
 
     @property
     def free_mib(self) -> int:
-        """What could be claimed now."""
+        """Memory that can be allocated now."""
         return self.capacity_mib - self.used_mib
 
 
 @dataclass(slots=True)
-class _Book:
+class _Contents:
+    """The file, decoded."""
+
     capacity_mib: int
     peak_mib: int = 0
-    claims: dict[int, Claim] = field(default_factory=dict)
+    allocations: dict[int, Allocation] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
 
     @property
     def used_mib(self) -> int:
-        return sum(claim.mib for claim in self.claims.values())
+        return sum(allocation.mib for allocation in self.allocations.values())
 
     @classmethod
-    def decode(cls, document: dict[str, Any]) -> "_Book":
-        claims = [Claim(**claim) for claim in document["claims"]]
-        living = {claim.pid: claim for claim in claims if _is_same(process_started(claim.pid), claim.started)}
+    def decode(cls, document: dict[str, Any]) -> "_Contents":
+        allocations = [Allocation(**allocation) for allocation in document["allocations"]]
+        living = {one.pid: one for one in allocations if _is_same(process_started(one.pid), one.started)}
         refused = [Refusal(**refusal) for refusal in document["refused"]]
         return cls(document["capacity_mib"], document["peak_mib"], living, refused)
 
     def encode(self) -> str:
-        claims = [asdict(claim) for claim in self.claims.values()]
-        refused = [asdict(refusal) for refusal in self.refused[-REFUSALS_KEPT:]]
-        document = {"capacity_mib": self.capacity_mib, "peak_mib": self.peak_mib, "claims": claims, "refused": refused}
+        document = {
+            "capacity_mib": self.capacity_mib,
+            "peak_mib": self.peak_mib,
+            "allocations": [asdict(allocation) for allocation in self.allocations.values()],
+            "refused": [asdict(refusal) for refusal in self.refused[-REFUSALS_KEPT:]],
+        }
         return json.dumps(document, indent=1)
 
 
 class Ledger:
-    """The virtual GPU's book; every method is one short critical section across all processes."""
+    """The file of one virtual GPU. Every method is one short critical section across all processes.
+
+    All of them raise LedgerError.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
     def create(self, capacity_mib: int) -> "Ledger":
-        """Make (or reset) the file of a GPU with so much memory."""
+        """Create (or reset) the file of a GPU with this much memory."""
         with self._locked(os.O_RDWR | os.O_CREAT) as descriptor:
-            _write(descriptor, _Book(capacity_mib))
+            _write(descriptor, _Contents(capacity_mib))
         return self
 
-    def claim(self, pid: int, mib: int, model: str = "") -> None:
-        """Set what ``pid`` holds, whatever it held before; raises LedgerFull, and then nothing has changed."""
+    def allocate(self, pid: int, mib: int, model: str = "") -> None:
+        """Set what ``pid`` holds, in place of what it held before; its model stays if none is given.
+
+        Raises LedgerFull, and then nothing has changed.
+        """
         with self._locked(os.O_RDWR) as descriptor:
-            book = _read(descriptor, self.path)
-            before = book.claims.get(pid)
+            contents = _read(descriptor, self.path)
+            before = contents.allocations.get(pid)
             name = model or (before.model if before else "")
-            free_mib = book.capacity_mib - book.used_mib + (before.mib if before else 0)
+            free_mib = contents.capacity_mib - contents.used_mib + (before.mib if before else 0)
             fits = mib <= free_mib or (before is not None and mib <= before.mib)
             if fits:
-                book.claims[pid] = Claim(pid, name, mib, process_started(pid) or 0, time.time())
-                book.peak_mib = max(book.peak_mib, book.used_mib)
+                contents.allocations[pid] = Allocation(pid, name, mib, process_started(pid) or 0, time.time())
+                contents.peak_mib = max(contents.peak_mib, contents.used_mib)
             else:
-                book.refused.append(Refusal(pid, name, mib, free_mib, time.time()))
-            _write(descriptor, book)
+                contents.refused.append(Refusal(pid, name, mib, free_mib, time.time()))
+            _write(descriptor, contents)
         if not fits:
-            raise LedgerFull(mib, free_mib, book.capacity_mib)
-
-    def resize(self, pid: int, mib: int) -> None:
-        """As ``claim``, under the model name given before."""
-        self.claim(pid, mib)
+            raise LedgerFull(mib, free_mib, contents.capacity_mib)
 
     def release(self, pid: int) -> None:
-        """Drop what ``pid`` holds; nothing happens if it holds nothing."""
+        """Remove the allocation of ``pid``, if it has one."""
         with self._locked(os.O_RDWR) as descriptor:
-            book = _read(descriptor, self.path)
-            book.claims.pop(pid, None)
-            _write(descriptor, book)
+            contents = _read(descriptor, self.path)
+            contents.allocations.pop(pid, None)
+            _write(descriptor, contents)
 
     def snapshot(self) -> LedgerSnapshot:
-        """Read the book; claims of processes that have died (zombies too) are gone from it."""
+        """The present contents; processes that have died, zombies too, hold nothing."""
         with self._locked(os.O_RDWR) as descriptor:
-            book = _read(descriptor, self.path)
-        claims = tuple(book.claims.values())
-        return LedgerSnapshot(book.capacity_mib, book.used_mib, book.peak_mib, tuple(book.refused), claims)
+            contents = _read(descriptor, self.path)
+        allocations = tuple(contents.allocations.values())
+        return LedgerSnapshot(
+            contents.capacity_mib, contents.used_mib, contents.peak_mib, tuple(contents.refused), allocations
+        )
 
     @contextlib.contextmanager
     def _locked(self, flags: int) -> Iterator[int]:
@@ -172,8 +184,8 @@ class Ledger:
 def process_started(pid: int) -> int | None:
     """When a living process started, in clock ticks since boot; None for a dead one and for a zombie.
 
-    criu puts what it restores into a time namespace of its own, in which all processes seem to have started at another
-    time: what is returned is the time outside.
+    criu restores processes into a time namespace, in which all start times are shifted. The shift is taken out, so
+    that all processes of the machine compute the same number.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -183,7 +195,7 @@ def process_started(pid: int) -> int | None:
 
 
 def _namespace_ticks() -> int:
-    """By how much this process's time namespace is ahead of the machine."""
+    """How far the clock of this process's time namespace is ahead of the machine's."""
     try:
         _, seconds, nanoseconds = Path("/proc/self/timens_offsets").read_text().splitlines()[1].split()
     except (OSError, IndexError):
@@ -191,18 +203,18 @@ def _namespace_ticks() -> int:
     return round((int(seconds) + int(nanoseconds) / 1e9) * TICKS_PER_SECOND)
 
 
-def _is_same(started: int | None, claimed: int) -> bool:
-    return started is not None and abs(started - claimed) <= ROUNDING_TICKS
+def _is_same(started: int | None, recorded: int) -> bool:
+    return started is not None and abs(started - recorded) <= ROUNDING_TICKS
 
 
-def _read(descriptor: int, path: Path) -> _Book:
+def _read(descriptor: int, path: Path) -> _Contents:
     try:
-        return _Book.decode(json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
+        return _Contents.decode(json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"{path} is not a GPU ledger: {error}") from error
 
 
-def _write(descriptor: int, book: _Book) -> None:
-    # One system call that also covers the old text: a writer that is killed cannot leave half a document.
+def _write(descriptor: int, contents: _Contents) -> None:
+    # Padded to the old length and written by one system call: a writer that is killed cannot leave half a document.
     size = os.fstat(descriptor).st_size
-    os.pwrite(descriptor, book.encode().encode().ljust(size), 0)
+    os.pwrite(descriptor, contents.encode().encode().ljust(size), 0)

@@ -16,7 +16,7 @@ from llmux.engines.question import probe
 from llmux.errors import LlmuxError, ModelNotFound
 from llmux.gpus.memory import GpuHeadroom, total_used_mib
 from llmux.hosts.local import find_descendants, held_mib
-from llmux.server.build import FindVirtualGpu, build_headroom, engine_specs
+from llmux.server.build import build_headroom, engine_specs
 
 OnProgress: TypeAlias = Callable[[str], None]
 """Called with what is being done now, for the operator."""
@@ -73,7 +73,7 @@ class StandaloneEngine:
 
 @asynccontextmanager
 async def open_standalone(
-    settings: Settings, model: str, *, images: CheckpointStore | None, find_virtual_gpu: FindVirtualGpu | None = None
+    settings: Settings, model: str, *, images: CheckpointStore | None
 ) -> AsyncIterator[StandaloneEngine]:
     """The model's engine, not started yet; whatever state it is in at the end, it is ended. Raises ModelNotFound."""
     if model not in settings.models:
@@ -81,7 +81,7 @@ async def open_standalone(
     spec = engine_specs(settings)[model]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
         endpoints = EngineEndpoints(session, spec.port, spec.api_key)
-        headroom = build_headroom(settings, model, find_virtual_gpu)
+        headroom = build_headroom(settings, model)
         instance = Instance(spec, endpoints, lambda reason: None, store=images, headroom=headroom)
         try:
             yield StandaloneEngine(instance, endpoints, headroom)

@@ -21,7 +21,7 @@ async def test_there_and_back(tmp_path: Path, eviction: str) -> None:
         await bench.expect("b")
         if eviction == "stop":
             assert not engine.is_running()
-            assert {claim.model for claim in bench.ledger.snapshot().claims} == {"b"}
+            assert {allocation.model for allocation in bench.ledger.snapshot().allocations} == {"b"}
         else:
             level = 1 if eviction == "offload" else 2
             stats = await bench.stats("a")

@@ -40,7 +40,7 @@ async def test_a_failed_warm_up_ends_the_program(tmp_path: Path, fault: str) -> 
     assert "listening" not in log
     assert "warm-up of 'b' failed" in log
     assert "Traceback" not in log
-    assert ledger.snapshot().claims == ()
+    assert ledger.snapshot().allocations == ()
 
 
 async def test_a_model_that_cannot_sleep_is_stopped_instead(tmp_path: Path) -> None:

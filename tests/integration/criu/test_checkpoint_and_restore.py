@@ -167,7 +167,7 @@ async def test_a_failed_dump_is_reported_and_leaves_nothing(tmp_path: Path) -> N
     assert "no image was made" in ended.errors
     assert "Traceback" not in ended.errors
     assert "images could not be written" in ended.errors
-    assert Ledger(tmp_path / "gpu.json").snapshot().claims == (), "the engine is gone"
+    assert Ledger(tmp_path / "gpu.json").snapshot().allocations == (), "the engine is gone"
 
 
 def ask(port: int) -> str:

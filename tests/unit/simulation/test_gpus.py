@@ -13,8 +13,8 @@ from llmux.simulation.ledger import Ledger
 
 def test_the_ledger_is_read(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
-    ledger.claim(os.getpid(), 300, "a")
-    ledger.claim(os.getppid(), 0, "b")
+    ledger.allocate(os.getpid(), 300, "a")
+    ledger.allocate(os.getppid(), 0, "b")
     reader = LedgerReader(ledger.path)
     assert reader.read_memory() == (GpuMemory(str(ledger.path), 1000, 300),)
     assert reader.read_processes() == (GpuProcess(os.getpid(), "a", 300),)

@@ -26,46 +26,46 @@ def own_pid() -> int:
     return int(Path("/proc/self").readlink().name)
 
 
-def test_claims_add_up_and_shrink_but_the_peak_stays(ledger: Ledger, other: subprocess.Popen[bytes]) -> None:
-    ledger.claim(own_pid(), 600, "a")
-    ledger.claim(other.pid, 400, "b")
-    ledger.resize(own_pid(), 50)
+def test_allocations_add_up_and_shrink_but_the_peak_stays(ledger: Ledger, other: subprocess.Popen[bytes]) -> None:
+    ledger.allocate(own_pid(), 600, "a")
+    ledger.allocate(other.pid, 400, "b")
+    ledger.allocate(own_pid(), 50)
     snapshot = ledger.snapshot()
-    assert {(claim.model, claim.mib) for claim in snapshot.claims} == {("a", 50), ("b", 400)}
+    assert {(allocation.model, allocation.mib) for allocation in snapshot.allocations} == {("a", 50), ("b", 400)}
     assert (snapshot.used_mib, snapshot.free_mib, snapshot.peak_mib, snapshot.refused) == (450, 550, 1000, ())
 
 
-def test_a_claim_that_does_not_fit_is_refused_recorded_and_changes_nothing(
+def test_an_allocation_that_does_not_fit_is_refused_recorded_and_changes_nothing(
     ledger: Ledger, other: subprocess.Popen[bytes]
 ) -> None:
-    ledger.claim(own_pid(), 600, "a")
+    ledger.allocate(own_pid(), 600, "a")
     with pytest.raises(LedgerFull, match="401 MiB wanted, 400 of 1000 MiB free"):
-        ledger.claim(other.pid, 401, "b")
+        ledger.allocate(other.pid, 401, "b")
     snapshot = ledger.snapshot()
     assert (snapshot.used_mib, snapshot.peak_mib) == (600, 600)
     assert [(refusal.model, refusal.wanted_mib, refusal.free_mib) for refusal in snapshot.refused] == [("b", 401, 400)]
 
 
 def test_growing_counts_only_what_is_new(ledger: Ledger) -> None:
-    ledger.claim(own_pid(), 900, "a")
-    ledger.resize(own_pid(), 1000)
+    ledger.allocate(own_pid(), 900, "a")
+    ledger.allocate(own_pid(), 1000)
     assert ledger.snapshot().used_mib == 1000
 
 
 def test_a_released_or_dead_process_holds_nothing(ledger: Ledger, other: subprocess.Popen[bytes]) -> None:
-    ledger.claim(own_pid(), 500, "a")
-    ledger.claim(other.pid, 500, "b")
+    ledger.allocate(own_pid(), 500, "a")
+    ledger.allocate(other.pid, 500, "b")
     ledger.release(own_pid())
-    assert [claim.model for claim in ledger.snapshot().claims] == ["b"]
+    assert [allocation.model for allocation in ledger.snapshot().allocations] == ["b"]
     other.kill()
     other.wait()
-    assert ledger.snapshot().claims == ()
+    assert ledger.snapshot().allocations == ()
 
 
-def test_a_recycled_pid_does_not_inherit_the_claim(ledger: Ledger) -> None:
-    ledger.claim(own_pid(), 500, "a")
+def test_a_recycled_pid_does_not_inherit_the_allocation(ledger: Ledger) -> None:
+    ledger.allocate(own_pid(), 500, "a")
     document = json.loads(ledger.path.read_text())
-    document["claims"][0]["started"] -= 2
+    document["allocations"][0]["started"] -= 2
     ledger.path.write_text(json.dumps(document))
     assert ledger.snapshot().used_mib == 0
 
@@ -82,9 +82,9 @@ def test_a_zombie_has_no_start_time() -> None:
 
 
 def test_a_shorter_document_leaves_no_rest_of_the_longer_one(ledger: Ledger) -> None:
-    ledger.claim(own_pid(), 500, "a-model-with-a-very-long-name")
+    ledger.allocate(own_pid(), 500, "a-model-with-a-very-long-name")
     ledger.release(own_pid())
-    assert json.loads(ledger.path.read_text())["claims"] == []
+    assert json.loads(ledger.path.read_text())["allocations"] == []
 
 
 def test_processes_that_race_never_exceed_the_capacity(ledger: Ledger) -> None:
@@ -93,8 +93,8 @@ def test_processes_that_race_never_exceed_the_capacity(ledger: Ledger) -> None:
         "from llmux.simulation.ledger import Ledger, LedgerFull\n"
         "for _ in range(40):\n"
         "    try:\n"
-        "        Ledger(sys.argv[1]).claim(os.getpid(), 400, 'racer')\n"
-        "        Ledger(sys.argv[1]).resize(os.getpid(), 0)\n"
+        "        Ledger(sys.argv[1]).allocate(os.getpid(), 400, 'racer')\n"
+        "        Ledger(sys.argv[1]).allocate(os.getpid(), 0)\n"
         "    except LedgerFull:\n"
         "        pass\n"
     )

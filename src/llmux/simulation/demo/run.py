@@ -1,32 +1,41 @@
-"""Runs the demo: server, clients, observation and display on one event loop, and the engines as processes."""
+"""Runs the demo: server, clients, monitor and display on one event loop, and the engines as processes."""
 
 import asyncio
+import os
 import signal
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from llmux.errors import LlmuxError
-from llmux.server.app import Server, serve
-from llmux.simulation.demo.arrivals import arrivals
-from llmux.simulation.demo.board import Board
-from llmux.simulation.demo.display import Display
-from llmux.simulation.demo.observation import Observation
-from llmux.simulation.demo.scenario import MODELS, Scenario, build_scenario
-from llmux.simulation.demo.summary import Summary, summarise
-from llmux.simulation.demo.traffic import Traffic
-from llmux.simulation.gpus import find_virtual_gpu
-from llmux.simulation.ledger import Ledger
+import aiohttp
 
-LOOK_SECONDS = 0.05
-LOOKS_PER_FRAME = 2
+from llmux.errors import LlmuxError
+from llmux.gpus.hook import VARIABLE
+from llmux.server.app import Server, serve
+from llmux.simulation.client import LoadGenerator
+from llmux.simulation.demo.setup import MODELS, DemoSetup, build_setup, demo_traffic
+from llmux.simulation.demo.state import DemoState, Monitor
+from llmux.simulation.demo.summary import Summary, summarise
+from llmux.simulation.demo.view import Display
+from llmux.simulation.engine.text import expected_text
+from llmux.simulation.gpus import HOOK
+from llmux.simulation.traffic import TrafficRequest
+
+SAMPLE_SECONDS = 0.05
+"""A tenth of the shortest switch, so that shares of time are right within some per cent."""
+SAMPLES_PER_FRAME = 2
 DRAIN_SECONDS = 2.0
+CLIENTS_MAX = 300
+"""Requests open at a time; the demo's arrival rate stays far below it."""
+TIME_LIMIT_SECONDS = 60.0
+"""A request without a complete answer by then counts as lost."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to run. Without ``with_traffic`` it serves until a signal comes; port 0 is any."""
+    """What to run. Without ``with_traffic`` it serves until a signal comes; port 0 is any free one."""
 
     seconds: float = 20.0
     seed: int = 1
@@ -35,7 +44,7 @@ class DemoOptions:
 
 
 class Demo:
-    """One run. ``summary`` and ``board`` are set if it came to serving, ``interrupted_by`` if a signal came."""
+    """One run. ``summary`` and ``state`` are set once it has served, ``interrupted_by`` once a signal has come."""
 
     def __init__(self, options: DemoOptions, display: Display) -> None:
         self._options = options
@@ -43,36 +52,38 @@ class Demo:
         self._server: Server | None = None
         self._server_is_up = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
-        self.board: Board | None = None
+        self.state: DemoState | None = None
         self.summary: Summary | None = None
         self.interrupted_by: signal.Signals | None = None
 
     async def run(self) -> None:
         """Run to the end or to a signal and leave nothing behind; raises LlmuxError, alone or in a group."""
+        os.environ[VARIABLE] = HOOK
         with tempfile.TemporaryDirectory(prefix="llmux-demo-") as directory:
-            scenario = build_scenario(Path(directory), self._options.port)
+            setup = build_setup(Path(directory), self._options.port)
             async with asyncio.TaskGroup() as tasks:
-                server_task = tasks.create_task(self._serve(scenario))
+                server_task = tasks.create_task(self._serve(setup))
                 await self._server_is_up.wait()
                 if self._server is None:
                     return
-                self.board = board = self._begin(self._server, scenario)
-                watcher = tasks.create_task(self._watch(board))
-                self._work = tasks.create_task(self._make_traffic(board))
+                self.state = state = self._begin(self._server, setup)
+                watcher = tasks.create_task(self._watch(state))
+                self._work = tasks.create_task(_work(state))
                 if self.interrupted_by is not None:
                     self._work.cancel()
                 await asyncio.wait({self._work})
-                board.observation.look()
-                run = _Run(board)
-                board.is_stopping = True
+                state.monitor.sample()
+                # Everything but the GPU is summed up now: the server's shutdown is not part of the run.
+                summarise_run = _summary_until_now(state)
+                state.is_stopping = True
                 self._server.begin_shutdown(DRAIN_SECONDS)
                 await asyncio.wait({server_task})
                 watcher.cancel()
-            self.summary = run.summarise(scenario.ledger)
+            self.summary = summarise_run(gpu=setup.ledger.snapshot())
 
-    async def _serve(self, scenario: Scenario) -> None:
+    async def _serve(self, setup: DemoSetup) -> None:
         try:
-            await serve(scenario.settings, on_ready=self._ready, find_virtual_gpu=find_virtual_gpu)
+            await serve(setup.settings, on_ready=self._ready)
         except BaseExceptionGroup as group:
             error = _only_error(group)
             if error is None:
@@ -82,7 +93,7 @@ class Demo:
             self._server_is_up.set()
 
     def _ready(self, server: Server) -> None:
-        """The server's own reaction to signals would refuse the clients that still come: these have to go first."""
+        """Take over the signals: the server's own handlers would reject the requests of clients still arriving."""
         self._server = server
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
@@ -97,48 +108,62 @@ class Demo:
         if self._work is not None:
             self._work.cancel()
 
-    def _begin(self, server: Server, scenario: Scenario) -> Board:
+    def _begin(self, server: Server, setup: DemoSetup) -> DemoState:
         options = self._options
-        observation = Observation(server.operations)
-        observation.look()
-        traffic = Traffic(arrivals(options.seed, options.seconds)) if options.with_traffic else None
-        url = f"http://{scenario.settings.host}:{server.port}"
-        board = Board(url, observation, scenario.ledger, options.seconds, traffic)
-        self.display.announce(board)
-        return board
+        monitor = Monitor(server.operations)
+        monitor.sample()
+        traffic = None
+        if options.with_traffic:
+            traffic = LoadGenerator(
+                demo_traffic(options.seed, options.seconds),
+                clients_max=CLIENTS_MAX,
+                expected_text=_expected_text,
+                time_limit_seconds=TIME_LIMIT_SECONDS,
+            )
+        url = f"http://{setup.settings.host}:{server.port}"
+        state = DemoState(url, monitor, setup.ledger, options.seconds, traffic)
+        self.display.announce(state)
+        return state
 
-    async def _make_traffic(self, board: Board) -> None:
-        if board.traffic is None:
-            await asyncio.Event().wait()
-        else:
-            await board.traffic.run(board.url)
-
-    async def _watch(self, board: Board) -> None:
-        looks = 0
+    async def _watch(self, state: DemoState) -> None:
+        samples = 0
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            board.observation.look()
-            looks += 1
-            if looks % LOOKS_PER_FRAME == 0:
-                self.display.show(board)
+            await asyncio.sleep(SAMPLE_SECONDS)
+            state.monitor.sample()
+            samples += 1
+            if samples % SAMPLES_PER_FRAME == 0:
+                self.display.show(state)
 
 
-class _Run:
-    """What the figures are made of, as it is when the last client has its answer: the end of the server is no part."""
+async def _work(state: DemoState) -> None:
+    """Run the clients to their end, or wait for a cancellation if there are none."""
+    if state.traffic is None:
+        await asyncio.Event().wait()
+        return
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(state.url, connector=connector, timeout=timeout) as session:
+        await state.traffic.run(session)
 
-    def __init__(self, board: Board) -> None:
-        self._records = [] if board.traffic is None else list(board.traffic.records)
-        self._switches = list(board.observation.switches)
-        self._shares = board.observation.shares
-        self._seconds = board.elapsed_seconds
 
-    def summarise(self, ledger: Ledger) -> Summary:
-        names = [model.name for model in MODELS]
-        return summarise(names, self._records, self._switches, self._shares, ledger.snapshot(), self._seconds)
+def _expected_text(request: TrafficRequest) -> str:
+    return expected_text(request.model, request.prompt, request.output_tokens)
+
+
+def _summary_until_now(state: DemoState) -> "partial[Summary]":
+    """``summarise`` with all arguments but the GPU's."""
+    seconds = state.monitor.elapsed_seconds
+    return partial(
+        summarise,
+        models=[model.name for model in MODELS],
+        outcomes=[] if state.traffic is None else list(state.traffic.outcomes),
+        switches=list(state.monitor.switches),
+        shares=state.monitor.timeline.shares(seconds),
+        seconds=seconds,
+    )
 
 
 def _only_error(group: BaseExceptionGroup[BaseException]) -> LlmuxError | None:
-    """The first of our own errors in a group that holds nothing else."""
+    """The first LlmuxError of a group that holds no other exceptions."""
     known, unknown = group.split(LlmuxError)
     if known is None or unknown is not None:
         return None

@@ -1,65 +1,177 @@
-"""The live view: who is on the GPU, who waits and how long, and the latest switches."""
+"""Displays of the running demo: a live view on a terminal, or a plain line now and then."""
 
+import math
 from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmux.simulation.demo.board import Board, Stage, curl_lines
-from llmux.simulation.demo.observation import OFF_GPU, ModelView, Sample
-from llmux.simulation.demo.records import Ending
-from llmux.simulation.demo.scenario import MODELS
-from llmux.simulation.demo.style import (
-    COLOURS,
-    LEGEND,
-    WORDS,
-    axis_line,
-    bar,
-    duration,
-    gibibytes,
-    joined,
-    strip_line,
-)
-from llmux.simulation.demo.summary import Waits
-from llmux.simulation.demo.switches import Switch
+from llmux.simulation.demo.setup import MODELS
+from llmux.simulation.demo.state import DemoState, ModelSample, Monitor, Stage
+from llmux.simulation.figures import Distribution
 from llmux.simulation.ledger import LedgerSnapshot
+from llmux.simulation.residency import OFF_GPU, Phase, Switch, Timeline
+from llmux.simulation.traffic import Ending
+
+COLOURS = dict(zip((model.name for model in MODELS), ("cyan", "magenta", "yellow"), strict=True))
+SIGNS = {
+    Phase.NOT_STARTED: "·",
+    Phase.ASLEEP: "·",
+    Phase.FAILED: "×",
+    Phase.STARTING: "░",
+    Phase.WAKING: "░",
+    Phase.SERVING: "█",
+    Phase.IDLE: "▂",
+    Phase.DRAINING: "▓",
+    Phase.LEAVING: "▒",
+}
+LEGEND = "█ serving  ▓ draining  ▒ leaving  ░ coming  ▂ idle  · off the GPU"
+AXIS_STEPS_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+AXIS_CELLS_MIN = 8
+"""Between two marks, so that their labels do not touch."""
 
 NAME_CELLS = 9
 WIDTH_MAX = 118
 WIDE = 100
 FIXED_LINES = 20
+"""Lines of the view other than the switches, which fill the rest of the terminal."""
 SERVE_SECONDS_SHOWN = 30.0
 TAIL_SECONDS = 5.0
+"""Of the time axis after the last arrival, for the last answers."""
+LINE_SECONDS = 1.0
 
 
-def render(board: Board, width: int, height: int) -> RenderableType:
-    """The whole view, for a terminal of this size."""
+class Display(Protocol):
+    """Shows the demo's state, within a ``with`` block."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def announce(self, state: DemoState) -> None:
+        """Called once, when the server listens."""
+
+    def show(self, state: DemoState) -> None:
+        """Called several times a second; the display limits what it writes."""
+
+
+class LiveDisplay:
+    """Redraws the view in place; log lines appear above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def announce(self, state: DemoState) -> None:
+        self.show(state)
+
+    def show(self, state: DemoState) -> None:
+        self._live.update(render(state, self._console.width, self._console.height), refresh=True)
+
+
+class PlainDisplay:
+    """Writes a line per second; without traffic, only when something has changed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_at = 0.0
+        self._shown = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def announce(self, state: DemoState) -> None:
+        self._write(f"llmux demo: listening on {state.url}")
+        if state.traffic is None:
+            self._write("\n".join(["try:", *curl_lines(state.url, "qwen"), f"status page: {state.url}/"]))
+
+    def show(self, state: DemoState) -> None:
+        elapsed = state.monitor.elapsed_seconds
+        if elapsed < self._next_at or state.stage is Stage.STOPPING:
+            return
+        self._next_at = elapsed + LINE_SECONDS
+        text = line(state)
+        if state.traffic is None and text == self._shown:
+            return
+        self._shown = text
+        self._write(f"{elapsed:5.1f} s  {text}")
+
+    def _write(self, text: str) -> None:
+        self._console.out(text, highlight=False)
+
+
+def curl_lines(url: str, model: str) -> tuple[str, ...]:
+    """A request to paste into a shell."""
+    return (
+        f"curl {url}/v1/chat/completions \\",
+        "  -H 'content-type: application/json' \\",
+        f"""  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hi"}}]}}'""",
+    )
+
+
+def line(state: DemoState) -> str:
+    """The state in one line."""
+    parts = []
+    for sample in state.monitor.models:
+        text = f"{sample.name} {sample.phase}"
+        if sample.phase not in OFF_GPU and sample.in_flight:
+            text += f" {sample.in_flight}"
+        if sample.waiting:
+            text += f", {sample.waiting} waiting ({duration(sample.oldest_wait_seconds)})"
+        parts.append(text)
+    traffic = state.traffic
+    if traffic is not None:
+        counts = [f"{traffic.count(ending)} {ending}" for ending in (Ending.ANSWERED, Ending.LEFT, Ending.LOST)]
+        parts.append(", ".join([f"{traffic.open} open", *counts]))
+    return " | ".join(parts)
+
+
+def render(state: DemoState, width: int, height: int) -> RenderableType:
+    """The live view, for a terminal of this size."""
     width = min(width, WIDTH_MAX) - 2
-    sample = board.observation.samples[-1]
     lines: list[RenderableType] = [
-        _title(board, width),
+        _title(state, width),
         Text("─" * width, style="dim"),
-        _models(sample, width),
+        _models(state.monitor, width),
         Text(),
-        _memory(board.ledger.snapshot(), width),
+        _memory(state.ledger.snapshot(), width),
         Text(),
-        *_strips(board, width),
+        *_strips(state, width),
         Text(),
-        _switches(board.observation.switches[-max(1, height - FIXED_LINES - 1) :], width),
+        _switches(state.monitor.switches[-max(1, height - FIXED_LINES - 1) :], width),
         Text(),
-        *_footer(board),
+        *_footer(state),
     ]
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=width, no_wrap=True)
-    for line in lines:
-        grid.add_row(line)
+    for row in lines:
+        grid.add_row(row)
     return Group(grid)
 
 
-def _title(board: Board, width: int) -> Table:
-    left = board.seconds - board.elapsed_seconds
-    stage = f"{max(0.0, left):.0f} s of traffic left" if board.stage is Stage.TRAFFIC else board.stage.value
+def _title(state: DemoState, width: int) -> Table:
+    left = state.seconds - state.monitor.elapsed_seconds
+    stage = f"{max(0.0, left):.0f} s of traffic left" if state.stage is Stage.TRAFFIC else state.stage.value
     title = Table.grid(expand=False)
     title.add_column(width=width - len(stage) - 1, no_wrap=True)
     title.add_column(justify="right", width=len(stage) + 1)
@@ -68,7 +180,7 @@ def _title(board: Board, width: int) -> Table:
     return title
 
 
-def _models(sample: Sample, width: int) -> Table:
+def _models(monitor: Monitor, width: int) -> Table:
     wide = width >= WIDE
     cells = 12 if wide else 9
     table = Table.grid(padding=(0, 2))
@@ -82,22 +194,22 @@ def _models(sample: Sample, width: int) -> Table:
         table.add_column()
     heads = ["", "", "for", "in flight", "waiting", "oldest wait", *(["leaves by"] if wide else [])]
     table.add_row(*(Text(head, style="dim") for head in heads))
-    for view, model in zip(sample.models, MODELS, strict=True):
-        row = _model_row(view, sample.at, cells)
+    for sample, model in zip(monitor.models, MODELS, strict=True):
+        row = _model_row(sample, monitor.sampled_at, cells)
         table.add_row(*row, *([Text(model.eviction, style="dim")] if wide else []))
     return table
 
 
-def _model_row(view: ModelView, now: float, cells: int) -> tuple[Text, ...]:
-    colour = COLOURS.get(view.name, "white")
-    on_gpu = view.phase not in OFF_GPU
-    oldest = view.oldest_wait_seconds if view.waiting else None
+def _model_row(sample: ModelSample, now: float, cells: int) -> tuple[Text, ...]:
+    colour = COLOURS.get(sample.name, "white")
+    on_gpu = sample.phase not in OFF_GPU
+    oldest = sample.oldest_wait_seconds if sample.waiting else None
     return (
-        Text(view.name, style=f"bold {colour}" if on_gpu else colour),
-        Text(WORDS[view.phase], style=f"bold {colour}" if on_gpu else "dim"),
-        Text(duration(now - view.since) if on_gpu else "", style="dim"),
-        bar(view.in_flight, cells, "▮", colour),
-        bar(view.waiting, cells, "▯", colour),
+        Text(sample.name, style=f"bold {colour}" if on_gpu else colour),
+        Text(sample.phase, style=f"bold {colour}" if on_gpu else "dim"),
+        Text(duration(now - sample.since) if on_gpu else "", style="dim"),
+        bar(sample.in_flight, cells, "▮", colour),
+        bar(sample.waiting, cells, "▯", colour),
         Text(duration(oldest), style="bold" if oldest and oldest > 1.0 else "dim" if oldest is None else ""),
     )
 
@@ -105,35 +217,34 @@ def _model_row(view: ModelView, now: float, cells: int) -> tuple[Text, ...]:
 def _memory(gpu: LedgerSnapshot, width: int) -> Text:
     text = f"  {gibibytes(gpu.used_mib)} of {gibibytes(gpu.capacity_mib)} GiB"
     cells = max(10, min(60, width - NAME_CELLS - len(text)))
-    line = Text.assemble(("GPU".ljust(NAME_CELLS), "dim"))
+    row = Text.assemble(("GPU".ljust(NAME_CELLS), "dim"))
     used = 0
-    for claim in gpu.claims:
-        end = used + claim.mib
+    for allocation in gpu.allocations:
+        end = used + allocation.mib
         share = round(end / gpu.capacity_mib * cells) - round(used / gpu.capacity_mib * cells)
-        line.append("■" * share, style=COLOURS.get(claim.model, "white"))
+        row.append("■" * share, style=COLOURS.get(allocation.model, "white"))
         used = end
-    line.append("□" * (cells - round(used / gpu.capacity_mib * cells)), style="dim")
-    return line.append(text)
+    row.append("□" * (cells - round(used / gpu.capacity_mib * cells)), style="dim")
+    return row.append(text)
 
 
-def _strips(board: Board, width: int) -> list[RenderableType]:
-    observation, cells = board.observation, width - NAME_CELLS
-    elapsed = board.elapsed_seconds
-    if board.traffic is None:
+def _strips(state: DemoState, width: int) -> list[RenderableType]:
+    timeline, cells = state.monitor.timeline, width - NAME_CELLS
+    elapsed = state.monitor.elapsed_seconds
+    if state.traffic is None:
         end = max(elapsed, SERVE_SECONDS_SHOWN)
         start = end - SERVE_SECONDS_SHOWN
     else:
-        start, end = 0.0, max(board.seconds + TAIL_SECONDS, elapsed)
-    origin = observation.started_at
-    lines: list[RenderableType] = [
+        start, end = 0.0, max(state.seconds + TAIL_SECONDS, elapsed)
+    rows: list[RenderableType] = [
         Text.assemble((name.ljust(NAME_CELLS), COLOURS[name])).append_text(
-            strip_line(observation.samples, name, origin + start, origin + end, cells)
+            strip_line(timeline, name, start, end, cells, elapsed)
         )
-        for name in (model.name for model in MODELS)
+        for name in COLOURS
     ]
-    lines.append(Text(" " * NAME_CELLS).append_text(axis_line(start, end, cells)))
-    lines.append(Text(" " * NAME_CELLS + LEGEND, style="dim"))
-    return lines
+    rows.append(Text(" " * NAME_CELLS).append_text(axis_line(start, end, cells)))
+    rows.append(Text(" " * NAME_CELLS + LEGEND, style="dim"))
+    return rows
 
 
 def _switches(switches: Sequence[Switch], width: int) -> Table:
@@ -144,8 +255,14 @@ def _switches(switches: Sequence[Switch], width: int) -> Table:
     heads = ("latest switches", "drain", "leave", "come", "in all")
     table.add_row(*(Text(head, style="dim") for head in heads))
     for switch in reversed(switches):
+        name = Text.assemble(
+            (switch.previous or "nobody", COLOURS.get(switch.previous, "dim")),
+            (" → ", "dim"),
+            (switch.model, COLOURS.get(switch.model, "")),
+            (" (started)" if switch.from_cold else "", "dim"),
+        )
         table.add_row(
-            switch_name(switch),
+            name,
             duration(switch.drain_seconds) if switch.previous else "–",
             duration(switch.evict_seconds) if switch.previous else "–",
             duration(switch.wake_seconds),
@@ -154,27 +271,74 @@ def _switches(switches: Sequence[Switch], width: int) -> Table:
     return table
 
 
-def switch_name(switch: Switch) -> Text:
-    """``llama → qwen``, and whether the engine had to be started."""
-    previous = switch.previous or "nobody"
-    name = Text.assemble(
-        (previous, COLOURS.get(switch.previous, "dim")), (" → ", "dim"), (switch.model, COLOURS.get(switch.model, ""))
-    )
-    return name.append(" (started)", style="dim") if switch.from_cold else name
-
-
-def _footer(board: Board) -> list[Text]:
-    traffic = board.traffic
+def _footer(state: DemoState) -> list[Text]:
+    traffic = state.traffic
     if traffic is None:
-        status = Text.assemble(("status page ", "dim"), f"{board.url}/", ("    Ctrl-C stops", "dim"))
-        return [*(Text(line) for line in curl_lines(board.url, "qwen")), status]
-    bad = [
+        status = Text.assemble(("status page ", "dim"), f"{state.url}/", ("    Ctrl-C stops", "dim"))
+        return [*(Text(row) for row in curl_lines(state.url, "qwen")), status]
+    faults = [
         (f"{number} {ending}", "bold red" if number else "green")
         for ending in (Ending.LOST, Ending.WRONG)
         for number in [traffic.count(ending)]
     ]
     answered = f"{traffic.count(Ending.ANSWERED)} answered"
     counts = [f"{traffic.sent} requests", answered, f"{traffic.open} open", f"{traffic.count(Ending.LEFT)} left"]
-    waits = Waits.of(traffic.records)
-    parts = [f"wait p50 {duration(waits.p50)}", f"p99 {duration(waits.p99)}", f"longest {duration(waits.longest)}"]
-    return [joined([*counts, *bad]), joined(parts)]
+    wait = Distribution.of(wait for one in traffic.outcomes if (wait := one.wait_seconds) is not None)
+    parts = [f"wait p50 {duration(wait.p50)}", f"p99 {duration(wait.p99)}", f"longest {duration(wait.max)}"]
+    return [joined([*counts, *faults]), joined(parts)]
+
+
+def duration(seconds: float | None) -> str:
+    """``0.35 s``, ``2.1 s``, ``75 s``; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
+    return f"{seconds:.1f} s" if seconds < 59.95 else f"{seconds:.0f} s"
+
+
+def gibibytes(mib: int) -> str:
+    """``20.0``."""
+    return f"{mib / 1024:.1f}"
+
+
+def bar(number: int, cells: int, sign: str, style: str) -> Text:
+    """A number as a bar of at most ``cells`` signs and as digits; a dash for 0."""
+    if not number:
+        return Text("–", style="dim")
+    return Text.assemble((sign * min(number, cells), style), f" {number}")
+
+
+def strip_line(timeline: Timeline, model: str, start: float, end: float, cells: int, now: float) -> Text:
+    """One model's phases from ``start`` to ``end``, a sign per cell; blank after ``now``."""
+    width = (end - start) / cells
+    shown = max(1, min(cells, math.ceil((now - start) / width)))
+    row = Text()
+    for phase in timeline.strip(model, start, start + shown * width, shown):
+        row.append(SIGNS[phase], style="dim" if phase in OFF_GPU else COLOURS.get(model, "white"))
+    return row
+
+
+def axis_line(start: float, end: float, cells: int) -> Text:
+    """A time axis below strips, marked at round numbers of seconds."""
+    span = end - start
+    step = next((s for s in AXIS_STEPS_SECONDS if s / span * cells >= AXIS_CELLS_MIN), AXIS_STEPS_SECONDS[-1])
+    signs = [" "] * (cells + AXIS_CELLS_MIN)
+    second = -(-int(start) // step) * step
+    while second <= end:
+        cell = round((second - start) / span * cells)
+        if cell < 0 or cell > cells - 3:
+            break
+        signs[cell : cell + len(f"{second} s")] = f"{second} s"
+        second += step
+    return Text("".join(signs)[:cells].rstrip(), style="dim")
+
+
+def joined(parts: Sequence[str | Text | tuple[str, str]]) -> Text:
+    """Parts in one line, separated by dots."""
+    row = Text()
+    for number, part in enumerate(parts):
+        if number:
+            row.append(" · ", style="dim")
+        row.append_text(Text.assemble(part))
+    return row

@@ -1,1 +1,1 @@
-"""A real HTTP server with vLLM's command line, endpoints and vices, and no GPU."""
+"""A simulated engine: a real HTTP server with vLLM's command line, endpoints and faults, and no GPU."""

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose, from the command line (``--sim-fault``) or through ``/control``."""
+"""Injected faults, from the command line (``--sim-fault``) or through ``/control``."""
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -6,37 +6,37 @@ from pathlib import Path
 
 
 class Fault(StrEnum):
-    """The kinds of failure; in brackets what their argument means."""
+    """What can fail; the argument's meaning and default are in brackets."""
 
     START_EXIT = "start-exit"
-    """Ends during the start (exit code, 1)."""
+    """The process exits during the start (exit code, 1)."""
     START_HANG = "start-hang"
-    """Never listens."""
+    """The engine never listens."""
     DIE_ON_REQUEST = "die-on-request"
-    """Starts well and dies at its first request (``engine`` or ``exit``)."""
+    """The engine starts well and dies at its first request (``engine`` core or whole process: ``exit``)."""
     DIE_AFTER_TOKENS = "die-after-tokens"
-    """Dies after so many tokens (their number, 1)."""
+    """The engine dies after a number of tokens (1)."""
     SLEEP_500 = "sleep-500"
-    """/sleep fails and leaves the scheduler paused (how many times; for ever)."""
+    """/sleep fails and leaves the scheduler paused (number of times; always)."""
     WAKE_500 = "wake-500"
-    """/wake_up fails (how many times; for ever)."""
+    """/wake_up fails (number of times; always)."""
     WAKE_HANG = "wake-hang"
-    """/wake_up never answers (how many times; for ever)."""
+    """/wake_up never responds (number of times; always)."""
     WAKE_GARBAGE = "wake-garbage"
-    """/wake_up answers 200, and the weights are not what they were (how many times; for ever)."""
+    """/wake_up responds 200 but the weights are corrupt (number of times; always)."""
     RELOAD_500 = "reload-500"
-    """reload_weights fails before it has touched anything (how many times; for ever)."""
+    """reload_weights fails without any effect (number of times; always)."""
     IGNORE_SIGTERM = "ignore-sigterm"
-    """Only SIGKILL ends it."""
+    """Only SIGKILL ends the process."""
     SIGTERM_HANGS = "sigterm-hangs"
-    """With requests in flight, SIGTERM neither answers them nor ends the process until their clients leave."""
+    """With requests in flight, SIGTERM has no effect until their clients disconnect."""
 
 
 class Faults:
-    """The faults that are switched on, with their arguments."""
+    """The active faults with their arguments."""
 
     def __init__(self, specifications: Iterable[str] = ()) -> None:
-        """Each specification is ``WHAT[:ARGUMENT][@PATH]``; with a path it counts only if that file exists now.
+        """Each specification is ``FAULT[:ARGUMENT][@PATH]``; with a path it applies only if that file exists now.
 
         Raises ValueError for an unknown fault or a wrong argument.
         """
@@ -54,22 +54,22 @@ class Faults:
         return fault in self._arguments
 
     def active(self) -> Iterator[Fault]:
-        """The faults that are switched on."""
+        """The active faults."""
         yield from self._arguments
 
     def argument(self, fault: Fault, default: str) -> str:
-        """The fault's argument, or ``default`` where it has none."""
+        """The fault's argument, or ``default`` if it has none."""
         return self._arguments.get(fault) or default
 
     def switch(self, fault: Fault, enabled: bool, argument: str = "") -> None:
-        """Turn a fault on or off."""
+        """Activate or deactivate a fault."""
         if enabled:
             self._arguments[fault] = argument
         else:
             self._arguments.pop(fault, None)
 
     def strikes(self, fault: Fault) -> bool:
-        """Whether the fault happens now; one with a number uses it up."""
+        """Whether the fault happens now; decrements the number of times, if it has one."""
         if fault not in self._arguments:
             return False
         if left := self._arguments[fault]:

@@ -1,4 +1,4 @@
-"""Completions, chats and embeddings, streamed or whole."""
+"""The simulated engine's inference endpoints: completions, chats and embeddings, streamed or not."""
 
 import asyncio
 import base64
@@ -15,9 +15,8 @@ from typing import Any
 from aiohttp import web
 
 from llmux.simulation.engine import text
-from llmux.simulation.engine.generation import Generation
+from llmux.simulation.engine.core import DEAD_ERROR, EngineDead, Generation, SimulatedEngine
 from llmux.simulation.engine.requests import Refused, read_object, required, token_limit
-from llmux.simulation.engine.state import DEAD_ERROR, EngineDead, SimulatedEngine
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -26,7 +25,7 @@ Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One request to generate text: what to say, and how to wrap it."""
+    """One request to generate text, and how its response is framed."""
 
     chat: bool
     generation: Generation
@@ -35,7 +34,7 @@ class _Task:
     include_usage: bool
 
     def choice(self, content: str, finish_reason: str | None, *, streamed: bool) -> dict[str, Any]:
-        """The only member of an answer's or a chunk's ``choices``."""
+        """The only member of ``choices`` in a response or a chunk."""
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
         if not self.chat:
             return choice | {"text": content}
@@ -44,25 +43,25 @@ class _Task:
         return choice | {"message": {"role": "assistant", "content": content}}
 
     def usage(self) -> dict[str, int]:
-        """Honest counts: the prompt's words, and the tokens that came out."""
+        """The prompt's words and the generated tokens."""
         prompt, produced = self.generation.prompt_tokens, self.generation.produced
         return {"prompt_tokens": prompt, "completion_tokens": produced, "total_tokens": prompt + produced}
 
     @property
     def finish_reason(self) -> str:
-        """Why it ended, once it has."""
+        """Valid once the generation has ended."""
         return "abort" if self.generation.aborted else self.generation.finish_reason
 
 
 class Inference:
-    """The inference endpoints of one engine."""
+    """The inference endpoints of one engine, with vLLM's check of API keys."""
 
     def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine
         self._options = engine.options
 
     def endpoints(self) -> dict[str, Endpoint]:
-        """What to route where."""
+        """By method and path."""
         return {
             "GET /v1/models": self._guarded(self._models),
             "POST /v1/chat/completions": self._guarded(self._chat),
@@ -154,9 +153,9 @@ class Inference:
             raise Refused(400, "BadRequestError", "the simulated engine streams only chats and completions", "stream")
         task = self._task(request, body | {"max_tokens": limit}, prompt, chat=True)
         with self._engine.request(task.generation):
-            return task, await self._say(task)
+            return task, await self._whole_answer(task)
 
-    async def _say(self, task: _Task) -> str:
+    async def _whole_answer(self, task: _Task) -> str:
         pieces = []
         while (piece := await self._engine.next_token(task.generation)) is not None:
             pieces.append(piece)
@@ -189,7 +188,7 @@ class Inference:
         with self._engine.request(task.generation):
             if task.stream:
                 return await self._stream(request, task)
-            answer = await self._say(task)
+            answer = await self._whole_answer(task)
         choice = task.choice(answer, task.finish_reason, streamed=False)
         return web.json_response({**task.head, "choices": [choice], "usage": task.usage()})
 
@@ -226,7 +225,7 @@ class Inference:
         return response
 
     async def _events(self, task: _Task) -> AsyncGenerator[bytes, None]:
-        """The stream's events; the first comes only with the first token, and so does the head of the answer."""
+        """The stream's events. As in vLLM, not even the response head is sent before the first token."""
         head = json.dumps(task.head)[:-1]
 
         def chunk(choice: dict[str, Any]) -> bytes:

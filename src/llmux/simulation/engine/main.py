@@ -1,4 +1,4 @@
-"""Starts a simulated engine, listens, and ends as vLLM ends."""
+"""Starts a simulated engine and ends it in vLLM's ways."""
 
 import asyncio
 import contextlib
@@ -6,22 +6,21 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from aiohttp import web
 
+from llmux.simulation.engine.core import PauseMode, SimulatedEngine, log, log_out_of_memory
 from llmux.simulation.engine.faults import Fault, Faults
-from llmux.simulation.engine.latency import Timings
 from llmux.simulation.engine.memory import EngineMemory
-from llmux.simulation.engine.options import EngineOptions, parse
+from llmux.simulation.engine.options import EngineOptions, Timings, parse
 from llmux.simulation.engine.server import application
-from llmux.simulation.engine.state import PauseMode, SimulatedEngine, log, log_out_of_memory
-from llmux.simulation.engine.worker import fork_worker, has_ended
 from llmux.simulation.ledger import LedgerError, LedgerFull
 
 DEATH_TO_EXIT_SECONDS = 0.5
-"""How long the HTTP server outlives its engine core."""
-LAST_WORDS_SECONDS = 0.05
-"""Time for the answers that tell clients of the end."""
+"""How long the HTTP server outlives its engine core, as vLLM's does."""
+FAILURES_SENT_SECONDS = 0.05
+"""Time for the error responses to reach the clients before the process exits."""
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     Exit codes: 0 after SIGTERM and after the engine core's death, 1 for a failed start, 2 for a bad command line.
     """
     options, timings, faults = parse(sys.argv[1:])
-    worker_pid = fork_worker(options.worker_linger_seconds) if options.worker else None
+    worker_pid = _fork_worker(options.worker_linger_seconds) if options.worker else None
     try:
         memory = _start(options, faults, worker_pid)
         asyncio.run(_serve(options, timings, faults, memory, worker_pid))
@@ -59,13 +58,13 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
 
-    def ended(at_once: bool) -> None:
+    def on_death(at_once: bool) -> None:
         if at_once:
             os._exit(1)
         if not options.stays_when_dead:
             loop.call_later(DEATH_TO_EXIT_SECONDS, os._exit, 0)
 
-    engine = SimulatedEngine(options, timings, faults, memory, ended)
+    engine = SimulatedEngine(options, timings, faults, memory, on_death)
     async with asyncio.TaskGroup() as tasks:
         runner = web.AppRunner(
             application(engine, tasks.create_task),
@@ -78,7 +77,7 @@ async def _serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         if worker_pid is not None:
-            _watch(engine, worker_pid, loop)
+            _watch_worker(engine, worker_pid, loop)
         await _listen(runner, options)
         await stopping.wait()
         await _stop(engine)
@@ -93,17 +92,8 @@ async def _listen(runner: web.AppRunner, options: EngineOptions) -> None:
     sys.stdout.flush()
 
 
-def _watch(engine: SimulatedEngine, worker_pid: int, loop: asyncio.AbstractEventLoop) -> None:
-    def child_ended() -> None:
-        if has_ended(worker_pid):
-            engine.die("the worker process died unexpectedly")
-
-    loop.add_signal_handler(signal.SIGCHLD, child_ended)
-    child_ended()
-
-
 async def _stop(engine: SimulatedEngine) -> None:
-    """End the process as asked, which is not always what vLLM does."""
+    """End the process, unless a fault keeps it, which happens with vLLM too."""
     if Fault.IGNORE_SIGTERM in engine.faults:
         await asyncio.Event().wait()
     await asyncio.sleep(engine.options.stop_delay_seconds)
@@ -115,7 +105,39 @@ async def _stop(engine: SimulatedEngine) -> None:
             await engine.idle()
     if engine.running or engine.waiting:
         engine.die("shutdown")
-        await asyncio.sleep(LAST_WORDS_SECONDS)
+        await asyncio.sleep(FAILURES_SENT_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _fork_worker(linger_seconds: float) -> int:
+    """Start a worker process, which owns the GPU memory and outlives its root for a while; returns its pid.
+
+    Must be called before there are threads, sockets or an event loop. The worker learns of its root's end by the
+    closing of a pipe, and stays in its root's process group.
+    """
+    read_end, write_end = os.pipe()
+    if pid := os.fork():
+        os.close(read_end)
+        return pid
+    try:
+        os.close(write_end)
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text("VLLM::Worker", encoding="ascii")
+        os.read(read_end, 1)
+        time.sleep(linger_seconds)
+    finally:
+        os._exit(0)
+
+
+def _watch_worker(engine: SimulatedEngine, worker_pid: int, loop: asyncio.AbstractEventLoop) -> None:
+    def on_child_exit() -> None:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(worker_pid, os.WNOHANG)[0] == worker_pid:
+                engine.die("the worker process died unexpectedly")
+
+    loop.add_signal_handler(signal.SIGCHLD, on_child_exit)
+    on_child_exit()  # It may have died before the handler was there.

@@ -1,4 +1,4 @@
-"""What the engine holds: its claim on the virtual GPU, and real memory if it was told to."""
+"""The memory of an engine: its allocation on the virtual GPU, and real memory if it was told to hold some."""
 
 from collections.abc import Set
 
@@ -8,14 +8,14 @@ from llmux.simulation.ledger import Ledger, process_started
 WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
 TAGS = (WEIGHTS, KV_CACHE)
-"""The order in which memory is taken again."""
+"""The parts that sleep and wake separately, in the order in which a wake allocates them."""
 
 
 class EngineMemory:
-    """The memory of one engine, by what of it is asleep."""
+    """Holds what an engine needs for the parts that are awake."""
 
     def __init__(self, options: EngineOptions, owner_pid: int) -> None:
-        """``owner_pid`` is the process that the claim belongs to and ends with."""
+        """The allocation is recorded for the process ``owner_pid`` and ends with it."""
         self._model = options.name
         self._owner_pid = owner_pid
         self._owner_started = process_started(owner_pid)
@@ -26,16 +26,16 @@ class EngineMemory:
             self._full_mib = int(self._ledger.snapshot().capacity_mib * options.gpu_memory_utilization)
         self._block_bytes = (options.hold_memory_mib << 20) // len(TAGS)
         self._blocks: dict[str, bytearray] = {}
-        self._claimed_mib = 0
+        self._allocated_mib = 0
 
     def hold(self, asleep: Set[str], keep_weights: bool = True) -> None:
-        """Take or give back what fits the tags now asleep; raises LedgerFull and leaves the claim as it was.
+        """Adapt the allocation to the tags that are asleep; raises LedgerFull and then leaves it as it was.
 
-        ``keep_weights``: sleeping weights stay in (real) host memory.
+        ``keep_weights``: sleeping weights stay in real host memory, as at level 1.
         """
         awake_share = len(TAGS) - len(asleep)
         moving_mib = max(0, self._full_mib - self._residue_mib)
-        self._claim(min(self._residue_mib, self._full_mib) + moving_mib * awake_share // len(TAGS))
+        self._allocate(min(self._residue_mib, self._full_mib) + moving_mib * awake_share // len(TAGS))
         for tag in TAGS:
             if tag not in asleep or (tag == WEIGHTS and keep_weights):
                 if tag not in self._blocks and self._block_bytes:
@@ -43,13 +43,16 @@ class EngineMemory:
             else:
                 self._blocks.pop(tag, None)
 
-    def claim_again_if_restored(self) -> None:
-        """A restored process has a new start time, so the ledger has forgotten it; raises LedgerFull."""
+    def allocate_again_if_restored(self) -> None:
+        """Repeat the allocation if the ledger has forgotten it, as a restored process has a new start time.
+
+        Raises LedgerFull.
+        """
         if self._ledger is not None and (started := process_started(self._owner_pid)) != self._owner_started:
             self._owner_started = started
-            self._claim(self._claimed_mib)
+            self._allocate(self._allocated_mib)
 
-    def _claim(self, mib: int) -> None:
+    def _allocate(self, mib: int) -> None:
         if self._ledger is not None:
-            self._ledger.claim(self._owner_pid, mib, self._model)
-        self._claimed_mib = mib
+            self._ledger.allocate(self._owner_pid, mib, self._model)
+        self._allocated_mib = mib

@@ -1,4 +1,4 @@
-"""The command line: vLLM's flags that matter, every other one ignored with its values, and our own."""
+"""The command line of the simulated engine: vLLM's flags that matter, and our own. Any other flag is ignored."""
 
 import argparse
 import os
@@ -7,14 +7,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmux.simulation.engine.faults import Faults
-from llmux.simulation.engine.latency import Timings
 
 ENVIRONMENT_PREFIX = "LLMUX_SIM_"
 
 
+@dataclass(slots=True)
+class Timings:
+    """How long the engine takes, in seconds; ``/control`` changes it while the engine runs."""
+
+    first_token_seconds: float = 0.05
+    token_seconds: float = 0.0
+    full_batch_token_seconds: float = 0.0
+    """In a full batch; in between, the rate falls linearly from that of ``token_seconds``. 0: batching is free."""
+    prefill_tokens_per_second: float = 0.0
+    """0: prefills take no time."""
+    sleep_seconds: float = 0.0
+    wake_seconds: float = 0.0
+    reload_seconds: float = 0.1
+
+    def before_token(self, batch_share: float = 0.0) -> float:
+        """Seconds before each token but the first; ``batch_share`` is 0 for a lone request and 1 in a full batch."""
+        if not self.full_batch_token_seconds or not self.token_seconds:
+            return self.token_seconds
+        alone, full = 1 / self.token_seconds, 1 / self.full_batch_token_seconds
+        return 1 / (alone - (alone - full) * batch_share)
+
+    def prefill_seconds(self, prompt_tokens: int) -> float:
+        """Seconds of prefill, which runs for one prompt at a time."""
+        return prompt_tokens / self.prefill_tokens_per_second if self.prefill_tokens_per_second else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Everything that one simulated engine is started with."""
+    """What one simulated engine is started with, other than its timings and faults."""
 
     model: str
     served_names: tuple[str, ...]
@@ -41,17 +66,17 @@ class EngineOptions:
 
     @property
     def name(self) -> str:
-        """The first served name, which every answer carries."""
+        """The first served name, which appears in every response."""
         return self.served_names[0]
 
 
 def parse(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> tuple[EngineOptions, Timings, Faults]:
-    """Read a command line as of vLLM (``serve MODEL ...``) or of the mock (``--model NAME ...``).
+    """Parse a command line of vLLM (``serve MODEL ...``) or of 0.7.7's mock engine (``--model NAME ...``).
 
     Each of our own flags has an environment variable: ``--sim-wake-ms`` is ``LLMUX_SIM_WAKE_MS``, ``--latency-ms`` is
-    ``LLMUX_SIM_LATENCY_MS``. Ends the process with code 2 on a bad value.
+    ``LLMUX_SIM_LATENCY_MS``. Exits with code 2 on a bad value.
     """
     parser = _parser(environment)
     normal = [re.sub(r"^--[\w-]+", lambda flag: flag[0].replace("_", "-"), argument) for argument in arguments]
@@ -133,22 +158,35 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     group = parser.add_argument_group("the simulation's own")
     ours("--latency-ms", float, 50, "time to the first token (50)")
     ours("--token-ms", float, 0, "time per further token (0)")
-    ours("--sim-full-batch-token-ms", float, 0, "the same in a full batch of --max-num-seqs (0: as --token-ms)")
     ours(
-        "--sim-prefill-tokens-per-second", float, 0, "reads prompts, one after the other, before first tokens (0: off)"
+        "--sim-full-batch-token-ms",
+        float,
+        0,
+        "time per further token in a full batch of --max-num-seqs (0: as --token-ms)",
     )
-    ours("--startup-delay-ms", float, 0, "before it listens (0)")
+    ours("--sim-prefill-tokens-per-second", float, 0, "prefill rate; one prompt at a time (0: prefills take no time)")
+    ours("--startup-delay-ms", float, 0, "duration of the start (0)")
     ours("--sim-gpu-ledger", str, None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
-    ours("--sim-gpu-memory", int, None, "MiB claimed while awake (--gpu-memory-utilization of the ledger's capacity)")
-    ours("--sim-residue", int, 0, "MiB claimed while asleep (0)")
-    ours("--sim-hold-memory", int, 0, "MiB of real memory held while awake, half of it at level 1 (0)")
+    ours(
+        "--sim-gpu-memory",
+        int,
+        None,
+        "MiB allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)",
+    )
+    ours("--sim-residue", int, 0, "MiB allocated while asleep (0)")
+    ours("--sim-hold-memory", int, 0, "MiB of real memory held while awake; half of it at sleep level 1 (0)")
     ours("--sim-sleep-ms", float, 0, "duration of /sleep (0)")
     ours("--sim-wake-ms", float, 0, "duration of /wake_up (0)")
     ours("--sim-reload-ms", float, 100, "duration of reload_weights (100)")
-    ours("--sim-stop-delay-ms", float, 0, "between SIGTERM and the end (0)")
-    ours("--sim-worker-linger-ms", float, 3000, "how long the worker outlives its root (3000)")
+    ours("--sim-stop-delay-ms", float, 0, "time from SIGTERM to the exit (0)")
+    ours("--sim-worker-linger-ms", float, 3000, "how long the worker process outlives its root (3000)")
     in_environment = environment.get("LLMUX_SIM_WORKER") == "1"
-    group.add_argument("--sim-worker", action="store_true", default=in_environment, help="have a worker process")
+    group.add_argument(
+        "--sim-worker",
+        action="store_true",
+        default=in_environment,
+        help="fork a worker process that owns the memory, as vLLM does",
+    )
     group.add_argument("--sim-fault", action="append", metavar="WHAT[:ARGUMENT][@PATH]", help="repeatable")
     return parser
 

@@ -1,4 +1,4 @@
-"""Reading requests and refusing them, in vLLM's words."""
+"""Request validation with vLLM's error messages."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ MAX_BODY_BYTES = 1 << 30
 
 
 class Refused(Exception):
-    """The request was answered with an error."""
+    """The request is invalid; carries the error response."""
 
     def __init__(self, status: int, type_: str, message: str, parameter: str | None = None) -> None:
         self.response = refusal(status, type_, message, parameter)
@@ -17,7 +17,7 @@ class Refused(Exception):
 
 
 def refusal(status: int, type_: str, message: str, parameter: str | None = None) -> web.Response:
-    """An error in vLLM's shape: OpenAI's, but with the status as a number for its code."""
+    """An error in vLLM's format: OpenAI's, but with the HTTP status as its numeric code."""
     error = {"message": message, "type": type_, "param": parameter, "code": status}
     return web.json_response({"error": error}, status=status)
 
@@ -36,14 +36,14 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 
 def required(body: dict[str, Any], key: str) -> Any:
-    """A field that must be there; raises Refused."""
+    """A mandatory field; raises Refused."""
     if body.get(key) is None:
         raise Refused(400, "Bad Request", f"1 validation error:\n  {key}: Field required", f"body.{key}")
     return body[key]
 
 
 def token_limit(body: dict[str, Any], default: int, prompt_tokens: int, max_model_tokens: int) -> int:
-    """How many tokens the client allows; raises Refused."""
+    """The most tokens to generate; raises Refused."""
     limit = next((body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None), default)
     if not isinstance(limit, int) or limit < 1:
         raise Refused(400, "BadRequestError", f"max_tokens must be at least 1, got {limit}.", "max_tokens")

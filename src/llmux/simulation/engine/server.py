@@ -1,4 +1,4 @@
-"""The HTTP side of the simulated engine: health, lifecycle, and the controls of tests."""
+"""The simulated engine over HTTP: health, lifecycle, and controls for tests."""
 
 import asyncio
 import json
@@ -8,20 +8,20 @@ from typing import Any
 
 from aiohttp import web
 
+from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
 from llmux.simulation.engine.faults import Fault
 from llmux.simulation.engine.inference import Inference
 from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object, refusal
-from llmux.simulation.engine.state import Answer, PauseMode, SimulatedEngine
 
 VERSION = "0.32.0"
-"""Of the vLLM that is imitated."""
+"""The version of vLLM that is imitated."""
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Spawn = Callable[[Coroutine[Any, Any, Answer]], asyncio.Task[Answer]]
 
 
 def application(engine: SimulatedEngine, spawn: Spawn) -> web.Application:
-    """All endpoints; ``spawn`` starts what goes on when its client has left (a sleep, a wake)."""
+    """All endpoints; ``spawn`` starts tasks that continue when their client disconnects (a sleep, a wake)."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     inference = Inference(engine)
     _add(app, _information(engine))

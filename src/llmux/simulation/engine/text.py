@@ -1,4 +1,4 @@
-"""Deterministic answers that depend on the model and on the prompt, so that a swapped one is seen."""
+"""Deterministic answers that depend on model and prompt, so that an answer of the wrong model is detected."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from itertools import count, islice
 from typing import Any
 
 DEFAULT_CHAT_TOKENS = 32
-"""How long an answer is that sets no ``max_tokens``."""
+"""Length of a chat answer without ``max_tokens``."""
 GARBAGE = "!"
-"""Every token of a model whose weights were discarded and not reloaded."""
+"""Every token while the weights are invalid: discarded and not reloaded."""
 PROBE_ANSWER = "4"
 """The answer to a request with temperature 0.0 and a seed."""
 
@@ -37,17 +37,17 @@ def expected_text(model: str, prompt: str, max_tokens: int = DEFAULT_CHAT_TOKENS
 
 
 def chat_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt that a list of chat messages stands for: their texts, one a line."""
+    """The prompt of a list of chat messages: their texts, one a line."""
     return "\n".join(_content_text(message.get("content")) for message in messages)
 
 
 def count_tokens(prompt: str) -> int:
-    """How many tokens a prompt is said to have: its words, at least one."""
+    """A prompt's tokens: its words, at least one."""
     return max(1, len(prompt.split()))
 
 
 def embedding(model: str, text: str) -> list[float]:
-    """A unit-less vector of 16 numbers in [-1, 1) that depends on the model and the text."""
+    """A vector of 16 numbers in [-1, 1), not normalised, that depends on model and text."""
     digest = hashlib.blake2b(f"{model}\0{text}".encode(), digest_size=16).digest()
     return [byte / 128.0 - 1.0 for byte in digest]
 

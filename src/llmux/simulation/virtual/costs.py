@@ -1,4 +1,4 @@
-"""What switches take in virtual time: by default what others have measured for the eviction, or what one is told."""
+"""How long switches take in virtual time: published measurements for the eviction, or the values of ``--costs``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,15 +7,16 @@ from llmux.core.eviction import Eviction, Process, Weights
 from llmux.errors import LlmuxError
 
 SECONDS_MAX = 86_400.0
+"""A cost above a day is a mistake."""
 
 
 class CostError(LlmuxError):
-    """Switch costs that cannot be read."""
+    """A value of ``--costs`` cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchCost:
-    """Seconds that one model takes to leave the GPU, to come back, and for a start of its engine."""
+    """Seconds that one model takes to leave the GPU, to come back, and to start its engine."""
 
     evict: float
     wake: float
@@ -23,20 +24,17 @@ class SwitchCost:
 
     @property
     def least_wake(self) -> float:
-        """The quickest way onto the GPU."""
+        """The faster way onto the GPU."""
         return min(self.wake, self.cold)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSwitches:
-    """What leaving and coming took in a real run, one time after the other; goes before the models' costs.
-
-    Once there is no more of it, those are taken.
-    """
+    """Durations in a real run, used in order, in place of the models' costs; once used up, the costs apply again."""
 
     evictions: Sequence[float] = ()
     wakes: Sequence[float] = ()
-    """Each with its question, but without what had to be read again before it."""
+    """Each includes the canary, but not the recompute of frozen requests."""
 
 
 def default_cost(eviction: Eviction) -> SwitchCost:
@@ -53,10 +51,10 @@ def default_cost(eviction: Eviction) -> SwitchCost:
 
 
 def parse_costs(texts: Sequence[str], defaults: Mapping[str, SwitchCost]) -> dict[str, SwitchCost]:
-    """Costs per model, from texts as ``2``, ``evict=0.5,wake=1.5,cold=30`` or ``MODEL:evict=1``; raises ``CostError``.
+    """Costs per model from texts like ``2``, ``evict=0.5,wake=1.5,cold=30`` or ``MODEL:evict=1``; raises ``CostError``.
 
-    A bare number is a whole switch, half of it leaving and half coming. A start costs what a wake costs unless it is
-    given. What names a model goes before what is for all, in whatever order they come.
+    A bare number is a whole switch, half of it to leave and half to come back. A cold start costs what a wake costs
+    unless it is given. Texts that name a model take precedence over those for all, in any order.
     """
     costs = dict(defaults)
     parsed = [_parse(text, defaults) for text in texts]

@@ -1,4 +1,4 @@
-"""A modelled engine: prompts are read one after the other, answers are written side by side."""
+"""A modelled engine: prompts are prefilled one after the other, answers are decoded in one batch."""
 
 import math
 from collections import deque
@@ -8,27 +8,28 @@ from heapq import heappop, heappush
 from llmux.core.identifiers import Seconds
 
 ROUNDING_TOKENS = 1e-6
+"""The clock of tokens is a sum of floats, so a whole number of tokens may come out slightly above."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """Tokens a second: of reading prompts, and of writing each answer, alone and when the batch is full."""
+    """Tokens a second: of prefill, and of decoding each answer, alone and in a full batch."""
 
     prefill: float = 8_000.0
     decode_alone: float = 40.0
     decode_full: float = 20.0
 
     def decode_rates(self, batch_limit: int) -> list[float]:
-        """The rate of each answer while so many are being written; falls linearly to ``decode_full`` at the limit."""
+        """The rate of each answer by the size of the batch; falls linearly to ``decode_full`` at the limit."""
         fall = (self.decode_alone - self.decode_full) / max(1, batch_limit - 1)
         return [self.decode_alone - fall * max(0, number - 1) for number in range(batch_limit + 1)]
 
 
 class VirtualEngine:
-    """The requests in one engine. ``next_at`` is when ``advance`` has something to report (infinity: never).
+    """The requests in one engine. ``next_at`` is the time of its next first or last token (infinity: never).
 
-    Writing uses one clock of tokens for all: a request ends when the clock has reached its mark, and the clock runs at
-    the rate that belongs to the number of answers being written. So a coming or going costs O(log n).
+    All answers are decoded by one clock of tokens, which runs at the rate for the present size of the batch: an answer
+    ends when the clock reaches its mark. So adding and removing a request costs O(log n).
     """
 
     __slots__ = (
@@ -38,9 +39,9 @@ class VirtualEngine:
         "_heap",
         "_marks",
         "_prefill_seconds",
+        "_prefills",
         "_rates",
-        "_reading",
-        "_unread",
+        "_to_decode",
         "next_at",
     )
 
@@ -48,12 +49,12 @@ class VirtualEngine:
         self._prefill_seconds = 1.0 / speed.prefill
         self._rates = speed.decode_rates(batch_limit)
         self._batch_limit = batch_limit
-        self._reading: deque[tuple[Seconds, int]] = deque()
-        """When each prompt will have been read: first come, first read."""
-        self._unread: dict[int, int] = {}
-        """How many tokens those will have to write then."""
+        self._prefills: deque[tuple[Seconds, int]] = deque()
+        """When each prompt will have been prefilled, first come, first served."""
+        self._to_decode: dict[int, int] = {}
+        """By request in ``_prefills``: its output tokens."""
         self._marks: dict[int, float] = {}
-        """Where the clock ends each answer that is being written."""
+        """By request in the batch: the clock at its last token."""
         self._heap: list[tuple[float, int]] = []
         self._clock = 0.0
         self._clock_at: Seconds = 0.0
@@ -61,61 +62,61 @@ class VirtualEngine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return not self._unread and not self._marks
+        """Whether it has no requests."""
+        return not self._to_decode and not self._marks
 
     @property
-    def has_room(self) -> bool:
-        """Whether it would begin with one more request at once."""
-        return len(self._unread) + len(self._marks) < self._batch_limit
+    def has_slot(self) -> bool:
+        """Whether one more request would be scheduled at once."""
+        return len(self._to_decode) + len(self._marks) < self._batch_limit
 
-    def admit(self, request: int, tokens_to_read: int, tokens_to_write: int, now: Seconds) -> None:
-        """Take a request on."""
-        begins_at = self._reading[-1][0] if self._reading else now
-        read_at = begins_at + tokens_to_read * self._prefill_seconds
-        self._reading.append((read_at, request))
-        self._unread[request] = tokens_to_write
-        if read_at < self.next_at:
-            self.next_at = read_at
+    def admit(self, request: int, prefill_tokens: int, output_tokens: int, now: Seconds) -> None:
+        """Add a request."""
+        begins_at = self._prefills[-1][0] if self._prefills else now
+        prefilled_at = begins_at + prefill_tokens * self._prefill_seconds
+        self._prefills.append((prefilled_at, request))
+        self._to_decode[request] = output_tokens
+        if prefilled_at < self.next_at:
+            self.next_at = prefilled_at
 
     def advance(self) -> tuple[int, bool]:
-        """Go on to ``next_at``: a request's first token is out, or (true) its last one is."""
+        """Move on to ``next_at``; returns the request and whether its last token is out, rather than its first."""
         now = self.next_at
-        reading = self._reading
-        if reading and reading[0][0] <= now:
-            request = reading.popleft()[1]
-            left = self._unread.pop(request) - 1
+        prefills = self._prefills
+        if prefills and prefills[0][0] <= now:
+            request = prefills.popleft()[1]
+            left = self._to_decode.pop(request) - 1
             if left > 0:
-                self._move_clock(now)
+                self._advance_clock(now)
                 mark = self._marks[request] = self._clock + left
                 heappush(self._heap, (mark, request))
-            self._plan()
+            self._schedule_next()
             return request, left <= 0
         self._clock, request = heappop(self._heap)
         self._clock_at = now
         del self._marks[request]
-        self._plan()
+        self._schedule_next()
         return request, True
 
     def remove(self, request: int, now: Seconds) -> int:
-        """Take a request out before its end; returns how many tokens it has yet to write."""
-        left = self._unread.pop(request, None)
+        """Remove a request before its end; returns how many tokens it has yet to decode."""
+        left = self._to_decode.pop(request, None)
         if left is not None:
-            self._reading = deque(entry for entry in self._reading if entry[1] != request)
+            self._prefills = deque(entry for entry in self._prefills if entry[1] != request)
         else:
-            self._move_clock(now)
+            self._advance_clock(now)
             left = max(1, math.ceil(self._marks.pop(request) - self._clock - ROUNDING_TOKENS))
-        self._plan()
+        self._schedule_next()
         return left
 
-    def _move_clock(self, now: Seconds) -> None:
+    def _advance_clock(self, now: Seconds) -> None:
         if self._marks:
             self._clock += (now - self._clock_at) * self._rates[len(self._marks)]
         self._clock_at = now
 
-    def _plan(self) -> None:
+    def _schedule_next(self) -> None:
         heap, marks = self._heap, self._marks
-        next_at = self._reading[0][0] if self._reading else math.inf
+        next_at = self._prefills[0][0] if self._prefills else math.inf
         while heap:
             mark, request = heap[0]
             if marks.get(request) == mark:

@@ -1,9 +1,10 @@
-"""Drives the production scheduler over a trace on virtual time, in the runtime's place."""
+"""Drives the production scheduler over a trace on virtual time, in place of llmux's runtime."""
 
 import heapq
 import itertools
 import math
 from array import array
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -26,31 +27,48 @@ from llmux.core.actions import (
     Thaw,
     Wake,
 )
-from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
+from llmux.core.events import (
+    Event,
+    EvictDone,
+    RequestArrived,
+    RequestDone,
+    SleepRequested,
+    TimerFired,
+    WakeDone,
+    WakeRequested,
+)
 from llmux.core.identifiers import InstanceId, Seconds
+from llmux.core.model import Model
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold, Serving
+from llmux.core.states import Asleep, Cold, Serving, State
+from llmux.simulation.residency import OFF_GPU, Phase, Timeline, phase_of
+from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
-from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.place import Place, question_seconds
-from llmux.simulation.virtual.timeline import Phase, Timeline
-from llmux.simulation.virtual.warmup import warm_up
-from llmux.simulation.workload.call import TracedCall
+from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
 
 PROGRESS_EVERY = 4096
 STANDSTILL_SECONDS: Seconds = 21_600.0
-"""If nothing came and nothing ended for so long, what is left never will."""
+"""If no request arrives or ends for this long, the remaining ones never will."""
+
+CANARY = -1
+"""The canary's number, in place of a request's."""
+CANARY_PROMPT_TOKENS, CANARY_OUTPUT_TOKENS = 6, 4
+
+
+def canary_seconds(speed: EngineSpeed) -> Seconds:
+    """Duration of the canary on an engine without frozen requests, which is a part of the wake's cost."""
+    return CANARY_PROMPT_TOKENS / speed.prefill + (CANARY_OUTPUT_TOKENS - 1) / speed.decode_alone
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of every call, by its place in the trace; NaN where it did not come to that."""
+class RunResult:
+    """What came of every request, in the trace's order; NaN for what did not happen."""
 
     admitted_at: Sequence[float]
     first_token_at: Sequence[float]
     ended_at: Sequence[float]
-    """When the last token was out, or when the request was given up."""
+    """When the last token was out, or the request was given up."""
     served: Sequence[bool]
     switches: Sequence[SwitchDone]
     timeline: Timeline
@@ -58,10 +76,87 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Awake:
-    """An engine is on the GPU again, and goes on with what was frozen in it before anybody is told."""
+class _EngineAwake:
+    """An engine is on the GPU again and recomputes its frozen requests; its wake is done only after the canary."""
 
     instance: InstanceId
+
+
+class VirtualModel:
+    """One model in a virtual run: its engine, its frozen requests, and its phases so far."""
+
+    __slots__ = (
+        "_canary_is_due",
+        "cost",
+        "engine",
+        "frozen",
+        "held_back",
+        "name",
+        "phase",
+        "phases",
+        "record",
+        "state",
+    )
+
+    def __init__(self, record: Model, cost: SwitchCost, speed: EngineSpeed) -> None:
+        self.name = record.name
+        self.record = record
+        self.state: State = record.state
+        """The state of ``record`` that ``phase`` belongs to."""
+        self.engine = VirtualEngine(speed, record.spec.max_in_flight)
+        self.cost = cost
+        self.frozen: dict[int, int] = {}
+        """By frozen request: how many tokens it has yet to decode."""
+        self.held_back: dict[int, bool] = {}
+        """Requests whose first token, or (true) last one, their clients get only when the wake is done."""
+        self.phase = Phase.NOT_STARTED
+        self.phases: list[tuple[Seconds, Phase]] = []
+        self._canary_is_due = False
+
+    def enter(self, phase: Phase, now: Seconds) -> None:
+        """Record the phase from now on."""
+        if phase is not self.phase:
+            self.phase = phase
+            self.phases.append((now, phase))
+
+    def update(self, now: Seconds) -> None:
+        """Take over the scheduler's state of the model."""
+        self.state = self.record.state
+        self.enter(phase_of(self.state, is_busy=not self.engine.is_idle), now)
+
+    def freeze(self, request: int, now: Seconds) -> None:
+        """Suspend a request with the engine."""
+        self.frozen[request] = self.engine.remove(request, now)
+
+    def give_up(self, request: int, now: Seconds) -> None:
+        """Remove a request before its end."""
+        if self.frozen.pop(request, None) is None and self.held_back.pop(request, None) is not True:
+            self.engine.remove(request, now)
+            self._ask_canary(now)
+
+    def resume(self, requests: Sequence[TrafficRequest], now: Seconds) -> None:
+        """Recompute the prompts and the output so far of all frozen requests, then ask the canary."""
+        for number, left in self.frozen.items():
+            request = requests[number]
+            self.engine.admit(number, request.prompt_tokens + request.output_tokens - left, left, now)
+        self.frozen.clear()
+        self._canary_is_due = True
+        self._ask_canary(now)
+
+    def hold_back(self, request: int, has_ended: bool, now: Seconds) -> bool:
+        """Keep a token of an engine whose wake is not done; returns whether it is the canary's last, which ends it."""
+        if request == CANARY:
+            return has_ended
+        self.held_back[request] = has_ended
+        if has_ended:
+            self._ask_canary(now)
+        return False
+
+    def _ask_canary(self, now: Seconds) -> None:
+        """Like any request, the canary waits for a slot in the batch."""
+        if self._canary_is_due and self.engine.has_slot:
+            self._canary_is_due = False
+            self.engine.admit(CANARY, CANARY_PROMPT_TOKENS, CANARY_OUTPUT_TOKENS, now)
 
 
 class VirtualRun:
@@ -70,7 +165,7 @@ class VirtualRun:
     def __init__(
         self,
         scheduler: Scheduler,
-        calls: Sequence[TracedCall],
+        requests: Sequence[TrafficRequest],
         costs: Mapping[str, SwitchCost],
         speed: EngineSpeed | None = None,
         *,
@@ -78,110 +173,111 @@ class VirtualRun:
         measured: MeasuredSwitches | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
-        """``warm``: with a warm-up before the trace begins. ``progress`` is told how many calls have come."""
+        """``warm``: with llmux's warm-up before the trace. ``progress`` is called with the number of arrivals."""
         self._scheduler = scheduler
-        self._calls = calls
+        self._trace = requests
         self._progress = progress
         speed = speed or EngineSpeed()
         measured = measured or MeasuredSwitches()
         self._evictions, self._wakes = iter(measured.evictions), iter(measured.wakes)
-        self._question_seconds = question_seconds(speed)
-        self._places = {model.name: Place(model, costs[model.name], speed) for model in scheduler.models}
+        self._canary_seconds = canary_seconds(speed)
+        self._models = {model.name: VirtualModel(model, costs[model.name], speed) for model in scheduler.models}
         if warm:
             warm_up(scheduler, costs)
-        self._on_gpu = [place for place in self._places.values() if isinstance(place.record.state, Serving)]
-        self._came = 0
-        self._open = len(calls)
+        self._on_gpu = [model for model in self._models.values() if isinstance(model.record.state, Serving)]
+        self._arrived = 0
+        self._open = len(requests)
         self._now: Seconds = 0.0
-        self._moved_at: Seconds = 0.0
+        self._progressed_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
         self._outcome_at: Seconds = math.inf
-        self._outcomes: list[tuple[Seconds, int, Event | _Awake]] = []
+        self._outcomes: list[tuple[Seconds, int, Event | _EngineAwake]] = []
+        """A heap of what wakes and evictions under way result in; the number keeps their order at equal times."""
         self._numbers = itertools.count()
         self._requests: dict[int, Request] = {}
         self._switches: list[SwitchDone] = []
-        nothing = [math.nan] * len(calls)
+        nothing = [math.nan] * len(requests)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
-        self._served = bytearray(len(calls))
+        self._served = bytearray(len(requests))
 
-    def run(self) -> Outcome:
+    def run(self) -> RunResult:
         """Let virtual time pass until every request has ended."""
-        calls, count = self._calls, len(self._calls)
-        arrives_at = calls[0].at_seconds if calls else math.inf
+        trace, count = self._trace, len(self._trace)
+        arrives_at = trace[0].at_seconds if trace else math.inf
         while self._open:
-            at, busiest = arrives_at, None
-            for place in self._on_gpu:
-                if place.engine.next_at < at:
-                    at, busiest = place.engine.next_at, place
+            at, earliest = arrives_at, None
+            for model in self._on_gpu:
+                if model.engine.next_at < at:
+                    at, earliest = model.engine.next_at, model
             if self._timer_at < at or self._outcome_at < at:
-                self._settle()
-            elif busiest is not None:
-                self._advance(busiest)
+                self._deliver()
+            elif earliest is not None:
+                self._advance(earliest)
             elif at < math.inf:
                 self._arrive()
-                arrives_at = calls[self._came].at_seconds if self._came < count else math.inf
+                arrives_at = trace[self._arrived].at_seconds if self._arrived < count else math.inf
             else:
                 raise RuntimeError(f"{self._open} requests wait, and nothing will ever happen")
-        return Outcome(
+        return RunResult(
             self._admitted_at,
             self._first_token_at,
             self._ended_at,
             [bool(served) for served in self._served],
             self._switches,
-            Timeline({name: place.phases for name, place in self._places.items()}),
+            Timeline({name: model.phases for name, model in self._models.items()}),
             self._now,
         )
 
     def _arrive(self) -> None:
-        request = self._came
-        call = self._calls[request]
-        self._came = request + 1
-        now = self._now = self._moved_at = max(self._now, call.at_seconds)
-        record = self._requests[request] = Request(request, call.model, streams=True)
-        if self._scheduler.admit(record, now) is None:
-            self._handle(RequestArrived(record))
+        number = self._arrived
+        traced = self._trace[number]
+        self._arrived = number + 1
+        now = self._now = self._progressed_at = max(self._now, traced.at_seconds)
+        request = self._requests[number] = Request(number, traced.model, streams=True)
+        if self._scheduler.admit(request, now) is None:
+            self._handle(RequestArrived(request))
         else:
-            self._begin(request, self._places[call.model])
-        if self._progress is not None and not request % PROGRESS_EVERY:
-            self._progress(request)
+            self._begin(number, self._models[traced.model])
+        if self._progress is not None and not number % PROGRESS_EVERY:
+            self._progress(number)
 
-    def _begin(self, request: int, place: Place) -> None:
-        call, now = self._calls[request], self._now
-        self._admitted_at[request] = now
-        if place.engine.is_idle and place.phase is Phase.IDLE:
-            place.enter(Phase.SERVING, now)
-        place.engine.admit(request, call.prompt_tokens, call.output_tokens, now)
+    def _begin(self, number: int, model: VirtualModel) -> None:
+        traced, now = self._trace[number], self._now
+        self._admitted_at[number] = now
+        if model.engine.is_idle and model.phase is Phase.IDLE:
+            model.enter(Phase.SERVING, now)
+        model.engine.admit(number, traced.prompt_tokens, traced.output_tokens, now)
 
-    def _advance(self, place: Place) -> None:
-        now = self._now = max(self._now, place.engine.next_at)
-        request, has_ended = place.engine.advance()
-        if place.phase is Phase.WAKING:
-            if place.hold_back(request, has_ended, now):
-                self._handle(WakeDone(place.record.instance, can_freeze=True))
+    def _advance(self, model: VirtualModel) -> None:
+        now = self._now = max(self._now, model.engine.next_at)
+        number, has_ended = model.engine.advance()
+        if model.phase is Phase.WAKING:
+            if model.hold_back(number, has_ended, now):
+                self._handle(WakeDone(model.record.instance, can_freeze=True))
             return
-        self._hear(request, has_ended)
+        self._relay(number, has_ended)
         if not has_ended:
             return
-        record = self._requests[request]
-        if not self._scheduler.done(record, True, now):
-            self._handle(RequestDone(record))
-        if place.engine.is_idle and place.phase is Phase.SERVING:
-            place.enter(Phase.IDLE, now)
+        request = self._requests[number]
+        if not self._scheduler.done(request, True, now):
+            self._handle(RequestDone(request))
+        if model.engine.is_idle and model.phase is Phase.SERVING:
+            model.enter(Phase.IDLE, now)
 
-    def _hear(self, request: int, has_ended: bool) -> None:
-        """The client gets the first token, or the last one."""
-        if math.isnan(self._first_token_at[request]):
-            self._first_token_at[request] = self._now
-            self._scheduler.first_token(self._requests[request], self._now)
+    def _relay(self, number: int, has_ended: bool) -> None:
+        """Pass the first or the last token on to the client."""
+        if math.isnan(self._first_token_at[number]):
+            self._first_token_at[number] = self._now
+            self._scheduler.first_token(self._requests[number], self._now)
         if has_ended:
-            self._ended_at[request] = self._moved_at = self._now
-            self._served[request] = True
+            self._ended_at[number] = self._progressed_at = self._now
+            self._served[number] = True
             self._open -= 1
 
-    def _settle(self) -> None:
+    def _deliver(self) -> None:
         """Deliver the timer or the outcome that is due."""
         now = self._now = max(self._now, min(self._timer_at, self._outcome_at))
-        if now > self._moved_at + STANDSTILL_SECONDS and self._came == len(self._calls):
+        if now > self._progressed_at + STANDSTILL_SECONDS and self._arrived == len(self._trace):
             self._stand_still()
             return
         if self._timer_at <= now:
@@ -190,8 +286,8 @@ class VirtualRun:
         else:
             outcome = heapq.heappop(self._outcomes)[2]
             self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
-            if isinstance(outcome, _Awake):
-                self._places[outcome.instance.model].resume(self._calls, now)
+            if isinstance(outcome, _EngineAwake):
+                self._models[outcome.instance.model].resume(self._trace, now)
             else:
                 self._handle(outcome)
 
@@ -199,31 +295,31 @@ class VirtualRun:
         now = self._now
         for action in self._scheduler.handle(event, now):
             self._perform(action)
-        somebody_left = False
-        for place in self._on_gpu:
-            if place.record.state is not place.state:
-                place.look(now)
-                somebody_left |= place.phase is Phase.OFF
-        if somebody_left:
-            self._on_gpu = [place for place in self._on_gpu if place.phase is not Phase.OFF]
+        has_left = False
+        for model in self._on_gpu:
+            if model.record.state is not model.state:
+                model.update(now)
+                has_left |= model.phase in OFF_GPU
+        if has_left:
+            self._on_gpu = [model for model in self._on_gpu if model.phase not in OFF_GPU]
 
     def _perform(self, action: Action) -> None:
         match action:
             case Admit(request, instance):
-                self._begin(request.id, self._places[instance.model])
+                self._begin(request.id, self._models[instance.model])
             case SetTimer(at):
                 self._timer_at = at
             case Reject(request, _):
                 self._give_up(request.id)
             case Revoke(request, _):
-                self._places[request.model].give_up(request.id, self._now)
+                self._models[request.model].give_up(request.id, self._now)
                 self._give_up(request.id)
             case Freeze(request):
-                self._places[request.model].freeze(request.id, self._now)
+                self._models[request.model].freeze(request.id, self._now)
             case Hold():
-                pass
+                pass  # Nothing is relayed while a model is waking.
             case Thaw(request):
-                self._thaw(request.id)
+                self._thaw(request)
             case Wake():
                 self._wake(action)
             case Evict():
@@ -231,49 +327,75 @@ class VirtualRun:
             case SwitchDone():
                 self._switches.append(action)
             case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
-                raise RuntimeError(f"{action} in a simulation, where nobody operates and no engine fails")
+                raise RuntimeError(f"{action} in a simulation, which has no operator and in which no engine fails")
             case _:
                 assert_never(action)
 
-    def _place_of(self, request: int) -> Place:
-        return self._places[self._calls[request].model]
-
-    def _thaw(self, request: int) -> None:
-        place = self._place_of(request)
-        has_ended = place.held_back.pop(request, None)
+    def _thaw(self, request: Request) -> None:
+        has_ended = self._models[request.model].held_back.pop(request.id, None)
         if has_ended is not None:
-            self._hear(request, has_ended)
+            self._relay(request.id, has_ended)
         if has_ended:
-            self._await(0.0, RequestDone(self._requests[request]))
+            self._schedule(0.0, RequestDone(request))
 
-    def _give_up(self, request: int) -> None:
-        self._ended_at[request] = self._moved_at = self._now
+    def _give_up(self, number: int) -> None:
+        self._ended_at[number] = self._progressed_at = self._now
         self._open -= 1
 
     def _stand_still(self) -> None:
-        """Give up whatever has not ended: models take turns, and none has the time to get anything done."""
-        for request, ended_at in enumerate(self._ended_at):
+        """Give up all open requests: models alternate, and none stays long enough to complete anything."""
+        for number, ended_at in enumerate(self._ended_at):
             if math.isnan(ended_at):
-                self._give_up(request)
+                self._give_up(number)
 
     def _wake(self, action: Wake) -> None:
-        place = self._places[action.instance.model]
-        self._on_gpu.append(place)
+        model = self._models[action.instance.model]
+        self._on_gpu.append(model)
         done = WakeDone(action.instance, can_freeze=True)
         if action.asleep is None:
-            self._await(place.cost.cold, done)
+            self._schedule(model.cost.cold, done)
             return
-        seconds = next(self._wakes, place.cost.wake)
-        if place.frozen:
-            self._await(max(0.0, seconds - self._question_seconds), _Awake(action.instance))
+        seconds = next(self._wakes, model.cost.wake)
+        if model.frozen:
+            self._schedule(max(0.0, seconds - self._canary_seconds), _EngineAwake(action.instance))
         else:
-            self._await(seconds, done)
+            self._schedule(seconds, done)
 
     def _evict(self, action: Evict) -> None:
-        place = self._places[action.instance.model]
-        residency = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
-        self._await(next(self._evictions, place.cost.evict), EvictDone(action.instance, residency))
+        model = self._models[action.instance.model]
+        self._schedule(next(self._evictions, model.cost.evict), _evicted(action))
 
-    def _await(self, seconds: Seconds, outcome: Event | _Awake) -> None:
+    def _schedule(self, seconds: Seconds, outcome: Event | _EngineAwake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
         self._outcome_at = self._outcomes[0][0]
+
+
+def _evicted(action: Evict) -> EvictDone:
+    return EvictDone(action.instance, Asleep(action.eviction) if action.eviction.keeps_process else Cold())
+
+
+def warm_up(scheduler: Scheduler, costs: Mapping[str, SwitchCost]) -> None:
+    """Do what llmux's warm-up does: start and evict each model that no image restores, so that the last ends at 0."""
+    names = [model.name for model in scheduler.models if isinstance(model.state, Cold)]
+    now: Seconds = -sum(costs[name].cold + costs[name].evict for name in names)
+    numbers = itertools.count(1)
+    for name in names:
+        for event in (WakeRequested(next(numbers), name), SleepRequested(next(numbers), name, None)):
+            now = _handle_to_end(scheduler, event, costs, now)
+
+
+def _handle_to_end(scheduler: Scheduler, event: Event, costs: Mapping[str, SwitchCost], now: Seconds) -> Seconds:
+    """Handle an event and the outcomes of all actions that follow from it; returns the time at the end."""
+    actions: deque[Action] = deque(scheduler.handle(event, now))
+    while actions:
+        match actions.popleft():
+            case Wake(instance):
+                # The sum of the steps may exceed the total before it by rounding, and the trace begins at 0.
+                now = min(0.0, now + costs[instance.model].cold)
+                actions += scheduler.handle(WakeDone(instance, can_freeze=True), now)
+            case Evict() as action:
+                now = min(0.0, now + costs[action.instance.model].evict)
+                actions += scheduler.handle(_evicted(action), now)
+            case _:
+                pass
+    return now

@@ -5,7 +5,7 @@ import pytest
 from llmux.simulation.engine.faults import Fault, Faults
 
 
-def test_a_fault_without_a_number_strikes_for_ever_and_one_with_a_number_is_used_up() -> None:
+def test_a_fault_strikes_always_or_a_number_of_times() -> None:
     faults = Faults(["sleep-500", "wake-500:2"])
     assert [faults.strikes(Fault.SLEEP_500) for _ in range(4)] == [True] * 4
     assert [faults.strikes(Fault.WAKE_500) for _ in range(4)] == [True, True, False, False]
@@ -20,7 +20,7 @@ def test_a_fault_can_depend_on_a_file(tmp_path: Path) -> None:
     assert faults.argument(Fault.START_EXIT, "1") == "7"
 
 
-def test_switching() -> None:
+def test_faults_can_be_switched_on_and_off() -> None:
     faults = Faults()
     faults.switch(Fault.WAKE_HANG, True)
     assert Fault.WAKE_HANG in faults

@@ -1,6 +1,6 @@
 import pytest
 
-from llmux.simulation.engine.options import EngineOptions, parse
+from llmux.simulation.engine.options import EngineOptions, Timings, parse
 
 
 def options(line: str, **environment: str) -> EngineOptions:
@@ -17,12 +17,12 @@ def options(line: str, **environment: str) -> EngineOptions:
         'serve org/model --compilation-config {"mode":3} --no-enable-prefix-caching --port 1',
     ],
 )
-def test_both_styles_name_the_model_and_unknown_flags_are_ignored(line: str) -> None:
+def test_both_styles_give_the_model_and_unknown_flags_are_ignored(line: str) -> None:
     parsed = options(line)
     assert (parsed.model, parsed.served_names, parsed.port) == ("org/model", ("org/model",), 1)
 
 
-def test_what_vllm_calls_things() -> None:
+def test_vllms_flags() -> None:
     parsed = options(
         "serve m --served-model-name alias m --host 0.0.0.0 --uds /s --api-key k --enable-sleep-mode "
         "--max_num_seqs 8 --max-model-len 4k --shutdown-timeout=3",
@@ -56,3 +56,18 @@ def test_our_flags_have_environment_variables_and_the_command_line_wins() -> Non
 def test_a_bad_command_line_ends_with_code_2(line: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         options(line)
+
+
+def test_a_prefill_takes_time_at_its_rate_or_none() -> None:
+    assert Timings(prefill_tokens_per_second=100).prefill_seconds(200) == 2.0
+    assert Timings().prefill_seconds(10**6) == 0.0
+
+
+def test_the_decode_rate_falls_linearly_to_that_of_a_full_batch() -> None:
+    timings = Timings(token_seconds=1 / 40, full_batch_token_seconds=1 / 20)
+    assert [1 / timings.before_token(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([40.0, 30.0, 20.0])
+
+
+def test_batching_is_free_by_default() -> None:
+    assert Timings(token_seconds=0.1).before_token(1.0) == 0.1
+    assert Timings(full_batch_token_seconds=0.1).before_token(1.0) == 0.0

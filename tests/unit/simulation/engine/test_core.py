@@ -2,15 +2,13 @@ import asyncio
 from contextlib import ExitStack
 from itertools import repeat
 
-from llmux.simulation.engine.generation import Generation
-from llmux.simulation.engine.latency import Timings
+from llmux.simulation.engine.core import Generation, PauseMode, SimulatedEngine
 from llmux.simulation.engine.memory import EngineMemory
-from llmux.simulation.engine.options import parse
-from llmux.simulation.engine.state import PauseMode, SimulatedEngine
+from llmux.simulation.engine.options import Timings, parse
 
 
 class RecordingTimings(Timings):
-    """Notes how full the batch was before each token; all of them come at once."""
+    """Records how full the batch was before each token; tokens take no time."""
 
     def __init__(self, **durations: float) -> None:
         super().__init__(**durations)
@@ -30,7 +28,7 @@ def generation(prompt_tokens: int = 0) -> Generation:
     return Generation(repeat("word"), prompt_tokens, 100, "length")
 
 
-async def test_only_what_has_been_read_slows_writing_down() -> None:
+async def test_only_prefilled_requests_slow_each_other_down() -> None:
     timings = RecordingTimings(first_token_seconds=0.0)
     engine = engine_with(timings)
     first, second, third = generation(), generation(), generation()
@@ -42,7 +40,7 @@ async def test_only_what_has_been_read_slows_writing_down() -> None:
     assert timings.shares == [0.0, 0.25]
 
 
-async def test_what_has_to_be_read_again_slows_nothing_down() -> None:
+async def test_a_recompute_slows_no_other_request_down() -> None:
     timings = RecordingTimings(first_token_seconds=0.0)
     engine = engine_with(timings)
     first, second = generation(), generation()
@@ -56,12 +54,12 @@ async def test_what_has_to_be_read_again_slows_nothing_down() -> None:
     assert timings.shares == [0.0]
 
 
-async def test_what_slept_is_read_again_in_the_order_in_which_it_came() -> None:
+async def test_suspended_requests_recompute_in_order_of_arrival() -> None:
     engine = engine_with(Timings(first_token_seconds=0.0, prefill_tokens_per_second=1e6))
     generations = [generation(prompt_tokens=1000) for _ in range(5)]
     order: list[int] = []
 
-    async def go_on(number: int) -> None:
+    async def resume(number: int) -> None:
         await engine.next_token(generations[number])
         order.append(number)
 
@@ -72,9 +70,9 @@ async def test_what_slept_is_read_again_in_the_order_in_which_it_came() -> None:
             await engine.next_token(one)
         await engine.sleep(1, PauseMode.KEEP)
         async with asyncio.TaskGroup() as tasks:
-            # They ask for their next tokens in another order than they came in.
+            # Their tasks run in another order than they arrived in.
             for number in (3, 1, 4, 0, 2):
-                tasks.create_task(go_on(number))
+                tasks.create_task(resume(number))
             await asyncio.sleep(0)
             await engine.wake(())
     assert order == [0, 1, 2, 3, 4]

@@ -1,36 +1,26 @@
-"""Reads traces: CSV files of Azure, BurstGPT and our own columns, and llmux's access log."""
+"""Reads traces: CSV files with the columns of Azure, BurstGPT or our own, and llmux's access log."""
 
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from llmux.simulation.workload.call import TracedCall, TraceError
+from llmux.simulation.traffic import Trace, TraceError, TrafficRequest
 
 TIME = ("timestamp", "time")
 MODEL = ("model",)
 PROMPT = ("prompt_tokens", "contexttokens", "request tokens", "input_tokens")
 OUTPUT = ("output_tokens", "generatedtokens", "response tokens", "completion_tokens")
 BYTES_PER_TOKEN, BYTES_PER_STREAMED_TOKEN = 4, 220
-"""What a token takes of a body, and of an event stream, for logs that know sizes only."""
+"""Bytes in a body and in an event stream, where each token is an event: for logs that have sizes only."""
 TOKENS_MAX = 10_000_000
-"""More than this in one request is taken for a mistake."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One file's calls, by their time. ``dated``: the times are seconds since 1970, not since some beginning."""
-
-    source: str
-    calls: tuple[TracedCall, ...]
-    dated: bool
+"""A request with more tokens is taken for a mistake in the trace."""
 
 
 def read_trace(argument: str) -> Trace:
-    """Read ``FILE``, or ``NAME=FILE`` where the file does not say the model; raises ``TraceError``."""
+    """Read ``FILE``, or ``NAME=FILE`` for a file whose requests are all for one model; raises ``TraceError``."""
     name, path = _split(argument)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -45,7 +35,7 @@ def read_trace(argument: str) -> Trace:
     dated = {is_date for _, is_date in rows}
     if len(dated) > 1:
         raise TraceError(f"{path}: some times are dates and some are plain seconds; use one of the two")
-    return Trace(argument, tuple(call for call, _ in rows), dated.pop())
+    return Trace(argument, tuple(request for request, _ in rows), dated.pop())
 
 
 def _split(argument: str) -> tuple[str | None, Path]:
@@ -57,8 +47,8 @@ def _split(argument: str) -> tuple[str | None, Path]:
     return name, Path(path)
 
 
-def _rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TracedCall, bool]]:
-    """All calls, each with whether its time is a date."""
+def _rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TrafficRequest, bool]]:
+    """The requests, each with whether its time is a date."""
     first = file.readline()
     file.seek(0)
     if first.lstrip().startswith("{"):
@@ -67,10 +57,10 @@ def _rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TracedC
         yield from _csv_rows(file, source, name)
 
 
-def _csv_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TracedCall, bool]]:
+def _csv_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TrafficRequest, bool]]:
     reader = csv.reader(file)
     try:
-        columns = {title.strip().lower(): place for place, title in enumerate(next(reader, []))}
+        columns = {title.strip().lower(): number for number, title in enumerate(next(reader, []))}
         time, prompt, output = (_column(columns, words, source) for words in (TIME, PROMPT, OUTPUT))
         model = None if name is not None else _column(columns, MODEL, source)
         for row in reader:
@@ -78,8 +68,8 @@ def _csv_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[Tra
                 continue
             try:
                 at, dated = _time(row[time])
-                calls = name if model is None else row[model].strip()
-                yield TracedCall(at, _named(calls), _tokens(row[prompt], 0), _tokens(row[output], 1)), dated
+                named = name if model is None else row[model].strip()
+                yield TrafficRequest(at, _checked_name(named), _tokens(row[prompt], 0), _tokens(row[output], 1)), dated
             except (ValueError, IndexError) as error:
                 reason = "a column is missing" if isinstance(error, IndexError) else error
                 raise TraceError(f"{source}, line {reader.line_num}: {reason}") from None
@@ -96,8 +86,8 @@ def _column(columns: Mapping[str, int], words: tuple[str, ...], source: str) -> 
     raise TraceError(f"{source}, line 1: no column {' or '.join(words)} (found: {found}){remedy}")
 
 
-def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TracedCall, bool]]:
-    """Lines of llmux's access log; those that are no inference name no model, or no size, and are passed over."""
+def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TrafficRequest, bool]]:
+    """Requests of llmux's access log. Lines without a model or a size are not inference requests, and are skipped."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -110,32 +100,32 @@ def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[Tra
             if not model or prompt is None or output is None:
                 continue
             at, dated = _time(str(entry.get("time", "")))
-            yield TracedCall(at, str(model), _tokens(prompt, 0), _tokens(output, 1)), dated
+            yield TrafficRequest(at, str(model), _tokens(prompt, 0), _tokens(output, 1)), dated
         except ValueError as error:
             raise TraceError(f"{source}, line {number}: {error}") from None
 
 
 def _logged_prompt(entry: Mapping[str, Any]) -> Any:
-    """The prompt's tokens, or what the request's size lets one guess."""
+    """The prompt's tokens, or an estimate from the request's size."""
     tokens, size = entry.get("prompt_tokens"), entry.get("request_bytes")
     return int(size / BYTES_PER_TOKEN) if tokens is None and isinstance(size, int) else tokens
 
 
 def _logged_output(entry: Mapping[str, Any]) -> Any:
-    """The answer's tokens, or what its size lets one guess: a streamed token is an event of its own."""
+    """The answer's tokens, or an estimate from its size."""
     tokens, size = entry.get("output_tokens"), entry.get("response_bytes")
     per_token = BYTES_PER_STREAMED_TOKEN if entry.get("stream") else BYTES_PER_TOKEN
     return int(size / per_token) if tokens is None and isinstance(size, int) else tokens
 
 
-def _named(model: str | None) -> str:
+def _checked_name(model: str | None) -> str:
     if not model:
         raise ValueError("the model's name is empty")
     return model
 
 
 def _time(text: str) -> tuple[float, bool]:
-    """Seconds, and whether they count from 1970. Times without a zone are taken for UTC: only differences matter."""
+    """Seconds, and whether they count from 1970. Times without a zone are read as UTC, as only differences matter."""
     try:
         seconds = float(text)
     except ValueError:
@@ -151,7 +141,7 @@ def _time(text: str) -> tuple[float, bool]:
 
 
 def _tokens(given: Any, least: int) -> int:
-    """A number of tokens; what has none at all, as failed requests in some traces, counts as the least possible."""
+    """A number of tokens, raised to ``least``: some traces have failed requests without an output token."""
     try:
         count = int(given)
     except (TypeError, ValueError):

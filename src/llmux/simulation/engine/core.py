@@ -1,4 +1,4 @@
-"""The engine proper: its scheduler and its sleep, with what vLLM does wrong when it is used wrongly."""
+"""The simulated engine's scheduler, its sleep, and what vLLM does wrong when it is used wrongly."""
 
 import asyncio
 import sys
@@ -9,35 +9,36 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Any
 
+from llmux.simulation.engine import text
 from llmux.simulation.engine.faults import Fault, Faults
-from llmux.simulation.engine.generation import Generation
-from llmux.simulation.engine.latency import Timings
 from llmux.simulation.engine.memory import TAGS, WEIGHTS, EngineMemory
-from llmux.simulation.engine.options import EngineOptions
+from llmux.simulation.engine.options import EngineOptions, Timings
 from llmux.simulation.ledger import LedgerFull
 
 KNOWN_RPC_METHODS = frozenset(
     {"reload_weights", "suspend_nccl", "resume_nccl", "checkpoint_prepare", "checkpoint_restore"}
 )
 
-SLIP_SECONDS = 0.05
-"""A token that is later than this does not make the next ones come faster."""
+CATCH_UP_SECONDS_MAX = 0.05
+"""Tokens delayed by the event loop by up to this much are caught up; after a longer delay the rate starts anew."""
 
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 
 
 class PauseMode(StrEnum):
-    """What a pause does about requests in flight."""
+    """What a pause does with requests in flight, in vLLM's words."""
 
     ABORT = "abort"
     WAIT = "wait"
     KEEP = "keep"
 
 
-class _Pause(Enum):
+class _Paused(Enum):
+    """Which requests the scheduler does not run."""
+
     NONE = auto()
-    NEW = auto()
-    """Running requests go on, waiting ones stay waiting."""
+    WAITING = auto()
+    """Running requests continue, and no waiting one is admitted."""
     ALL = auto()
 
 
@@ -47,7 +48,7 @@ class EngineDead(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A control request's outcome."""
+    """The response to a control request."""
 
     status: int
     body: dict[str, Any]
@@ -55,13 +56,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Counters:
-    """What tests ask of an engine afterwards (``GET /stats``)."""
+    """What ``GET /stats`` reports, from which tests detect an orchestrator's mistakes."""
 
     request_count: int = 0
     requests_while_asleep: int = 0
-    """Requests that came while it slept, was falling asleep, waking up or paused: an orchestrator's mistake."""
+    """Requests that arrived while it was asleep, falling asleep, waking up or paused: a mistake."""
     slept_under_requests: int = 0
-    """Calls of /sleep, not in mode keep, that found requests in flight: another one."""
+    """Calls of /sleep, other than in mode keep, with requests in flight: a mistake."""
     aborted: int = 0
     garbage_tokens: int = 0
     tokens: int = 0
@@ -70,8 +71,63 @@ class Counters:
     peak_running: int = 0
 
 
+class Generation:
+    """One request inside the engine, from its arrival to its last token."""
+
+    __slots__ = (
+        "_interrupted",
+        "_tokens",
+        "aborted",
+        "admitted",
+        "due_at",
+        "finish_reason",
+        "limit",
+        "prefill_tokens",
+        "produced",
+        "prompt_tokens",
+    )
+
+    def __init__(self, tokens: Iterator[str], prompt_tokens: int, limit: int, finish_reason: str) -> None:
+        """``finish_reason`` is reported once ``limit`` tokens are out, unless the request is aborted before."""
+        self._tokens = tokens
+        self._interrupted: asyncio.Future[None] | None = None
+        self.prompt_tokens = prompt_tokens
+        self.limit = limit
+        self.finish_reason = finish_reason
+        self.produced = 0
+        self.prefill_tokens: int | None = prompt_tokens
+        """Tokens to prefill before the next one can be decoded; None once that is done."""
+        self.due_at = 0.0
+        """When the latest token was due, on the event loop's clock."""
+        self.admitted = False
+        self.aborted = False
+
+    def next_token(self, weights_valid: bool) -> str:
+        """The next token; garbage while the weights are invalid."""
+        token = next(self._tokens)
+        self.produced += 1
+        return token if weights_valid else text.GARBAGE
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until ``interrupt`` is called or the time is over."""
+        loop = asyncio.get_running_loop()
+        self._interrupted = loop.create_future()
+        timer = loop.call_later(seconds, self.interrupt) if seconds is not None else None
+        try:
+            await self._interrupted
+        finally:
+            self._interrupted = None
+            if timer is not None:
+                timer.cancel()
+
+    def interrupt(self) -> None:
+        """End the current wait, if there is one, because the engine's state has changed."""
+        if self._interrupted is not None and not self._interrupted.done():
+            self._interrupted.set_result(None)
+
+
 class SimulatedEngine:
-    """One model's engine; all methods run on one event loop."""
+    """One model's engine. All methods run on one event loop."""
 
     def __init__(
         self,
@@ -79,9 +135,9 @@ class SimulatedEngine:
         timings: Timings,
         faults: Faults,
         memory: EngineMemory,
-        ended: Callable[[bool], None],
+        on_death: Callable[[bool], None],
     ) -> None:
-        """``ended`` is told of the engine's death: whether the whole process has to go at once."""
+        """``on_death`` is called when the engine core dies, with whether the whole process must end at once."""
         self.options = options
         self.timings = timings
         self.faults = faults
@@ -90,37 +146,38 @@ class SimulatedEngine:
         self.running = 0
         self._waiting: deque[Generation] = deque()
         self._generations: dict[Generation, None] = {}
-        """In the order in which they came: what slept goes on in it."""
-        self._writing: set[Generation] = set()
-        """Those that have been read: only they slow each other down."""
+        """In order of arrival, which is also the order in which they resume after a sleep."""
+        self._decoding: set[Generation] = set()
+        """Only these slow each other down; prefills do not."""
         self._dead = False
         self._memory = memory
-        self._ended = ended
+        self._on_death = on_death
         self._asleep: set[str] = set()
         self._weights_valid = True
-        self._has_read_at = 0.0
-        self._pause_kind = _Pause.NONE
+        self._prefilled_at = 0.0
+        """When everything admitted so far will have been prefilled, one prompt after the other."""
+        self._paused = _Paused.NONE
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def waiting(self) -> int:
-        """Requests that have no slot yet."""
+        """Requests that the scheduler has not admitted yet."""
         return len(self._waiting)
 
     @property
     def paused(self) -> bool:
-        """Whether the scheduler takes on no requests."""
-        return self._pause_kind is not _Pause.NONE
+        """Whether the scheduler admits no requests."""
+        return self._paused is not _Paused.NONE
 
     @property
     def sleeping(self) -> bool:
-        """As vLLM has it: asleep in part or in whole, or merely paused."""
+        """vLLM's ``is_sleeping``: asleep in part or in whole, or merely paused."""
         return self.paused or bool(self._asleep)
 
     @contextmanager
     def request(self, generation: Generation) -> Iterator[None]:
-        """Queue a request; leaving the block, however that comes about, takes it out of the engine."""
+        """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead."""
         self.counters.request_count += 1
         self.counters.requests_while_asleep += self.sleeping
         if Fault.DIE_ON_REQUEST in self.faults:
@@ -137,48 +194,49 @@ class SimulatedEngine:
             self._release(generation)
 
     async def next_token(self, generation: Generation) -> str | None:
-        """The next token when its time has come; None at the end. Raises EngineDead."""
+        """Wait for the next token; None at the end or after an abort. Raises EngineDead."""
         if generation.produced == generation.limit:
             return None
-        goes_on = await self._turn(generation)
+        goes_on = await self._until_scheduled(generation)
         has_slept = True
+        # A sleep during the delay has discarded the KV cache, so the delay starts over with a recompute.
         while goes_on and has_slept:
             sleeps = self.counters.sleeps
             if delay := self._delay_before_token(generation):
                 await generation.wait(delay)
-                goes_on = await self._turn(generation)
+                goes_on = await self._until_scheduled(generation)
             has_slept = self.counters.sleeps != sleeps
         if not goes_on:
             return None
         self._count_token()
-        self._writing.add(generation)
+        self._decoding.add(generation)
         token = generation.next_token(self._weights_valid)
         if generation.produced == generation.limit:
             self._release(generation)
         return token
 
     def _delay_before_token(self, generation: Generation) -> float:
-        """Tokens follow each other at their rate, not at their rate after whatever else was done in between."""
-        unread, generation.unread = generation.unread, None
+        prefill_tokens, generation.prefill_tokens = generation.prefill_tokens, None
         now = asyncio.get_running_loop().time()
-        if unread is None:
-            share = (len(self._writing) - 1) / max(1, self.options.max_running - 1)
+        if prefill_tokens is None:
+            # Counted from when the last token was due, so that delays of the event loop do not add up.
+            share = (len(self._decoding) - 1) / max(1, self.options.max_running - 1)
             due_at = generation.due_at + self.timings.before_token(share)
-            generation.due_at = due_at if due_at > now - SLIP_SECONDS else now
+            generation.due_at = due_at if due_at > now - CATCH_UP_SECONDS_MAX else now
             return max(0.0, generation.due_at - now)
         delay = 0.0 if generation.produced else self.timings.first_token_seconds
-        if reading := self.timings.prefill_seconds(unread):
-            self._has_read_at = max(self._has_read_at, now) + reading
-            delay += self._has_read_at - now
+        if prefill_seconds := self.timings.prefill_seconds(prefill_tokens):
+            self._prefilled_at = max(self._prefilled_at, now) + prefill_seconds
+            delay += self._prefilled_at - now
         generation.due_at = now + delay
         return delay
 
-    async def _turn(self, generation: Generation) -> bool:
-        """Wait while the engine is paused or full; False: the request was aborted."""
+    async def _until_scheduled(self, generation: Generation) -> bool:
+        """Wait while the engine is paused or full; returns False if the request was aborted. Raises EngineDead."""
         while self.lives():
             if generation.aborted:
                 return False
-            if generation.admitted and self._pause_kind is not _Pause.ALL:
+            if generation.admitted and self._paused is not _Paused.ALL:
                 if not self._asleep:
                     return True
                 self.die(ILLEGAL_ACCESS)
@@ -202,7 +260,7 @@ class SimulatedEngine:
         if generation not in self._generations:
             return
         del self._generations[generation]
-        self._writing.discard(generation)
+        self._decoding.discard(generation)
         if generation.admitted:
             self.running -= 1
         else:
@@ -222,8 +280,8 @@ class SimulatedEngine:
             self.faults.switch(Fault.DIE_AFTER_TOKENS, True, str(left))
 
     async def pause(self, mode: PauseMode) -> None:
-        """Stop scheduling; in mode wait this returns when the running requests have ended."""
-        self._pause_kind = _Pause.NEW if mode is PauseMode.WAIT else _Pause.ALL
+        """Stop scheduling. In mode wait, returns once the running requests have ended."""
+        self._paused = _Paused.WAITING if mode is PauseMode.WAIT else _Paused.ALL
         if mode is PauseMode.ABORT:
             for generation in list(self._generations):
                 self.counters.aborted += 1
@@ -238,14 +296,14 @@ class SimulatedEngine:
         await self._idle.wait()
 
     def resume(self) -> None:
-        """Schedule again, even while asleep: then the next request kills the engine."""
-        self._pause_kind = _Pause.NONE
+        """Schedule again. While asleep too, as in vLLM: then the next request kills the engine."""
+        self._paused = _Paused.NONE
         self._admit()
         for generation in list(self._generations):
             generation.interrupt()
 
     async def sleep(self, level: int, mode: PauseMode) -> Answer:
-        """As ``POST /sleep``; the memory is free when this returns."""
+        """``POST /sleep``. The memory is free when this returns."""
         if not self.lives():
             return _DEAD
         if self._generations and mode is not PauseMode.KEEP:
@@ -260,22 +318,22 @@ class SimulatedEngine:
             self.counters.sleeps += 1
             self._asleep = set(TAGS)
             self.level = level
-            self._forget()
+            self._discard_kv_cache()
             if self.options.sleep_mode:
                 self._weights_valid = self._weights_valid and level == 1
                 self._memory.hold(self._asleep, keep_weights=level == 1)
         log(f"It took {self.timings.sleep_seconds:.6f} seconds to fall asleep.")
         return Answer(200, {"status": "sleeping", "level": level})
 
-    def _forget(self) -> None:
-        """The KV cache is gone: what is suspended has to be read again, with what has been written of it."""
-        self._has_read_at = 0.0
-        self._writing.clear()
+    def _discard_kv_cache(self) -> None:
+        """Suspended requests must recompute their prompts and what they have generated."""
+        self._prefilled_at = 0.0
+        self._decoding.clear()
         for generation in self._generations:
-            generation.unread = generation.prompt_tokens + generation.produced
+            generation.prefill_tokens = generation.prompt_tokens + generation.produced
 
     async def wake(self, tags: Collection[str]) -> Answer:
-        """As ``POST /wake_up``; no tags means all of them. The scheduler resumes with the last one."""
+        """``POST /wake_up``; no tags means all of them. The scheduler resumes when the last tag is awake."""
         if not self.lives():
             return _DEAD
         if self.faults.strikes(Fault.WAKE_HANG):
@@ -297,7 +355,7 @@ class SimulatedEngine:
         return Answer(200, {"status": "sleeping" if self.sleeping else "awake", "tags": list(tags) or None})
 
     async def call_workers(self, method: str) -> Answer:
-        """As ``POST /collective_rpc``."""
+        """``POST /collective_rpc``."""
         if not self.lives():
             return _DEAD
         if method not in KNOWN_RPC_METHODS:
@@ -317,12 +375,12 @@ class SimulatedEngine:
         return not self._dead
 
     def healthy(self) -> bool:
-        """As ``lives``; also takes the memory again after a restore from an image."""
+        """Whether the engine core still runs; allocates its memory again if it was restored from an image."""
         if self.lives():
             try:
-                self._memory.claim_again_if_restored()
+                self._memory.allocate_again_if_restored()
             except LedgerFull as error:
-                self.die_of_memory(error)
+                self._die_of_memory(error)
         return self.lives()
 
     def _take_memory(self, asleep: set[str]) -> bool:
@@ -330,34 +388,33 @@ class SimulatedEngine:
             if self.options.sleep_mode:
                 self._memory.hold(asleep, keep_weights=self.level == 1)
         except LedgerFull as error:
-            self.die_of_memory(error)
+            self._die_of_memory(error)
             return False
         return True
 
-    def die_of_memory(self, error: LedgerFull) -> None:
-        """The virtual GPU has no room."""
+    def _die_of_memory(self, error: LedgerFull) -> None:
         log_out_of_memory(error)
         self.die("torch.OutOfMemoryError")
 
     def die(self, reason: str, *, at_once: bool = False) -> None:
-        """The engine core ends: every request gets a 500, and the process follows with exit code 0."""
+        """End the engine core: every request fails with 500, and the process follows with exit code 0."""
         if not self.lives():
             return
         log(f"ERROR EngineCore encountered a fatal error: {reason}")
         self._dead = True
-        self._ended(at_once)
+        self._on_death(at_once)
         for generation in list(self._generations):
             generation.interrupt()
         self._idle.set()
 
 
 def log(line: str) -> None:
-    """Write a line as vLLM's log does."""
+    """Write a line to standard error in the format of vLLM's log."""
     sys.stderr.write(f"(EngineCore) {line}\n")
 
 
 def log_out_of_memory(error: LedgerFull) -> None:
-    """What CUDA out of memory looks like in a log."""
+    """Write CUDA's report of too little memory, from which llmux recognises the cause."""
     sys.stderr.write(
         "(EngineCore) Traceback (most recent call last):\n"
         f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {error.wanted_mib}.00 MiB. GPU 0 has a total "

@@ -1,13 +1,17 @@
-"""The figures as tables for a reader."""
+"""Figures as tables, and as one JSON document."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmux.simulation.report.figures import WITHIN_SECONDS, Distribution, Figures, LowerBound, RunFigures
+from llmux.simulation.figures import WITHIN_SECONDS, Distribution, Figures, LowerBound, RunFigures
+
+DIGITS = 6
+"""Of seconds and shares in JSON."""
 
 WAIT_HEADS = ("first token", "calls", "lost", "mean", "p50", "p90", "p99", "max")
 REST_HEADS = (
@@ -25,39 +29,39 @@ REST_HEADS = (
     "idle",
 )
 NOTE = (
-    "In seconds from the request's arrival. lost: not served. starved: the longest time that somebody waited for a "
-    "model and nobody was admitted to it. serving … idle: how the GPU's time went."
+    "In seconds from the request's arrival. lost: not served. starved: the longest time in which requests waited for a "
+    "model and none was admitted to it. serving … idle: shares of the GPU's time."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One table: its heads, and rows of which some are about a whole run."""
+    """One table: its heads, and rows of cells with whether the row is about a whole run."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[bool, tuple[str, ...]], ...]
 
 
 def render(runs: Sequence[RunFigures], bound: LowerBound | None) -> RenderableType:
-    """Two tables: how long requests waited for their first token, and what the rest was."""
+    """Two tables: times to first token; and latencies, switches and shares of time."""
     return Group(_table(wait_rows(runs, bound)), Text(), _table(rest_rows(runs)), Text(), Text(NOTE, style="dim"))
 
 
 def wait_rows(runs: Sequence[RunFigures], bound: LowerBound | None) -> Rows:
-    """How long requests waited for their first token; the lower bound comes last."""
+    """Times to first token; the lower bound comes last."""
     rows = [(is_whole, _waits(name, figures)) for is_whole, name, figures in _parts(runs)]
     if bound is not None:
-        rows.append((False, ("lower bound", "", "", *_distribution(bound.ttft), *_within(bound.within))))
+        rows.append((False, ("lower bound", "", "", *_cells(bound.ttft), *_within(bound.within))))
     return Rows((*WAIT_HEADS, *(f"≤{seconds} s" for seconds in WITHIN_SECONDS)), tuple(rows))
 
 
 def rest_rows(runs: Sequence[RunFigures]) -> Rows:
-    """How long requests took, and what the GPU did."""
+    """Latencies, switches, starvation and shares of time."""
     return Rows(REST_HEADS, tuple((is_whole, _rest(name, figures)) for is_whole, name, figures in _parts(runs)))
 
 
 def seconds_text(seconds: float | None) -> str:
-    """``0.123``, ``1.23``, ``12.3``, ``1234``."""
+    """Three significant digits: ``0.123``, ``1.23``, ``12.3``, ``1234``."""
     if seconds is None:
         return "–"
     digits = 3 if seconds < 1 else 2 if seconds < 10 else 1 if seconds < 100 else 0
@@ -83,7 +87,7 @@ def _table(rows: Rows) -> Table:
 
 
 def _waits(name: str, figures: Figures) -> tuple[str, ...]:
-    return (name, str(figures.requests), str(figures.unserved), *_distribution(figures.ttft), *_within(figures.within))
+    return (name, str(figures.requests), str(figures.unserved), *_cells(figures.ttft), *_within(figures.within))
 
 
 def _rest(name: str, figures: Figures) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ def _rest(name: str, figures: Figures) -> tuple[str, ...]:
     parts = ["", "", "", ""]
     if share is not None:
         parts = [f"{part:.1%}" for part in (share.serving, share.switching, share.draining, share.idle)]
-    latency = _distribution(figures.latency)
+    latency = _cells(figures.latency)
     return (name, *latency, str(figures.switches), seconds_text(figures.starvation), *parts)
 
 
@@ -99,6 +103,41 @@ def _within(shares: Mapping[int, float]) -> tuple[str, ...]:
     return tuple(f"{share:.0%}" for share in shares.values())
 
 
-def _distribution(durations: Distribution) -> tuple[str, ...]:
+def _cells(durations: Distribution) -> tuple[str, ...]:
     numbers = (durations.mean, durations.p50, durations.p90, durations.p99, durations.max)
     return tuple(seconds_text(number) for number in numbers)
+
+
+def document(
+    trace: Sequence[str], requests: int, runs: Sequence[RunFigures], bound: LowerBound | None, **more: Any
+) -> dict[str, Any]:
+    """Everything for ``--json``, in seconds and in shares from 0 to 1; without a lower bound there is no entry."""
+    result: dict[str, Any] = {"trace": " ".join(trace), "requests": requests, **more}
+    result["policies"] = {
+        run.name: _figures_document(run.total)
+        | {"models": {name: _figures_document(figures) for name, figures in run.models.items()}}
+        for run in runs
+    }
+    if bound is not None:
+        result["lower_bound"] = {"ttft": _rounded(bound.ttft)}
+    return result
+
+
+def _figures_document(figures: Figures) -> dict[str, Any]:
+    share = figures.share
+    names = ("serving", "switching", "draining", "idle")
+    return {
+        "requests": figures.requests,
+        "unserved": figures.unserved,
+        "wait": _rounded(figures.wait),
+        "ttft": _rounded(figures.ttft),
+        "latency": _rounded(figures.latency),
+        "within": {str(seconds): round(part, DIGITS) for seconds, part in figures.within.items()},
+        "switches": figures.switches,
+        "share": None if share is None else {name: round(getattr(share, name), DIGITS) for name in names},
+        "starvation": round(figures.starvation, DIGITS),
+    }
+
+
+def _rounded(distribution: Distribution) -> dict[str, float | None]:
+    return {name: None if seconds is None else round(seconds, DIGITS) for name, seconds in asdict(distribution).items()}

@@ -1,1 +1,0 @@
-"""What no policy can do better than; docs/simulation.md has the argument."""

@@ -1,1 +1,0 @@
-"""The same traces against a running llmux, in real time."""

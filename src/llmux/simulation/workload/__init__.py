@@ -1,1 +1,0 @@
-"""Recorded traffic: reading traces, and choosing from them."""
