@@ -7,27 +7,29 @@ from http import HTTPStatus
 import msgspec
 
 from llmux.errors import (
-    BadGateway,
     EngineDied,
     EngineError,
     EngineUnavailable,
     Evicted,
+    ModelNotAllowed,
+    ModelNotFound,
+    ModelNotLoaded,
+    QueueFull,
+    QueueTimeout,
+    RequestError,
+    ShuttingDown,
+)
+from llmux.gateway.errors import (
+    BadGateway,
     HeadTooLarge,
     InvalidApiKey,
     InvalidJson,
     MalformedRequest,
     MethodNotAllowed,
     MissingModel,
-    ModelNotAllowed,
-    ModelNotFound,
-    ModelNotLoaded,
     PathForbidden,
-    QueueFull,
-    QueueTimeout,
-    RequestError,
     RequestStalled,
     RequestTooLarge,
-    ShuttingDown,
     UnknownPath,
     UpgradeRefused,
 )
@@ -88,10 +90,21 @@ def shape_of(error: RequestError) -> ErrorShape:
     return _UNMAPPED
 
 
+def _message(error: RequestError) -> str:
+    """The error's message and, for errors that come from where HTTP is unknown, what the client can do about it."""
+    match error:
+        case ModelNotAllowed():
+            return f"{error}; use /control/switch or /control/unpin"
+        case ModelNotFound(known=()):
+            return f"{error}; GET /v1/models lists those that do"
+        case _:
+            return str(error)
+
+
 def error_body(error: RequestError) -> bytes:
     """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``."""
     shape = shape_of(error)
-    envelope = {"message": str(error), "type": shape.type, "param": shape.param, "code": shape.code}
+    envelope = {"message": _message(error), "type": shape.type, "param": shape.param, "code": shape.code}
     return msgspec.json.encode({"error": envelope})
 
 

@@ -3,7 +3,7 @@
 from hmac import compare_digest
 
 from llmux.core.request import Priority
-from llmux.errors import InvalidApiKey, MalformedRequest
+from llmux.gateway.errors import InvalidApiKey, MalformedRequest
 from llmux.gateway.http.request_head import RequestHead
 
 

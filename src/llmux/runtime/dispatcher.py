@@ -34,7 +34,9 @@ class Dispatcher:
         self._controller = controller
         self._instances = instances
         self._metrics = metrics
-        self._at_once = metrics.at_once
+        # Counted here and read at scrape: on this path a method call would cost more than the addition.
+        self._admitted_at_once = dict.fromkeys(instances, 0)
+        metrics.watch_admissions(self._admitted_at_once)
         self._now = controller.now
         self._waiting: dict[Request, RequestHolder] = {}
         self._leases: dict[Request, RequestHolder] = {}
@@ -50,7 +52,7 @@ class Dispatcher:
         model = request.model
         if self._scheduler.admit(request, self._now()) is not None:
             self._leases[request] = holder
-            self._at_once[model] += 1
+            self._admitted_at_once[model] += 1
             holder.admitted(self._instances[model].upstream)
         else:
             self._waiting[request] = holder
@@ -64,7 +66,7 @@ class Dispatcher:
         if request.streams:
             now = self._now()
             self._scheduler.first_token(request, now)
-            self._metrics.answered(request.model, now - request.arrived_at)
+            self._metrics.first_token(request.model, now - request.arrived_at)
 
     def end(self, request: Request, outcome: Outcome) -> None:
         if self._leases.pop(request, None) is None:

@@ -4,16 +4,9 @@ import json
 
 import pytest
 
-from llmux.errors import (
-    EngineUnavailable,
-    InvalidApiKey,
-    MethodNotAllowed,
-    ModelNotFound,
-    QueueFull,
-    QueueTimeout,
-    RequestError,
-)
+from llmux.errors import EngineUnavailable, ModelNotAllowed, ModelNotFound, QueueFull, QueueTimeout, RequestError
 from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
+from llmux.gateway.errors import InvalidApiKey, MethodNotAllowed
 
 
 def every_kind() -> list[type[RequestError]]:
@@ -48,6 +41,21 @@ def test_body_is_openais_envelope() -> None:
             "code": "model_not_found",
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModelNotFound("x", ()), "the model 'x' does not exist; GET /v1/models lists those that do"),
+        (
+            ModelNotAllowed("b", "a"),
+            "llmux is in manual mode: the model 'b' was requested, the active model is 'a'; "
+            "use /control/switch or /control/unpin",
+        ),
+    ],
+)
+def test_what_the_client_can_do_is_added_to_the_schedulers_errors(error: RequestError, message: str) -> None:
+    assert json.loads(error_body(error))["error"]["message"] == message
 
 
 def test_error_event_is_one_line_between_blank_lines() -> None:

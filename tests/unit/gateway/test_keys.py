@@ -3,7 +3,7 @@
 import pytest
 
 from llmux.core.request import Priority
-from llmux.errors import InvalidApiKey, MalformedRequest
+from llmux.gateway.errors import InvalidApiKey, MalformedRequest
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import ApiKeys, requested_priority
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmux.errors import MalformedRequest, ModelNotFound, PathForbidden, RequestError, UnknownPath
+from llmux.errors import ModelNotFound, RequestError
+from llmux.gateway.errors import MalformedRequest, PathForbidden, UnknownPath
 from llmux.gateway.options import DEFAULT_CONTROL_PATHS
 from llmux.gateway.routing import Destination, Router
 

@@ -7,7 +7,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from llmux.errors import InvalidJson, MalformedRequest, MissingModel, RequestTooLarge
+from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel, RequestTooLarge
 from llmux.gateway.http.chunks import ChunkReader
 
 _MAX_MODEL_NAME_BYTES = 1024

@@ -4,7 +4,7 @@ import re
 
 import httptools
 
-from llmux.errors import MalformedRequest, UpgradeRefused
+from llmux.gateway.errors import MalformedRequest, UpgradeRefused
 from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.repeated_head import RepeatedHead

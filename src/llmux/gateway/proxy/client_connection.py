@@ -8,18 +8,16 @@ from enum import Enum, auto
 from typing import cast
 
 from llmux.core.request import Priority, Request
-from llmux.errors import (
+from llmux.errors import ModelNotFound, QueueFull, RequestError
+from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
+from llmux.gateway.errors import (
     HeadTooLarge,
     MalformedRequest,
-    ModelNotFound,
-    QueueFull,
-    RequestError,
     RequestStalled,
     RequestTooLarge,
     UnknownPath,
     UpgradeRefused,
 )
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
 from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.request_head import HeadBuffer, RequestHead

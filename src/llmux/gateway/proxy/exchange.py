@@ -7,8 +7,9 @@ from typing import Protocol
 
 from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
-from llmux.errors import BadGateway, EngineDied, RequestError
+from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
+from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -16,6 +17,7 @@ from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.observability.access_log import FinishedRequest
 
 
 class RequestingClient(Protocol):
@@ -361,13 +363,15 @@ class Exchange:
         access_log = self._state.options.access_log
         if access_log is not None:
             access_log.add(
-                request_id=self._request_id,
-                model=self._request.model,
-                endpoint=client.counts.endpoint,
-                status=status,
-                request_bytes=self._size_bytes,
-                response_bytes=body_bytes,
-                is_stream=self._answer is not None and self._answer.is_event_stream,
-                queue_seconds=self._request.queue_seconds,
-                seconds=seconds,
+                FinishedRequest(
+                    request_id=self._request_id,
+                    model=self._request.model,
+                    endpoint=client.counts.endpoint,
+                    status=status,
+                    request_bytes=self._size_bytes,
+                    response_bytes=body_bytes,
+                    is_stream=self._answer is not None and self._answer.is_event_stream,
+                    queue_seconds=self._request.queue_seconds,
+                    seconds=seconds,
+                )
             )
