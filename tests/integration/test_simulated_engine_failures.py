@@ -31,7 +31,9 @@ async def test_sleep_frees_the_virtual_gpu_down_to_the_residue_and_waking_takes_
             await model.post(path)
             used.append(ledger.snapshot().used_mib)
         assert used == [800, 50, 425, 800]
-        assert [(allocation.model, allocation.pid) for allocation in ledger.snapshot().allocations] == [("a", model.pid)]
+        assert [(allocation.model, allocation.pid) for allocation in ledger.snapshot().allocations] == [
+            ("a", model.pid)
+        ]
     assert ledger.snapshot().allocations == ()
 
 

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog
-from llmux.simulation.workload.reading import read_trace
+from llmux.simulation.traces import read_trace
 
 
 def note(access_log: AccessLog, **more: object) -> None:
@@ -56,5 +56,5 @@ def test_the_simulator_reads_it(tmp_path: Path) -> None:
     note(access_log)
     note(access_log, model="b")
     access_log.flush()
-    calls = read_trace(str(file)).calls
-    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in calls] == [("a", 100, 10), ("b", 100, 10)]
+    requests = read_trace(str(file)).requests
+    assert [(one.model, one.prompt_tokens, one.output_tokens) for one in requests] == [("a", 100, 10), ("b", 100, 10)]
