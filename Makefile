@@ -4,30 +4,42 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test check lint types format schema reference bench clean
+.PHONY: demo test test-all check lint types format schema reference structure bench clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
 
-test: $(VENV)/.installed-test ## the test suite; ARGS="-k name" narrows it
-	$(BIN)/pytest $(ARGS)
+# One worker per core; a worker that has run out of tests takes some of another's.
+PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
+
+test: $(VENV)/.installed-test ## the tests but for the slow ones, in a few minutes; ARGS="-k name" narrows it
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.installed-test ## every test, the slow ones too (planted faults, soaks, long seeds)
+	$(PYTEST) -m "" $(ARGS)
 
 check: lint types ## everything but the tests
 
+CODE := src tests bench scripts
+
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-test
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 schema reference: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
 	$(BIN)/llmux schema > config.schema.json
-	$(BIN)/python -c "from pathlib import Path; from llmux.config import reference; reference.update(Path('docs/configuration.md'))"
+	$(BIN)/python -c "from pathlib import Path; from llmux.config import schema; schema.update_reference(Path('docs/configuration.md'))"
+
+structure: ## write the table of packages into docs/architecture.md, and print the figures; REV=commit compares
+	$(PYTHON) scripts/structure.py --write
+	$(PYTHON) scripts/structure.py $(REV)
 
 bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, wrk and gcc
 	$(BIN)/python bench/gateway/run.py --check

@@ -85,7 +85,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "simulation",
-        "the simulated engine and its virtual GPU; virtual runs over traces, replay, demo ([simulation](simulation.md))",
+        "the simulated engine and its virtual GPU; virtual runs over traces, replay, demo: [simulation](simulation.md)",
         ("server", "runtime", "config", "observability", "gpus", "hosts", "core", "errors"),
     ),
     (

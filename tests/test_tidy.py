@@ -1,7 +1,7 @@
 """House rules that a linter does not know: directions of imports, a pure core, sizes, docstrings that say something.
 
-Complexity is ruff's (C901, at most 12; a ``match`` over all events or actions is marked as a dispatch table). Layers are
-one table, scripts/structure.py, from which docs/architecture.md's is generated.
+Complexity is ruff's (C901, at most 12; a ``match`` over all events or actions is marked as a dispatch table). Layers
+are one table, in scripts/structure.py, from which the one in docs/architecture.md is generated.
 """
 
 import ast

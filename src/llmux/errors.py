@@ -1,6 +1,9 @@
-"""Every exception of ours; knows nothing of HTTP.
+"""Exceptions that cross a package's boundary, and those that end as a message to a user.
 
-Attributes carry the facts, ``__str__`` makes the sentence: what happened, and what to do about it.
+Private ones stay beside the code that raises and catches them, and those that only HTTP can cause are in
+``gateway/errors.py``. Attributes carry the facts; the message says what happened and, where there is something to do,
+what. Messages name configuration keys but neither paths nor headers: what a client of the HTTP side can do about an
+error is added where it is rendered (``gateway/answers.py``).
 """
 
 from collections.abc import Sequence
@@ -8,12 +11,12 @@ from dataclasses import dataclass
 
 
 class LlmuxError(Exception):
-    """The root of all of llmux's own errors."""
+    """Root of the errors that are reported by their message alone: a traceback would add nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a configuration: where it is, what is wrong, and what to do."""
+    """One problem of a configuration: the path of the key, what is wrong, and what to do about it."""
 
     path: str
     message: str
@@ -25,7 +28,7 @@ class Problem:
 
 
 class ConfigError(LlmuxError):
-    """A configuration that cannot be used; carries all of its problems, not only the first."""
+    """A configuration that cannot be used, with all of its problems."""
 
     def __init__(self, problems: Sequence[Problem], source: str = "") -> None:
         self.problems = tuple(problems)
@@ -35,65 +38,29 @@ class ConfigError(LlmuxError):
 
 
 class RequestError(LlmuxError):
-    """A request that ends with an answer of llmux's own instead of the engine's."""
-
-
-class MalformedRequest(RequestError):
-    """The request cannot be understood: bad framing, not JSON, bad form."""
-
-
-class MissingModel(RequestError):
-    """The request names no model."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            'the request names no model: put a top-level "model" into the JSON body, a form field "model", '
-            "a model-override header, or use /upstream/MODEL/..."
-        )
-
-
-class InvalidApiKey(RequestError):
-    """Keys are configured and the request carries none of them."""
-
-    def __init__(self) -> None:
-        super().__init__("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
+    """A request that llmux answers itself, with an error. The gateway maps each subclass to a status and a code."""
 
 
 class ModelNotFound(RequestError):
-    """The model is not configured."""
+    """The model is not configured. ``known`` are those that are, if the message shall list them."""
 
     def __init__(self, model: str, known: Sequence[str]) -> None:
         self.model = model
         self.known = tuple(known)
         shown = ", ".join(self.known[:20]) + (", ..." if len(self.known) > 20 else "")
-        remedy = f"configured models: {shown}" if known else "GET /v1/models lists those that do"
-        super().__init__(f"the model '{model[:200]}' does not exist; {remedy}")
-
-
-class PathForbidden(RequestError):
-    """An engine's control path, which llmux never forwards."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"{path[:200]} is an engine control path and is not forwarded; use /control instead")
-
-
-class RequestTooLarge(RequestError):
-    """The body exceeds ``max_body_bytes``."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        super().__init__(f"the request body is larger than {limit_bytes} bytes (max_body_bytes)")
+        remedy = f"; configured models: {shown}" if known else ""
+        super().__init__(f"the model '{model[:200]}' does not exist{remedy}")
 
 
 class QueueFull(RequestError):
-    """The bounded queue has no room for the request."""
+    """The queue has reached one of its limits, which ``limit`` names."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"too many requests are waiting ({limit}); try again later")
 
 
 class QueueTimeout(RequestError):
-    """The request waited longer than ``request_timeout_seconds`` for its model."""
+    """The request waited for its model longer than ``request_timeout_seconds``."""
 
     def __init__(self, model: str, waited_seconds: float) -> None:
         self.model = model
@@ -102,40 +69,39 @@ class QueueTimeout(RequestError):
 
 
 class ModelNotAllowed(RequestError):
-    """Manual mode: another model is pinned or active."""
+    """Another model is pinned or, in manual mode, active. ``active`` is None if no model is."""
 
     def __init__(self, requested: str, active: str | None) -> None:
         self.requested = requested
         self.active = active
         super().__init__(
-            f"llmux is in manual mode: the model '{requested}' was requested, the active model is "
-            f"'{active or 'none'}'; use /control/switch or /control/unpin"
+            f"llmux is in manual mode: the model '{requested}' was requested, the active model is '{active or 'none'}'"
         )
 
 
 class ModelNotLoaded(RequestError):
-    """A request that may not wake a model (a GET) came for one that is not on the GPU."""
+    """The model is not on the GPU, and the request may not wake it (``Request.may_wake``)."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"the model '{model}' is not on the GPU and a request of this kind does not wake it")
 
 
 class ShuttingDown(RequestError):
-    """llmux is stopping and takes no more requests."""
+    """llmux is shutting down and accepts no more requests."""
 
     def __init__(self) -> None:
         super().__init__("llmux is shutting down")
 
 
 class Evicted(RequestError):
-    """The model left the GPU before the request's answer was complete."""
+    """The model left the GPU before the response was complete: its drain took too long, or it does not drain."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"the model '{model}' had to leave the GPU before this answer was complete; send it again")
 
 
 class EngineError(RequestError):
-    """Something is wrong with a model's engine."""
+    """A model's engine failed."""
 
     def __init__(self, model: str, message: str) -> None:
         self.model = model
@@ -143,7 +109,7 @@ class EngineError(RequestError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine could not be started, and llmux waits before it tries again."""
+    """The engine could not be started. The next try is in ``retry_after_seconds``."""
 
     def __init__(self, model: str, reason: str, retry_after_seconds: float) -> None:
         self.reason = reason
@@ -154,22 +120,18 @@ class EngineUnavailable(EngineError):
 
 
 class EngineDied(EngineError):
-    """The engine died under the request, as often as llmux was willing to try."""
+    """The engine died while it had the request, and llmux does not try again."""
 
     def __init__(self, model: str, reason: str = "") -> None:
         super().__init__(model, f"the engine of '{model}' died before it answered" + (f": {reason}" if reason else ""))
 
 
-class BadGateway(EngineError):
-    """The engine was admitted to but could not be reached or broke off its answer."""
-
-
 class CommandFailed(LlmuxError):
-    """An operator's command (switch, pin, sleep, wake) did not succeed."""
+    """An operator's command (switch, pin, sleep, wake) failed."""
 
 
 class SpawnFailed(LlmuxError):
-    """An engine's process could not be started at all."""
+    """An engine's process could not be created. One that starts and then exits is not meant."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -177,20 +139,17 @@ class SpawnFailed(LlmuxError):
 
 
 class DumpFailed(LlmuxError):
-    """An engine could not be put into an image.
-
-    It runs on, unless ``engine_runs`` says that it ended with the attempt.
-    """
+    """An engine could not be dumped into an image. It keeps running unless ``engine_runs`` is false."""
 
     def __init__(self, reason: str, *, engine_runs: bool = True) -> None:
         self.reason = reason
         self.engine_runs = engine_runs
-        what_became = "it runs on" if engine_runs else "it has ended"
-        super().__init__(f"the engine could not be put into an image ({what_became}): {reason}")
+        engine = "it runs on" if engine_runs else "it has ended"
+        super().__init__(f"the engine could not be put into an image ({engine}): {reason}")
 
 
 class RestoreFailed(LlmuxError):
-    """An engine could not be brought back from its image now; nothing of it is left but the image."""
+    """An engine could not be restored. The image may still be good; nothing else is left of the engine."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -198,21 +157,21 @@ class RestoreFailed(LlmuxError):
 
 
 class StayRefused(LlmuxError):
-    """An engine could not be let run on by itself."""
+    """An engine could not be left running without llmux."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the engine could not be left running: {reason}")
 
 
 class GpusUnreadable(LlmuxError):
-    """The memory of the GPUs cannot be read on this machine."""
+    """The GPUs' memory cannot be read on this machine."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"no GPU can be read here: {reason}")
 
 
 class ImageUnusable(LlmuxError):
-    """An image from which no engine can be restored, now or later; it may as well be deleted."""
+    """An image from which no engine can ever be restored. It can be deleted."""
 
     def __init__(self, path: object, reason: str) -> None:
         self.reason = reason
@@ -220,7 +179,7 @@ class ImageUnusable(LlmuxError):
 
 
 class CriuUnusable(LlmuxError):
-    """criu is missing, too old, or may not do its work here; nothing can be put into an image."""
+    """criu is missing, too old, or lacks the privileges that it needs."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -228,7 +187,7 @@ class CriuUnusable(LlmuxError):
 
 
 class ProcessStuck(LlmuxError):
-    """Processes of an engine are still there though they have been killed; what they hold is not free."""
+    """Processes of an engine survived SIGKILL, so the memory that they hold is not free."""
 
     def __init__(self, pids: Sequence[int], waited_seconds: float) -> None:
         self.pids = tuple(pids)
@@ -240,49 +199,8 @@ class ProcessStuck(LlmuxError):
         )
 
 
-class InvalidJson(MalformedRequest):
-    """The body had to be JSON and is not."""
-
-
-class UnknownPath(RequestError):
-    """No route of llmux's has this path."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"no such path: {path[:200]}; inference is under /v1, or under /upstream/MODEL")
-
-
-class MethodNotAllowed(RequestError):
-    """The path exists, but not with this method."""
-
-    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
-        self.allowed = tuple(allowed)
-        super().__init__(f"{method} is not possible on {path[:200]}; use {' or '.join(self.allowed)}")
-
-
-class HeadTooLarge(RequestError):
-    """Request line and headers exceed their limit together."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        super().__init__(f"the request's headers are larger than {limit_bytes} bytes")
-
-
-class RequestStalled(RequestError):
-    """The client began a request and did not send the rest of it in time."""
-
-    def __init__(self, part: str, limit_seconds: float) -> None:
-        super().__init__(f"the request's {part} did not arrive within {limit_seconds:g} s")
-
-
-class UpgradeRefused(RequestError):
-    """The client asked for another protocol on its connection (WebSocket, CONNECT, h2c)."""
-
-    def __init__(self) -> None:
-        super().__init__("protocol upgrades (WebSocket, CONNECT) are not supported; use plain HTTP/1.1")
-
-
 class ListenFailed(LlmuxError):
-    """An address could not be bound, so llmux does not start."""
+    """An address could not be bound."""
 
     def __init__(self, address: str, reason: str) -> None:
         self.address = address
@@ -291,13 +209,13 @@ class ListenFailed(LlmuxError):
 
 
 class OutputMismatch(LlmuxError):
-    """An engine came back from its sleep saying something else than before."""
+    """A woken engine answers the canary differently than before it left."""
 
-    def __init__(self, expected: str, heard: str) -> None:
+    def __init__(self, expected: str, actual: str) -> None:
         self.expected = expected
-        self.heard = heard
-        super().__init__(f"after its wake the engine answers the canary with {heard}, before it was {expected}")
+        self.actual = actual
+        super().__init__(f"after its wake the engine answers the canary with {actual}, before it was {expected}")
 
 
 class EvictionRefused(LlmuxError):
-    """An operator asked for an eviction that this configuration cannot perform."""
+    """The operator asked for an eviction that this configuration cannot perform."""

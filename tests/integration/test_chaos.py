@@ -70,6 +70,7 @@ class Chaos:
         return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_every_answer_is_right_or_says_what_went_wrong(tmp_path: Path, seed: int) -> None:
     async with serving(MODELS, tmp_path, wake_timeout_seconds=1.0) as bench:

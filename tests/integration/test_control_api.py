@@ -9,12 +9,13 @@ import aiohttp
 import pytest
 
 from llmux.access import Outcome
+from llmux.control.status import process_state
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.settings import Limits
 from llmux.errors import ListenFailed
 from tests.support.control import HOST, ControlApi, control_api
-from tests.support.scripted import OFFLOAD, Scripted, model
+from tests.support.scripted import OFFLOAD, model
 
 OFFLOAD_WORDS = {"weights": "offload", "process": "keep_running"}
 SLOW_BACKOFF = Limits(min_active_seconds=0.0, backoff_first_seconds=60.0, backoff_max_seconds=60.0)
@@ -57,7 +58,7 @@ AWAKE_B = entry("running", on_gpu=True, pid=1001)
 ASLEEP = "sleeping:Offload+KeepRunning"
 
 
-async def test_status_when_nothing_has_happened() -> None:
+async def test_status_after_the_start() -> None:
     async with control_api(model("a"), model("b")) as api:
         assert await api.status() == status("idle", AUTO, a=entry("not_started"), b=entry("not_started"))
 
@@ -84,7 +85,7 @@ async def test_status_while_switching() -> None:
         del expected["models"]["a"]["oldest_wait_seconds"]
         assert shown == expected
         engines["a"].wake_gate.set()
-        await waiting.wait("granted")
+        await waiting.wait("admitted")
         engines["b"].wake_gate.clear()
         api.runtime.ask("b")
         draining = await api.status()
@@ -92,7 +93,7 @@ async def test_status_while_switching() -> None:
         assert draining["active_model"] is None
         assert draining["models"]["a"]["in_flight"] == 1
         assert draining["models"]["a"]["process_state"] == "running"
-        api.runtime.access.end(waiting.lease, Outcome.COMPLETED)  # type: ignore[arg-type]
+        api.runtime.access.end(waiting.request, Outcome.COMPLETED)
         await api.until(lambda: engines["b"].calls == ["wake"])
         assert (await api.status())["models"]["a"]["process_state"] == ASLEEP
 
@@ -128,7 +129,7 @@ async def test_status_in_manual_mode_and_pinned() -> None:
 
 async def test_status_of_a_failed_model() -> None:
     async with control_api(model("a"), limits=SLOW_BACKOFF) as api:
-        api.runtime.engines["a"].wake_error = Scripted("no such file")
+        api.runtime.engines["a"].wake_error = "no such file"
         answer = await api.post("wake", model="a")
         assert (answer.status, answer.document) == (500, {"error": "no such file"})
         failed = entry("failed:no such file", failure="no such file")
@@ -137,12 +138,12 @@ async def test_status_of_a_failed_model() -> None:
 
 async def test_a_pin_that_fails_leaves_the_mode_as_it_was() -> None:
     async with control_api(model("a"), model("b"), limits=SLOW_BACKOFF) as api:
-        api.runtime.engines["b"].wake_error = Scripted("no such file")
+        api.runtime.engines["b"].wake_error = "no such file"
         assert (await api.post("pin", model="b")).status == 500
         assert (await api.status())["mode"] == AUTO
 
 
-async def test_switch_to_the_active_model_and_wake_of_an_awake_one_are_done_at_once() -> None:
+async def test_switch_to_the_active_model_and_wake_of_an_awake_one_return_immediately() -> None:
     async with control_api(model("a")) as api:
         for path in ("switch", "switch", "wake", "pin"):
             assert (await api.post(path, model="a")).status == 200
@@ -163,13 +164,13 @@ async def test_sleep_by_the_models_own_eviction_another_and_when_nothing_runs() 
 async def test_a_sleep_that_fails_is_a_500() -> None:
     async with control_api(model("a")) as api:
         await api.post("wake", model="a")
-        api.runtime.engines["a"].evict_error = Scripted("stuck in a driver call")
+        api.runtime.engines["a"].evict_error = "stuck in a driver call"
         answer = await api.post("sleep", model="a")
         assert answer.status == 500
         assert "stuck in a driver call" in answer.document["error"]
 
 
-async def test_an_eviction_holds_from_the_next_time_on() -> None:
+async def test_a_new_eviction_applies_from_the_next_time_on() -> None:
     async with control_api(model("a"), model("b")) as api:
         answer = await api.call("GET", "/control/eviction")
         assert answer.document == {
@@ -185,7 +186,7 @@ async def test_an_eviction_holds_from_the_next_time_on() -> None:
 
 @pytest.mark.parametrize("path", ["eviction", "sleep"])
 @pytest.mark.parametrize("words", ["retain+cuda_suspend", "discard+checkpoint", "retain+keep_running"])
-async def test_evictions_that_cannot_be_are_refused(path: str, words: str) -> None:
+async def test_impossible_evictions_are_refused(path: str, words: str) -> None:
     async with control_api(model("a"), model("b")) as api:
         await api.post("switch", model="a")
         eviction = Eviction.parse(words)
@@ -196,7 +197,7 @@ async def test_evictions_that_cannot_be_are_refused(path: str, words: str) -> No
         assert await api.status() == status("active:a", AUTO, a=AWAKE_A, b=entry("not_started"))
 
 
-async def test_an_only_model_may_stay_for_ever() -> None:
+async def test_a_single_model_may_stay_on_the_gpu() -> None:
     async with control_api(model("a")) as api:
         words = {"weights": "retain", "process": "keep_running"}
         assert (await api.post("eviction", model="a", eviction=words)).status == 200
@@ -277,7 +278,7 @@ async def test_wrong_methods_and_paths(method: str, path: str, expected: int, al
         assert list(answer.document) == ["error"]
 
 
-async def test_a_story_and_an_engines_last_lines_also_of_a_model_with_a_slash() -> None:
+async def test_history_and_engine_output_also_of_a_model_with_a_slash_in_its_name() -> None:
     async with control_api(model("org/a:b")) as api:
         await api.post("wake", model="org/a:b")
         await api.post("sleep", model="org/a:b")
@@ -298,16 +299,16 @@ async def test_a_story_and_an_engines_last_lines_also_of_a_model_with_a_slash() 
         assert ages[-1] >= 0
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_switch(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_does_not_stop_the_switch(caplog: pytest.LogCaptureFixture) -> None:
     async with control_api(model("a"), limits=SLOW_BACKOFF) as api:
         engine = api.runtime.engines["a"]
-        for error, state in ((None, "running"), (Scripted("broke"), "failed:broke")):
+        for error, state in ((None, "running"), ("broke", "failed:broke")):
             engine.calls.clear()
             engine.wake_gate.clear()
             engine.wake_error = error
             await _begin_and_leave(api, "wake")
             engine.wake_gate.set()
-            await api.until(lambda state=state: api.runtime.operations.model_status("a").process_state == state)  # type: ignore[misc]
+            await api.until(lambda state=state: process_state(api.runtime.operations.model_status("a").state) == state)  # type: ignore[misc]
             await api.post("sleep", model="a", eviction={"weights": "retain", "process": "stop"})
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -350,7 +351,7 @@ async def test_without_a_key_browsers_and_proxies_are_refused(where: str, header
         assert "admin_key" in answer.document["error"]
 
 
-async def test_each_listener_has_only_its_own() -> None:
+async def test_each_listener_serves_only_its_own_routes() -> None:
     async with control_api(model("a")) as api:
         found = {
             (where, path): (await api.call("GET", path, port=getattr(api, where))).status
@@ -382,7 +383,7 @@ async def test_metrics_in_both_formats() -> None:
         assert openmetrics.text.endswith("# EOF\n")
 
 
-async def test_the_page_needs_nothing_from_elsewhere() -> None:
+async def test_the_status_page_loads_nothing_from_elsewhere() -> None:
     async with control_api(model("a")) as api:
         page = await api.call("GET", "/")
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -392,7 +393,7 @@ async def test_the_page_needs_nothing_from_elsewhere() -> None:
         assert "https://" not in page.text
 
 
-async def test_a_taken_port_is_said_clearly() -> None:
+async def test_a_port_that_is_taken_is_reported_clearly() -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
@@ -403,7 +404,7 @@ async def test_a_taken_port_is_said_clearly() -> None:
                     await listen(HOST, port)
 
 
-async def test_a_body_that_comes_after_the_head_is_read_by_the_new_protocol() -> None:
+async def test_a_body_that_arrives_after_the_head_is_read_by_the_new_protocol() -> None:
     async with control_api(model("a")) as api:
         reader, writer = await asyncio.open_connection(HOST, api.port)
         body = b'{"model":"a"}'
@@ -420,13 +421,13 @@ async def test_a_body_that_comes_after_the_head_is_read_by_the_new_protocol() ->
         await writer.wait_closed()
 
 
-async def test_commands_that_wait_at_the_end_are_told() -> None:
+async def test_commands_under_way_fail_at_shutdown() -> None:
     async with control_api(model("a"), model("b")) as api:
         holder = api.runtime.ask("a")
-        await holder.wait("granted")
+        await holder.wait("admitted")
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(api.post("switch", model="b"))
-            await api.until(lambda: api.runtime.operations.status().state == "switching:a->b")
+            await api.until(lambda: api.runtime.operations.status().switching == ("a", "b"))
             refused = tasks.create_task(_expect_the_end(api))
             waiting_answer = await waiting
             await refused

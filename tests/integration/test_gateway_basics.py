@@ -1,4 +1,4 @@
-"""The gateway between real sockets: what arrives where, on both event loops."""
+"""Relaying between real sockets, on both event loops."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llmux.access import Outcome, Upstream
+from llmux.core.request import Priority
 from llmux.gateway import GatewayOptions, LocalAnswer, LocalRoutes
 from tests.support.access import DEADLINE_SECONDS
 from tests.support.gateway import EngineSide, Message, get, post, running_gateway
@@ -54,7 +55,7 @@ async def test_headers_of_one_hop_and_credentials_are_not_forwarded() -> None:
         assert seen.get("host") == f"127.0.0.1:{bench.engine.port}".encode()
 
 
-async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
+async def test_answer_is_relayed_unchanged_with_three_fields_added() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 201 Fine So\r\nServer: uvicorn\r\nKeep-Alive: timeout=5\r\nX-Request-Id: theirs\r\n")
         engine.send(b"connection: keep-alive, x-hop\r\nx-hop: 1\r\ncontent-length: 2\r\nX-Odd:  a \r\n\r\nok")
@@ -71,6 +72,16 @@ async def test_answer_passes_with_its_own_bytes_and_our_three_headers() -> None:
         for name in ("keep-alive", "connection", "x-hop"):
             assert answer.get(name) is None
         assert answer.body == b"ok"
+
+
+async def test_a_request_carries_its_session_and_priority() -> None:
+    async with running_gateway() as bench:
+        await bench.ask(post(BODY, "X-Session-Id: talk-7", "x-llmux-priority: batch"))
+        await bench.ask(post(BODY))
+        request, without = (asked.request for asked in bench.access.asked)
+        assert (request.model, request.session, request.priority) == ("m", "talk-7", Priority.BATCH)
+        assert bench.engine.seen[0].get("x-session-id") == b"talk-7", "engines may use it too"
+        assert without.session is None
 
 
 @pytest.mark.parametrize(
@@ -96,26 +107,26 @@ async def test_the_start_of_the_body_is_reported_once(field: bytes, pieces: list
         client = await bench.client()
         client.send(post(b'{"model":"m","stream":true}'))
         await client.read_head()
-        assert bench.access.asked[0].streams
-        assert bench.access.answering == []
+        assert bench.access.asked[0].request.streams
+        assert bench.access.first_tokens == []
         goes_on.set()
         async with asyncio.timeout(DEADLINE_SECONDS):
             await client.reader.readuntil(b"one")
-        assert bench.access.answering == [1]
+        assert bench.access.first_tokens == [1]
         await bench.access.until(lambda: bool(bench.access.ended))
-        assert bench.access.answering == [1]
+        assert bench.access.first_tokens == [1]
 
 
-async def test_an_error_is_no_first_token() -> None:
+async def test_an_error_does_not_count_as_a_first_token() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.answer(b'{"error":{}}', status="400 Bad Request")
 
     async with running_gateway(script) as bench:
         assert (await bench.ask(post(b'{"model":"m","stream":true}'))).status == 400
-        assert (bench.access.answering, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
+        assert (bench.access.first_tokens, bench.access.ended) == ([], [(1, Outcome.COMPLETED)])
 
 
-async def test_request_ids_are_made_forwarded_and_returned() -> None:
+async def test_request_ids_are_generated_forwarded_and_returned() -> None:
     async with running_gateway() as bench:
         first = await bench.ask(post(BODY))
         second = await bench.ask(post(BODY, "X-Request-Id: not sane \u0020{}"))
@@ -125,7 +136,7 @@ async def test_request_ids_are_made_forwarded_and_returned() -> None:
         assert [seen.get("x-request-id") for seen in bench.engine.seen] == ids
 
 
-async def test_connections_are_kept_on_both_sides() -> None:
+async def test_connections_are_kept_alive_on_both_sides() -> None:
     async with running_gateway() as bench:
         client = await bench.client()
         for _ in range(3):
@@ -181,7 +192,7 @@ async def test_chunked_request_is_forwarded_with_its_length() -> None:
         assert bench.engine.seen[0].get("transfer-encoding") is None
 
 
-async def test_large_bodies_both_ways() -> None:
+async def test_large_bodies_in_both_directions() -> None:
     body = json.dumps({"model": "m", "x": "y" * 5_000_000}).encode()
     async with running_gateway() as bench:
         answer = await bench.ask(post(body))
@@ -189,7 +200,7 @@ async def test_large_bodies_both_ways() -> None:
         assert bench.engine.seen[0].body == body
 
 
-async def test_http10_client_gets_an_unchunked_answer_that_ends_by_closing() -> None:
+async def test_http10_client_gets_a_decoded_answer_that_ends_with_the_connection() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.begin_stream()
         engine.chunk(b"data: 1\n\n")
@@ -206,7 +217,7 @@ async def test_http10_client_gets_an_unchunked_answer_that_ends_by_closing() -> 
         assert len(bench.engine.connections) == 1
 
 
-async def test_interim_answers_are_skipped_and_bodiless_ones_end_at_once() -> None:
+async def test_interim_answers_are_skipped_and_answers_without_body_end_at_once() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         engine.send(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -221,7 +232,7 @@ async def test_interim_answers_are_skipped_and_bodiless_ones_end_at_once() -> No
         assert len(bench.engine.connections) == 1
 
 
-async def test_head_request_has_no_body_in_its_answer() -> None:
+async def test_answer_to_a_head_request_has_no_body() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.send(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 31\r\n\r\n")
 
@@ -277,10 +288,10 @@ async def test_waiting_request_is_served_when_its_model_is_awake() -> None:
         body = b'{"model":"cold"}'
         client.send(post(body))
         await bench.access.until(lambda: len(bench.access.waiting) == 1)
-        assert bench.access.asked[0].size_bytes >= len(body)
+        assert bench.access.asked[0].request.size_bytes >= len(body)
         bench.access.awake["cold"] = bench.engine.upstream
         bench.access.queue_seconds, bench.access.switch_seconds = 3.0, 2.0
-        bench.access.grant(1)
+        bench.access.admit(1)
         answer = await client.answer()
         assert (answer.body, answer.get("x-llmux-switch-ms")) == (body, b"2000")
 
@@ -290,11 +301,11 @@ async def test_get_does_not_wake() -> None:
         answer = await bench.ask(get("/v1/responses/1", "model-override: cold"))
         assert answer.status == 503
         assert json.loads(answer.body)["error"]["code"] == "model_not_loaded"
-        assert bench.access.asked[0].may_wake is False
+        assert bench.access.asked[0].request.may_wake is False
         assert (await bench.ask(get("/v1/responses/1", "model-override: m"))).status == 200
 
 
-async def test_own_answers() -> None:
+async def test_local_answers() -> None:
     routes = LocalRoutes(
         ready=lambda: LocalAnswer(b"not yet", status=503, content_type="text/plain"),
         models=lambda: LocalAnswer(b"[1]"),

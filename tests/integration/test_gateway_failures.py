@@ -1,4 +1,4 @@
-"""Engines that break, leases that are taken back, clients that leave."""
+"""Engines that fail, leases that are revoked, clients that leave."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmux.access import Lease, Outcome, Upstream
+from llmux.access import Outcome, Upstream
 from llmux.errors import EngineDied, Evicted, QueueTimeout, RequestError, ShuttingDown
 from tests.support.access import FakeAccess
 from tests.support.gateway import EngineSide, Message, RawClient, get, post, running_gateway
@@ -19,15 +19,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
 
 
-def grant_again(access: FakeAccess, lease: Lease) -> None:
-    access.grant(lease.request)
+def grant_again(access: FakeAccess, number: int) -> None:
+    access.admit(number)
 
 
-def refuse_second(access: FakeAccess, lease: Lease) -> None:
+def refuse_second(access: FakeAccess, number: int) -> None:
     if len(access.given_back) < 2:
-        access.grant(lease.request)
+        access.admit(number)
     else:
-        access.refuse(lease.request, EngineDied("m"))
+        access.reject(number, EngineDied("m"))
 
 
 def code(answer: Message) -> str:
@@ -38,14 +38,14 @@ def code(answer: Message) -> str:
 
 
 async def cut_off(client: RawClient) -> bytes:
-    """What still comes before the connection ends, cleanly or not."""
+    """What is received before the connection ends, cleanly or not."""
     try:
         return await client.rest()
     except ConnectionError:
         return b""
 
 
-async def test_engine_that_dies_without_an_answer_gives_the_request_back() -> None:
+async def test_request_is_given_back_if_its_engine_dies_without_an_answer() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         if len(bench.engine.seen) == 1:
             engine.reset()
@@ -75,7 +75,7 @@ async def test_engine_that_dies_twice_is_an_error(partial: bytes) -> None:
         assert len(bench.engine.seen) == 2
 
 
-async def test_engine_that_cannot_be_reached_gives_the_request_back() -> None:
+async def test_request_is_given_back_if_its_engine_cannot_be_reached() -> None:
     async with running_gateway() as bench:
         bench.engine.stop()
         bench.access.on_give_back = refuse_second
@@ -103,7 +103,7 @@ async def test_stale_pooled_connection_is_retried_once_under_the_same_lease() ->
         assert bench.gateway.statistics.engine_retries == 1
 
 
-async def test_connection_closed_while_idle_is_not_used_again() -> None:
+async def test_connection_closed_while_idle_is_not_reused() -> None:
     async with running_gateway() as bench:
         await bench.ask(post(BODY))
         await bench.ask(post(BODY))
@@ -115,7 +115,7 @@ async def test_connection_closed_while_idle_is_not_used_again() -> None:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_stream_that_breaks_ends_with_an_error_event_and_no_clean_end(reset: bool) -> None:
+async def test_broken_stream_ends_with_an_error_event_and_not_cleanly(reset: bool) -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -139,7 +139,7 @@ async def test_stream_that_breaks_ends_with_an_error_event_and_no_clean_end(rese
         assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
-async def test_stream_that_breaks_inside_a_chunk_gets_no_event() -> None:
+async def test_stream_broken_within_a_chunk_gets_no_error_event() -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -158,7 +158,7 @@ async def test_stream_that_breaks_inside_a_chunk_gets_no_event() -> None:
         assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
-async def test_other_answer_that_breaks_is_cut_off() -> None:
+async def test_any_other_broken_answer_is_cut_off() -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -177,7 +177,7 @@ async def test_other_answer_that_breaks_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"zz\r\n", b"+5\r\nhello\r\n", b"5\r\nhelloXX", b"0x5\r\nhello\r\n"])
-async def test_bad_chunk_of_an_engine_is_a_broken_answer(garbage: bytes) -> None:
+async def test_malformed_chunk_breaks_the_answer(garbage: bytes) -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -197,7 +197,7 @@ async def test_bad_chunk_of_an_engine_is_a_broken_answer(garbage: bytes) -> None
         assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
-async def test_server_error_of_a_living_engine_passes_as_it_is() -> None:
+async def test_server_error_of_a_healthy_engine_is_relayed_unchanged() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.answer(b'{"error":"busy"}', status="503 Service Unavailable")
 
@@ -218,10 +218,10 @@ async def test_server_error_of_a_living_engine_passes_as_it_is() -> None:
         assert len(bench.engine.connections) == 1
 
 
-async def test_server_error_of_a_dead_engine_gives_the_request_back() -> None:
+async def test_request_is_given_back_after_a_server_error_of_a_dead_engine() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         if len(bench.engine.seen) == 1:
-            engine.answer(b"last words", status="500 Internal Server Error")
+            engine.answer(b"dying", status="500 Internal Server Error")
         else:
             engine.answer(b"at last")
 
@@ -234,7 +234,7 @@ async def test_server_error_of_a_dead_engine_gives_the_request_back() -> None:
 
 async def test_late_health_report_is_ignored_after_the_client_left() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
-        engine.answer(b"last words", status="500 Internal Server Error")
+        engine.answer(b"dying", status="500 Internal Server Error")
 
     async with running_gateway(script) as bench:
         bench.access.alive = None
@@ -254,7 +254,7 @@ async def until_sent(request: Message, engine: EngineSide) -> None:
 @pytest.mark.parametrize(
     ("error", "status"), [(Evicted("m"), 503), (ShuttingDown(), 503), (QueueTimeout("m", 1.0), 504)]
 )
-async def test_revoked_before_the_answer_is_an_error(error: RequestError, status: int) -> None:
+async def test_lease_revoked_before_the_answer_ends_in_an_error(error: RequestError, status: int) -> None:
     async with running_gateway(until_sent) as bench:
         client = await bench.client()
         client.send(post(BODY))
@@ -268,7 +268,7 @@ async def test_revoked_before_the_answer_is_an_error(error: RequestError, status
         assert (await client.answer()).status == 200
 
 
-async def test_revoked_by_the_engines_death_before_the_answer_is_given_back() -> None:
+async def test_lease_revoked_by_the_engines_death_before_the_answer_is_given_back() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         arrived.set()
         if len(bench.engine.seen) == 1:
@@ -286,7 +286,7 @@ async def test_revoked_by_the_engines_death_before_the_answer_is_given_back() ->
         assert (await client.answer()).body == b"at last"
 
 
-async def test_revoked_in_a_stream_is_an_error_event() -> None:
+async def test_lease_revoked_within_a_stream_ends_it_with_an_error_event() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.begin_stream()
         engine.chunk(b"data: 1\n\n")
@@ -319,7 +319,7 @@ async def leave(client: RawClient, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "half-close"])
-async def test_client_that_leaves_while_waiting_is_no_demand(how: str) -> None:
+async def test_client_that_leaves_while_queued_cancels_its_request(how: str) -> None:
     async with running_gateway() as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}'))
@@ -353,7 +353,7 @@ async def test_client_that_leaves_cancels_the_engines_work(how: str, begun: bool
         await bench.access.until(lambda: bench.access.ended == [(1, Outcome.CLIENT_GONE)])
 
 
-async def test_client_that_leaves_after_a_give_back_cancels() -> None:
+async def test_client_that_leaves_after_a_give_back_cancels_its_request() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.reset()
 
@@ -366,7 +366,7 @@ async def test_client_that_leaves_after_a_give_back_cancels() -> None:
         assert bench.access.ended == []
 
 
-async def test_idle_connections_can_be_forgotten_before_an_engine_is_frozen() -> None:
+async def test_idle_connections_can_be_closed_before_an_engine_is_frozen() -> None:
     async with running_gateway() as bench:
         await bench.ask(post(BODY))
         await bench.access.until(lambda: len(bench.access.ended) == 1)
@@ -376,7 +376,7 @@ async def test_idle_connections_can_be_forgotten_before_an_engine_is_frozen() ->
         assert len(bench.engine.connections) == 2
 
 
-async def test_slow_client_holds_back_its_engine_and_only_its_own() -> None:
+async def test_slow_client_pauses_its_own_stream_only() -> None:
     sent = 0
     stalled = asyncio.Event()
 

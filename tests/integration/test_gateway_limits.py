@@ -1,4 +1,4 @@
-"""What the gateway refuses: bad framing, forbidden paths, too much, too slow; and its end."""
+"""What the gateway refuses (framing, paths, sizes, stalls, keys), its limits, handing over, and shutdown."""
 
 import asyncio
 import json
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from llmux.access import Outcome, Priority
+from llmux.access import Outcome
+from llmux.core.request import Priority
 from llmux.gateway import GatewayOptions
 from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
 
@@ -165,8 +166,8 @@ async def test_upgrades_are_refused() -> None:
         assert answer.status == 501
 
 
-async def test_an_offer_of_http_2_is_ignored() -> None:
-    """Java's HttpClient makes one with its first request."""
+async def test_an_offer_of_h2c_is_ignored() -> None:
+    """Java's HttpClient makes it with its first request."""
     fields = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAA"]
     async with running_gateway() as bench:
         client = await bench.client()
@@ -182,7 +183,7 @@ async def test_an_offer_of_http_2_is_ignored() -> None:
             assert (await client.answer()).body == BODY
 
 
-async def test_keys() -> None:
+async def test_api_keys() -> None:
     async with running_gateway(options=GatewayOptions(api_keys=frozenset(("one", "two")))) as bench:
         for fields in ([], ["Authorization: Bearer three"], ["Authorization: Basic one"], ["X-Api-Key: three"]):
             answer = await bench.ask(post(BODY, *fields))
@@ -215,7 +216,7 @@ async def test_sizes_are_limited() -> None:
         assert (await bench.ask(post(b'{"model":"m","x":"%b"}' % (b"y" * 4000)))).status == 200
 
 
-async def test_refused_upload_can_be_read_while_it_is_still_being_sent() -> None:
+async def test_refusal_of_an_upload_can_be_read_while_it_is_being_sent() -> None:
     async with running_gateway(options=GatewayOptions(max_body_bytes=1000)) as bench:
         client = await bench.client()
         client.send(POST + b"Content-Length: 5000000\r\n\r\n")
@@ -257,7 +258,7 @@ async def test_slow_requests_time_out() -> None:
         assert bench.gateway.connection_count <= 2
 
 
-async def test_waiting_request_has_no_deadline_of_the_connections() -> None:
+async def test_queued_request_has_no_connection_deadline() -> None:
     options = GatewayOptions(head_timeout_seconds=0.05, body_idle_timeout_seconds=0.05, keep_alive_seconds=0.05)
     async with running_gateway(options=options) as bench:
         client = await bench.client()
@@ -265,7 +266,7 @@ async def test_waiting_request_has_no_deadline_of_the_connections() -> None:
         idle = await bench.client()
         assert await idle.rest() == b""
         bench.access.awake["cold"] = bench.engine.upstream
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).status == 200
 
 
@@ -301,13 +302,13 @@ async def test_pipelining_is_bounded() -> None:
         client.send(request * count)
         bench.access.awake["cold"] = bench.engine.upstream
         assert client.writer.transport.get_write_buffer_size() > 0
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         for _ in range(1000):
             assert (await client.answer()).body == b'{"status":"ok"}'
 
 
-async def test_answers_do_not_pile_up_for_a_client_that_does_not_read() -> None:
+async def test_answers_do_not_accumulate_for_a_client_that_does_not_read() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.answer(b"x" * 100_000)
 
@@ -323,7 +324,7 @@ async def test_answers_do_not_pile_up_for_a_client_that_does_not_read() -> None:
         assert not bench.access.leases
 
 
-async def test_stopping_closes_idle_connections_and_lets_answers_end() -> None:
+async def test_shutdown_closes_idle_connections_and_lets_answers_end() -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -355,7 +356,7 @@ async def test_stopping_closes_idle_connections_and_lets_answers_end() -> None:
             await asyncio.open_connection("127.0.0.1", bench.port)
 
 
-async def test_closing_cuts_off_after_the_deadline() -> None:
+async def test_shutdown_aborts_answers_after_its_deadline() -> None:
     async def script(request: Message, engine: EngineSide) -> None:
         engine.begin_stream()
         await engine.until_closed()
@@ -427,13 +428,13 @@ async def test_control_paths(path: str) -> None:
         assert bench.access.asked == []
 
 
-async def test_control_request_waits_for_its_turn() -> None:
+async def test_pipelined_control_request_is_handed_over_in_order() -> None:
     async with with_control() as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}') + get("/control/status"))
         await bench.access.until(lambda: len(bench.access.waiting) == 1)
         bench.access.awake["cold"] = bench.engine.upstream
-        bench.access.grant(1)
+        bench.access.admit(1)
         assert (await client.answer()).body == b'{"model":"cold"}'
         assert json.loads((await client.answer()).body)["path"] == "/control/status"
 
@@ -448,20 +449,20 @@ async def test_control_request_waits_for_its_turn() -> None:
         (["Authorization: Bearer job", "x-llmux-priority: interactive"], Priority.BATCH),
     ],
 )
-async def test_a_request_is_of_the_class_of_its_key_or_a_lower_one(fields: list[str], expected: Priority) -> None:
+async def test_priority_is_the_keys_or_a_lower_one_that_was_asked_for(fields: list[str], expected: Priority) -> None:
     options = GatewayOptions(api_keys=frozenset(("person",)), batch_api_keys=frozenset(("job",)))
     async with running_gateway(options=options) as bench:
         client = await bench.client()
         for _ in range(2):
             client.send(post(BODY, *fields))
             assert (await client.answer()).status == 200
-        assert [asked.priority for asked in bench.access.asked] == [expected, expected]
+        assert [asked.request.priority for asked in bench.access.asked] == [expected, expected]
         assert bench.engine.seen[0].get("x-llmux-priority") is None
 
 
-async def test_a_class_is_known_or_refused_and_needs_no_key() -> None:
+async def test_unknown_priorities_are_refused_and_known_ones_need_no_key() -> None:
     async with running_gateway() as bench:
         assert (await bench.ask(post(BODY, "x-llmux-priority: batch"))).status == 200
         answer = await bench.ask(post(BODY, "x-llmux-priority: urgent"))
         assert (answer.status, b"interactive or batch" in answer.body) == (400, True)
-        assert [asked.priority for asked in bench.access.asked] == [Priority.BATCH]
+        assert [asked.request.priority for asked in bench.access.asked] == [Priority.BATCH]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
+import pytest
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
@@ -82,6 +83,7 @@ def plans(seed: int) -> list[Plan]:
     return made
 
 
+@pytest.mark.slow
 async def test_a_thousand_requests_over_four_models(tmp_path: Path) -> None:
     async with serving(MODELS, tmp_path, gpu_mib=GPU_MIB) as bench:
         results = await perform(bench, plans(seed=77))

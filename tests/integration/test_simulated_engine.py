@@ -62,7 +62,7 @@ async def test_it_answers_as_vllm_does() -> None:
         _, body = await model.post("/v1/chat/completions", body, headers={"X-Request-Id": "mine"})
         assert body["id"] == "chatcmpl-mine"
         assert body["choices"][0]["finish_reason"] == "stop"
-        assert await model.say(temperature=0.0, seed=1) == "4"
+        assert await model.answer(temperature=0.0, seed=1) == "4"
         assert (await model.stats())["request_count"] == 5
 
 
@@ -146,7 +146,7 @@ async def test_requests_to_a_sleeping_engine_hang_until_it_wakes_and_are_counted
     async with engine() as model, asyncio.TaskGroup() as tasks:
         await sleep(model, "level=1")
         assert (await model.get("/health"))[0] == 200
-        request = tasks.create_task(model.say())
+        request = tasks.create_task(model.answer())
 
         async def counted() -> bool:
             return bool((await model.stats())["requests_while_asleep"])
@@ -164,10 +164,10 @@ async def test_level_2_without_reload_answers_garbage_with_200() -> None:
     async with engine("--sim-reload-ms", "0") as model:
         await sleep(model)
         await model.post("/wake_up")
-        assert await model.say(max_tokens=3) == "!!!"
-        assert await model.say(temperature=0, seed=1) == "!"
+        assert await model.answer(max_tokens=3) == "!!!"
+        assert await model.answer(temperature=0, seed=1) == "!"
         assert (await model.post("/collective_rpc", {"method": "reload_weights"}))[0] == 200
-        assert await model.say(max_tokens=3) == expected_text("model", "hello", 3)
+        assert await model.answer(max_tokens=3) == expected_text("model", "hello", 3)
         assert (await model.stats())["garbage_tokens"] == 4
 
 
@@ -178,7 +178,7 @@ async def test_a_second_sleep_changes_nothing_and_the_level_is_read_from_the_que
         assert await model.post("/sleep?level=2") == (200, {"status": "sleeping", "level": 2})
         assert (await model.stats())["sleep_level"] == 1
         await model.post("/wake_up")
-        assert await model.say() == expected_text("model", "hello")
+        assert await model.answer() == expected_text("model", "hello")
 
 
 async def test_without_sleep_mode_sleeping_answers_200_and_frees_nothing(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ async def test_sleeping_by_abort_truncates_what_is_in_flight_and_is_counted() ->
 
 async def test_sleeping_by_wait_lets_them_end() -> None:
     async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
-        request = tasks.create_task(model.say(max_tokens=10))
+        request = tasks.create_task(model.answer(max_tokens=10))
         await model.running(1)
         await sleep(model, "level=1&mode=wait")
         assert await request == expected_text("model", "hello", 10)
@@ -229,7 +229,7 @@ async def test_sleeping_by_keep_freezes_them_and_they_go_on_with_the_same_text()
 async def test_a_pause_freezes_too() -> None:
     async with engine() as model, asyncio.TaskGroup() as tasks:
         assert await model.post("/pause?mode=keep") == (200, {"status": "paused"})
-        request = tasks.create_task(model.say())
+        request = tasks.create_task(model.answer())
 
         async def queued() -> bool:
             return bool((await model.stats())["waiting"])
@@ -260,7 +260,7 @@ async def test_waking_during_a_drain_leaves_an_engine_that_dies_at_its_next_requ
 
 async def test_a_sleep_goes_on_when_its_client_leaves() -> None:
     async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
-        request = tasks.create_task(model.say(max_tokens=15))
+        request = tasks.create_task(model.answer(max_tokens=15))
         await model.running(1)
         with pytest.raises(TimeoutError):
             await model.post("/sleep?mode=wait", timeout=aiohttp.ClientTimeout(total=0.05))
@@ -299,7 +299,7 @@ async def test_a_leaving_client_ends_its_request_streamed_or_not() -> None:
 
 async def test_no_more_run_at_once_than_max_num_seqs() -> None:
     async with engine("--max-num-seqs", "2", "--latency-ms", "20") as model, asyncio.TaskGroup() as tasks:
-        answers = [tasks.create_task(model.say(f"prompt {number}")) for number in range(6)]
+        answers = [tasks.create_task(model.answer(f"prompt {number}")) for number in range(6)]
         for number, answer in enumerate(answers):
             assert await answer == expected_text("model", f"prompt {number}")
         assert (await model.stats())["peak_running"] == 2
@@ -308,11 +308,11 @@ async def test_no_more_run_at_once_than_max_num_seqs() -> None:
 async def test_latency_is_as_asked() -> None:
     async with engine("--latency-ms", "50", "--token-ms", "10") as model:
         began = time.monotonic()
-        await model.say(max_tokens=6)
+        await model.answer(max_tokens=6)
         assert time.monotonic() - began >= 0.1
         await model.post("/control/latency", {"latency_ms": 0, "token_ms": 0})
         began = time.monotonic()
-        await model.say(max_tokens=1000)
+        await model.answer(max_tokens=1000)
         assert time.monotonic() - began < 0.1 * DEADLINE_SECONDS
 
 
@@ -323,7 +323,7 @@ async def test_prompts_are_read_one_after_the_other() -> None:
     async with engine(*READING) as model, asyncio.TaskGroup() as tasks:
         began = time.monotonic()
         prompt = " ".join(["word"] * 200)
-        answers = [tasks.create_task(model.say(prompt, max_tokens=1)) for _ in range(3)]
+        answers = [tasks.create_task(model.answer(prompt, max_tokens=1)) for _ in range(3)]
         await asyncio.wait(answers)
         assert time.monotonic() - began >= 0.6
 

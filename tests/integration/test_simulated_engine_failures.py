@@ -144,7 +144,7 @@ async def test_a_failed_sleep_leaves_it_paused_and_a_wake_recovers_it() -> None:
         assert (await model.get("/is_paused"))[1] == {"is_paused": True}
         assert (await model.stats())["sleep_level"] == 0
         assert (await model.post("/wake_up"))[0] == 200
-        assert await model.say() == expected_text("model", "hello")
+        assert await model.answer() == expected_text("model", "hello")
         assert (await model.post("/sleep"))[0] == 200
 
 
@@ -155,10 +155,10 @@ async def test_failures_of_waking_and_reloading() -> None:
         assert (await model.post("/wake_up"))[0] == 200
         await model.post("/control/fail-reload", {"enabled": True})
         assert (await model.post("/collective_rpc", {"method": "reload_weights"}))[0] == 500
-        assert await model.say(max_tokens=2) == "!!"
+        assert await model.answer(max_tokens=2) == "!!"
         await model.post("/control/fail-reload", {"enabled": False})
         assert (await model.post("/collective_rpc", {"method": "reload_weights"}))[0] == 200
-        assert await model.say(max_tokens=2) == expected_text("model", "hello", 2)
+        assert await model.answer(max_tokens=2) == expected_text("model", "hello", 2)
         assert (await model.post("/collective_rpc", {"method": "nonsense"}))[0] == 500
 
 
@@ -229,7 +229,7 @@ async def test_sigterm_ends_an_idle_engine_and_answers_those_in_flight_with_500(
 
 async def test_a_shutdown_timeout_lets_them_end() -> None:
     async with engine("--token-ms", "10", "--shutdown-timeout", "30") as model, asyncio.TaskGroup() as tasks:
-        request = tasks.create_task(model.say(max_tokens=20))
+        request = tasks.create_task(model.answer(max_tokens=20))
         await model.running(1)
         os.kill(model.pid, signal.SIGTERM)
         assert await request == expected_text("model", "hello", 20)

@@ -37,11 +37,13 @@ from tests.support.planted import (
     without,
 )
 from tests.unit.core.policies.test_adaptive import LONGEST_TURNS
-from tests.unit.core.policies.test_adaptive import test_an_overdue_model_does_not_cut_a_turn_short as quantum_is_kept
-from tests.unit.core.policies.test_adaptive import test_catching_up_has_an_end as quantum_has_an_end
+from tests.unit.core.policies.test_adaptive import (
+    test_an_overdue_candidate_does_not_cut_a_quantum_short as quantum_is_kept,
+)
+from tests.unit.core.policies.test_adaptive import test_catching_up_is_bounded as quantum_has_an_end
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
 from tests.unit.core.test_freezing import (
-    test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on as stays_as_long,
+    test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_progress as stays_as_long,
 )
 from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_is_drained as drains_instead
 from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
@@ -122,7 +124,7 @@ CHECKS: tuple[Callable[[], object], ...] = (
 """Cheapest first: most faults are noticed within a few."""
 
 
-def test_without_a_fault_nothing_is_noticed():
+def test_without_a_fault_every_check_passes():
     for check in CHECKS:
         check()
 

@@ -86,7 +86,7 @@ def _run_out(driver: CoreDriver, until: float) -> None:
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("count", [2, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 5, 6))])
 def test_a_switch_begins_within_the_bound(policy: str, count: int):
     for seed in range(2):
         rng = random.Random(f"{policy} {count} {seed}")
@@ -177,7 +177,9 @@ def _leave_at(driver: CoreDriver, at: float) -> None:
     driver.at(at, leave)
 
 
-@pytest.mark.parametrize("first", range(0, 600, 100))
+@pytest.mark.parametrize(
+    "first", [0, 100, *(pytest.param(first, marks=pytest.mark.slow) for first in range(200, 600, 100))]
+)
 def test_random_walks_over_everything(first: int):
     for seed in range(first, first + 100):
         try:

@@ -85,7 +85,7 @@ def _leave(driver: CoreDriver) -> None:
 
 
 @pytest.mark.timeout(3600 if SEEDS > 1000 else 300)
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_nobody_starves(part: int):
     switches = freezes = 0
     for seed in range(part, SEEDS, PARTS):

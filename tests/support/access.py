@@ -1,31 +1,30 @@
-"""A lease access whose every decision is the test's."""
+"""A ``ModelAccess`` whose every decision is the test's."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from llmux.access import Lease, LeaseHolder, Outcome, Priority, Upstream
+from llmux.access import Outcome, RequestHolder, Upstream
+from llmux.core.request import Request
 from llmux.errors import ModelNotLoaded, RequestError
 
 DEADLINE_SECONDS = 10.0
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One call of acquire."""
 
-    number: int
-    model: str
-    holder: LeaseHolder
-    size_bytes: int
-    may_wake: bool
-    priority: Priority = Priority.INTERACTIVE
-    streams: bool = False
+    request: Request
+    holder: RequestHolder
 
 
 @dataclass(slots=True)
 class FakeAccess:
-    """Grants at once for models in ``awake``, else remembers; everything that happens is recorded."""
+    """Admits at once for models in ``awake``, else remembers. Everything that happens is recorded.
+
+    A test's numbers count the requests from 1, in the order of their ``acquire``.
+    """
 
     awake: dict[str, Upstream] = field(default_factory=dict)
     asleep: list[str] = field(default_factory=list)
@@ -33,14 +32,14 @@ class FakeAccess:
     switch_seconds: float | None = None
     alive: bool | None = True
     """The answer of confirm_alive; None: the test reports through ``reports``."""
-    on_give_back: Callable[["FakeAccess", Lease], None] | None = None
-    on_acquire: Callable[["FakeAccess", Asked], bool] | None = None
+    on_give_back: Callable[["FakeAccess", int], None] | None = None
+    on_acquire: Callable[["FakeAccess", int], bool] | None = None
     """Returns whether it has dealt with the request."""
     asked: list[Asked] = field(default_factory=list)
     waiting: dict[int, Asked] = field(default_factory=dict)
-    leases: dict[int, Lease] = field(default_factory=dict)
+    leases: dict[int, Asked] = field(default_factory=dict)
     ended: list[tuple[int, Outcome]] = field(default_factory=list)
-    answering: list[int] = field(default_factory=list)
+    first_tokens: list[int] = field(default_factory=list)
     given_back: list[tuple[int, str]] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     reports: list[Callable[[bool], None]] = field(default_factory=list)
@@ -54,48 +53,42 @@ class FakeAccess:
     def knows(self, model: str) -> bool:
         return model in self.awake or model in self.asleep
 
-    def acquire(
-        self,
-        model: str,
-        holder: LeaseHolder,
-        *,
-        size_bytes: int,
-        may_wake: bool = True,
-        priority: Priority = Priority.INTERACTIVE,
-        streams: bool = False,
-    ) -> int:
-        asked = Asked(len(self.asked) + 1, model, holder, size_bytes, may_wake, priority, streams)
+    def acquire(self, request: Request, holder: RequestHolder) -> None:
+        asked = Asked(request, holder)
         self.asked.append(asked)
+        number = len(self.asked)
         self._changed.set()
-        if self.on_acquire is not None and self.on_acquire(self, asked):
-            return asked.number
-        self.waiting[asked.number] = asked
-        if model in self.awake:
-            self.grant(asked.number)
-        elif not may_wake:
-            self.refuse(asked.number, ModelNotLoaded(model))
-        return asked.number
+        if self.on_acquire is not None and self.on_acquire(self, number):
+            return
+        self.waiting[number] = asked
+        if request.model in self.awake:
+            self.admit(number)
+        elif not request.may_wake:
+            self.reject(number, ModelNotLoaded(request.model))
 
-    def cancel(self, request: int) -> None:
-        self.cancelled.append(request)
-        self.waiting.pop(request, None)
+    def cancel(self, request: Request) -> None:
+        number = self._number(request)
+        self.cancelled.append(number)
+        self.waiting.pop(number, None)
         self._changed.set()
 
-    def answered(self, lease: Lease) -> None:
-        self.answering.append(lease.request)
+    def first_token(self, request: Request) -> None:
+        self.first_tokens.append(self._number(request))
 
-    def end(self, lease: Lease, outcome: Outcome) -> None:
-        self._close(lease, f"end({outcome.name})")
-        self.ended.append((lease.request, outcome))
+    def end(self, request: Request, outcome: Outcome) -> None:
+        self._close(request, f"end({outcome.name})")
+        self.ended.append((self._number(request), outcome))
 
-    def give_back(self, lease: Lease, reason: str) -> None:
-        self._close(lease, "give_back")
-        self.given_back.append((lease.request, reason))
-        self.waiting[lease.request] = self.asked[lease.request - 1]
+    def give_back(self, request: Request, holder: RequestHolder, reason: str) -> None:
+        number = self._number(request)
+        self._close(request, "give_back")
+        self.given_back.append((number, reason))
+        assert holder is self.asked[number - 1].holder
+        self.waiting[number] = self.asked[number - 1]
         if self.on_give_back is not None:
-            self.on_give_back(self, lease)
+            self.on_give_back(self, number)
 
-    def confirm_alive(self, lease: Lease, report: Callable[[bool], None]) -> None:
+    def confirm_alive(self, request: Request, report: Callable[[bool], None]) -> None:
         self.reports.append(report)
         self._changed.set()
         if self.alive is not None:
@@ -103,26 +96,27 @@ class FakeAccess:
 
     # The test's side.
 
-    def grant(self, request: int) -> None:
+    def admit(self, number: int) -> None:
         """Let a waiting request have its model."""
-        asked = self.waiting.pop(request)
-        lease = Lease(request, asked.model, self.awake[asked.model], self.queue_seconds, self.switch_seconds)
-        self.leases[request] = lease
+        asked = self.leases[number] = self.waiting.pop(number)
+        request = asked.request
+        request.attempts += 1
+        request.queue_seconds, request.switch_seconds = self.queue_seconds, self.switch_seconds
         self._changed.set()
-        asked.holder.lease_granted(lease)
+        asked.holder.admitted(self.awake[request.model])
 
-    def refuse(self, request: int, error: RequestError) -> None:
+    def reject(self, number: int, error: RequestError) -> None:
         """End a waiting request with an error."""
-        asked = self.waiting.pop(request)
+        asked = self.waiting.pop(number)
         self._changed.set()
-        asked.holder.lease_refused(error)
+        asked.holder.rejected(error)
 
-    def revoke(self, request: int, error: RequestError) -> None:
-        """Take a lease back; the holder may still give it back."""
-        lease = self.leases[request]
-        self.asked[request - 1].holder.lease_revoked(error)
-        if self.leases.get(request) is lease:
-            del self.leases[request]
+    def revoke(self, number: int, error: RequestError) -> None:
+        """Take a lease back; the holder may still give it back, and be admitted again within this call."""
+        attempts = self.asked[number - 1].request.attempts
+        self.asked[number - 1].holder.revoked(error)
+        if self.asked[number - 1].request.attempts == attempts:
+            self.leases.pop(number, None)
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -132,7 +126,11 @@ class FakeAccess:
                 self._changed.clear()
                 await self._changed.wait()
 
-    def _close(self, lease: Lease, how: str) -> None:
-        if self.leases.pop(lease.request, None) is not lease:
-            self.problems.append(f"{how} for request {lease.request}, which holds no such lease")
+    def _number(self, request: Request) -> int:
+        return next(number for number, asked in enumerate(self.asked, 1) if asked.request is request)
+
+    def _close(self, request: Request, how: str) -> None:
+        number = self._number(request)
+        if self.leases.pop(number, None) is None:
+            self.problems.append(f"{how} for request {number}, which holds no lease")
         self._changed.set()

@@ -308,7 +308,7 @@ class CoreDriver:
             self.frozen[request.model][request.number] = None
         request.place = place
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:  # noqa: C901 - a dispatch table
         match action:
             case Admit():
                 self._admit(action)

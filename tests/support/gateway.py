@@ -1,12 +1,18 @@
-"""A gateway with real sockets: scripted engines behind it, raw clients before it."""
+"""A gateway on real sockets, between a scripted engine and raw clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmux.access import Upstream
 from llmux.gateway import Gateway, GatewayOptions
+from llmux.gateway.proxy.client_connection import ClientConnection
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.state import GatewayState
+from llmux.gateway.statistics import GatewayStatistics
 from tests.support.access import DEADLINE_SECONDS, FakeAccess
 
 
@@ -55,7 +61,7 @@ async def read_chunked(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
 
 @dataclass(slots=True)
 class RawClient:
-    """A client that decides about every byte."""
+    """A client whose every byte is the test's."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -94,7 +100,7 @@ class RawClient:
             return (await self.reader.readexactly(size + 2))[:-2]
 
     async def rest(self) -> bytes:
-        """Everything until the server closes; raises ConnectionResetError if it does not do so cleanly."""
+        """Everything until the server closes; raises ConnectionResetError if it resets the connection."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             return await self.reader.read()
 
@@ -159,17 +165,17 @@ class ScriptedEngine:
     connections: list[EngineSide] = field(default_factory=list)
     port: int = 0
     server: asyncio.Server | None = None
-
-    @property
-    def upstream(self) -> Upstream:
-        return Upstream("127.0.0.1", self.port)
+    upstream: Upstream = field(init=False)
+    """One object, as an instance keeps one: the gateway finds its connections by it."""
 
     async def start(self) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**26)
-        self.port = self.server.sockets[0].getsockname()[1]
+        if not self.port:
+            self.port = self.server.sockets[0].getsockname()[1]
+            self.upstream = Upstream("127.0.0.1", self.port)
 
     def stop(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and reset every connection."""
         if self.server is not None:
             self.server.close()
         for side in self.connections:
@@ -195,7 +201,7 @@ class ScriptedEngine:
 
 @dataclass(slots=True)
 class Bench:
-    """A running gateway and all that is around it."""
+    """A running gateway with its access, its engine and its clients."""
 
     gateway: Gateway
     access: FakeAccess
@@ -215,11 +221,78 @@ class Bench:
         return await client.answer(**options)
 
 
+class FakeTransport(asyncio.Transport):
+    """Records what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.reads = True
+        self.closed = False
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+IN_MEMORY_UPSTREAM = Upstream("127.0.0.1", 8001)
+
+
+def spawn_nothing(coroutine: Coroutine[Any, Any, None]) -> None:
+    coroutine.close()
+    raise AssertionError("a task was started although an idle connection was there")
+
+
+@dataclass(slots=True)
+class InMemoryRelay:
+    """One client's connection and one idle connection to the engine of the model ``m``, without sockets."""
+
+    access: FakeAccess = field(default_factory=lambda: FakeAccess(awake={"m": IN_MEMORY_UPSTREAM}))
+    client: ClientConnection = field(init=False)
+    client_side: FakeTransport = field(default_factory=FakeTransport)
+    engine: EngineConnection = field(init=False)
+    engine_side: FakeTransport = field(default_factory=FakeTransport)
+
+    def __post_init__(self) -> None:
+        options, statistics = GatewayOptions(), GatewayStatistics()
+        pools = EnginePools(options, statistics)
+        state = GatewayState(self.access, options, spawn_nothing, pools, statistics, lambda: None)
+        self.engine = EngineConnection(pools.of(IN_MEMORY_UPSTREAM))
+        self.engine.connection_made(self.engine_side)
+        self.engine.become_idle()
+        self.client = ClientConnection(state)
+        self.client.connection_made(self.client_side)
+
+
 @asynccontextmanager
 async def running_gateway(
     script: Script = echo, *, options: GatewayOptions | None = None, access: FakeAccess | None = None
 ) -> AsyncIterator[Bench]:
-    """A gateway before one engine that serves the model ``m``; the model ``cold`` is asleep."""
+    """A gateway with one engine, which serves the model ``m``; the model ``cold`` is asleep."""
     engine = ScriptedEngine(script)
     await engine.start()
     access = access or FakeAccess()

@@ -24,7 +24,7 @@ def serving(driver: CoreDriver, model: str) -> None:
     driver.complete(request)
 
 
-def told(driver: CoreDriver, since: int = 0) -> list[str]:
+def performed(driver: CoreDriver, since: int = 0) -> list[str]:
     """The actions so far, timers left out, in short: ``wake a``, ``evict a offload+keep_running``, ``admit 3``."""
     return [text for action in driver.log[since:] if (text := _short(action))]
 

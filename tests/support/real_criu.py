@@ -129,7 +129,7 @@ class Engine:
 
     async def dump(self) -> Manifest:
         manifest = await self.checkpointer.dump(self.process, self.facts())
-        assert self.process.is_gone
+        assert not exists(self.process.pid)
         assert only_image_left(manifest)
         return manifest
 
@@ -183,7 +183,7 @@ async def started(
     file.write_text(script)
     argv = (sys.executable, str(file), str(port), *(arguments or ("8" if script == FAMILY else "64",)))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    launch = LaunchCommand(argv, environment, None, directory, checkpointable)
+    launch = LaunchCommand(argv, environment, directory, checkpointable)
     lines: list[str] = []
     exits: list[int] = []
     process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)

@@ -1,19 +1,23 @@
-"""Engines and request holders that do what a test says, for the controller and the access."""
+"""Engines and request holders that do what a test says, for the controller and the dispatcher."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
-from llmux.access import Lease, Upstream
+from llmux.access import Upstream
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.policies.fifo import Fifo
+from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
-from llmux.errors import LlmuxError, RequestError
+from llmux.engines.outcomes import EvictOutcome, WakeOutcome
+from llmux.errors import RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
@@ -21,10 +25,6 @@ from llmux.runtime.operations import Operations
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 DEADLINE_SECONDS = 10.0
-
-
-class Scripted(LlmuxError):
-    """A failure that the test asked for."""
 
 
 class ScriptedEngine:
@@ -38,11 +38,12 @@ class ScriptedEngine:
         self.evict_gate = asyncio.Event()
         self.wake_gate.set()
         self.evict_gate.set()
-        self.wake_error: Exception | None = None
-        self.evict_error: Exception | None = None
+        self.wake_error: str | None = None
+        self.wake_exception: Exception | None = None
+        self.evict_error: str | None = None
         self.lost: str | None = None
-        self.ran_out_of_memory = False
-        self.can_freeze = False
+        """How it has ended by itself."""
+        self.is_out_of_memory = False
         self.health = Health.ALIVE
         self.first_healths: list[Health] = []
         """What /health says before it says ``health``."""
@@ -50,23 +51,24 @@ class ScriptedEngine:
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
         self._interruption: str | None = None
 
-    async def wake(self) -> None:
+    async def wake(self) -> WakeOutcome:
         self.calls.append("wake")
         self.lost = None
         self.health = Health.ALIVE
         await self.wake_gate.wait()
-        if self._interruption is not None:
-            raise Scripted(self._interruption)
-        if self.wake_error is not None:
-            raise self.wake_error
-        self.pid = self.upstream.port
+        if self.wake_exception is not None:
+            raise self.wake_exception
+        error = self._interruption or self.wake_error or self.lost
+        if error is None:
+            self.pid = self.upstream.port
+        return WakeOutcome(error, is_out_of_memory=error is not None and self.is_out_of_memory)
 
-    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> EvictOutcome:
         self.calls.append(f"evict {eviction}{' frozen' if freeze else ''}")
         await self.evict_gate.wait()
         if self.evict_error is not None:
-            raise self.evict_error
-        return Asleep(eviction) if eviction.keeps_process else Cold()
+            return EvictOutcome(Cold(), error=self.evict_error)
+        return EvictOutcome(Asleep(eviction) if eviction.keeps_process and self.lost is None else Cold())
 
     async def delete_images(self) -> None:
         self.calls.append("delete images")
@@ -84,46 +86,49 @@ class ScriptedEngine:
 
 
 class Holder:
-    """One request's side of the lease: remembers what it was told."""
+    """One request's side of the port: remembers its calls."""
 
-    def __init__(self) -> None:
-        self.lease: Lease | None = None
+    _numbers = count(1)
+
+    def __init__(self, model: str, **more: Any) -> None:
+        self.request = Request(next(self._numbers), model, **more)
+        self.upstream: Upstream | None = None
         self.error: RequestError | None = None
         self.revocation: RequestError | None = None
-        self.told: list[str] = []
-        self._news = asyncio.Event()
+        self.calls: list[str] = []
+        self._changed = asyncio.Event()
 
-    def lease_granted(self, lease: Lease) -> None:
-        self.lease = lease
-        self._tell("granted")
+    def admitted(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self._note("admitted")
 
-    def lease_refused(self, error: RequestError) -> None:
+    def rejected(self, error: RequestError) -> None:
         self.error = error
-        self._tell("refused")
+        self._note("rejected")
 
-    def lease_revoked(self, error: RequestError) -> None:
+    def revoked(self, error: RequestError) -> None:
         self.revocation = error
-        self._tell("revoked")
+        self._note("revoked")
 
-    def lease_frozen(self) -> None:
-        self._tell("frozen")
+    def frozen(self) -> None:
+        self._note("frozen")
 
-    def lease_held(self) -> None:
-        self._tell("held")
+    def held(self) -> None:
+        self._note("held")
 
-    def lease_thawed(self) -> None:
-        self._tell("thawed")
+    def thawed(self) -> None:
+        self._note("thawed")
 
-    async def wait(self, *told: str) -> None:
-        """Wait until exactly this has been told, in this order."""
+    async def wait(self, *calls: str) -> None:
+        """Wait until there have been exactly these calls, in this order."""
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while tuple(self.told) != told:
-                self._news.clear()
-                await self._news.wait()
+            while tuple(self.calls) != calls:
+                self._changed.clear()
+                await self._changed.wait()
 
-    def _tell(self, what: str) -> None:
-        self.told.append(what)
-        self._news.set()
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self._changed.set()
 
 
 @dataclass(slots=True)
@@ -137,11 +142,15 @@ class Runtime:
     metrics: RuntimeMetrics
     engines: dict[str, ScriptedEngine] = field(default_factory=dict)
 
-    def ask(self, model: str) -> Holder:
+    def ask(self, model: str, **more: Any) -> Holder:
         """A new request."""
-        holder = Holder()
-        self.access.acquire(model, holder, size_bytes=10)
+        holder = Holder(model, **more)
+        self.access.acquire(holder.request, holder)
         return holder
+
+    def give_back(self, holder: Holder, reason: str) -> None:
+        """The holder's engine was lost before any of its answer was sent on."""
+        self.access.give_back(holder.request, holder, reason)
 
 
 @asynccontextmanager

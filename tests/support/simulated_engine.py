@@ -46,8 +46,8 @@ class EngineProcess:
         body = {"messages": [{"role": "user", "content": prompt}], **fields}
         return await self.post("/v1/chat/completions", body)
 
-    async def say(self, prompt: str = "hello", **fields: Any) -> str:
-        """The text of the answer to one chat request, which has to succeed."""
+    async def answer(self, prompt: str = "hello", **fields: Any) -> str:
+        """The text of the answer to one chat request; fails the test if there is none."""
         status, body = await self.ask(prompt, **fields)
         assert status == 200, body
         return str(body["choices"][0]["message"]["content"])
@@ -58,7 +58,7 @@ class EngineProcess:
         return body
 
     async def running(self, count: int) -> None:
-        """Wait until so many requests run."""
+        """Wait until ``count`` requests run."""
 
         async def reached() -> bool:
             return bool((await self.stats())["running"] == count)
@@ -77,9 +77,9 @@ class EngineProcess:
 
 @contextlib.asynccontextmanager
 async def launched(*arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[EngineProcess]:
-    """An engine with vLLM's development mode on, not waited for; its whole process group ends with the block."""
+    """Start an engine with vLLM's development mode on, not yet ready; its process group is killed after the block."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("LLMUX_SIM_", "VLLM_"))}
-    # Files rather than pipes: asyncio's wait() returns only when nobody holds the pipes any more, workers included.
+    # Files instead of pipes: with those, asyncio's wait() would not return before the engine's workers have ended too.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -93,7 +93,7 @@ async def launched(*arguments: str, environment: Mapping[str, str] | None = None
             start_new_session=True,
         )
         timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
-        # A connection of its own for each request: what the engine does to one must not touch the next.
+        # A new connection for each request: what the engine does to one must not affect the next.
         connector = aiohttp.TCPConnector(force_close=True)
         try:
             async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -108,7 +108,7 @@ async def launched(*arguments: str, environment: Mapping[str, str] | None = None
 async def engine(
     *arguments: str, model: str = "model", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[EngineProcess]:
-    """An engine that is ready, with sleep mode and without latency unless the arguments say otherwise."""
+    """Start an engine and wait until it is ready; with sleep mode, and without latency unless the arguments set one."""
     flags = ["serve", model, "--port", "0", "--latency-ms", "0", "--enable-sleep-mode", *arguments]
     async with launched(*flags, environment=environment) as started:
         started.port = await ready_port(started)
@@ -116,7 +116,7 @@ async def engine(
 
 
 async def ready_port(started: EngineProcess) -> int:
-    """The port that the engine says it listens on."""
+    """Wait for the engine's READY line; returns the port in it."""
 
     async def ready() -> bool:
         assert started.process.returncode is None, started.stderr()
@@ -129,7 +129,7 @@ async def ready_port(started: EngineProcess) -> int:
 
 
 async def eventually(reached: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Wait for a condition that nothing announces."""
+    """Poll until the condition holds."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not await reached():
@@ -153,5 +153,5 @@ async def _content(response: aiohttp.ClientResponse) -> Any:
 
 
 def _text(file: IO[bytes]) -> str:
-    # Not seek and read: the engine writes at the same offset of the same open file.
+    # Not seek and read: the engine shares the file's offset.
     return os.pread(file.fileno(), 1 << 20, 0).decode()

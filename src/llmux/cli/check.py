@@ -1,4 +1,4 @@
-"""``llmux check``: is the configuration usable, and if not, all that is wrong with it."""
+"""``llmux check`` and ``llmux schema``: the commands about the configuration file alone."""
 
 import json as json_text
 from collections.abc import Sequence
@@ -8,18 +8,26 @@ from typing import Annotated, Any
 
 import typer
 
+from llmux.cli.options import ConfigOption
 from llmux.config.checks import unsupported
 from llmux.config.load import Loaded, load
+from llmux.config.schema import render
 from llmux.errors import ConfigError, Problem
 
 
 def check(
-    config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="YAML or JSON file.")] = Path(
-        "config.json"
-    ),
+    config: ConfigOption = Path("config.json"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check the configuration file and name everything that is wrong with it. Exit code 0: usable; 1: not."""
+    """Check the configuration file and report every problem at once, each with its path and a remedy.
+
+    Files of llmux 0.7.7 are read as they are. Warnings, and what 'llmux serve' does not support yet, are listed but do
+    not make the check fail. Nothing is started.
+
+    Example: llmux check -c llmux.yaml
+
+    Exit codes: 0 the file can be used; 1 it cannot.
+    """
     try:
         loaded = load(config)
     except ConfigError as error:
@@ -33,6 +41,15 @@ def check(
         typer.echo(json_text.dumps(_result(config, loaded)))
     else:
         _print_result(config, loaded)
+
+
+def schema() -> None:
+    """Print the JSON schema of the configuration file, for editors and validators.
+
+    Example: llmux schema > config.schema.json. Many editors use it for a YAML file whose first line is
+    '# yaml-language-server: $schema=config.schema.json'.
+    """
+    typer.echo(render(), nl=False)
 
 
 def _result(config: Path, loaded: Loaded) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The operator's commands: ``status``, ``switch``, ``pin``, ``unpin``, ``mode``, ``sleep``, ``wake``, ``eviction``.
+"""The operator's commands, each one call of a running llmux's control API: ``status``, ``switch``, ``pin``, ``unpin``,
+``mode``, ``sleep``, ``wake``, ``eviction``.
 
-All talk to a running llmux. Exit codes: 0 done; 1 refused, failed, or nothing listens; 2 wrong usage.
+Exit codes: 0 done; 1 refused, failed, or llmux is not running; 2 wrong usage.
 """
 
 import json as json_text
@@ -13,60 +14,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmux.cli.remote import RemoteControl, check_url
+from llmux.cli.options import DEFAULT_URL, PIPE_WIDTH, KeyOption, ModelArgument, UrlOption, parse_eviction
+from llmux.cli.remote import RemoteControl
 from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 
-DEFAULT_URL = "http://127.0.0.1:3000"
-PIPE_WIDTH = 1000
-
 
 class ModeWord(StrEnum):
-    """Who switches."""
+    """Who decides about switches: requests, or the operator alone."""
 
     AUTO = "auto"
     MANUAL = "manual"
 
 
-def _url(text: str) -> str:
-    try:
-        return check_url(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def eviction_of(text: str) -> Eviction:
-    """``weights+process`` of a command line."""
-    try:
-        return Eviction.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-UrlOption = Annotated[
-    str, typer.Option("--url", envvar="LLMUX_URL", parser=_url, metavar="URL", help="Where llmux listens.")
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--admin-key", envvar="LLMUX_ADMIN_KEY", metavar="KEY", help="Needed if llmux has an admin_key."),
-]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A configured model.")]
-OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="A configured model.")]
+OptionalModelArgument = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model of the configuration.")]
 EvictionArgument = Annotated[
-    Eviction | None, typer.Argument(metavar="W+P", parser=eviction_of, help="Such as offload+keep_running.")
+    Eviction | None,
+    typer.Argument(metavar="W+P", parser=parse_eviction, help="Weights and process, such as offload+keep_running."),
 ]
 EvictionOption = Annotated[
     Eviction | None,
-    typer.Option("--eviction", parser=eviction_of, metavar="W+P", help="Instead of the model's own, this once."),
+    typer.Option(
+        "--eviction", parser=parse_eviction, metavar="W+P", help="Use this eviction once, instead of the model's own."
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print llmux's answer as it is.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print llmux's JSON answer.")]
 
 Result = TypeVar("Result")
 
 
 def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: JsonOption = False) -> None:
-    """Show which model is on the GPU, and of each model its state and who waits for it."""
-    document = _attempt(lambda: RemoteControl(url, admin_key).get("/control/status"))
+    """Show which model is on the GPU, and the state, queue and eviction of every model.
+
+    Waiting counts queued requests, In flight those at the engine, and Frozen those suspended with their engine. An
+    eviction that changed the model's output is marked. The status page at / shows the same in a browser.
+    """
+    document = _attempt(lambda llmux: llmux.get("/control/status"), url, admin_key)
     if json:
         typer.echo(json_text.dumps(document))
         return
@@ -77,27 +60,38 @@ def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: Json
 
 
 def switch(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
-    """Bring a model onto the GPU and wait until it is there. In manual mode the pin moves to it."""
-    _do(url, admin_key, "/control/switch", {"model": model})
+    """Bring a model onto the GPU and wait until it is there.
+
+    The model that is there now is drained and evicted as for a request. In manual mode the pin moves to the new one.
+    """
+    _command(url, admin_key, "/control/switch", {"model": model})
 
 
 def pin(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
-    """Bring a model onto the GPU and serve no other until it is unpinned."""
-    _do(url, admin_key, "/control/pin", {"model": model})
+    """Bring a model onto the GPU and serve no other until it is unpinned.
+
+    Requests for other models are answered with 503 meanwhile. If the switch fails, the mode stays as it was.
+    """
+    _command(url, admin_key, "/control/pin", {"model": model})
 
 
 def unpin(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
-    """Let requests decide again which model is on the GPU."""
-    _do(url, admin_key, "/control/unpin", {})
+    """Remove the pin and let requests switch models again."""
+    _command(url, admin_key, "/control/unpin", {})
 
 
 def mode(
-    word: Annotated[ModeWord, typer.Argument(metavar="auto|manual", help="Who switches: requests, or you.")],
+    word: Annotated[
+        ModeWord, typer.Argument(metavar="auto|manual", help="auto: requests switch models; manual: only you do.")
+    ],
     url: UrlOption = DEFAULT_URL,
     admin_key: KeyOption = None,
 ) -> None:
-    """Choose whether requests switch models, or only you do."""
-    _do(url, admin_key, "/control/mode", {"mode": word.value})
+    """Choose whether requests switch models, or only the operator does.
+
+    In manual mode a request for a model that is not active is answered with 503. Changing the mode removes a pin.
+    """
+    _command(url, admin_key, "/control/mode", {"mode": word.value})
 
 
 def sleep(
@@ -106,13 +100,18 @@ def sleep(
     url: UrlOption = DEFAULT_URL,
     admin_key: KeyOption = None,
 ) -> None:
-    """Take a model off the GPU once its requests have ended, and wait for that."""
-    _do(url, admin_key, "/control/sleep", {"model": model, "eviction": _words(eviction)})
+    """Take a model off the GPU once its requests have ended, and wait for that.
+
+    In auto mode the next request for it wakes it again.
+
+    Example: llmux sleep qwen --eviction retain+stop stops the engine, so that its next start is a cold one.
+    """
+    _command(url, admin_key, "/control/sleep", {"model": model, "eviction": _as_data(eviction)})
 
 
 def wake(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
-    """Bring a model onto the GPU and wait until it is there; the mode stays as it is."""
-    _do(url, admin_key, "/control/wake", {"model": model})
+    """Bring a model onto the GPU and wait until it is there, without changing the mode or the pin."""
+    _command(url, admin_key, "/control/wake", {"model": model})
 
 
 def eviction(
@@ -122,11 +121,16 @@ def eviction(
     admin_key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show how models leave the GPU, or change it for one of them until llmux ends."""
+    """Show how models leave the GPU, or change it for one of them until llmux restarts.
+
+    An eviction is written WEIGHTS+PROCESS: retain, offload or discard, and keep_running, checkpoint or stop.
+
+    Example: llmux eviction qwen discard+keep_running
+    """
     if model is not None and to is not None:
-        _do(url, admin_key, "/control/eviction", {"model": model, "eviction": _words(to)})
+        _command(url, admin_key, "/control/eviction", {"model": model, "eviction": _as_data(to)})
         return
-    document = _attempt(lambda: RemoteControl(url, admin_key).get("/control/eviction"))
+    document = _attempt(lambda llmux: llmux.get("/control/eviction"), url, admin_key)
     models = document["models"]
     if model is not None:
         if model not in models:
@@ -135,17 +139,17 @@ def eviction(
     if json:
         typer.echo(json_text.dumps({"models": models}))
         return
-    rows = [(name, _sum(entry["eviction"]), entry["process_state"]) for name, entry in models.items()]
+    rows = [(name, _as_text(entry["eviction"]), entry["process_state"]) for name, entry in models.items()]
     _print_table(("Model", "Eviction", "State"), rows)
 
 
-def _do(url: str, admin_key: str | None, path: str, document: dict[str, Any]) -> None:
-    typer.echo(_attempt(lambda: RemoteControl(url, admin_key).post(path, document)))
+def _command(url: str, admin_key: str | None, path: str, document: dict[str, Any]) -> None:
+    typer.echo(_attempt(lambda llmux: llmux.post(path, document), url, admin_key))
 
 
-def _attempt(work: Callable[[], Result]) -> Result:
+def _attempt(call: Callable[[RemoteControl], Result], url: str, admin_key: str | None) -> Result:
     try:
-        return work()
+        return call(RemoteControl(url, admin_key))
     except LlmuxError as error:
         _fail(str(error))
 
@@ -163,22 +167,22 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
             str(entry["queue_depth"]),
             str(entry["in_flight"]),
             str(entry["frozen"]),
-            _sum(entry["eviction"]) + _distrusted(entry["unfaithful"]),
+            _as_text(entry["eviction"]) + _mismatches(entry["unfaithful"]),
             str(entry["pid"] or ""),
         )
         for name, entry in models.items()
     ]
 
 
-def _distrusted(evictions: Sequence[str]) -> str:
+def _mismatches(evictions: Sequence[str]) -> str:
     return f" (answers differently after {', '.join(evictions)})" if evictions else ""
 
 
-def _words(eviction: Eviction | None) -> dict[str, str] | None:
+def _as_data(eviction: Eviction | None) -> dict[str, str] | None:
     return None if eviction is None else {"weights": eviction.weights.value, "process": eviction.process.value}
 
 
-def _sum(words: dict[str, str]) -> str:
+def _as_text(words: dict[str, str]) -> str:
     return f"{words['weights']}+{words['process']}"
 
 
@@ -188,10 +192,10 @@ def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         numeric = title in ("Waiting", "In flight", "Frozen", "pid")
         table.add_column(title, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        # Names and reasons are text, not rich's markup.
+        # Text, because a model's name may look like rich's markup.
         table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
-        # Whoever reads a pipe wants one line per model.
+        # In a pipe, one line per model.
         console.width = PIPE_WIDTH
     console.print(table)

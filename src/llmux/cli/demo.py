@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli.serve import run_server
+from llmux.cli.running import run_server
 from llmux.observability.logging import configure_logging
 from llmux.simulation.demo.run import Demo, DemoOptions
 from llmux.simulation.demo.summary import render_summary

@@ -1,4 +1,7 @@
-"""How the command line talks to a running llmux."""
+"""A client of a running llmux's control API.
+
+It uses the standard library's urllib: importing aiohttp would take longer than the call.
+"""
 
 import json
 from typing import Any
@@ -9,15 +12,17 @@ from urllib.request import ProxyHandler, Request, build_opener
 from llmux.errors import LlmuxError
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Far above any real answer; it bounds what a server that is not llmux can make us read."""
 READ_TIMEOUT_SECONDS = 30.0
+"""Of questions only. Commands have no timeout, since a cold start can take half an hour."""
 
 
 class Unreachable(LlmuxError):
-    """Nothing that is llmux answers at the address."""
+    """No llmux answers at the address."""
 
 
 class Refused(LlmuxError):
-    """llmux answered that it will not, or could not, do what was asked for."""
+    """llmux refused the command, or the command failed."""
 
 
 class RemoteControl:
@@ -26,15 +31,15 @@ class RemoteControl:
     def __init__(self, url: str, admin_key: str | None) -> None:
         self._url = url.rstrip("/")
         self._admin_key = admin_key
-        # A proxy meant for the internet would only make a local call look foreign.
+        # Without a proxy from the environment: through one, llmux would refuse the call as not local.
         self._opener = build_opener(ProxyHandler({}))
 
     def get(self, path: str) -> Any:
-        """Ask for a document. Raises Unreachable, Refused."""
+        """The JSON document at the path. Raises Unreachable, Refused."""
         return self._call(Request(self._url + path), READ_TIMEOUT_SECONDS)
 
     def post(self, path: str, document: object = None) -> str:
-        """Have something done and wait for its end, however long it takes; returns llmux's words. Raises as ``get``."""
+        """Run a command, wait for its end, and return llmux's message. Raises Unreachable, Refused."""
         request = Request(self._url + path, data=json.dumps(document or {}).encode(), method="POST")
         request.add_header("Content-Type", "application/json")
         answer = self._call(request, None)
@@ -58,7 +63,7 @@ class RemoteControl:
 
 
 def check_url(url: str) -> str:
-    """The URL, if it is one of a web server; raises ValueError."""
+    """The URL, unchanged. Raises ValueError if it is not of the form ``http://HOST:PORT``."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is not of the form http://HOST:PORT")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.control import DEFAULT_URL, UrlOption
-from llmux.cli.steps import Steps
+from llmux.cli.options import DEFAULT_URL, UrlOption
+from llmux.cli.progress import ProgressBars
 from llmux.cli.traces import (
     INTERRUPTED,
     AlignOption,
@@ -71,9 +71,9 @@ def replay(
     try:
         requests = read_requests(traces, selection_of(seed, thin, stretch, skip, seconds, align))
         _raise_open_files()
-        with Steps() as steps:
-            progress = steps.begin("sent", len(requests))
-            replayed = asyncio.run(replay_trace(url, requests, speed=speed, api_key=api_key, progress=progress))
+        with ProgressBars() as progress:
+            report_sent = progress.begin("sent", len(requests))
+            replayed = asyncio.run(replay_trace(url, requests, speed=speed, api_key=api_key, progress=report_sent))
     except LlmuxError as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None

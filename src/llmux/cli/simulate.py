@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from llmux.cli.serve import load_settings
-from llmux.cli.steps import Steps
+from llmux.cli.options import load_settings
+from llmux.cli.progress import ProgressBars
 from llmux.cli.traces import (
     INTERRUPTED,
     AlignOption,
@@ -128,8 +128,8 @@ def simulate(
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )
-        with Steps() as steps:
-            found = study(scenario, requests, policies, steps.begin)
+        with ProgressBars() as progress:
+            found = study(scenario, requests, policies, progress.begin)
         for file in plot or ():
             facts = [f"{len(requests)} requests over {requests[-1].at_seconds:.0f} s from {' '.join(traces)}"]
             write_plot(file, Report("llmux simulate", facts, models_of(requests), found))

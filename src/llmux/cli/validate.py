@@ -1,4 +1,4 @@
-"""``llmux validate``: does a model say the same after each way of leaving the GPU, and is its memory really free?"""
+"""``llmux validate``: does a model survive each eviction with the same output, and does it really free its memory?"""
 
 import json as json_text
 import shutil
@@ -13,19 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmux.cli.control import eviction_of
-from llmux.cli.engine_work import (
-    ConfigOption,
-    JsonOption,
-    ModelArgument,
-    PortOption,
-    VerboseOption,
-    run_to_end,
-    tell,
-    without_canary_off,
-)
-from llmux.cli.serve import load_settings
-from llmux.config.settings import Settings
+from llmux.cli.options import PIPE_WIDTH, ConfigOption, ModelArgument, VerboseOption, load_settings, parse_eviction
+from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
+from llmux.config.settings import CanaryMode, Settings
+from llmux.control.status import policy_word
 from llmux.core.eviction import Eviction, Process
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
@@ -34,13 +25,12 @@ from llmux.tools.validation import Trial, Validation
 from llmux.tools.validation import validate as validate_engine
 
 DEFAULT_POLICIES = "offload+keep_running,discard+keep_running"
-PIPE_WIDTH = 1000
 TITLES = ("Policy", "Sleep (s)", "Wake (s)", "GPU Before", "GPU After", "GPU Wake (MiB)")
 HOST_TITLES = ("Host Before", "Host After", "Host Wake (MiB)")
 VERDICT_TITLES = ("Response", "Pass")
 
 PoliciesOption = Annotated[
-    str, typer.Option("--policies", metavar="W+P,W+P", help="The ways of leaving the GPU that are tried, in order.")
+    str, typer.Option("--policies", metavar="W+P,W+P", help="The evictions to try, in this order.")
 ]
 
 
@@ -50,19 +40,25 @@ def validate(
     policies: PoliciesOption = DEFAULT_POLICIES,
     json: JsonOption = False,
     verbose: VerboseOption = False,
-    port: PortOption = None,
+    port: IgnoredPortOption = None,
 ) -> None:
-    """Start a model alone, put it to sleep and wake it by each policy, and judge what became of it.
+    """Start a model's engine, evict and wake it by each eviction in turn, and report which of them work.
 
-    A policy passes if the model then gives the same answer, its memory was freed in between (the GPUs', or the host's
-    where no GPU can be read), and its processes were gone if they should be. Stop llmux first: the engine needs the
-    GPU. Exit codes: 0 all passed; 1 some failed, or the model could not be started; 2 wrong usage; 130 interrupted.
+    Stop llmux first: the engine needs the GPU. An eviction passes if the model then gives the same answer as before, if
+    it freed its memory in between (GPU memory, or host memory where no GPU can be read), and if its processes were gone
+    after stop and checkpoint.
+
+    Example: llmux validate qwen -c llmux.yaml --policies offload+keep_running,discard+keep_running,retain+stop
+
+    Exit codes: 0 all passed; 1 some failed, or the engine could not be started; 2 wrong usage; 130 interrupted.
     """
-    evictions = [eviction_of(word.strip()) for word in policies.split(",") if word.strip()]
+    evictions = [parse_eviction(word.strip()) for word in policies.split(",") if word.strip()]
     if not evictions:
         raise typer.BadParameter("no policy to try")
-    settings = without_canary_off(load_settings(config, None, None))
-    result = run_to_end(_validate(settings, model, evictions), verbose=verbose)
+    settings = load_settings(config)
+    # The canary is part of the verdict, so it must run at every wake, whatever the file says.
+    settings = settings.model_copy(update={"canary": CanaryMode.ALWAYS})
+    result = run_engine_job(_validate(settings, model, evictions), verbose=verbose)
     if json:
         typer.echo(json_text.dumps(document(result), indent=2))
     else:
@@ -72,16 +68,17 @@ def validate(
 
 
 async def _validate(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Validation:
-    with _images_of_its_own(settings, model, evictions) as images:
+    with _separate_images(settings, model, evictions) as images:
         async with open_standalone(settings, model, images=images) as engine:
-            return await validate_engine(engine, evictions, tell)
+            return await validate_engine(engine, evictions, show_step)
 
 
 @contextmanager
-def _images_of_its_own(
-    settings: Settings, model: str, evictions: Sequence[Eviction]
-) -> Iterator[CheckpointStore | None]:
-    """A place for images beside those that serve, which are neither used nor replaced."""
+def _separate_images(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Iterator[CheckpointStore | None]:
+    """A temporary directory for images, so that those of the server are neither used nor replaced. None if not needed.
+
+    It is beside them because only that file system is known to have room for an image.
+    """
     checkpoint = settings.checkpoint
     if checkpoint is None or not any(eviction.process is Process.CHECKPOINT for eviction in evictions):
         yield None
@@ -116,12 +113,6 @@ def _print_report(result: Validation) -> None:
     typer.echo("All policies passed." if not failed else f"{failed} of {len(result.trials)} policies failed.")
 
 
-def policy_word(eviction: Eviction) -> str:
-    """``Offload+KeepRunning``, as 0.7.7 writes it."""
-    words = (eviction.weights.value, eviction.process.value)
-    return "+".join("".join(part.capitalize() for part in word.split("_")) for word in words)
-
-
 def _row(trial: Trial) -> tuple[str, ...]:
     moments = (trial.before, trial.asleep, trial.awake)
     return (
@@ -144,7 +135,7 @@ def _number(mib: int | Memory | None) -> str:
 
 
 def document(result: Validation) -> dict[str, Any]:
-    """The result as JSON; null where something was not reached or cannot be read."""
+    """The result as JSON. Null stands for what was not reached or cannot be read."""
     return {
         "model": result.model,
         "baseline": result.baseline,

@@ -1,1 +1,1 @@
-"""The configuration: frozen settings, the one loader for YAML and JSON, the checks across keys, the JSON schema."""
+"""The configuration: frozen settings, one loader for YAML and JSON, checks across keys, the generated schema."""

@@ -1,6 +1,6 @@
-"""Reading an engine's command line the way its own parser (argparse) does.
+"""Reads an engine's command line as the engine's own parser does (argparse, as vLLM uses it).
 
-Both ``--flag VALUE`` and ``--flag=VALUE`` count, ``_`` and ``-`` are the same in a long flag's name, the last one wins.
+``--flag VALUE`` and ``--flag=VALUE`` are equal, ``_`` equals ``-`` in a long flag, and the last occurrence wins.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ RESERVED = ("--port", "--host", "--uds")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One flag of a command line and the words that belong to it; ``start`` and ``end`` are its place in the list."""
+    """A flag and its values; it occupies ``arguments[start:end]``."""
 
     flag: str
     values: tuple[str, ...]
@@ -27,7 +27,7 @@ class Option:
 
 
 def options(arguments: Sequence[str]) -> Iterator[Option]:
-    """Every flag in order, each with all words up to the next flag."""
+    """All flags in order, each with the words up to the next flag."""
     index = 0
     while index < len(arguments):
         word = arguments[index]
@@ -44,7 +44,7 @@ def options(arguments: Sequence[str]) -> Iterator[Option]:
 
 
 def value(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
-    """The flag's value; None where the flag is absent, empty where it stands there without one."""
+    """The flag's value: None if the flag is absent, empty if it has no value."""
     found = None
     for option in options(arguments):
         if option.flag in flags:
@@ -53,7 +53,7 @@ def value(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
 
 
 def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
-    """The flag's value as a number of at least 1; raises ``ValueError`` with a sentence where it is none."""
+    """The flag's value as a number of at least 1; None if absent. Raises ValueError with a message for the user."""
     text = value(arguments, flags)
     if text is None:
         return None
@@ -63,7 +63,7 @@ def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
 
 
 def switched_on(arguments: Sequence[str], flag: str) -> bool:
-    """Whether a flag without value is set, and not taken back by a later ``--no-`` form."""
+    """Whether a flag without value is set and not reset by a later ``--no-`` form."""
     negation = f"--no-{flag.removeprefix('--')}"
     on = False
     for option in options(arguments):
@@ -73,7 +73,7 @@ def switched_on(arguments: Sequence[str], flag: str) -> bool:
 
 
 def present(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
-    """Which of the flags occur, in the order given."""
+    """Those of the flags that occur, in the order of ``flags``."""
     found = {option.flag for option in options(arguments)}
     return tuple(flag for flag in flags if flag in found)
 
@@ -88,7 +88,7 @@ def served_names(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
-    """The command line without the flags and without their values."""
+    """The command line without these flags and their values."""
     dropped: set[int] = set()
     for option in options(arguments):
         if option.flag in flags:
@@ -97,7 +97,7 @@ def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_flag(word: str) -> bool:
-    """A negative number is a value, as for argparse."""
+    # As in argparse, a negative number is a value.
     return word.startswith("-") and len(word) > 1 and not word[1].isdigit() and not word.startswith("-.")
 
 

@@ -1,4 +1,4 @@
-"""What must hold across keys. Every check yields problems; none stops at the first."""
+"""Checks across keys. Each yields all of its problems; those within one key are the settings' own business."""
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +12,11 @@ from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
+"""Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
 
 def problems(settings: Settings) -> Iterator[Problem]:
-    """Every combination that cannot work; looks for checkpoint_path on the disk."""
+    """Every combination that cannot work. Reads the disk: ``checkpoint_path`` must exist."""
     yield from names(settings)
     yield from ports(settings)
     yield from extra_arguments(settings)
@@ -28,14 +29,14 @@ def problems(settings: Settings) -> Iterator[Problem]:
 
 
 def names(settings: Settings) -> Iterator[Problem]:
-    """Names go into URLs, headers and file names."""
+    """Names must be usable in URLs, headers and file names."""
     for name in settings.models:
         if reason := _wrong_name(name):
             yield Problem(dotted(("models", name)), f"not usable as a model's name: {reason}", "rename it")
 
 
 def ports(settings: Settings) -> Iterator[Problem]:
-    """No port is used twice; 0 means any or none."""
+    """No port may be used twice; 0 means any or none."""
     uses: list[tuple[str, int | None]] = [
         ("port", settings.port),
         ("metrics_port", settings.metrics_port),
@@ -53,7 +54,7 @@ def ports(settings: Settings) -> Iterator[Problem]:
 
 
 def extra_arguments(settings: Settings) -> Iterator[Problem]:
-    """No flag that llmux sets itself, and readable numbers where llmux reads them."""
+    """``extra_args`` must not contain flags that llmux sets, and the numbers that llmux reads must be valid."""
     for name, model in settings.models.items():
         path = dotted(("models", name, "extra_args"))
         for flag in arguments.present(model.extra_args, arguments.RESERVED):
@@ -69,7 +70,7 @@ def extra_arguments(settings: Settings) -> Iterator[Problem]:
 
 
 def residents(settings: Settings) -> Iterator[Problem]:
-    """A model that never leaves the GPU lets no other one on it."""
+    """A model that never leaves the GPU must be the only one."""
     if len(settings.models) == 1:
         return
     for path, affected in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu).items():
@@ -81,7 +82,7 @@ def residents(settings: Settings) -> Iterator[Problem]:
 
 
 def checkpoints(settings: Settings) -> Iterator[Problem]:
-    """What cuda_suspend, checkpoint and checkpoint_path need."""
+    """The requirements of ``cuda_suspend``, ``checkpoint`` and ``checkpoint_path``."""
     users = [
         name
         for name, model in settings.models.items()
@@ -105,12 +106,15 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
 
 
 def unsupported(settings: Settings) -> tuple[Problem, ...]:
-    """What the configuration may say but ``serve`` cannot do yet; each names what works now."""
+    """What is valid but not implemented: ``llmux check`` lists it and ``llmux serve`` refuses to start.
+
+    ``cuda_suspend`` and the object store are accepted at all because 0.7.7's files contain them.
+    """
     return tuple(_unsupported(settings))
 
 
 def warnings(settings: Settings) -> Iterator[Problem]:
-    """What works, but probably not as meant."""
+    """What works, but probably not as intended."""
     if len(settings.models) == 1:
         for path in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
@@ -148,7 +152,7 @@ def _unsupported(settings: Settings) -> Iterator[Problem]:
 
 
 def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) -> dict[str, list[str]]:
-    """The models with such an eviction, by the path of the key that says so."""
+    """The models whose eviction matches, by the path of the key that sets it."""
     found: dict[str, list[str]] = {}
     for name, model in settings.models.items():
         if wanted(settings.eviction_of(name)):

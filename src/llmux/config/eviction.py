@@ -1,4 +1,4 @@
-"""How the file says in which way a model leaves the GPU: a mapping, ``weights+process``, or an old sleep level."""
+"""How the file writes an eviction: as a mapping, as ``weights+process``, or as a sleep level of old files."""
 
 from typing import Annotated, Any
 
@@ -15,28 +15,28 @@ LEVELS: dict[int, Eviction] = {
     4: Eviction(Weights.DISCARD, Process.CHECKPOINT),
     5: Eviction(Weights.RETAIN, Process.STOP),
 }
-"""The sleep levels of llmux up to 0.5."""
+"""The sleep levels of llmux up to 0.5, which 0.7.7 still read."""
 
 
 class EvictionSettings(Section):
-    """One cell of the table weights × process."""
+    """An eviction: what happens to the weights × what happens to the process."""
 
-    weights: Weights = Field(description="Where the weights go while the model is off the GPU.")
-    process: Process = Field(description="What becomes of the engine's process while the model is off the GPU.")
+    weights: Weights = Field(description="Where the weights are while the model is off the GPU.")
+    process: Process = Field(description="What happens to the engine's process while the model is off the GPU.")
 
     @property
     def eviction(self) -> Eviction:
-        """The same, in the core's terms."""
+        """The core's type for it."""
         return Eviction(self.weights, self.process)
 
     @classmethod
     def of(cls, eviction: Eviction) -> "EvictionSettings":
-        """The core's terms as settings."""
+        """The settings that stand for the core's eviction."""
         return cls(weights=eviction.weights, process=eviction.process)
 
 
 def _read(value: object) -> object:
-    """Turn the two short forms into the mapping; everything else is left to the mapping's own validation."""
+    """Turn the two short forms into the mapping. Everything else is left to the mapping's own validation."""
     match value:
         case int() if not isinstance(value, bool):
             eviction = LEVELS.get(value)

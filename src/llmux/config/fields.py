@@ -1,4 +1,4 @@
-"""The kinds of values that settings consist of; strict, so that a quoted number or a bare word is not guessed at."""
+"""The types of settings. They are strict: ``port: "3000"`` and ``warmup: yes`` are reported instead of converted."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +8,16 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """A mapping of the file: immutable, and closed to unknown keys."""
+    """A mapping in the file: immutable, and without unknown keys.
+
+    Errors hide the input, since it may be a secret.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class WrittenFloat(float):
-    """A float that remembers how the file spells it, for the places where the spelling is what counts."""
+    """A float that remembers its spelling: as an engine's argument, ``1.10`` must not become ``1.1``."""
 
     text: str
 
@@ -25,7 +28,7 @@ class WrittenFloat(float):
 
 
 def _as_written(value: object) -> object:
-    """The text of a number that stands where a word of a command line or an environment is expected."""
+    """A number's text, where a word of a command line or an environment variable is expected."""
     match value:
         case bool():
             return value

@@ -1,4 +1,4 @@
-"""Keys of llmux up to 0.7.7, translated to today's."""
+"""Keys of llmux up to 0.7.7, translated into today's: milliseconds and ``_secs`` become ``_seconds``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from llmux.errors import Problem
 
 @dataclass(frozen=True, slots=True)
 class OldKey:
-    """An old key, today's name for it, and how many of its units make one of today's."""
+    """An old key, its name today, and the number of old units in one of today's."""
 
     old: str
     new: str
@@ -34,7 +34,7 @@ WITHOUT_EFFECT = {"max_sleeping": "llmux keeps as many models asleep as the mach
 
 @dataclass(slots=True)
 class Translation:
-    """The data with today's keys. ``written`` has, by today's path, the old key that the file contains."""
+    """The data with today's keys. ``written`` maps a path of today to the old key in the file, for messages."""
 
     data: dict[str, Any]
     written: dict[Path, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Translation:
 
 
 def translate(data: Mapping[str, Any]) -> Translation:
-    """Rename old keys; what is not a mapping where one is expected is left to the validation."""
+    """Rename old keys. Where a mapping is expected and something else is found, the validation reports it later."""
     result = Translation({})
     top = _renamed(data, TOP, (), result)
     for key, why in WITHOUT_EFFECT.items():

@@ -1,6 +1,10 @@
-"""The one way from a file to settings: parse, translate old keys, fetch secrets, validate, check."""
+"""From a configuration file to settings: parse, translate 0.7.7's keys, resolve secrets, validate, check.
+
+Every step collects problems instead of stopping, so that one run of ``llmux check`` reports everything that is wrong.
+"""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -9,30 +13,33 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmux.config import checks, legacy
-from llmux.config.edit import found, removed, replaced
-from llmux.config.environment import substitute
 from llmux.config.parse import parse
-from llmux.config.problems import Path, location, problems_of
+from llmux.config.problems import Path, dotted, location, problems_of
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
 
 FILE_BYTES_MAX = 4 << 20
-_STAND_INS = {"weights": "offload", "process": "stop"} | dict.fromkeys(
-    ("model_path", "endpoint", "bucket", "access_key", "secret_key"), "unknown"
+"""A configuration of a thousand models is well below 1 MiB; a larger file is the wrong file."""
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+_PLACEHOLDER = "unknown"
+_PLACEHOLDERS = {"weights": "offload", "process": "stop"} | dict.fromkeys(
+    ("model_path", "endpoint", "bucket", "access_key", "secret_key"), _PLACEHOLDER
 )
-"""Values for wrong or missing required keys that no check objects to, to look at the rest of the file."""
+"""Values for required keys that are missing or wrong. They pass all checks, so that the rest of the file is checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings that can be used, and what the user should know about them."""
+    """Valid settings, and warnings about what is valid but probably not meant."""
 
     settings: Settings
     warnings: tuple[Problem, ...]
 
 
 def load(path: FilePath, environment: Mapping[str, str] = os.environ) -> Loaded:
-    """Read a YAML or JSON file; raises ``ConfigError`` with all of its problems."""
+    """Read a YAML or JSON file. Raises ConfigError with all of its problems."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
@@ -53,13 +60,13 @@ def load(path: FilePath, environment: Mapping[str, str] = os.environ) -> Loaded:
 
 
 def loads(text: str, source: str = "configuration", environment: Mapping[str, str] = os.environ) -> Loaded:
-    """Read YAML or JSON from a text; raises ``ConfigError`` with all of its problems."""
+    """Read YAML or JSON from a string. Raises ConfigError with all of its problems; ``source`` names it in messages."""
     parsed = parse(text, source)
     if not isinstance(parsed.data, dict):
         what = "the file is empty" if parsed.data is None else "must be a mapping with the key 'models'"
         raise ConfigError([*parsed.problems, Problem("", what, "see examples/")], source)
     translation = legacy.translate(parsed.data)
-    data, secret_problems = substitute(translation.data, environment)
+    data, secret_problems = resolve_secrets(translation.data, environment)
     problems = [*parsed.problems, *translation.problems, *secret_problems]
     settings: Settings | None = None
     invalid: tuple[Problem, ...] = ()
@@ -68,43 +75,16 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
     except ValidationError as error:
         invalid = problems_of(error, Settings, data, translation.written)
         problems += invalid
-        settings = _what_is_right(data, error)
+        settings = _valid_part(data, error)
     if settings is not None:
-        problems += _elsewhere(checks.problems(settings), {problem.path for problem in invalid})
+        problems += _not_about(checks.problems(settings), {problem.path for problem in invalid})
     if problems or settings is None:
         raise ConfigError(problems, source)
     return Loaded(settings, (*translation.warnings, *checks.warnings(settings)))
 
 
-def _what_is_right(data: dict[str, Any], error: ValidationError) -> Settings | None:
-    """The settings without their wrong values, so that the checks across keys can still be made; None if too little."""
-    for details in error.errors(include_url=False):
-        data = _without(data, location(details))
-    try:
-        return Settings.model_validate(data)
-    except ValidationError:
-        return None
-
-
-def _without(data: Any, path: Path) -> Any:
-    if path[:-1] and found(data, path[:-1]) is None:  # inside a value that an earlier error has removed
-        return data
-    if path[-1] in _STAND_INS:
-        return replaced(data, path, _STAND_INS[str(path[-1])])
-    if isinstance(path[-1], int):
-        return replaced(data, path, "unknown")
-    return removed(data, path)
-
-
-def _elsewhere(found_by_checks: Iterator[Problem], invalid: set[str]) -> Iterator[Problem]:
-    """Leave out what a check says about a value that was left out because it is invalid."""
-    for problem in found_by_checks:
-        if not any(f"{problem.path}.".startswith(f"{path}.") for path in invalid):
-            yield problem
-
-
 def with_overrides(settings: Settings, *, host: str | None = None, port: int | None = None) -> Settings:
-    """The settings with a command line's host and port; raises ``ConfigError`` if they are wrong or taken."""
+    """The settings with the command line's host and port. Raises ConfigError if one is invalid or the port is taken."""
     given = {"host": host, "port": port}
     data: dict[str, Any] = dict(settings) | {key: value for key, value in given.items() if value is not None}
     try:
@@ -114,3 +94,98 @@ def with_overrides(settings: Settings, *, host: str | None = None, port: int | N
     if problems := tuple(checks.ports(changed)):
         raise ConfigError(problems, "command line")
     return changed
+
+
+def resolve_secrets(data: dict[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+    """Replace secrets written as ``${NAME}`` by the environment's values. An unset or empty variable is a problem.
+
+    Only a whole value is a reference: with text around it, a typing error would become part of a key.
+    """
+    problems = []
+    for path in tuple(_secret_paths(data)):
+        written = value_at(data, path)
+        if not isinstance(written, str) or not written.startswith("${"):
+            continue
+        reference = _REFERENCE.fullmatch(written)
+        secret = environment.get(reference[1], "") if reference else ""
+        if reference is None:
+            problems.append(
+                Problem(dotted(path), "begins with ${ but is not ${NAME}", "write ${NAME} and nothing else")
+            )
+        elif not secret:
+            problems.append(
+                Problem(dotted(path), f"the environment variable {reference[1]} is not set", f"set {reference[1]}")
+            )
+        # A placeholder, so that a missing variable is one problem and not also a missing key.
+        data = replaced(data, path, secret or _PLACEHOLDER)
+    return data, tuple(problems)
+
+
+def _secret_paths(data: Mapping[str, Any]) -> Iterator[Path]:
+    yield ("admin_key",)
+    for name in ("api_keys", "batch_api_keys"):
+        keys = data.get(name)
+        if isinstance(keys, list):
+            yield from ((name, index) for index in range(len(keys)))
+    yield ("checkpoint", "object_store", "access_key")
+    yield ("checkpoint", "object_store", "secret_key")
+
+
+def _valid_part(data: dict[str, Any], error: ValidationError) -> Settings | None:
+    """The settings without their invalid values, to run the checks across keys on. None if too little is left."""
+    for details in error.errors(include_url=False):
+        data = _without_invalid(data, location(details))
+    try:
+        return Settings.model_validate(data)
+    except ValidationError:
+        return None
+
+
+def _without_invalid(data: Any, path: Path) -> Any:
+    if path[:-1] and value_at(data, path[:-1]) is None:  # Inside a value that an earlier error has removed.
+        return data
+    if path[-1] in _PLACEHOLDERS:
+        return replaced(data, path, _PLACEHOLDERS[str(path[-1])])
+    if isinstance(path[-1], int):
+        return replaced(data, path, _PLACEHOLDER)
+    return removed(data, path)
+
+
+def _not_about(problems: Iterator[Problem], invalid: set[str]) -> Iterator[Problem]:
+    """Drop problems at or below the paths of invalid values: the checks saw a placeholder there."""
+    for problem in problems:
+        if not any(f"{problem.path}.".startswith(f"{path}.") for path in invalid):
+            yield problem
+
+
+# The data is changed by copying along the path: YAML aliases make several keys share one object.
+
+
+def value_at(data: object, path: Path) -> object:
+    """The value at the path; None where there is none."""
+    for part in path:
+        match data, part:
+            case dict(), _:
+                data = data.get(part)
+            case list(), int() if part < len(data):
+                data = data[part]
+            case _:
+                return None
+    return data
+
+
+def replaced(data: Any, path: Path, value: object) -> Any:
+    """A copy with the value at the path. The path's parents must exist."""
+    copy = data.copy()
+    copy[path[0]] = replaced(data[path[0]], path[1:], value) if path[1:] else value
+    return copy
+
+
+def removed(data: Any, path: Path) -> Any:
+    """A copy without the key at the path. The path's parents must exist."""
+    copy = data.copy()
+    if path[1:]:
+        copy[path[0]] = removed(data[path[0]], path[1:])
+    else:
+        copy.pop(path[0], None)
+    return copy

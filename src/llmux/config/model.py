@@ -1,4 +1,4 @@
-"""One model of the section ``models``: which weights, which engine, and how it leaves the GPU."""
+"""One entry of the section ``models``: its weights, its engine, and how it leaves the GPU."""
 
 from pydantic import Field
 
@@ -8,67 +8,76 @@ from llmux.config.fields import Count, Directory, EnginePort, PositiveFactor, Se
 from llmux.core.eviction import Drain
 
 DEFAULT_GPU_SHARE = 0.92
-"""vLLM's own."""
+"""vLLM's default of ``--gpu-memory-utilization``."""
 
 
 class ModelSettings(Section):
-    """One model that clients may ask for."""
+    """One model that clients can ask for."""
 
-    model_path: Text = Field(description="Hugging Face id or directory of the weights.")
-    port: EnginePort | None = Field(default=None, description="The engine's port on loopback; absent: a free one.")
+    model_path: Text = Field(description="Hugging Face id, or directory, of the weights.")
+    port: EnginePort | None = Field(default=None, description="The engine's port on loopback. Default: a free one.")
     extra_args: tuple[Word, ...] = Field(
-        default=(), description="Arguments for the engine, after llmux's own. --port, --host and --uds are llmux's."
+        default=(),
+        description="Further command-line arguments of the engine. --port, --host and --uds are set by llmux "
+        "and refused here.",
     )
     eviction: EvictionField | None = Field(
-        default=None, description="How the model leaves the GPU; absent: policy.eviction. Also as weights+process."
+        default=None,
+        description="How the model leaves the GPU: a mapping, or WEIGHTS+PROCESS. Default: policy.eviction.",
     )
     checkpoint_path: Directory | None = Field(
-        default=None, description="Directory of images that the model's first start is restored from."
+        default=None, description="Directory of the images that the model's first start is restored from."
     )
     env: dict[VariableName, Word] = Field(
-        default_factory=dict, description="Environment variables for the engine, over the inherited ones."
+        default_factory=dict, description="Environment variables for the engine; they override inherited ones."
     )
     command: Text | None = Field(
-        default=None, description="The engine's program, one word that is never split; absent: vllm_command."
+        default=None, description="The engine's program, one word that is never split at spaces. Default: vllm_command."
     )
     max_in_flight: Count | None = Field(
-        default=None, description="How many requests the engine gets at a time; absent: its --max-num-seqs, else 256."
+        default=None,
+        description="How many requests the engine gets at once; more wait in llmux. Default: its --max-num-seqs, or "
+        "else 256.",
     )
     drain: Drain | None = Field(
         default=None,
-        description="What a switch does about requests in flight. wait: lets them end, for at most "
-        "drain_timeout_seconds. abort: ends them. freeze: suspends them. Absent: wait.",
+        description="What a switch does with requests in flight. wait: let them finish, for at most "
+        "drain_timeout_seconds. abort: end them. freeze: suspend them until the model is back. Default: wait.",
     )
 
     weight: PositiveFactor = Field(
-        default=1.0, description="policy adaptive: how much the model's waiting requests count against those of others."
+        default=1.0,
+        description="adaptive: how much the model's waiting requests count, relative to other models' requests.",
     )
     max_wait_seconds: Seconds | None = Field(
-        default=None, description="As policy.max_wait_seconds, for this model; absent: that."
+        default=None, description="This model's own max_wait_seconds. Default: policy.max_wait_seconds."
     )
 
     def served_names(self, name: str) -> tuple[str, ...]:
-        """What to pass to ``--served-model-name``: the configured name first, then the path, then the file's own."""
+        """The values of ``--served-model-name``: the configured name, the path, then names from ``extra_args``.
+
+        The configured name goes first because vLLM puts the first one into its answers.
+        """
         return tuple(dict.fromkeys((name, self.model_path, *arguments.served_names(self.extra_args))))
 
     @property
     def engine_arguments(self) -> tuple[str, ...]:
-        """``extra_args`` without ``--served-model-name``, which ``served_names`` carries."""
+        """``extra_args`` without ``--served-model-name``, whose values are part of ``served_names``."""
         return arguments.without(self.extra_args, arguments.SERVED_NAMES)
 
     @property
     def engine_api_key(self) -> str | None:
-        """The key that the engine itself was told to ask for, by ``--api-key`` or ``VLLM_API_KEY`` in ``env``."""
+        """The API key that the engine requires, from ``--api-key`` or from ``VLLM_API_KEY`` in ``env``."""
         return arguments.value(self.extra_args, arguments.API_KEY) or self.env.get("VLLM_API_KEY") or None
 
     @property
     def tensor_parallel_size(self) -> int:
-        """Over how many GPUs the engine spreads the model; raises ``ValueError`` where extra_args are unreadable."""
+        """How many GPUs the engine spreads the model over. Raises ValueError if ``extra_args`` names no number."""
         return arguments.number(self.extra_args, arguments.TENSOR_PARALLEL_SIZE) or 1
 
     @property
     def start_share(self) -> float | None:
-        """Which share of a GPU vLLM wants to find free when it starts; None where its arguments do not say."""
+        """The share of a GPU's memory that vLLM requires to be free at its start; None if its arguments do not tell."""
         if arguments.present(self.extra_args, arguments.KV_CACHE_BYTES):
             return None
         text = arguments.value(self.extra_args, arguments.GPU_SHARE)
@@ -78,5 +87,5 @@ class ModelSettings(Section):
             return None
 
     def in_flight_limit(self, default: int) -> int:
-        """``max_in_flight``, else the engine's own limit, else the default; ``ValueError`` as above."""
+        """``max_in_flight``, else the engine's own limit, else ``default``. Raises ValueError as above."""
         return self.max_in_flight or arguments.number(self.extra_args, arguments.MAX_IN_FLIGHT) or default

@@ -1,7 +1,8 @@
-"""From text to plain data: YAML and JSON, with the same values for the same words, and no key given twice.
+"""From text to plain data, for YAML and JSON alike; a key given twice is a problem.
 
-YAML is read with the scalars of JSON: ``no``, ``010``, ``12:30`` and ``2024-01-01`` are texts, a key is the text that
-stands there. JSON is read by the JSON parser where it can be (YAML knows no tabs and no surrogate pairs).
+YAML is read with JSON's scalars, so that a value means the same in both: ``no``, ``010``, ``12:30`` and ``2024-01-01``
+are strings, and keys are always strings. Text that looks like JSON goes to the JSON parser first, because YAML refuses
+tabs and surrogate pairs, which JSON allows.
 """
 
 import json
@@ -19,14 +20,14 @@ from llmux.errors import ConfigError, Problem
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The file's content as dicts, lists and scalars; a key given twice has its last value and a problem."""
+    """The content as dicts, lists and scalars. A key given twice has its last value, and is reported as a problem."""
 
     data: object
     problems: tuple[Problem, ...]
 
 
 def parse(text: str, source: str) -> Parsed:
-    """Read YAML or JSON; raises ``ConfigError`` with line and column where it is neither."""
+    """Read YAML or JSON. Raises ConfigError with line and column if the text is neither."""
     looks_like_json = text.lstrip()[:1] == "{"
     try:
         if not looks_like_json:
@@ -54,7 +55,7 @@ def _parse_yaml_instead(text: str, source: str, error: ValueError) -> Parsed:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers which of its keys came more than once."""
+    """A JSON object that remembers which of its keys were repeated."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -109,20 +110,20 @@ def _parse_yaml(text: str) -> Parsed:
         node = loader.get_single_node()
         if node is None:
             return Parsed(None, ())
-        problems = tuple(_take_keys_as_text(node, (), set()))
+        problems = tuple(_check_keys(node, (), set()))
         return Parsed(loader.construct_document(node), problems)
     finally:
         loader.dispose()
 
 
-def _take_keys_as_text(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Problem]:
-    """Make every key a text and find the ones given twice; aliased nodes are looked at once."""
+def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Problem]:
+    """Turn every key into a string and report repeated ones. A node with several aliases is visited once."""
     if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _take_keys_as_text(item, (*path, index), seen)
+            yield from _check_keys(item, (*path, index), seen)
     elif isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, item in node.value:
@@ -134,7 +135,7 @@ def _take_keys_as_text(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[
             if key.value in lines:
                 yield _repeated((*path, key.value), f" (lines {lines[key.value]} and {line})")
             lines[key.value] = line
-            yield from _take_keys_as_text(item, (*path, key.value), seen)
+            yield from _check_keys(item, (*path, key.value), seen)
 
 
 def _repeated(path: Path, where: str) -> Problem:

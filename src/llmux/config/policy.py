@@ -1,4 +1,4 @@
-"""The section ``policy``: when to switch, and the times that go with it."""
+"""The section ``policy``: which policy decides about switches, and its times."""
 
 from enum import StrEnum
 
@@ -18,58 +18,61 @@ class PolicyType(StrEnum):
 
 
 ABORTING = (PolicyType.FIFO, PolicyType.ADAPTIVE)
-"""The policies that may be told by ``drain_before_switch`` to end requests in flight."""
+"""The policies under which ``drain_before_switch: false`` ends requests in flight: fifo, as in 0.7.7, and adaptive,
+which 0.7.7's files get where they name no policy (there it was fifo)."""
 
 
 class PolicySettings(Section):
-    """When a switch is decided, and how patient everybody is."""
+    """When a switch is decided, and how long everything may take."""
 
     policy_type: PolicyType = Field(
         default=PolicyType.ADAPTIVE,
         description="fifo: switch at the first request for another model. cost_aware: when the queue is worth the "
-        "switch. time_slice: when the resident model has nothing to do. adaptive: after turns that are long enough to "
-        "pay for the switch. All keep max_wait_seconds.",
+        "switch. time_slice: when the resident model is idle. adaptive: after a quantum long enough to pay for the "
+        "switch. All of them honour max_wait_seconds.",
     )
     request_timeout_seconds: Seconds = Field(
         default=300.0, description="How long a request may wait for its model before it is answered with 504."
     )
     drain_before_switch: Flag = Field(
         default=True,
-        description="false: as if every model without its own `drain` had `drain: abort`. Only policy_type fifo "
-        "and adaptive read it; cost_aware and time_slice always drain.",
+        description="false: treat every model without its own `drain` as `drain: abort`. Applies to fifo and adaptive; "
+        "cost_aware and time_slice always drain.",
     )
     eviction: EvictionField = Field(
         default=DEFAULT_EVICTION, description="How a model without its own `eviction` leaves the GPU."
     )
     min_active_seconds: Seconds | None = Field(
         default=None,
-        description="How long a model stays on the GPU after its wake, forced switches included; null: 1 s under "
-        "adaptive, whose turns are as long as their switches need anyway, 5 s under the others.",
+        description="How long a model stays on the GPU after its wake, even if its switch is overdue. Default: 1 s "
+        "under adaptive, whose quanta already cover the cost of a switch, and 5 s under the others.",
     )
     coalesce_window_seconds: Seconds = Field(
-        default=2.0, description="cost_aware: how long to gather requests for a switch that is not worth it yet."
+        default=2.0,
+        description="cost_aware: how long requests are collected for a switch that is not worth its cost yet.",
     )
     amortization_factor: Factor = Field(
-        default=0.5, description="cost_aware: waiting requests per second of the switch's cost that make it worth it."
+        default=0.5,
+        description="cost_aware: how many waiting requests, per second of the switch's cost, make it worthwhile.",
     )
     max_wait_seconds: Seconds = Field(
         default=15.0,
-        description="How old the oldest waiting request of a model may become before its switch is due, however "
-        "busy the resident model is.",
+        description="When a model's oldest waiting request gets this old, its switch becomes due, however busy the "
+        "resident model is.",
     )
     tick_interval_seconds: PositiveSeconds = Field(
-        default=0.5, description="time_slice: how long the resident model must have been idle before it has to leave."
+        default=0.5, description="time_slice: how long the resident model must be idle before it leaves."
     )
     switch_share_max: Share = Field(
         default=0.25,
-        description="adaptive: the part of the time that may go into switching. What the demand leaves over may be "
-        "spent on it too, up to 0.55 in all.",
+        description="adaptive: the share of time that switches may take. Time that the demand leaves idle may be "
+        "spent on them too, up to a share of 0.55 in all.",
     )
-    min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for compatibility; has no effect.")
+    min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for 0.7.7's files; has no effect.")
 
     @property
     def effective_min_active_seconds(self) -> float:
-        """``min_active_seconds``, or the policy's own if there is none."""
+        """``min_active_seconds``, or the default of the policy that decides."""
         if self.min_active_seconds is not None:
             return self.min_active_seconds
         return 1.0 if self.policy_type is PolicyType.ADAPTIVE else 5.0

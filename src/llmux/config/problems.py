@@ -1,4 +1,4 @@
-"""From pydantic's errors to problems with a path, a plain sentence and a remedy."""
+"""Turns pydantic's errors into problems with a path, a plain sentence and a remedy."""
 
 import difflib
 import types
@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from llmux.errors import Problem
 
 Path: TypeAlias = tuple[str | int, ...]
-"""Where in the data something is: keys and list indexes."""
+"""A location in the data: keys and list indexes."""
 
 _SENTENCES = {
     "missing": "the key is required and missing",
@@ -33,12 +33,12 @@ _SENTENCES = {
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """The path as people read it: ``models.llama.eviction.weights``."""
+    """The path in the form that messages use, such as ``models.llama.eviction.weights``."""
     return ".".join(_shown(part) for part in path)
 
 
 def nearest(word: object, allowed: Iterable[str], otherwise: str | None = None) -> str:
-    """A remedy that names the word probably meant, else ``otherwise``, by default all allowed words."""
+    """A remedy: the closest allowed word if one is close, else ``otherwise``, by default all allowed words."""
     words = list(allowed)
     if close := difflib.get_close_matches(str(word), words, n=1, cutoff=0.6):
         return f"did you mean '{close[0]}'?"
@@ -46,7 +46,7 @@ def nearest(word: object, allowed: Iterable[str], otherwise: str | None = None) 
 
 
 def location(error: ErrorDetails) -> Path:
-    """Where the error is; an error of a mapping's key stands at the key."""
+    """Where the error is. Pydantic appends ``[key]`` when a mapping's key itself is invalid."""
     path = error["loc"]
     return path[:-1] if path[-1:] == ("[key]",) else path
 
@@ -54,7 +54,7 @@ def location(error: ErrorDetails) -> Path:
 def problems_of(
     error: ValidationError, root: type[BaseModel], data: object, written: Mapping[Path, str] | None = None
 ) -> tuple[Problem, ...]:
-    """All problems of a failed validation. ``written`` has, by path, the old key that the file really contains."""
+    """All problems of a failed validation. ``written`` maps a path to the old key that the file contains instead."""
     return tuple(_problems_of(error, root, data, written or {}))
 
 
@@ -121,7 +121,7 @@ def _item_type(section: Any, part: str | int) -> Any:
 
 
 def _bare(annotation: Any) -> Any:
-    """The type without ``Annotated`` and without ``| None``."""
+    """The type without ``Annotated`` and ``| None``."""
     if typing.get_origin(annotation) is typing.Annotated:
         return _bare(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

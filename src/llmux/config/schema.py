@@ -1,14 +1,30 @@
-"""The JSON schema of the configuration, for editors; the old keys of 0.7.7 are in it, marked as deprecated."""
+"""What is generated from the settings: the JSON schema for editors, and the tables in docs/configuration.md.
+
+``make schema reference`` writes both; tests fail when a committed file is out of date.
+"""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from llmux.config import legacy
 from llmux.config.settings import Settings
 
+TABLES = (
+    ("Top level", None),
+    ("`models.NAME`", "ModelSettings"),
+    ("`policy`", "PolicySettings"),
+    ("`checkpoint`", "CheckpointSettings"),
+    ("`checkpoint.object_store`", "ObjectStoreSettings"),
+)
+"""The sections in the order of the document, each with its definition in the schema."""
+
+MARK = "<!-- The rest is made by `make reference`; a test keeps it current. -->\n\n"
+
 
 def json_schema() -> dict[str, Any]:
-    """The schema as data."""
+    """The schema, with 0.7.7's keys marked as deprecated: an editor must accept a file that the loader accepts."""
     schema = Settings.model_json_schema()
     definitions = schema["$defs"]
     _add_old_keys(schema, legacy.TOP)
@@ -21,7 +37,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The schema as the text of ``config.schema.json``."""
+    """The contents of ``config.schema.json``."""
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
@@ -34,3 +50,43 @@ def _add_old_keys(section: dict[str, Any], old_keys: tuple[legacy.OldKey, ...]) 
             old = {"type": "number", "minimum": 0}
         unit = " in milliseconds" if key.divisor == 1000 else ""
         properties[key.old] = old | {"deprecated": True, "description": f"Old name of {key.new}{unit}."}
+
+
+def update_reference(document: Path) -> None:
+    """Rewrite the part of the document below its mark."""
+    head, mark, _ = document.read_text().partition(MARK)
+    document.write_text(head + mark + render_reference())
+
+
+def render_reference() -> str:
+    """Tables of all options that are not deprecated, in Markdown."""
+    schema = json_schema()
+    return "\n".join(
+        line for title, name in TABLES for line in _table(title, schema if name is None else schema["$defs"][name])
+    )
+
+
+def _table(title: str, section: dict[str, Any]) -> Iterator[str]:
+    required = set(section.get("required", ()))
+    yield f"### {title}"
+    yield ""
+    yield "| key | default | |"
+    yield "|---|---|---|"
+    for key, described in section["properties"].items():
+        if not described.get("deprecated"):
+            default = "required" if key in required else _default(described)
+            yield f"| `{key}` | {default} | {described.get('description', '')} |"
+    yield ""
+
+
+def _default(described: dict[str, Any]) -> str:
+    default = described.get("default")
+    match default:
+        case None | [] | {}:
+            return ""
+        case {"weights": weights, "process": process}:
+            return f"`{weights}+{process}`"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case _:
+            return f"`{default}`"

@@ -1,16 +1,22 @@
-"""The whole configuration: the top level of the file, and what the runtime asks of it."""
+"""The whole configuration: the file's top level, its section ``checkpoint``, and the questions that span sections.
+
+0.7.7's files must load unchanged, so the settings accept some things that ``llmux serve`` cannot do yet:
+``cuda_suspend``, ``cuda_checkpoint_path`` and ``checkpoint.object_store``. ``checks.unsupported`` lists them, and
+``serve`` refuses to start with them.
+"""
 
 from enum import StrEnum
+from pathlib import Path
 
 from pydantic import Field
 
-from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
 
 DEFAULT_MAX_IN_FLIGHT = 256
+"""For engines without ``--max-num-seqs``. Requests beyond it wait in llmux, where a switch can leave them behind."""
 
 
 class LogLevel(StrEnum):
@@ -23,98 +29,153 @@ class LogLevel(StrEnum):
 
 
 class CanaryMode(StrEnum):
-    """When a woken model is asked whether it still says what it said when it had been started."""
+    """After which wakes a model's output is compared with its output after the start."""
 
     OFF = "off"
     SAMPLED = "sampled"
     ALWAYS = "always"
 
 
+class ObjectStoreSettings(Section):
+    """An S3 bucket for checkpoint images. Accepted and checked; ``serve`` refuses it (see ``checks.unsupported``)."""
+
+    endpoint: Text = Field(description="URL of the S3 service, http or https; path-style requests.")
+    bucket: Text = Field(description="Name of the bucket.")
+    access_key: Secret = Field(description="Access key. ${NAME} takes it from the environment.")
+    secret_key: Secret = Field(description="Secret key. ${NAME} takes it from the environment.")
+    region: Text = Field(default="us-east-1", description="Region that requests are signed for.")
+
+
+class CheckpointSettings(Section):
+    """The section ``checkpoint``: criu, and the directory of its images."""
+
+    criu_path: Text = Field(default="criu", description="The criu program: a name on PATH, or a path.")
+    cuda_plugin_dir: Directory = Field(default=Path("/usr/lib/criu/"), description="Directory of criu's CUDA plugin.")
+    images_dir: Directory = Field(
+        default=Path("/tmp/llmux-checkpoints"),
+        description="Directory of the images; a model's are in images_dir/MODEL/images.",
+    )
+    cuda_checkpoint_path: Text = Field(
+        default="cuda-checkpoint",
+        description="The cuda-checkpoint program: a name on PATH, or a path. Accepted for 0.7.7's files; not used yet.",
+    )
+    keep_images: Flag = Field(
+        default=True,
+        description="Keep an image after it was restored; a later eviction then stops the engine without a new dump.",
+    )
+    object_store: ObjectStoreSettings | None = Field(
+        default=None,
+        description="Object store for images. Accepted for 0.7.7's files; llmux serve refuses it for now.",
+    )
+
+
 class Settings(Section):
-    """Everything that the configuration file says, with defaults for what it does not say."""
+    """The configuration file, with a default for every key that is optional."""
 
     models: dict[str, ModelSettings] = Field(
-        min_length=1, description="The models, by the name that clients ask for, in the order of preference."
+        min_length=1,
+        description="The models, by the name that clients ask for. Warm-up and lists keep their order.",
     )
-    policy: PolicySettings = Field(default=PolicySettings(), description="When to switch.")
-    host: Text = Field(default="127.0.0.1", description="Address that all of llmux's own ports listen on.")
-    port: Port = Field(default=3000, description="The main port; 0: any.")
-    metrics_port: Port = Field(default=9090, description="A second port with only /metrics; 0: none.")
-    admin_port: Port | None = Field(default=None, description="A third port with only /control; absent: none.")
+    policy: PolicySettings = Field(default=PolicySettings(), description="When to switch between models.")
+    host: Text = Field(default="127.0.0.1", description="Address that all of llmux's ports listen on.")
+    port: Port = Field(default=3000, description="The main port; 0 picks a free one.")
+    metrics_port: Port = Field(default=9090, description="An additional port that serves only /metrics; 0: none.")
+    admin_port: Port | None = Field(
+        default=None, description="An additional port that serves only /control. Default: none."
+    )
     admin_key: Secret | None = Field(
         default=None,
-        description="Key for the control API; ${NAME} takes it from the environment. Absent: only local clients "
-        "may use it.",
+        description="Key for the control API; ${NAME} takes it from the environment. Without one, only clients on this "
+        "machine may use the control API.",
     )
     api_keys: tuple[Secret, ...] = Field(
-        default=(), description="Keys of which clients must show one; ${NAME} is taken from the environment."
+        default=(),
+        description="API keys. If any are set, every inference request must carry one. ${NAME} takes a key from the "
+        "environment.",
     )
     batch_api_keys: tuple[Secret, ...] = Field(
         default=(),
-        description="Further such keys, whose requests are of the class batch: they go behind the model's interactive "
-        "ones, but not behind those that come max_wait_seconds later.",
+        description="API keys whose requests have the priority batch: they are served after the model's interactive "
+        "requests, except those that arrive max_wait_seconds later.",
     )
     vllm_command: Text = Field(
-        default="vllm", description="The engine's program: a name on PATH or a path, one word that is never split."
+        default="vllm",
+        description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",
     )
     checkpoint: CheckpointSettings | None = Field(
-        default=None, description="CRIU and its images; needed by the processes cuda_suspend and checkpoint."
+        default=None,
+        description="criu and its images. Required by the processes cuda_suspend and checkpoint, and by "
+        "checkpoint_path.",
     )
     warmup: Flag = Field(
-        default=False, description="Start every model once before listening, so that first requests find them asleep."
+        default=False,
+        description="Start every model once before listening and put it to sleep, so that first requests need a wake "
+        "and not a cold start.",
     )
     start_timeout_seconds: PositiveSeconds = Field(
-        default=1800.0, description="From an engine's start to its readiness."
+        default=1800.0, description="How long an engine may take from its start until it is ready."
     )
     drain_timeout_seconds: Seconds = Field(
         default=120.0, description="How long a switch waits for requests in flight before it ends them."
     )
     shutdown_timeout_seconds: Seconds = Field(
-        default=20.0, description="How long llmux waits for requests in flight when it is told to stop."
+        default=20.0, description="How long llmux waits for requests in flight when it shuts down."
     )
-    stop_timeout_seconds: Seconds = Field(default=10.0, description="From an engine's SIGTERM to its SIGKILL.")
-    sleep_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /sleep.")
-    wake_timeout_seconds: PositiveSeconds = Field(default=120.0, description="For the engine's /wake_up.")
-    reload_timeout_seconds: PositiveSeconds = Field(default=600.0, description="For reading discarded weights again.")
-    reset_timeout_seconds: PositiveSeconds = Field(default=30.0, description="For the engine's /reset_prefix_cache.")
+    stop_timeout_seconds: Seconds = Field(
+        default=10.0, description="How long an engine may take to stop on SIGTERM before it gets SIGKILL."
+    )
+    sleep_timeout_seconds: PositiveSeconds = Field(default=120.0, description="Timeout of the engine's /sleep.")
+    wake_timeout_seconds: PositiveSeconds = Field(default=120.0, description="Timeout of the engine's /wake_up.")
+    reload_timeout_seconds: PositiveSeconds = Field(
+        default=600.0, description="Timeout of the engine's reload of discarded weights."
+    )
+    reset_timeout_seconds: PositiveSeconds = Field(
+        default=30.0, description="Timeout of the engine's /reset_prefix_cache."
+    )
     memory_wait_seconds: Seconds = Field(
         default=10.0,
-        description="How long a start or a wake waits for the GPU memory that it needs to be really free; then it is "
-        "tried all the same, and a warning names who holds it. 0: it is not looked at.",
+        description="How long a start or a wake waits until the GPU memory that it needs is really free. After that it "
+        "is attempted anyway, and a warning names the processes that hold the memory. 0: do not check.",
     )
-    max_body_bytes: Count = Field(default=128 << 20, description="The largest accepted request body, in bytes.")
-    queue_limit_requests: Count = Field(default=10_000, description="How many requests may wait, over all models.")
-    queue_limit_bytes: Count = Field(default=1 << 30, description="How many bytes of bodies may wait, over all models.")
+    max_body_bytes: Count = Field(default=128 << 20, description="The largest request body that is accepted, in bytes.")
+    queue_limit_requests: Count = Field(
+        default=10_000, description="How many requests may wait in total; one more is answered with 429."
+    )
+    queue_limit_bytes: Count = Field(
+        default=1 << 30,
+        description="How many bytes of request bodies may wait in total; a request above that is answered with 429.",
+    )
     log_level: LogLevel = Field(
         default=LogLevel.INFO,
-        description="The least severe messages that are logged; debug includes the engines' output.",
+        description="The least severe level that is logged. debug includes the engines' output.",
     )
 
     canary: CanaryMode = Field(
         default=CanaryMode.ALWAYS,
-        description="After which wakes a model's answer to one small question is compared with its first one, before "
-        "anybody else is answered: always, sampled (each tenth), off.",
+        description="After which wakes the model must answer one short prompt as it did after its start, before it "
+        "serves clients: always, sampled (every tenth wake), or off.",
     )
     keepalive_seconds: PositiveSeconds = Field(
-        default=15.0, description="How often the client of a frozen event stream gets a comment line."
+        default=15.0, description="How often the client of a frozen event stream is sent a comment line."
     )
 
     host_memory_reserve_mib: Size = Field(
         default=1024,
-        description="Weights that would leave less of the host's memory than this are discarded instead of offloaded; "
-        "of models that are no directory here only what is free now counts.",
+        description="Host memory, in MiB, that offloaded weights must leave free; otherwise they are discarded. The "
+        "size of the weights is known only where model_path is a local directory: elsewhere, what is free now decides.",
     )
     access_log: Directory | None = Field(
         default=None,
-        description="File that gets one line of JSON for each request; llmux simulate reads it. Absent: none.",
+        description="File to which one JSON line is appended for each inference request; llmux simulate and replay "
+        "read it. Default: none.",
     )
 
     def eviction_of(self, name: str) -> Eviction:
-        """How the model leaves the GPU: its own way, else the policy's, which is retain+stop by default."""
+        """How the model leaves the GPU: its own eviction, else the policy's."""
         return (self.models[name].eviction or self.policy.eviction).eviction
 
     def drain_of(self, name: str) -> Drain:
-        """What a switch away from the model does about its requests in flight."""
+        """What a switch away from the model does with its requests in flight."""
         own = self.models[name].drain
         if own is not None:
             return own
@@ -122,11 +183,11 @@ class Settings(Section):
         return Drain.ABORT if aborts else Drain.WAIT
 
     def max_in_flight_of(self, name: str) -> int:
-        """How many requests the model's engine gets at a time."""
+        """How many requests the model's engine gets at once."""
         return self.models[name].in_flight_limit(DEFAULT_MAX_IN_FLIGHT)
 
     def tensor_parallel_size_of(self, name: str) -> int:
-        """Over how many GPUs the engine spreads the model."""
+        """How many GPUs the engine spreads the model over."""
         return self.models[name].tensor_parallel_size
 
     def command_of(self, name: str) -> str:

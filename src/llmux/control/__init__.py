@@ -1,1 +1,1 @@
-"""The operator's HTTP side: control API, status page, metrics; an ordinary aiohttp application."""
+"""The operator's HTTP interface: control API, status page and metrics, as ordinary aiohttp applications."""

@@ -1,4 +1,4 @@
-"""The control API as aiohttp applications: routes, and what every answer has in common."""
+"""The control API as aiohttp applications: routes, errors as JSON, and the check of who may use it."""
 
 from importlib.resources import files
 
@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from llmux.control.access import check_access
+from llmux.control.authorization import check_access
 from llmux.control.bodies import (
     MAX_BODY_BYTES,
     BadBody,
@@ -16,12 +16,12 @@ from llmux.control.bodies import (
     ModeBody,
     ModelBody,
     SleepBody,
-    error_answer,
-    json_answer,
-    message,
+    done,
+    error_response,
+    json_response,
     read_body,
 )
-from llmux.control.status import eviction_document, logs_document, status_document, story_document
+from llmux.control.status import eviction_document, history_document, logs_document, process_state, status_document
 from llmux.errors import CommandFailed, EvictionRefused, ModelNotFound
 from llmux.runtime.operations import Operations
 
@@ -36,12 +36,12 @@ PAGE_POLICY = (
 
 
 def new_application(admin_key: str | None) -> web.Application:
-    """An application without routes, which answers every error in JSON and guards what is under ``/control``."""
-    return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_errors, _guard(admin_key)])
+    """An application without routes that answers errors in JSON and denies ``/control`` to those who may not use it."""
+    return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_errors, _authorize(admin_key)])
 
 
 def add_control(application: web.Application, operations: Operations) -> None:
-    """The operator's routes: 0.7.7's nine, each model's story, and its engine's last output."""
+    """Add the operator's routes: 0.7.7's nine, each model's history, and its engine's last output."""
     routes = _ControlRoutes(operations)
     application.add_routes(
         [
@@ -54,14 +54,14 @@ def add_control(application: web.Application, operations: Operations) -> None:
             web.post("/control/eviction", routes.set_eviction),
             web.post("/control/sleep", routes.sleep),
             web.post("/control/wake", routes.wake),
-            web.get("/control/models/{model:.+}/story", routes.story),
+            web.get("/control/models/{model:.+}/story", routes.history),
             web.get("/control/models/{model:.+}/logs", routes.logs),
         ]
     )
 
 
 def add_metrics(application: web.Application, registry: CollectorRegistry) -> None:
-    """``/metrics``, open to everybody who can connect, as scrapers expect."""
+    """Add ``/metrics``. It needs no key, since scrapers usually send none."""
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -71,7 +71,7 @@ def add_metrics(application: web.Application, registry: CollectorRegistry) -> No
 
 
 def add_page(application: web.Application) -> None:
-    """``/``: the status page. It holds no data itself; what it shows comes from the guarded routes."""
+    """Add the status page at ``/``. It needs no key: the page holds no data and fetches it from ``/control``."""
     text = files("llmux.control").joinpath("page.html").read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
@@ -82,61 +82,62 @@ def add_page(application: web.Application) -> None:
 
 
 class _ControlRoutes:
-    """One method for each route. Commands wait for their end; a client that leaves stops nothing."""
+    """One method per route. A command's response comes when it has ended; a client that disconnects stops nothing."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
 
     async def status(self, _request: web.Request) -> web.Response:
-        return json_answer(status_document(self._operations))
+        return json_response(status_document(self._operations))
 
     async def mode(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModeBody)
         manual = MODES.get(body.mode)
         if manual is None:
-            text = f"unknown mode '{body.mode[:100]}': use 'auto' or 'manual'"
-            return json_answer({"message": text, "error": text}, 400)
+            reason = f"unknown mode '{body.mode[:100]}': use 'auto' or 'manual'"
+            # 0.7.7 puts the reason into "message" here; "error" is where every other response has it.
+            return json_response({"message": reason, "error": reason}, 400)
         self._operations.set_mode(manual=manual)
-        return message(f"mode is {body.mode}")
+        return done(f"mode is {body.mode}")
 
     async def pin(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModelBody)
         await self._operations.pin(body.model)
-        return message(f"'{body.model}' is active and pinned")
+        return done(f"'{body.model}' is active and pinned")
 
     async def unpin(self, _request: web.Request) -> web.Response:
         self._operations.set_mode(manual=False)
-        return message("no model is pinned, mode is auto")
+        return done("no model is pinned, mode is auto")
 
     async def switch(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModelBody)
         await self._operations.switch(body.model)
-        return message(f"'{body.model}' is active")
+        return done(f"'{body.model}' is active")
 
     async def evictions(self, _request: web.Request) -> web.Response:
-        return json_answer(eviction_document(self._operations))
+        return json_response(eviction_document(self._operations))
 
     async def set_eviction(self, request: web.Request) -> web.Response:
         body = await read_body(request, EvictionBody)
-        eviction = body.eviction.meaning()
+        eviction = body.eviction.eviction()
         self._operations.set_eviction(body.model, eviction)
-        return message(f"'{body.model}' leaves the GPU by {eviction} from its next time on, until llmux ends")
+        return done(f"'{body.model}' leaves the GPU by {eviction} from its next time on, until llmux ends")
 
     async def sleep(self, request: web.Request) -> web.Response:
         body = await read_body(request, SleepBody)
-        await self._operations.sleep(body.model, body.eviction.meaning() if body.eviction else None)
-        return message(f"'{body.model}' is {self._operations.model_status(body.model).process_state}")
+        await self._operations.sleep(body.model, body.eviction.eviction() if body.eviction else None)
+        return done(f"'{body.model}' is {process_state(self._operations.model_status(body.model).state)}")
 
     async def wake(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModelBody)
         await self._operations.wake(body.model)
-        return message(f"'{body.model}' is awake")
+        return done(f"'{body.model}' is awake")
 
-    async def story(self, request: web.Request) -> web.Response:
-        return json_answer(story_document(self._operations, request.match_info["model"]))
+    async def history(self, request: web.Request) -> web.Response:
+        return json_response(history_document(self._operations, request.match_info["model"]))
 
     async def logs(self, request: web.Request) -> web.Response:
-        return json_answer(logs_document(self._operations, request.match_info["model"]))
+        return json_response(logs_document(self._operations, request.match_info["model"]))
 
 
 @web.middleware
@@ -144,49 +145,49 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except BadBody as error:
-        return error_answer(error.status, str(error))
+        return error_response(error.status, str(error))
     except ModelNotFound as error:
-        return error_answer(404, str(error))
+        return error_response(404, str(error))
     except EvictionRefused as error:
-        return error_answer(422, str(error))
+        return error_response(422, str(error))
     except CommandFailed as error:
-        return error_answer(500, str(error))
+        return error_response(500, str(error))
     except web.HTTPException as error:
-        return _in_our_words(request, error)
+        return _http_error_response(request, error)
     except Exception as error:
         log.exception("unexpected error", path=request.path)
-        return error_answer(500, f"unexpected error in llmux, see its log: {type(error).__name__}")
+        return error_response(500, f"unexpected error in llmux, see its log: {type(error).__name__}")
 
 
-def _in_our_words(request: web.Request, error: web.HTTPException) -> web.Response:
+def _http_error_response(request: web.Request, error: web.HTTPException) -> web.Response:
     path = request.path[:200]
     match error:
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
-            answer = error_answer(405, f"{error.method} is not possible on {path}; use {allowed}")
-            answer.headers["Allow"] = allowed
-            return answer
+            response = error_response(405, f"{error.method} is not possible on {path}; use {allowed}")
+            response.headers["Allow"] = allowed
+            return response
         case web.HTTPNotFound():
-            return error_answer(404, f"no such path: {path}")
+            return error_response(404, f"no such path: {path}")
         case web.HTTPRequestEntityTooLarge():
-            return error_answer(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+            return error_response(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
         case _:
-            return error_answer(error.status, error.reason)
+            return error_response(error.status, error.reason)
 
 
-def _guard(admin_key: str | None) -> Middleware:
+def _authorize(admin_key: str | None) -> Middleware:
     @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == CONTROL_PREFIX or request.path.startswith(f"{CONTROL_PREFIX}/"):
-            refused = check_access(request.headers, _peer(request), admin_key)
-            if refused is not None:
-                answer = error_answer(refused.status, refused.reason)
-                if refused.status == 401:
-                    answer.headers["WWW-Authenticate"] = "Bearer"
-                return answer
+            denied = check_access(request.headers, _peer(request), admin_key)
+            if denied is not None:
+                response = error_response(denied.status, denied.reason)
+                if denied.status == 401:
+                    response.headers["WWW-Authenticate"] = "Bearer"
+                return response
         return await handler(request)
 
-    return guard
+    return authorize
 
 
 def _peer(request: web.Request) -> str | None:

@@ -1,4 +1,4 @@
-"""The bodies of the control API: how requests are read, and what answers look like."""
+"""The request bodies of the control API, how they are read, and the JSON responses."""
 
 from typing import Any, TypeVar
 
@@ -8,50 +8,51 @@ from aiohttp import web
 from llmux.core.eviction import Eviction, Process, Weights
 
 MAX_BODY_BYTES = 64 * 1024
+"""The largest body names a model and an eviction; this leaves room for a very long name."""
 
 
-class EvictionWords(msgspec.Struct, frozen=True):
-    """How an eviction is written: both words, in lower snake case."""
+class EvictionObject(msgspec.Struct, frozen=True):
+    """An eviction in a body."""
 
     weights: Weights
     process: Process
 
-    def meaning(self) -> Eviction:
-        """The eviction that the words stand for."""
+    def eviction(self) -> Eviction:
+        """The core's type for it."""
         return Eviction(self.weights, self.process)
 
 
 class ModelBody(msgspec.Struct, frozen=True):
-    """``pin``, ``switch``, ``wake``."""
+    """Body of ``pin``, ``switch`` and ``wake``."""
 
     model: str
 
 
 class ModeBody(msgspec.Struct, frozen=True):
-    """``mode``."""
+    """Body of ``mode``."""
 
     mode: str
 
 
 class EvictionBody(msgspec.Struct, frozen=True):
-    """``eviction``."""
+    """Body of ``eviction``."""
 
     model: str
-    eviction: EvictionWords
+    eviction: EvictionObject
 
 
 class SleepBody(msgspec.Struct, frozen=True):
-    """``sleep``."""
+    """Body of ``sleep``; without an eviction, the model's own is used."""
 
     model: str
-    eviction: EvictionWords | None = None
+    eviction: EvictionObject | None = None
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 class BadBody(Exception):
-    """A request's body cannot be used; becomes an answer with this status."""
+    """A request body that cannot be used, and the status of the response."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -59,7 +60,7 @@ class BadBody(Exception):
 
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
-    """A request's JSON body; fields that are not known are passed over. Raises BadBody with 415, 400 or 422."""
+    """A request's JSON body; unknown fields are ignored, as in 0.7.7. Raises BadBody with 415, 400 or 422."""
     if request.content_type != "application/json":
         raise BadBody(415, "the body must be JSON: send it with 'Content-Type: application/json'")
     data = await request.read()
@@ -71,16 +72,16 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise BadBody(400, f"the body is not JSON: {error}") from None
 
 
-def json_answer(document: Any, status: int = 200) -> web.Response:
-    """An answer with a JSON document."""
+def json_response(document: Any, status: int = 200) -> web.Response:
+    """A response with a JSON document."""
     return web.Response(body=msgspec.json.encode(document), status=status, content_type="application/json")
 
 
-def message(text: str) -> web.Response:
-    """What was asked for has been done."""
-    return json_answer({"message": text})
+def done(message: str) -> web.Response:
+    """The response to a command that succeeded."""
+    return json_response({"message": message})
 
 
-def error_answer(status: int, text: str) -> web.Response:
-    """What was asked for has not been done, and why."""
-    return json_answer({"error": text}, status)
+def error_response(status: int, reason: str) -> web.Response:
+    """The response to a request that failed or was refused."""
+    return json_response({"error": reason}, status)

@@ -1,4 +1,4 @@
-"""Where the control API is reached: on connections that the gateway hands over, and on listeners of its own."""
+"""Serves the control applications on connections that the gateway hands over, and on listeners of their own."""
 
 import asyncio
 
@@ -10,12 +10,13 @@ from llmux.errors import ListenFailed
 from llmux.runtime.operations import Operations
 
 CLOSE_SECONDS = 2.0
-"""How long answers may take to be written once everything else has ended."""
+"""How long responses under way may take to be written when the server closes."""
 KEEP_ALIVE_SECONDS = 75.0
+"""nginx's default: longer than a scraper's interval of a minute, so that it keeps its connection."""
 
 
 class ControlServer:
-    """Serves status page, control routes and metrics. ``start`` first, ``close`` last."""
+    """Status page, control routes and metrics. ``start`` must come first and ``close`` last."""
 
     def __init__(self, operations: Operations, registry: CollectorRegistry, admin_key: str | None) -> None:
         everything, admin, metrics = (new_application(admin_key) for _ in range(3))
@@ -27,25 +28,25 @@ class ControlServer:
         self._everything, self._admin, self._metrics = _runner(everything), _runner(admin), _runner(metrics)
 
     async def start(self) -> None:
-        """Make ready for connections that are handed over."""
+        """Get ready for connections that are handed over."""
         await self._everything.setup()
 
     def protocol_factory(self) -> asyncio.Protocol:
-        """A protocol that serves one connection, which may have been another protocol's before."""
+        """A protocol for one connection. The gateway may install it on a connection that it has read a request from."""
         server = self._everything.server
         assert server is not None, "the control server is started before and closed after the gateway"
         return server()
 
     async def listen_admin(self, host: str, port: int) -> int:
-        """Open a listener for ``/control/*`` alone; 0 chooses a port. Returns the port, raises ListenFailed."""
+        """Open a listener that serves only ``/control/*``; port 0 picks one. Returns the port. Raises ListenFailed."""
         return await _listen(self._admin, host, port)
 
     async def listen_metrics(self, host: str, port: int) -> int:
-        """Open a listener for ``/metrics`` alone; 0 chooses a port. Returns the port, raises ListenFailed."""
+        """Open a listener that serves only ``/metrics``; port 0 picks one. Returns the port. Raises ListenFailed."""
         return await _listen(self._metrics, host, port)
 
     async def close(self) -> None:
-        """Close all listeners and connections; commands under way go on, their answers do not."""
+        """Close all listeners and connections. Commands under way continue; their responses are lost."""
         for runner in (self._admin, self._metrics, self._everything):
             await runner.cleanup()
 

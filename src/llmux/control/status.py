@@ -1,52 +1,74 @@
-"""What the control API shows: documents made of the operator's view."""
+"""The documents of the control API. States, modes and evictions are spelt as in 0.7.7, whose scripts go on working."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, assert_never
 
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.model import Transition
-from llmux.core.states import State
-from llmux.runtime.operations import ModelStatus, Operations, describe_mode
+from llmux.core.states import (
+    Asleep,
+    Auto,
+    Cold,
+    Draining,
+    Evicting,
+    Failed,
+    Manual,
+    Mode,
+    Serving,
+    State,
+    Stuck,
+    Waking,
+)
+from llmux.runtime.operations import ModelStatus, Operations, Status
+
+_WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
+_PROCESSES = {
+    Process.KEEP_RUNNING: "KeepRunning",
+    Process.CUDA_SUSPEND: "CudaSuspend",
+    Process.CHECKPOINT: "Checkpoint",
+    Process.STOP: "Stop",
+}
 
 _TIMES = frozenset(("since", "serving_since", "deadline", "retry_at"))
-"""Fields of states that are points on the scheduler's clock, which nobody outside can read."""
+"""Fields of states that are times on the scheduler's monotonic clock, which is meaningless outside this process."""
 
 
 def status_document(operations: Operations) -> dict[str, Any]:
-    """``GET /control/status``: the fields of 0.7.7, and ours."""
+    """``GET /control/status``: 0.7.7's fields (``state`` to ``eviction`` of a model) and further ones."""
     status = operations.status()
     return {
-        "state": status.state,
-        "active_model": status.active_model,
-        "mode": describe_mode(status.mode),
+        "state": overall_state(status),
+        # In 0.7.7 no model is active while one is being switched to.
+        "active_model": status.active_model if status.switching is None else None,
+        "mode": mode_object(status.mode),
         "models": {model.name: _model_entry(model) for model in status.models},
         "resident": list(status.resident),
     }
 
 
 def eviction_document(operations: Operations) -> dict[str, Any]:
-    """``GET /control/eviction``: how each model leaves the GPU."""
+    """``GET /control/eviction``: each model's eviction and state."""
     return {
         "models": {
-            model.name: {"eviction": eviction_words(model.eviction), "process_state": model.process_state}
+            model.name: {"eviction": eviction_object(model.eviction), "process_state": process_state(model.state)}
             for model in operations.status().models
         }
     }
 
 
-def story_document(operations: Operations, model: str) -> dict[str, Any]:
-    """A model's latest transitions, oldest first. Raises ModelNotFound."""
+def history_document(operations: Operations, model: str) -> dict[str, Any]:
+    """``GET /control/models/NAME/story``: a model's latest transitions, oldest first. Raises ModelNotFound."""
     now = operations.now()
     return {"model": model, "story": [_transition(transition, now) for transition in operations.history(model)]}
 
 
 def logs_document(operations: Operations, model: str) -> dict[str, Any]:
-    """The last lines of output of a model's engine. Raises ModelNotFound."""
+    """``GET /control/models/NAME/logs``: the last lines of output of a model's engine. Raises ModelNotFound."""
     return {"model": model, "lines": list(operations.output_tail(model))}
 
 
-def eviction_words(eviction: Eviction) -> dict[str, str]:
-    """An eviction as the API writes it."""
+def eviction_object(eviction: Eviction) -> dict[str, str]:
+    """An eviction as a JSON object."""
     return {"weights": eviction.weights.value, "process": eviction.process.value}
 
 
@@ -54,8 +76,8 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
     return {
         "in_flight": model.in_flight,
         "queue_depth": model.queue_depth,
-        "process_state": model.process_state,
-        "eviction": eviction_words(model.eviction),
+        "process_state": process_state(model.state),
+        "eviction": eviction_object(model.eviction),
         "on_gpu": model.on_gpu,
         "pid": model.pid,
         "failure": model.failure,
@@ -77,3 +99,51 @@ def _transition(transition: Transition, now: float) -> dict[str, Any]:
 def _state_entry(state: State) -> dict[str, Any]:
     facts = {name: value for name, value in asdict(state).items() if name not in _TIMES}
     return {"state": type(state).__name__.lower(), **facts}
+
+
+def overall_state(status: Status) -> str:
+    """``switching:a->b``, ``active:a`` or ``idle``; a is ``none`` if no model has to leave."""
+    if status.switching is not None:
+        leaving, coming = status.switching
+        return f"switching:{leaving or 'none'}->{coming}"
+    return "idle" if status.active_model is None else f"active:{status.active_model}"
+
+
+def policy_word(eviction: Eviction) -> str:
+    """An eviction in the form of 0.7.7's status and tables, such as ``Offload+KeepRunning``."""
+    return f"{_WEIGHTS[eviction.weights]}+{_PROCESSES[eviction.process]}"
+
+
+def process_state(state: State) -> str:
+    """A model's state in one word, with a detail after a colon.
+
+    0.7.7 knew no drain and no wake in progress: a model is ``running`` until its engine begins to sleep, and
+    ``sleeping`` until it is awake. One that is being stopped is ``running`` until it is gone.
+    """
+    match state:
+        case Cold():
+            return "not_started"
+        case Waking(asleep=None):
+            return "starting"
+        case Serving() | Draining() | Evicting(eviction=Eviction(process=Process.STOP)):
+            return "running"
+        case Asleep(Eviction(process=Process.CHECKPOINT)):
+            return "checkpointed"
+        case Waking(asleep=eviction) | Asleep(eviction) | Evicting(eviction=eviction):
+            assert eviction is not None
+            return f"sleeping:{policy_word(eviction)}"
+        case Stuck(reason=reason) | Failed(reason=reason):
+            return f"failed:{reason}"
+        case _:
+            assert_never(state)
+
+
+def mode_object(mode: Mode) -> dict[str, str]:
+    """The mode, with the pinned model if there is one."""
+    match mode:
+        case Auto():
+            return {"mode": "auto"}
+        case Manual(pinned=pinned):
+            return {"mode": "manual"} if pinned is None else {"mode": "manual", "pinned": pinned}
+        case _:
+            assert_never(mode)

@@ -127,7 +127,7 @@ def refuse(world: World, model: Model, request: Request, error: RequestError) ->
 
 def refuse_all(world: World, model: Model, error: RequestError) -> None:
     """End everything queued for a model with an error."""
-    for request in model.queue:
+    for request in model.queue.by_arrival():
         refuse(world, model, request, error)
 
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import chain, takewhile
 
 from llmux.core.identifiers import Seconds
 from llmux.core.request import Priority, Request
@@ -57,9 +57,13 @@ class RequestQueue:
         """The requests of one priority, in the order of arrival."""
         return list(self._lines[priority])
 
+    def by_arrival(self) -> list[Request]:
+        """All requests in the order of arrival."""
+        return sorted(self, key=lambda request: (request.arrived_at, request.id))
+
     def __iter__(self) -> Iterator[Request]:
-        """All requests in the order of arrival; works on a copy, so the queue may change meanwhile."""
-        return iter(sorted((*self._interactive, *self._batch), key=lambda request: (request.arrived_at, request.id)))
+        """All requests, line by line; the queue must not change meanwhile."""
+        return chain(self._interactive, self._batch)
 
     def __contains__(self, request: Request) -> bool:
         return request in self._lines[request.priority]

@@ -1,16 +1,19 @@
-"""Calls to an engine's own endpoints, apart from the data path: each with a limit, each failure with its reason."""
+"""Calls to an engine's own endpoints, outside the data path: each has a time limit, each failure its reason."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
+
+from llmux.access import Upstream
 
 BODY_SHOWN_BYTES = 2000
 
 
 class ControlCallFailed(Exception):
-    """An engine did not do what it was asked. ``status`` is None when no answer came."""
+    """A call without a usable response; ``status`` is None if there was no response at all."""
 
     def __init__(self, call: str, reason: str, status: int | None = None, *, is_timeout: bool = False) -> None:
         self.call = call
@@ -20,19 +23,24 @@ class ControlCallFailed(Exception):
 
 
 class EngineEndpoints:
-    """The endpoints of one engine on this machine."""
+    """The endpoints of one model's engine on this machine, and the only record of the address it listens on."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int, api_key: str | None = None) -> None:
-        self.port = port
+        self.upstream = Upstream("127.0.0.1", port, api_key)
         self._session = session
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
+    def move_to(self, port: int) -> None:
+        """Use another port from now on: an engine that was restored listens where it did when it was dumped."""
+        if port != self.upstream.port:
+            self.upstream = replace(self.upstream, port=port)
+
     async def get(self, path: str, timeout_seconds: float) -> Any:
-        """GET; returns the JSON document, or None for an empty or other body. Raises ControlCallFailed."""
+        """GET; returns the JSON document, or None if the body is not JSON. Raises ControlCallFailed."""
         return await self._call("GET", path, None, timeout_seconds)
 
     async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
-        """POST, with a JSON body only if there is one; otherwise as ``get``."""
+        """POST, without a body unless there is a ``document``; returns and raises as ``get``."""
         return await self._call("POST", path, document, timeout_seconds)
 
     async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
@@ -40,7 +48,7 @@ class EngineEndpoints:
         try:
             async with self._session.request(
                 method,
-                f"http://127.0.0.1:{self.port}{path}",
+                f"http://{self.upstream.host}:{self.upstream.port}{path}",
                 json=document,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),

@@ -12,11 +12,11 @@ from llmux.hosts.local import available_mib, weights_mib
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """How a model's engine is started and talked to.
+    """How a model's engine is started and controlled.
 
-    ``checkpointable``: so that criu can dump it. ``freezes``: its requests are to be suspended with it, if it can.
-    ``canary_every``: how many wakes pass from one check of its answers to the next; None: it is never checked.
-    ``host_memory_reserve_mib``: what offloaded weights must leave of the host's memory.
+    ``checkpointable``: start it so that criu can dump it. ``freezes``: suspend its requests with it, if it can do that.
+    ``canary_every``: check its answers after one wake in so many; None: never. ``host_memory_reserve_mib``: host memory
+    that must stay free when its weights are offloaded.
     """
 
     model: str
@@ -40,20 +40,20 @@ class EngineSpec:
         """The engine's command line."""
         return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
 
-    def identity(self) -> str:
-        """The fingerprint of how and of which files it is started: an image with another one is out of date.
+    def fingerprint(self) -> str:
+        """Identifies the command, environment and files it is started with; reads the disk.
 
-        Looks at the disk.
+        An image with another fingerprint is out of date.
         """
         files = stamps_of(self.program, self.model_path)
         return fingerprint_of(self.argv, os.environ | self.environment, self.environment, files)
 
-    def leaves_host_memory(self) -> bool:
-        """Whether the weights could go into host memory now, and leave the reserve."""
+    def fits_into_host_memory(self) -> bool:
+        """Whether the weights can be offloaded now without touching the reserve; reads the disk."""
         return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
 
     def launch_command(self, temporary_directory: Path) -> LaunchCommand:
-        """What the shim is told to start, with a directory that is the engine's own."""
+        """The command for the shim; ``temporary_directory`` belongs to the engine from then on."""
         configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
         environment = vllm.environment(os.environ, configured, str(temporary_directory))
         return LaunchCommand(

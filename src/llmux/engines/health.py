@@ -1,4 +1,4 @@
-"""Whether an engine lives, and whether it is really ours that listens."""
+"""Whether an engine is healthy, and whether the process that listens on its port is really the engine."""
 
 import asyncio
 import errno
@@ -10,37 +10,37 @@ from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0
-OWN_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
-"""Failures to connect that are llmux's own and say nothing of the engine."""
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+"""Failures to connect whose cause is on llmux's side; they say nothing about the engine."""
 
 
 class Health(Enum):
-    """What ``/health`` says."""
+    """The result of a request to ``/health``."""
 
     ALIVE = auto()
     DEAD = auto()
     SILENT = auto()
-    """No answer in time, or nobody could ask: busy or hanging, not known to be dead."""
+    """No response in time, or the request could not be sent: the engine may be busy or hang, or be dead."""
 
 
 async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> Health:
-    """Ask once."""
+    """Request ``/health`` once."""
     try:
         await endpoints.get("/health", timeout_seconds)
     except ControlCallFailed as failure:
-        is_own_fault = getattr(failure.__cause__, "errno", None) in OWN_LACKS
-        return Health.SILENT if failure.is_timeout or is_own_fault else Health.DEAD
+        is_local_error = getattr(failure.__cause__, "errno", None) in LOCAL_ERRORS
+        return Health.SILENT if failure.is_timeout or is_local_error else Health.DEAD
     return Health.ALIVE
 
 
 async def wait_until_healthy(endpoints: EngineEndpoints) -> None:
-    """Ask every 100 ms until the answer is yes; the caller bounds the time."""
+    """Poll until the engine is alive; the caller limits the time."""
     while await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:  # noqa: ASYNC110 -- no event to wait on
         await asyncio.sleep(POLL_SECONDS)
 
 
 def listens(root_pid: int, port: int) -> bool:
-    """Whether the process or one of its descendants is the one that listens on the port."""
+    """Whether the process or one of its descendants listens on the port."""
     try:
         root = psutil.Process(root_pid)
         family = [root, *root.children(recursive=True)]

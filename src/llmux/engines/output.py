@@ -1,18 +1,16 @@
-"""What an engine prints: made readable for a log, and its last lines kept for error messages."""
+"""An engine's output: lines cleaned for the log, and the last ones kept for error messages."""
 
 import re
 from collections import deque
 
 TAIL_LINES = 50
 TAIL_LINE_CHARACTERS = 2_000
+# From ESC to the next letter, or to the end of a line that was cut off.
 ESCAPE_SEQUENCE = re.compile("\x1b[^A-Za-z]*[A-Za-z]?")
 
 
 def clean_line(line: str) -> str:
-    """One line as a terminal would show it in the end: no escape sequences, and of a progress bar its last state.
-
-    An escape sequence goes from ESC to the next letter.
-    """
+    """The line as a terminal shows it in the end: without escape sequences, and a progress bar in its last state."""
     if "\x1b" in line:
         line = ESCAPE_SEQUENCE.sub("", line)
     if "\r" in line:
@@ -21,13 +19,13 @@ def clean_line(line: str) -> str:
 
 
 def shorten(text: str, limit_characters: int) -> str:
-    """``text``, or so much of its beginning as fits with a mark that says how much is missing."""
+    """``text``, truncated to the limit with a note of how much was cut off."""
     missing = len(text) - limit_characters
     return text if missing <= 0 else f"{text[:limit_characters]}… ({missing} more characters)"
 
 
 class OutputTail:
-    """The last lines that are not blank, each shortened."""
+    """The last lines, each shortened, blank ones left out."""
 
     def __init__(self, lines: int = TAIL_LINES) -> None:
         self._lines: deque[str] = deque(maxlen=lines)

@@ -1,4 +1,4 @@
-"""One engine's processes, as llmux sees them: started, heard, ended, and really gone."""
+"""One engine's tree of processes, under a shim: started or restored, stopped or dumped, and entirely gone."""
 
 import asyncio
 import shutil
@@ -27,51 +27,50 @@ from llmux.engines.shim_connection import (
     Started,
     Stays,
 )
-from llmux.engines.waiting import outlast
 from llmux.errors import DumpFailed, ProcessStuck, RestoreFailed, SpawnFailed, StayRefused
 
 SPAWN_SECONDS = 30.0
+"""For the shim to start the engine: milliseconds, unless the machine is overloaded."""
 SHIM_END_SECONDS = 2.0
+"""For a shim with nothing left to kill to exit."""
 STAY_SECONDS = 10.0
 CRIU_END_SECONDS = 10.0
-"""From the end of criu's time until the shim must have told what became of it."""
+"""From criu's own time limit to the shim's report on it."""
 RESTORE_END_SECONDS = 30.0
-"""What a killed restore gets to give back the memory that it has filled."""
+"""For a restore that was killed to free the memory that it has filled."""
 LEFTOVER_SECONDS = 5.0
-"""vLLM's worker lives up to 3.4 s longer than its root."""
-LOST = -signal.SIGKILL
-"""The status of an engine whose shim was killed, and which was killed for that."""
+"""vLLM's worker outlives its root by up to 3.4 s (measured)."""
+SHIM_KILLED_STATUS = -signal.SIGKILL
+"""The exit status reported for an engine that was killed because its shim had been killed."""
 
 Arguments = TypeVarTuple("Arguments")
 LineReceiver = Callable[[str, str], None]
-"""Called with the stream (``stdout``, ``stderr``) and a line without escape sequences."""
+"""Called with the stream (``stdout``, ``stderr`` or ``shim``) and a line without escape sequences."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchCommand:
     """How to start an engine.
 
-    The environment is the whole one. ``temporary_directory`` is made for the engine, is its TMPDIR, and is removed
-    with all that is in it when the last of its processes is gone. ``checkpointable``: it can make no io_uring, which
-    criu could not dump.
+    ``environment`` is complete: nothing is inherited. ``temporary_directory`` becomes the engine's TMPDIR, and is
+    removed with its contents after the last process. ``checkpointable``: block io_uring, which criu cannot dump.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    working_directory: Path | None = None
     temporary_directory: Path | None = None
     checkpointable: bool = False
 
 
 class EngineProcess:
-    """An engine's tree of processes under a shim of its own; made by ``spawn`` or ``restore``."""
+    """An engine's tree of processes under a shim of its own; created by ``spawn`` or ``restore``."""
 
     def __init__(self, temporary_directory: Path | None, on_line: LineReceiver, on_exit: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
-        """The root's, and the number of its group and session."""
+        """The root process, and the id of its group and session."""
         self.pipes = (0, 0)
-        """The inodes of its stdout and stderr."""
+        """Inodes of the engine's stdout and stderr."""
         self.temporary_directory = temporary_directory
         self._on_line = on_line
         self._on_exit = on_exit
@@ -84,15 +83,15 @@ class EngineProcess:
         self._tree_gone = False
         self._restored_pid = 0
         self._dumping: asyncio.Future[str | None] = loop.create_future()
-        """Why the engine could not be dumped, or None."""
+        """Why the engine could not be dumped, or None. Replaced for each dump."""
         self._staying: asyncio.Future[None] = loop.create_future()
 
     @classmethod
     async def spawn(cls, command: LaunchCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
         """Start the engine; raises SpawnFailed.
 
-        ``on_exit`` is called exactly once, with the root's exit code or its signal's number, negative; both callbacks
-        may be called before this returns. A cancelled ``spawn`` leaves no process behind and calls no ``on_exit``.
+        ``on_exit`` is called exactly once, with the root's exit code, or its signal's negative number; both callbacks
+        may be called before this returns. A cancelled ``spawn`` leaves no process and never calls ``on_exit``.
         """
         process = cls(command.temporary_directory, on_line, on_exit)
         reason = await process._begin("start", _start_facts(command), SPAWN_SECONDS)
@@ -102,10 +101,10 @@ class EngineProcess:
 
     @classmethod
     async def restore(cls, command: RestoreCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
-        """Have criu make the engine anew, as if it had been spawned; raises RestoreFailed, SpawnFailed.
+        """Let criu recreate the engine, as if it had been spawned; raises RestoreFailed, SpawnFailed.
 
-        The numbers of its processes must be free. After a failure or a cancellation neither a process is left nor the
-        temporary directory.
+        The pids in the image must be free. After a failure or cancellation, no process and no temporary directory is
+        left.
         """
         process = cls(command.temporary_directory, on_line, on_exit)
         facts = {
@@ -115,7 +114,7 @@ class EngineProcess:
             "pipes": list(command.pipes),
             "temporary_directory": None if command.temporary_directory is None else str(command.temporary_directory),
         }
-        # Unless its shim is killed as well: then what it has half made is found by this number.
+        # Only if its shim is killed as well is this needed: by this id, the half-restored processes are found.
         process._restored_pid = command.pid
         reason = await process._begin("restore", facts, command.timeout_seconds + CRIU_END_SECONDS)
         if reason is not None:
@@ -123,15 +122,15 @@ class EngineProcess:
         return process
 
     async def _begin(self, command: str, facts: dict[str, object], limit_seconds: float) -> str | None:
-        """Give a fresh shim the command; the reason where there is no engine after it, and then nothing is left."""
-        self._connection = connection = await ShimConnection.open(self._event, self._shim_ended)
+        """Start a shim and send it the command; returns why there is no engine then, of which nothing is left."""
+        self._connection = connection = await ShimConnection.open(self._on_event, self._on_shim_end)
         connection.send(command, **facts)
         try:
             await asyncio.wait((self._started,), timeout=limit_seconds)
         except asyncio.CancelledError:
             self._abandon()
             if self._restored_pid:
-                await outlast(self._gone)
+                await wait_uncancelled(self._gone)
             raise
         reason = self._started.result() if self._started.done() else f"no answer within {limit_seconds:.0f} s"
         if reason is not None:
@@ -141,38 +140,29 @@ class EngineProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """The root's exit code, or its signal's number, negative; None while it runs."""
+        """The root's exit code, or its signal's negative number; None while it runs."""
         return self._exited.result() if self._exited.done() else None
 
     @property
-    def is_gone(self) -> bool:
-        """Whether no process of the tree is left."""
-        return self._gone.done()
-
-    @property
     def tail(self) -> tuple[str, ...]:
-        """The last lines of output that are not blank."""
+        """The last lines of output, blank ones left out."""
         return self._tail.lines
 
     @property
     def shim_pid(self) -> int | None:
-        """The shim's own process."""
+        """The shim's process."""
         return None if self._connection is None else self._connection.shim_pid
 
     async def wait_exited(self) -> int:
-        """Wait for the root's end; descendants may live on and hold memory."""
+        """Wait for the end of the root; its descendants may live on and hold memory."""
         return await asyncio.shield(self._exited)
 
     async def wait_gone(self) -> None:
         """Wait until no process of the tree is left and its temporary directory is removed."""
         await asyncio.shield(self._gone)
 
-    def signal(self, number: int) -> None:
-        """Signal the engine's process group."""
-        self._send("signal", signal=int(number))
-
     def kill(self) -> None:
-        """SIGKILL the whole tree, also what left its session, again and again until it is gone."""
+        """SIGKILL the whole tree, including what left its session, repeatedly until it is gone."""
         self._send("kill")
 
     async def stop(
@@ -180,9 +170,8 @@ class EngineProcess:
     ) -> None:
         """SIGTERM the root, after ``terminate_seconds`` SIGKILL the tree; returns when all of it is gone.
 
-        What is left when the root has ended gets a SIGTERM too, and then at most ``leftover_seconds``. Raises
-        ProcessStuck if something is left ``kill_seconds`` after the SIGKILL. Cancelled, it leaves the shim to go on
-        stopping the engine.
+        When the root has ended, the rest gets a SIGTERM and at most ``leftover_seconds``. Raises ProcessStuck if a
+        process is left ``kill_seconds`` after the SIGKILL. If this is cancelled, the shim still stops the engine.
         """
         self._send("stop", terminate_seconds=terminate_seconds, leftover_seconds=leftover_seconds)
         waited_seconds = terminate_seconds + kill_seconds
@@ -191,11 +180,10 @@ class EngineProcess:
             raise ProcessStuck(find_living(self.pid), waited_seconds)
 
     async def dump(self, argv: Sequence[str], timeout_seconds: float) -> None:
-        """Have criu (its whole command line is given) put the engine into an image; raises DumpFailed.
+        """Run criu's command line ``argv``, which puts the engine into an image; raises DumpFailed.
 
-        On success the engine's processes are gone and ``on_exit`` is not called; its temporary directory is there until
-        ``release``. A cancelled dump is broken off, and what became of the engine is known before this returns: it
-        either runs on or ``is_dumped``.
+        Then the engine's processes are gone without a call of ``on_exit``; its temporary directory stays until
+        ``release``. Cancelled, this stops criu, and returns once it is known whether the engine ``is_dumped``.
         """
         if self._exited.done() or self._gone.done():
             raise DumpFailed("it has ended already", engine_runs=False)
@@ -205,8 +193,8 @@ class EngineProcess:
         try:
             await asyncio.wait((self._dumping,), timeout=limit_seconds)
         except asyncio.CancelledError:
-            self._send("break_off")
-            await outlast(self._dumping, CRIU_END_SECONDS)
+            self._send("cancel_criu")
+            await wait_uncancelled(self._dumping, CRIU_END_SECONDS)
             raise
         if not self._dumping.done():
             self.kill()
@@ -221,15 +209,15 @@ class EngineProcess:
         return self._dumping.done() and self._dumping.result() is None
 
     async def release(self) -> None:
-        """After a dump: let the shim end, and the temporary directory with it."""
+        """After a dump: end the shim, which removes the temporary directory."""
         if self._connection is not None:
             self._connection.close()
-        await outlast(self._gone)
+        await wait_uncancelled(self._gone)
 
     async def stay(self, limit_seconds: float = STAY_SECONDS) -> None:
-        """Let the engine outlive this process: nothing is heard of it any more, and its shim stops it on SIGTERM.
+        """Let the engine outlive this process; nothing is reported from then on. SIGTERM to its shim stops it.
 
-        Raises StayRefused if the shim does not agree in time, or the engine has ended; then it is ours as before.
+        Raises StayRefused if the shim does not confirm in time or the engine has ended; then nothing has changed.
         """
         self._send("stay")
         await asyncio.wait((self._staying, self._exited), timeout=limit_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -248,7 +236,7 @@ class EngineProcess:
         if self._connection is not None:
             self._connection.close()
 
-    def _event(self, event: ShimEvent) -> None:
+    def _on_event(self, event: ShimEvent) -> None:  # noqa: C901 - a dispatch table
         match event:
             case Started(pid, pipes):
                 self.pid = pid
@@ -256,14 +244,16 @@ class EngineProcess:
                 self._set_started(None)
             case SpawnRefused(reason) | Failed(reason):
                 self._set_started(reason)
-                self._hear("shim", reason)
+                self._add_line("shim", reason)
             case Output(stream, lines):
                 for line in lines:
-                    self._hear(stream, clean_line(line))
+                    self._add_line(stream, clean_line(line))
             case Dropped(lines):
-                self._hear("shim", f"{lines} lines of output were dropped: the engine prints faster than they are read")
+                self._add_line(
+                    "shim", f"{lines} lines of output were dropped: the engine prints faster than they are read"
+                )
             case Refused(reason):
-                self._hear("shim", reason)
+                self._add_line("shim", reason)
             case Exited(status):
                 self._set_exited(status)
             case Dumped():
@@ -284,7 +274,7 @@ class EngineProcess:
             case _:
                 assert_never(event)
 
-    def _hear(self, stream: str, line: str) -> None:
+    def _add_line(self, stream: str, line: str) -> None:
         self._tail.add(line)
         _call_safely(self._on_line, stream, line)
 
@@ -301,27 +291,28 @@ class EngineProcess:
             self._exited.set_result(status)
             _call_safely(self._on_exit, status)
 
-    def _shim_ended(self) -> None:
+    def _on_shim_end(self) -> None:
         self._set_started("its shim was killed before it had started the engine")
         session = self.pid or self._restored_pid
         if session == 0 or (self._tree_gone and not self.is_dumped):
             self._gone.set_result(None)
         elif self._tree_gone or (self._connection is not None and self._connection.shim_status == 0):
-            self._swept()
+            self._finish()
         else:
-            kill_session(session, self._swept)
+            # The shim was killed: its engine is killed too, found by its session.
+            kill_session(session, self._finish)
 
-    def _swept(self) -> None:
+    def _finish(self) -> None:
         if self.temporary_directory is not None:
             shutil.rmtree(self.temporary_directory, ignore_errors=True)
         if not self.is_dumped:
-            self._set_exited(LOST)
+            self._set_exited(SHIM_KILLED_STATUS)
         self._set_dumped("its shim was killed")
         self._gone.set_result(None)
 
 
 def describe_criu_end(status: int | None, reason: str) -> str:
-    """How a criu that failed has ended; its log says more, unless it was killed."""
+    """How a criu that failed has ended; unless it was killed, its log says why."""
     if reason:
         return f"criu was killed: {reason}" if status is not None else reason
     return f"criu ended with {describe_exit(status or 0)}"
@@ -345,20 +336,39 @@ def _start_facts(command: LaunchCommand) -> dict[str, object]:
     return {
         "argv": list(command.argv),
         "env": environment,
-        "cwd": None if command.working_directory is None else str(command.working_directory),
         "temporary_directory": None if temporary is None else str(temporary),
         "block_io_uring": command.checkpointable,
     }
 
 
 def _ignore_exit(status: int) -> None:
-    """For an engine that nobody knows of."""
+    """For an engine that llmux has given up."""
 
 
 def _call_safely(receiver: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
-    """A fault in a receiver is told to the loop; it may not cost the engine its life."""
+    """Report an exception in a callback to the event loop; it must not end the connection to the shim."""
     try:
         receiver(*arguments)
     except Exception as error:
         context = {"message": "a receiver of an engine's output or end failed", "exception": error}
         asyncio.get_running_loop().call_exception_handler(context)
+
+
+async def wait_uncancelled(future: asyncio.Future[Any], limit_seconds: float | None = None) -> None:
+    """Wait until the future is done or the time is up; a cancellation meanwhile is raised only then.
+
+    For work that must not be left half done. The future's exception is not raised.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if limit_seconds is None else loop.time() + limit_seconds
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        left_seconds = None if deadline is None else deadline - loop.time()
+        if left_seconds is not None and left_seconds <= 0:
+            break
+        try:
+            await asyncio.wait((future,), timeout=left_seconds)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -1,4 +1,4 @@
-"""Work on an engine that goes on only as long as the engine lives and nobody interrupts."""
+"""Limits a piece of work on an engine to the engine's life, and lets it be interrupted."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,73 +10,74 @@ from llmux.engines.process import EngineProcess, describe_exit
 from llmux.errors import LlmuxError
 
 EXIT_NOTICE_SECONDS = 1.0
-DYING_SECONDS = 0.3
-"""What an engine that answers 500 is given to end."""
+"""From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""
+EXIT_AFTER_500_SECONDS = 0.3
+"""A dying vLLM answers 500 up to 0.14 s before its ``/health`` fails (measured)."""
 LINES_SHOWN = 8
 
 
 class EngineFailure(LlmuxError):
-    """An engine did not do what it should; the text says what, with its last words where it has any."""
+    """An engine did not do what it should; the text says what, with the engine's last lines of output if any."""
 
 
 class EngineScope:
-    """Runs one piece of work at a time; ``break_off`` makes it fail, and whatever is run until ``reset``."""
+    """Runs one piece of work at a time. An interruption fails it, and all later work until ``reset``."""
 
     def __init__(self, process: Callable[[], EngineProcess | None]) -> None:
-        """``process``: the engine's, where it runs."""
+        """``process`` gives the engine's process, if there is one."""
         self._process = process
-        self._scope: asyncio.Timeout | None = None
+        self._timeout: asyncio.Timeout | None = None
         self._interruption: str | None = None
 
     def reset(self) -> None:
-        """Forget what broke the last work off."""
+        """Forget the last interruption."""
         self._interruption = None
 
-    def break_off(self, reason: str) -> None:
-        """Make the work under way fail now."""
+    def interrupt(self, reason: str) -> None:
+        """Fail the work under way now."""
         self._interruption = reason
-        if self._scope is not None and not self._scope.expired():
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def run(self, work: Coroutine[Any, Any, object], limit_seconds: float | None, what: str) -> None:
-        """Do the work; raises EngineFailure if it fails, takes too long, is broken off, or the engine ends."""
+        """Do the work; raises EngineFailure if it fails, takes too long, is interrupted, or the engine ends."""
         try:
-            async with asyncio.timeout(limit_seconds) as self._scope:
+            async with asyncio.timeout(limit_seconds) as self._timeout:
                 process = self._process()
                 if process is not None and process.exit_status is not None:
-                    self.break_off(exit_report(process, process.exit_status))
+                    self.interrupt(exit_report(process, process.exit_status))
                 elif self._interruption is not None:
-                    self.break_off(self._interruption)
+                    self.interrupt(self._interruption)
                 await work
         except TimeoutError:
             limit = "was allowed" if limit_seconds is None else f"{limit_seconds:g} s"
-            reason = self._interruption or f"{what} took longer than {limit}{shown_tail(self._process())}"
+            reason = self._interruption or f"{what} took longer than {limit}{last_lines(self._process())}"
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
-            # From here on there is nothing to break off: an exit that is heard of meanwhile is the explanation.
-            self._scope = None
+            # The work is over: an exit that is reported from here on explains its failure and interrupts nothing.
+            self._timeout = None
             raise EngineFailure(await self._explain(failure)) from failure
         finally:
-            self._scope = None
+            self._timeout = None
             work.close()
 
     async def _explain(self, failure: ControlCallFailed) -> str:
-        """A lost connection usually means a dying engine, a 500 often: its exit says more, and comes in a moment."""
+        """A lost connection usually means a dying engine, a 500 often: its exit, reported in a moment, says more."""
         process = self._process()
         if process is None or (failure.status is not None and failure.status < 500):
             return str(failure)
         with suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else DYING_SECONDS):
+            async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else EXIT_AFTER_500_SECONDS):
                 return exit_report(process, await process.wait_exited())
-        return f"{failure}{shown_tail(process)}"
+        return f"{failure}{last_lines(process)}"
 
 
 def exit_report(process: EngineProcess | None, status: int) -> str:
-    """How an engine ended, and what it said last."""
-    return f"the engine ended with {describe_exit(status)}{shown_tail(process)}"
+    """How an engine ended, with its last lines of output."""
+    return f"the engine ended with {describe_exit(status)}{last_lines(process)}"
 
 
-def shown_tail(process: EngineProcess | None) -> str:
-    """What an engine said last, to be put after a sentence; empty where it said nothing."""
+def last_lines(process: EngineProcess | None) -> str:
+    """An engine's last lines of output, to be appended to a sentence; empty if it printed nothing."""
     lines = () if process is None else process.tail[-LINES_SHOWN:]
     return "; its last lines: " + " | ".join(lines) if lines else ""

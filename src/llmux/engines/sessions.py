@@ -1,15 +1,16 @@
-"""The processes of an engine's session, found and killed without its shim: for when the shim itself has been killed."""
+"""Finds and kills the processes of an engine's session without its shim, for when the shim itself was killed."""
 
 import asyncio
 import os
 import select
 import signal
 from collections.abc import Callable
-from pathlib import Path
+
+from llmux.engines.shim.tree import find_descendants, read_processes
 
 
 def find_living(session: int) -> list[int]:
-    """Every process of the session, and every descendant of one (which may have left it), that has not ended."""
+    """Every living process of the session, and every descendant of one, which may have left the session."""
     living = _open_living(session)
     for descriptor in living.values():
         os.close(descriptor)
@@ -17,7 +18,7 @@ def find_living(session: int) -> list[int]:
 
 
 def kill_session(session: int, on_gone: Callable[[], None]) -> None:
-    """Kill all of the session and call ``on_gone``, at once or later on the running loop, when nobody is left."""
+    """Kill the session with all descendants; when all are gone, possibly before this returns, call ``on_gone``."""
     living = _open_living(session)
     if not living:
         on_gone()
@@ -27,53 +28,37 @@ def kill_session(session: int, on_gone: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     waiting = set(living.values())
 
-    def ended(descriptor: int) -> None:
+    def on_exit(descriptor: int) -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
         waiting.discard(descriptor)
         if not waiting:
+            # Processes that were forked meanwhile.
             kill_session(session, on_gone)
 
     for descriptor in living.values():
-        loop.add_reader(descriptor, ended, descriptor)
+        loop.add_reader(descriptor, on_exit, descriptor)
 
 
 def _open_living(session: int) -> dict[int, int]:
-    """A pid descriptor of each; the caller closes them."""
+    """The pids with a descriptor of each, which the caller closes."""
     opened: dict[int, int] = {}
     for pid in _find_session(session):
         try:
             opened[pid] = os.pidfd_open(pid)
         except OSError:
             continue
-    # Looked up anew with the descriptors in hand: a number may by now be a stranger's.
-    still = _find_session(session)
+    # Checked again with the descriptors open: in between, a pid may have passed to a process of somebody else.
+    still_there = _find_session(session)
     for pid, descriptor in list(opened.items()):
-        if pid not in still or _has_ended(descriptor):
+        if pid not in still_there or _has_ended(descriptor):
             os.close(opened.pop(pid))
     return opened
 
 
-def _find_session(session: int) -> set[int]:
-    parents: dict[int, int] = {}
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _read_stat(entry)) is not None:
-            pid = int(entry.name)
-            parents[pid], its_session = stat
-            if its_session == session:
-                found.add(pid)
-    while descendants := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= descendants
-    return found
-
-
-def _read_stat(entry: Path) -> tuple[int, int] | None:
-    try:
-        fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-        return int(fields[1]), int(fields[3])
-    except (OSError, IndexError):
-        return None
+def _find_session(session: int) -> list[int]:
+    processes = read_processes()
+    return find_descendants([pid for pid, process in processes.items() if process.session == session], processes)
 
 
 def _has_ended(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""The socket to one shim, and the shim's own end."""
+"""The socket to one shim: commands out, events in, and the shim's own exit."""
 
 import asyncio
 import json
@@ -16,13 +16,14 @@ from llmux.engines.sessions import kill_session
 from llmux.errors import SpawnFailed
 
 SHIM = Path(__file__).with_name("shim")
-MESSAGE_BYTES = 4_194_304
+MESSAGE_BYTES_MAX = 4_194_304
+"""A shim sends at most 64 KiB of output in one message; a longer message is a fault, and ends the connection."""
 
 
 class Started(msgspec.Struct, frozen=True, tag_field="event", tag="started"):
-    """The engine runs; ``pid`` is also the number of its group and session.
+    """The engine runs; ``pid`` is also the id of its group and session.
 
-    ``pipes`` are the inodes of its stdout and stderr, by which criu knows them again.
+    ``pipes`` are the inodes of its stdout and stderr, by which criu recognises them in an image.
     """
 
     pid: int
@@ -36,53 +37,53 @@ class SpawnRefused(msgspec.Struct, frozen=True, tag_field="event", tag="spawn_fa
 
 
 class Output(msgspec.Struct, frozen=True, tag_field="event", tag="output"):
-    """Lines that the engine printed, as they are."""
+    """Lines that the engine printed, unchanged."""
 
     stream: str
     lines: list[str]
 
 
 class Dropped(msgspec.Struct, frozen=True, tag_field="event", tag="dropped"):
-    """So many lines were lost because the engine prints faster than llmux reads."""
+    """The number of lines that were lost because the engine prints faster than llmux reads."""
 
     lines: int
 
 
 class Exited(msgspec.Struct, frozen=True, tag_field="event", tag="exited"):
-    """The engine's root has ended: exit code, or the signal's number, negative."""
+    """The engine's root has ended, with this exit code or negative signal number."""
 
     status: int
 
 
 class Gone(msgspec.Struct, frozen=True, tag_field="event", tag="gone"):
-    """No process of the engine's tree is left, and its temporary directory is removed."""
+    """No process of the engine's tree is left, and its temporary directory has been removed."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag_field="event", tag="refused"):
-    """The shim did not understand or could not perform a command."""
+    """The shim does not know a command or could not carry it out."""
 
     reason: str
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="event", tag="failed"):
-    """The shim has a fault of its own; it kills the engine and leaves."""
+    """The shim failed; it kills the engine and exits."""
 
     reason: str
 
 
 class Dumped(msgspec.Struct, frozen=True, tag_field="event", tag="dumped"):
-    """The engine is in its image, and nothing of its tree is left but the temporary directory."""
+    """The engine is in its image; of its tree, only the temporary directory is left."""
 
 
 class DumpRefused(msgspec.Struct, frozen=True, tag_field="event", tag="dump_failed"):
-    """criu failed, or was killed for the reason given; the engine runs on, unless its end was told before."""
+    """criu failed, or was killed for ``reason``; the engine runs on unless its exit was reported before."""
 
     status: int | None
     reason: str
 
 
 class RestoreRefused(msgspec.Struct, frozen=True, tag_field="event", tag="restore_failed"):
-    """criu failed, or was killed for the reason given; nothing of the tree is left."""
+    """criu failed, or was killed for ``reason``; nothing of the tree is left."""
 
     status: int | None
     reason: str
@@ -109,10 +110,10 @@ ShimEvent = (
 
 
 class ShimConnection(asyncio.Protocol):
-    """Starts a shim and talks to it.
+    """Starts a shim and exchanges messages with it.
 
-    ``on_event`` is called for each of its events; ``on_end`` once, when the socket has ended and the shim's process
-    has been reaped. Closing the connection makes the shim kill the engine's tree.
+    ``on_event`` is called for each of its events; ``on_end`` once, when the socket has ended and the shim has been
+    reaped. Closing the connection makes the shim kill the engine's tree.
     """
 
     def __init__(self, on_event: Callable[[ShimEvent], None], on_end: Callable[[], None]) -> None:
@@ -141,36 +142,36 @@ class ShimConnection(asyncio.Protocol):
 
     @property
     def shim_pid(self) -> int | None:
-        """The shim's own process."""
+        """The shim's process."""
         return None if self._shim is None else self._shim.pid
 
     @property
     def shim_status(self) -> int | None:
-        """The shim's exit code or its signal's number, negative; 0 where it has cleaned up, None while it lives."""
+        """The shim's exit code or negative signal number; 0 if it has cleaned up, None while it lives."""
         return None if self._shim is None else self._shim.returncode
 
     def send(self, command: str, **facts: Any) -> None:
-        """Give the shim a command; does nothing once the connection has ended."""
+        """Send a command; does nothing once the connection has ended."""
         if self._transport is not None and not self._transport.is_closing():
             # Not msgspec: environments and paths may hold bytes that are not UTF-8 (lone surrogates).
             self._transport.write(json.dumps({"command": command, **facts}).encode() + b"\n")
 
     def close(self) -> None:
-        """End the connection, and by it whatever the shim still runs."""
+        """End the connection, upon which the shim kills its engine."""
         if self._transport is not None:
             self._transport.abort()
 
     def leave(self) -> None:
-        """End the connection with a shim that stays; neither callback is called after this."""
+        """End the connection to a shim whose engine stays; neither callback is called after this."""
         self._on_event, self._on_end = _ignore_event, _ignore_end
         self._stop_watching()
         if self._shim is not None:
-            # Not ours to wait for any more: it is init's child as soon as we have ended.
+            # Keeps subprocess from waiting for it: it becomes init's child when llmux exits.
             self._shim.returncode = 0
         self.close()
 
     def _start_shim(self, theirs: socket.socket) -> None:
-        # Not asyncio's subprocesses: their child watchers reap by their own rules.
+        # Not with asyncio, whose child watcher would reap the shim before ``_on_shim_exit`` has cleaned up after it.
         self._shim = subprocess.Popen(
             (sys.executable, "-I", "-S", str(SHIM), str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
@@ -180,7 +181,7 @@ class ShimConnection(asyncio.Protocol):
             pass_fds=(theirs.fileno(),),
         )
         self._shim_descriptor = os.pidfd_open(self._shim.pid)
-        asyncio.get_running_loop().add_reader(self._shim_descriptor, self._shim_ended)
+        asyncio.get_running_loop().add_reader(self._shim_descriptor, self._on_shim_exit)
 
     def _stop_watching(self) -> None:
         if self._shim_descriptor >= 0:
@@ -188,10 +189,10 @@ class ShimConnection(asyncio.Protocol):
             os.close(self._shim_descriptor)
             self._shim_descriptor = -1
 
-    def _shim_ended(self) -> None:
+    def _on_shim_exit(self) -> None:
         self._stop_watching()
         if self._shim is not None:
-            # A shim that was killed leaves its criu. Before the shim is reaped: until then nobody else has its number.
+            # A shim that was killed leaves its criu behind. Before the shim is reaped, while its pid is still its own.
             kill_session(self._shim.pid, self._reap_shim)
 
     def _reap_shim(self) -> None:
@@ -204,7 +205,7 @@ class ShimConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *messages, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > MESSAGE_BYTES:
+        if len(self._partial) > MESSAGE_BYTES_MAX:
             self.close()
             return
         for message in messages:
@@ -220,8 +221,8 @@ class ShimConnection(asyncio.Protocol):
 
 
 def _ignore_event(event: ShimEvent) -> None:
-    """Of an engine that stays nothing more is to be heard."""
+    """For an engine that stays."""
 
 
 def _ignore_end() -> None:
-    """As ``_ignore_event``."""
+    """For an engine that stays."""

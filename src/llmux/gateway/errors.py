@@ -1,116 +1,89 @@
-"""From an exception to the answer that the client gets: status, OpenAI's envelope, and when to come back."""
+"""Errors that only a client's use of HTTP can cause, or an engine's.
 
-import math
-from dataclasses import dataclass
-from http import HTTPStatus
+Those that come from the scheduler are in ``llmux.errors``. ``answers.py`` maps all of them to statuses and codes.
+"""
 
-import msgspec
+from collections.abc import Sequence
 
-from llmux.errors import (
-    BadGateway,
-    EngineDied,
-    EngineError,
-    EngineUnavailable,
-    Evicted,
-    HeadTooLarge,
-    InvalidApiKey,
-    InvalidJson,
-    MalformedRequest,
-    MethodNotAllowed,
-    MissingModel,
-    ModelNotAllowed,
-    ModelNotFound,
-    ModelNotLoaded,
-    PathForbidden,
-    QueueFull,
-    QueueTimeout,
-    RequestError,
-    RequestStalled,
-    RequestTooLarge,
-    ShuttingDown,
-    UnknownPath,
-    UpgradeRefused,
-)
+from llmux.errors import EngineError, RequestError
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorShape:
-    """How one kind of error looks to a client."""
-
-    status: HTTPStatus
-    type: str
-    code: str
-    param: str | None = None
-    retry_after_seconds: int | None = None
+class MalformedRequest(RequestError):
+    """The request cannot be understood: its framing, its JSON or its form is invalid."""
 
 
-_INVALID = "invalid_request_error"
-_SERVER = "server_error"
-
-SHAPES: dict[type[RequestError], ErrorShape] = {
-    MalformedRequest: ErrorShape(HTTPStatus.BAD_REQUEST, _INVALID, "malformed_request"),
-    InvalidJson: ErrorShape(HTTPStatus.BAD_REQUEST, _INVALID, "invalid_json"),
-    MissingModel: ErrorShape(HTTPStatus.BAD_REQUEST, _INVALID, "missing_model", param="model"),
-    InvalidApiKey: ErrorShape(HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"),
-    PathForbidden: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "path_forbidden"),
-    ModelNotFound: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "model_not_found", param="model"),
-    UnknownPath: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "unknown_path"),
-    MethodNotAllowed: ErrorShape(HTTPStatus.METHOD_NOT_ALLOWED, _INVALID, "method_not_allowed"),
-    RequestStalled: ErrorShape(HTTPStatus.REQUEST_TIMEOUT, _INVALID, "request_timeout"),
-    RequestTooLarge: ErrorShape(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _INVALID, "request_too_large"),
-    HeadTooLarge: ErrorShape(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _INVALID, "headers_too_large"),
-    QueueFull: ErrorShape(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", retry_after_seconds=5),
-    UpgradeRefused: ErrorShape(HTTPStatus.NOT_IMPLEMENTED, _INVALID, "upgrade_not_supported"),
-    EngineError: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "bad_gateway"),
-    BadGateway: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "bad_gateway"),
-    EngineDied: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "engine_died"),
-    EngineUnavailable: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_unavailable", retry_after_seconds=5),
-    ModelNotAllowed: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_not_allowed", retry_after_seconds=10),
-    ModelNotLoaded: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_not_loaded"),
-    ShuttingDown: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "shutting_down", retry_after_seconds=5),
-    Evicted: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "evicted", retry_after_seconds=1),
-    QueueTimeout: ErrorShape(HTTPStatus.GATEWAY_TIMEOUT, _SERVER, "queue_timeout"),
-}
-"""Every kind of RequestError; a test fails where one is missing."""
-
-_UNMAPPED = ErrorShape(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, "internal_error")
+class InvalidJson(MalformedRequest):
+    """The body must be JSON and is not."""
 
 
-def shape_of(error: RequestError) -> ErrorShape:
-    """The shape of the error's nearest ancestor in the table."""
-    for ancestor in type(error).__mro__:
-        shape = SHAPES.get(ancestor)
-        if shape is not None:
-            return shape
-    return _UNMAPPED
+class MissingModel(RequestError):
+    """The request names no model."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            'the request names no model: put a top-level "model" into the JSON body, a form field "model", '
+            "a model-override header, or use /upstream/MODEL/..."
+        )
 
 
-def error_body(error: RequestError) -> bytes:
-    """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``."""
-    shape = shape_of(error)
-    envelope = {"message": str(error), "type": shape.type, "param": shape.param, "code": shape.code}
-    return msgspec.json.encode({"error": envelope})
+class InvalidApiKey(RequestError):
+    """API keys are configured and the request carries none of them."""
+
+    def __init__(self) -> None:
+        super().__init__("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
 
 
-def error_event(error: RequestError) -> bytes:
-    """The error as the last event of a stream; the blank line before it ends an event that may have been cut off."""
-    return b"\n\ndata: " + error_body(error) + b"\n\n"
+class PathForbidden(RequestError):
+    """A control path of engines, which is never forwarded: a client could sleep or stop the engine with it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path[:200]} is an engine control path and is not forwarded; use /control instead")
 
 
-def error_headers(error: RequestError) -> bytes:
-    """The header lines that go with the error, each ended by CRLF."""
-    shape = shape_of(error)
-    lines = b"x-llmux-error: 1\r\n"
-    retry_after_seconds = shape.retry_after_seconds
-    if isinstance(error, EngineUnavailable):
-        retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
-    if retry_after_seconds is not None:
-        lines += b"retry-after: %d\r\n" % retry_after_seconds
-    match error:
-        case InvalidApiKey():
-            lines += b'www-authenticate: Bearer realm="llmux"\r\n'
-        case MethodNotAllowed():
-            lines += b"allow: " + ", ".join(error.allowed).encode() + b"\r\n"
-        case _:
-            pass
-    return lines
+class UnknownPath(RequestError):
+    """No route has this path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no such path: {path[:200]}; inference is under /v1, or under /upstream/MODEL")
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not with this method."""
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(f"{method} is not possible on {path[:200]}; use {' or '.join(self.allowed)}")
+
+
+class HeadTooLarge(RequestError):
+    """The request line and the headers together exceed their limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(f"the request's headers are larger than {limit_bytes} bytes")
+
+
+class RequestTooLarge(RequestError):
+    """The body exceeds ``max_body_bytes``."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(f"the request body is larger than {limit_bytes} bytes (max_body_bytes)")
+
+
+class RequestStalled(RequestError):
+    """The client did not send the rest of a request in time."""
+
+    def __init__(self, part: str, limit_seconds: float) -> None:
+        super().__init__(f"the request's {part} did not arrive within {limit_seconds:g} s")
+
+
+class UpgradeRefused(RequestError):
+    """The client asked for another protocol on its connection (WebSocket, CONNECT, h2c)."""
+
+    def __init__(self) -> None:
+        super().__init__("protocol upgrades (WebSocket, CONNECT) are not supported; use plain HTTP/1.1")
+
+
+class BadGateway(EngineError):
+    """The engine could not be reached, or it broke off or garbled its response."""

@@ -1,4 +1,4 @@
-"""The gateway's plain counts as Prometheus families, under 0.7.7's names."""
+"""The gateway's counters as Prometheus metrics, under the names that 0.7.7 gave them."""
 
 from collections.abc import Iterator
 
@@ -16,23 +16,22 @@ LABELS = ("method", "endpoint")
 
 
 class HttpMetrics:
-    """A collector over the gateway's statistics."""
+    """A Prometheus collector that reads the gateway's statistics."""
 
     def __init__(self, statistics: GatewayStatistics) -> None:
         self._statistics = statistics
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, in Prometheus's form."""
         requests = CounterMetricFamily(
-            "llmux_http_requests", "Answered requests.", labels=("method", "status", "endpoint")
+            "llmux_http_requests", "Requests finished.", labels=("method", "status", "endpoint")
         )
         durations = HistogramMetricFamily(
             "llmux_http_requests_duration_seconds",
-            "From a request's head to its answer's end.",
+            "From the end of the request's head to the end of the answer.",
             labels=("method", "status", "endpoint"),
         )
-        pending = GaugeMetricFamily("llmux_http_requests_pending", "Requests under way.", labels=LABELS)
-        sizes = SummaryMetricFamily("llmux_http_response_body_size", "Bytes of answers.", labels=LABELS)
+        pending = GaugeMetricFamily("llmux_http_requests_pending", "Requests in progress.", labels=LABELS)
+        sizes = SummaryMetricFamily("llmux_http_response_body_size", "Size of answer bodies in bytes.", labels=LABELS)
         for counts in list(self._statistics.endpoints.values()):
             where = (counts.method, counts.endpoint)
             pending.add_metric(where, counts.pending)

@@ -1,15 +1,20 @@
-"""Where a request goes by its path, and what of it must never reach an engine."""
+"""Routing: what a path means, which paths never reach an engine, and which model a request is for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from llmux.errors import MalformedRequest, ModelNotFound, PathForbidden, UnknownPath
+from llmux.errors import ModelNotFound
+from llmux.gateway.errors import MalformedRequest, MethodNotAllowed, MissingModel, PathForbidden, UnknownPath
+from llmux.gateway.http.bodies import model_in_form, model_in_json, peek_json, replace_model
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.options import LocalAnswer, LocalRoutes
 
 
 class Destination(Enum):
-    """Who answers."""
+    """What answers a path: an engine, the control plane, or one of llmux's own routes."""
 
     ENGINE = auto()
     MODELS = auto()
@@ -21,15 +26,15 @@ class Destination(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a path means."""
+    """The meaning of a path."""
 
     destination: Destination
     endpoint: str
-    """A label for metrics: a known path, or ``other``."""
+    """The label in metrics: a known path, or ``other``."""
     path: bytes
-    """What the engine is asked for, without the query string."""
+    """The path that the engine gets, without the query."""
     model: str | None = None
-    """Named by the path."""
+    """The model that the path names, if any."""
 
 
 _LOCAL = {
@@ -62,12 +67,13 @@ _KNOWN_ENDPOINTS = _OPENAI_ENDPOINTS | _INFERENCE | _LOCAL.keys()
 _UPSTREAM = b"/upstream/"
 _ONE_MODEL = b"/v1/models/"
 _FORBIDDEN_OCTETS = frozenset(b"\\%#")
-_MAX_REMEMBERED = 1024
+_MAX_CACHED = 1024
+_MAX_CACHED_PATH_BYTES = 256
 _MAX_MODEL_SEGMENTS = 16
 
 
 def _decode(raw: bytes) -> str:
-    """The path as an engine's router sees it; refuses every spelling that two programs could read differently."""
+    """The path as an engine's router sees it. Refuses every spelling that two programs could interpret differently."""
     decoded = unquote_to_bytes(raw)
     if any(byte <= 32 or byte == 127 or byte in _FORBIDDEN_OCTETS for byte in decoded):
         raise MalformedRequest("the path contains a character that is not allowed in it")
@@ -86,7 +92,7 @@ def _decode(raw: bytes) -> str:
 
 
 def _decode_name(raw: bytes) -> str:
-    """A model's name that is a whole rest of a path, however it is spelt: clients encode its slashes or leave them."""
+    """A model's name that is the rest of a path; clients may or may not have encoded its slashes."""
     try:
         return unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
@@ -109,7 +115,7 @@ def _engine_route(raw: bytes, model: str | None) -> Route:
 
 
 class Router:
-    """Finds routes; remembers those that do not depend on which models are configured."""
+    """Finds routes, and caches those that do not depend on which models are configured."""
 
     def __init__(
         self, control_paths: Sequence[str], knows: Callable[[str], bool], models: Callable[[], Sequence[str]]
@@ -118,21 +124,21 @@ class Router:
         self._models = models
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
-        self._remembered: dict[bytes, Route] = {}
+        self._cached: dict[bytes, Route] = {}
 
     def find(self, path: bytes) -> Route:
-        """The route of a path (without query).
+        """The route of a path, which comes without its query.
 
         Raises MalformedRequest, PathForbidden, UnknownPath or ModelNotFound.
         """
-        route = self._remembered.get(path)
+        route = self._cached.get(path)
         if route is not None:
             return route
         if path.startswith(_UPSTREAM):
             return self._find_upstream(path)
         route = self._find(path)
-        if len(self._remembered) < _MAX_REMEMBERED and len(path) <= 256:
-            self._remembered[path] = route
+        if len(self._cached) < _MAX_CACHED and len(path) <= _MAX_CACHED_PATH_BYTES:
+            self._cached[path] = route
         return route
 
     def _find(self, raw: bytes) -> Route:
@@ -159,3 +165,63 @@ class Router:
         if self._knows(name):
             raise UnknownPath(raw.decode("latin-1"))
         raise ModelNotFound(name, self._models())
+
+
+class EngineCall(NamedTuple):
+    """What is to be sent to which model."""
+
+    model: str
+    body: bytes
+    streams: bool
+    """Whether the answer is to come as a stream."""
+
+
+def find_model(head: RequestHead, route: Route, body: bytes) -> EngineCall:
+    """The model that a request is for, and the body that its engine gets.
+
+    The header takes precedence over the path, and the path over the body. The body is changed only if it is JSON and
+    names another model than header or path. Raises MissingModel, InvalidJson or MalformedRequest.
+    """
+    if head.model_override is not None:
+        try:
+            name = head.model_override.decode().strip()
+        except UnicodeDecodeError:
+            raise MalformedRequest("the model-override header is not UTF-8") from None
+        if not name:
+            raise MissingModel
+    elif route.model is not None:
+        name = route.model
+    elif head.is_form:
+        return EngineCall(model_in_form(body, head.content_type), body, streams=False)
+    else:
+        name, streams = model_in_json(body)
+        return EngineCall(name, body, streams)
+    streams = False
+    if body and not head.is_form:
+        fields = peek_json(body)
+        if fields is not None:
+            streams = fields.streams
+            if fields.model is not None and fields.model != name:
+                body = replace_model(body, name)
+    return EngineCall(name, body, streams)
+
+
+def answer_locally(method: bytes, route: Route, routes: LocalRoutes) -> LocalAnswer:
+    """The answer for one of llmux's own paths; raises MethodNotAllowed or ModelNotFound."""
+    if method not in (b"GET", b"HEAD"):
+        raise MethodNotAllowed(method.decode("latin-1"), route.endpoint, ("GET", "HEAD"))
+    match route.destination:
+        case Destination.HEALTH:
+            return routes.health()
+        case Destination.READY:
+            return routes.ready()
+        case Destination.MODELS:
+            return routes.models()
+        case Destination.ONE_MODEL:
+            name = route.model or ""
+            answer = routes.model(name) if routes.model is not None else None
+            if answer is None:
+                raise ModelNotFound(name, ())
+            return answer
+        case Destination.ENGINE | Destination.CONTROL:
+            raise UnknownPath(route.endpoint)

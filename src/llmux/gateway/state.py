@@ -1,34 +1,57 @@
-"""What all connections of one gateway share."""
+"""What all connections of one gateway share, and the periodic check of their deadlines."""
 
 import os
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import Any, Protocol
 
 from llmux.access import ModelAccess
+from llmux.gateway.keys import ApiKeys
 from llmux.gateway.options import GatewayOptions
+from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.routing import Router
 from llmux.gateway.statistics import GatewayStatistics
 
-if TYPE_CHECKING:
-    from llmux.gateway.client_connection import ClientConnection
-    from llmux.gateway.exchange import Exchange
-    from llmux.gateway.pool import EnginePools
-
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 """Runs a coroutine as a task that the server owns."""
+
+
+class OpenConnection(Protocol):
+    """A client's connection as the server sees it."""
+
+    deadline: float
+    """When (monotonic time) its current phase has lasted too long; infinity where it may last."""
+
+    def time_out(self) -> None:
+        """The deadline has passed."""
+
+    def close_if_idle(self) -> None:
+        """Close unless a request has begun."""
+
+    def abort(self) -> None:
+        """Close at once; a request in progress ends as if the client had left."""
+
+
+class FrozenExchange(Protocol):
+    """A request that is suspended with its engine."""
+
+    def keep_alive(self, now: float) -> None:
+        """Send the client of an event stream a comment if one is due."""
 
 
 class GatewayState:
     """The access, the options, the pools, the counters, and every open client connection."""
 
     __slots__ = (
-        "_emptied",
         "_identifier_prefix",
-        "_requests",
+        "_on_empty",
+        "_request_identifiers",
         "access",
         "connections",
         "frozen",
+        "keys",
+        "new_request_number",
         "now",
         "options",
         "pools",
@@ -43,33 +66,49 @@ class GatewayState:
         access: ModelAccess,
         options: GatewayOptions,
         spawn: Spawn,
-        pools: "EnginePools",
+        pools: EnginePools,
         statistics: GatewayStatistics,
-        emptied: Callable[[], None],
+        on_empty: Callable[[], None],
     ) -> None:
+        """``on_empty`` is called whenever the last client connection has gone."""
         self.access = access
         self.options = options
         self.spawn = spawn
         self.pools = pools
         self.statistics = statistics
-        self._emptied = emptied
+        self._on_empty = on_empty
+        self.keys = ApiKeys(options.api_keys, options.batch_api_keys)
         self.router = Router(options.control_paths, access.knows, lambda: access.models)
-        self.connections: set[ClientConnection] = set()
-        self.frozen: set[Exchange] = set()
-        """Those whose requests are suspended with their engine."""
+        self.connections: set[OpenConnection] = set()
+        self.frozen: set[FrozenExchange] = set()
+        """The exchanges whose requests are suspended with their engine."""
         self.stopping = False
         self.now = time.monotonic()
-        """The time of the last sweep: good enough for deadlines of many seconds, and free."""
+        """The time of the last sweep: exact enough for deadlines of many seconds, and free."""
         self._identifier_prefix = b"req-" + os.urandom(6).hex().encode() + b"-%x"
-        self._requests = 0
+        self._request_identifiers = 0
+        self.new_request_number = count(1).__next__
+        """The next ``Request.id``."""
 
     def new_request_id(self) -> bytes:
-        """An identifier that no other request of this or another process has."""
-        self._requests += 1
-        return self._identifier_prefix % self._requests
+        """An identifier unique across this and other processes."""
+        self._request_identifiers += 1
+        return self._identifier_prefix % self._request_identifiers
 
-    def forget(self, connection: "ClientConnection") -> None:
-        """The connection is closed, or not the gateway's any more."""
+    def forget(self, connection: OpenConnection) -> None:
+        """Drop a connection that is closed or was handed over."""
         self.connections.discard(connection)
         if not self.connections:
-            self._emptied()
+            self._on_empty()
+
+    def sweep(self, now: float) -> None:
+        """Enforce every deadline that has passed by ``now`` (monotonic time)."""
+        self.now = now
+        # Copies: both calls may change the set that is iterated over.
+        for connection in [one for one in self.connections if one.deadline < now]:
+            connection.time_out()
+        for exchange in list(self.frozen):
+            exchange.keep_alive(now)
+        if self.options.access_log is not None:
+            self.options.access_log.flush()
+        self.pools.expire(now)

@@ -1,4 +1,4 @@
-"""What the gateway counts about requests, as plain integers that are rendered when someone asks."""
+"""Counters of requests and connections: plain integers on the request path, rendered only when scraped."""
 
 from dataclasses import dataclass, field
 
@@ -6,13 +6,13 @@ from llmux.observability.histogram import Histogram
 
 DURATION_BOUNDS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 CLIENT_GONE_STATUS = 499
-"""What a request counts as whose client left before its answer was complete."""
+"""Counted for a request whose client left before its answer was complete."""
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 class EndpointCounts:
-    """Requests of one (method, endpoint), their durations by status."""
+    """The requests of one method and endpoint, with their durations by status."""
 
     __slots__ = ("body_bytes", "durations", "endpoint", "finished", "method", "pending")
 
@@ -25,7 +25,7 @@ class EndpointCounts:
         self.durations: dict[int, Histogram] = {}
 
     def finish(self, status: int, seconds: float, body_bytes: int) -> None:
-        """Count a request that was pending."""
+        """Count the end of a request that was pending."""
         self.pending -= 1
         self.finished += 1
         self.body_bytes += body_bytes
@@ -37,7 +37,7 @@ class EndpointCounts:
 
 @dataclass(slots=True)
 class GatewayStatistics:
-    """Everything counted; methods and endpoints come from closed sets, so the number of series is bounded."""
+    """All counters. Methods and endpoints come from closed sets, so the number of series is bounded."""
 
     endpoints: dict[tuple[bytes, str], EndpointCounts] = field(default_factory=dict)
     connections_accepted: int = 0
@@ -47,7 +47,7 @@ class GatewayStatistics:
     engine_retries: int = 0
 
     def of(self, method: bytes, endpoint: str) -> EndpointCounts:
-        """The counts of a method (as it stood in the request) and an endpoint (a route's label)."""
+        """The counters of a method, as spelt in the request, and an endpoint, as labelled by its route."""
         counts = self.endpoints.get((method, endpoint))
         if counts is None:
             name = method.decode("latin-1")

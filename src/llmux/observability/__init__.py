@@ -1,1 +1,1 @@
-"""What llmux tells of itself: logs and metrics."""
+"""Metrics and logs."""

@@ -1,7 +1,8 @@
-"""The access log: one line of JSON for each inference request, written by the batch; ``llmux simulate`` reads it."""
+"""The access log: one JSON line per inference request. ``llmux simulate`` and ``llmux replay`` read it as a trace."""
 
 import os
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,56 +12,65 @@ import structlog
 log = structlog.get_logger("llmux.access_log")
 
 BATCH_LINES_MAX = 1000
-"""So many are written at once, if the sweep has not written them before."""
+"""Lines are collected and written by the gateway's periodic sweep; at this number they are written without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """What the access log records of a request."""
+
+    request_id: bytes
+    model: str
+    endpoint: str
+    status: int
+    request_bytes: int
+    response_bytes: int
+    is_stream: bool
+    queue_seconds: float
+    """From its arrival until it was admitted."""
+    seconds: float
+    """From the end of its head until the end of the response."""
+    session: str | None = None
+    """The client's name for the conversation, from ``x-session-id``; written only if there is one."""
 
 
 class AccessLog:
-    """Collects lines and appends them to a file; a file that cannot be written is told of once, and loses lines."""
+    """Appends lines to a file in batches. While it cannot be written, lines are lost and one warning is logged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lines: list[bytes] = []
         self._is_broken = False
 
-    def add(
-        self,
-        *,
-        request_id: bytes,
-        model: str,
-        endpoint: str,
-        status: int,
-        request_bytes: int,
-        response_bytes: int,
-        is_stream: bool,
-        queue_seconds: float,
-        seconds: float,
-    ) -> None:
-        """Note a request that has just ended, ``seconds`` after its head had come."""
-        arrived_at = datetime.fromtimestamp(time.time() - seconds, UTC)
+    def add(self, request: FinishedRequest) -> None:
+        """Record a request that has ended just now."""
+        arrived_at = datetime.fromtimestamp(time.time() - request.seconds, UTC)
         entry = {
             "time": arrived_at.isoformat(timespec="milliseconds"),
-            "request_id": request_id.decode("latin-1"),
-            "model": model,
-            "endpoint": endpoint,
-            "status": status,
-            "queue_ms": round(queue_seconds * 1000),
-            "duration_ms": round(seconds * 1000),
-            "request_bytes": request_bytes,
-            "response_bytes": response_bytes,
-            "stream": is_stream,
+            "request_id": request.request_id.decode("latin-1"),
+            "model": request.model,
+            "endpoint": request.endpoint,
+            "status": request.status,
+            "queue_ms": round(request.queue_seconds * 1000),
+            "duration_ms": round(request.seconds * 1000),
+            "request_bytes": request.request_bytes,
+            "response_bytes": request.response_bytes,
+            "stream": request.is_stream,
         }
+        if request.session is not None:
+            entry["session"] = request.session
         self._lines.append(msgspec.json.encode(entry) + b"\n")
         if len(self._lines) >= BATCH_LINES_MAX:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been noted."""
+        """Write the lines collected so far."""
         if not self._lines:
             return
         lines, self._lines = self._lines, []
         try:
-            # Opened anew each time, so that whoever rotates logs need not tell us.
-            with open(self._path, "ab", opener=_open_at_once) as file:
+            # Opened for every batch, so that a rotated file needs no signal to llmux.
+            with open(self._path, "ab", opener=_open_without_blocking) as file:
                 file.write(b"".join(lines))
         except OSError as error:
             if not self._is_broken:
@@ -70,6 +80,6 @@ class AccessLog:
             self._is_broken = False
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe that nobody reads would keep the whole server waiting.
+def _open_without_blocking(path: str, flags: int) -> int:
+    # Opening a named pipe that has no reader would block the event loop.
     return os.open(path, flags | os.O_NONBLOCK, 0o640)

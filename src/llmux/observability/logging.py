@@ -1,6 +1,6 @@
-"""Logs: structlog over the standard library's, to standard error; one line per transition or outcome.
+"""Logging with structlog over the standard library, to standard error: one line per transition or outcome.
 
-``RUST_LOG`` is honoured as in 0.7.7: ``info``, ``debug``, or ``info,vllm=debug``, where ``vllm`` is engine output.
+``RUST_LOG`` works as in 0.7.7: ``info``, ``debug``, or ``info,vllm=debug``, where ``vllm`` means the engines' output.
 """
 
 import logging
@@ -10,6 +10,8 @@ import sys
 import structlog
 
 ENGINE_TARGET = "vllm"
+"""0.7.7's name for the engines' output in ``RUST_LOG``."""
+
 LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -22,7 +24,7 @@ LEVELS = {
 
 
 def configure_logging(level: str = "info", *, verbose: bool = False) -> None:
-    """Set up all loggers of this process. ``verbose`` shows everything, the engines' output included."""
+    """Configure all loggers of this process. ``verbose`` logs everything, including the engines' output."""
     own, engine = levels(level, os.environ.get("RUST_LOG", ""), verbose=verbose)
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
@@ -58,7 +60,7 @@ def configure_logging(level: str = "info", *, verbose: bool = False) -> None:
 
 
 def levels(configured: str, rust_log: str, *, verbose: bool) -> tuple[int, int]:
-    """The levels of llmux's own logs and of the engines' output; words that RUST_LOG does not know are passed over."""
+    """The levels of llmux's own logs and of the engines' output. Unknown words in ``RUST_LOG`` are ignored."""
     if verbose:
         return logging.DEBUG, logging.DEBUG
     own = engine = LEVELS.get(configured, logging.INFO)

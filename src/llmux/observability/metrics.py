@@ -1,7 +1,8 @@
-"""The runtime's metrics: plain numbers while serving, Prometheus families at scrape.
+"""The runtime's metrics: plain numbers while serving, rendered as Prometheus families at scrape.
 
-Labels come from the configuration alone. Names are those of 0.7.7; its summaries are histograms here, and their
-``from`` label stands on counters only.
+Names are those of 0.7.7. Its summaries are histograms here, without the label ``from``: with 40 models, a histogram per
+pair of models made a scrape of 9 MB that blocked the event loop for a second. Label values come from the configuration,
+never from requests, so that clients cannot create series.
 """
 
 from collections import Counter
@@ -15,32 +16,31 @@ from llmux.core.scheduler import Scheduler
 from llmux.observability.histogram import Histogram
 
 WAITED_SECONDS = 0.001
-"""Above this a request counts as having waited."""
+"""A request that waited longer counts as ``waited="true"``: less is the event loop's own latency."""
 
 PHASES = ("cooldown", "drain", "sleep", "wake")
 
 
 class CanaryCosts(Protocol):
-    """What checking one model's answers has cost."""
+    """What the canary checks of one model have cost."""
 
     @property
     def checks(self) -> int:
-        """How many wakes were checked."""
+        """The number of wakes that were checked."""
 
     @property
     def seconds(self) -> float:
-        """How long asking took in all."""
+        """The total duration of the checks."""
 
 
 class RuntimeMetrics:
-    """Counts admissions and switches; a Prometheus collector too."""
+    """Counts admissions and switches, and is the Prometheus collector for them."""
 
     def __init__(self, models: Sequence[str], scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._queue_wait = {model: Histogram() for model in models}
         self._first_token = {model: Histogram() for model in models}
-        self.at_once = dict.fromkeys(models, 0)
-        """Requests per model that were admitted in the call in which they came; counted by the dispatcher itself."""
+        self._admitted_at_once: Mapping[str, int] = {}
         self._not_waited = dict.fromkeys(models, 0)
         self._waited = dict.fromkeys(models, 0)
         self._switches: Counter[tuple[str, str]] = Counter()
@@ -52,21 +52,25 @@ class RuntimeMetrics:
         self._canaries: Mapping[str, CanaryCosts] = {}
 
     def watch_canaries(self, canaries: Mapping[str, CanaryCosts]) -> None:
-        """Report what these have cost, by their models' names."""
+        """Read these at scrape; keys are models."""
         self._canaries = canaries
 
+    def watch_admissions(self, admitted_at_once: Mapping[str, int]) -> None:
+        """Read at scrape how many requests per model were admitted without being queued."""
+        self._admitted_at_once = admitted_at_once
+
     def admitted(self, model: str, waited_seconds: float) -> None:
-        """A queued request was admitted."""
+        """Count a request that was admitted from the queue. Others are counted as ``watch_admissions`` says."""
         self._queue_wait[model].observe(waited_seconds)
         counted = self._waited if waited_seconds > WAITED_SECONDS else self._not_waited
         counted[model] += 1
 
-    def answered(self, model: str, seconds: float) -> None:
-        """The first token of a streamed answer came so long after its request."""
+    def first_token(self, model: str, seconds: float) -> None:
+        """Count the first bytes of a streamed response, ``seconds`` after the request's arrival."""
         self._first_token[model].observe(seconds)
 
     def switch_done(self, done: SwitchDone) -> None:
-        """A model came onto the GPU."""
+        """Count a switch that brought a model onto the GPU."""
         phases = (done.cooldown_seconds, done.drain_seconds, done.sleep_seconds, done.wake_seconds)
         self._switches[done.previous, done.model] += 1
         for phase, seconds in zip(PHASES, phases, strict=True):
@@ -75,23 +79,18 @@ class RuntimeMetrics:
         self._was_active[done.model] = None
 
     def switch_failed(self, failed: SwitchFailed) -> None:
-        """A model could not be brought onto the GPU."""
+        """Count a switch that failed, and a canary mismatch if that is why."""
         self._failures[failed.model] += 1
         if failed.unfaithful is not None:
             self._mismatches[failed.model, str(failed.unfaithful)] += 1
 
-    @property
-    def switch_count(self) -> int:
-        """How many switches have succeeded."""
-        return self._switches.total()
-
     def collect(self) -> Iterator[Metric]:
-        """Everything, in Prometheus's form."""
+        """All metrics, as Prometheus families."""
         yield from self._collect_switches()
         yield from self._collect_requests()
         yield from self._collect_canaries()
         active = GaugeMetricFamily(
-            "llmux_active_model_info", "1 for the model that is active, 0 for those that were.", labels=["model"]
+            "llmux_active_model_info", "1 for the active model, 0 for models that were active before.", labels=["model"]
         )
         serving = self._scheduler.active_model()
         for model in self._was_active:
@@ -99,20 +98,30 @@ class RuntimeMetrics:
         yield active
 
     def _collect_switches(self) -> Iterator[Metric]:
-        switches = CounterMetricFamily("llmux_switches", "Switches that succeeded.", labels=["from", "to"])
+        switches = CounterMetricFamily(
+            "llmux_switches", "Switches that brought a model onto the GPU.", labels=["from", "to"]
+        )
         for (previous, model), number in self._switches.items():
             switches.add_metric([previous, model], number)
         yield switches
-        failures = CounterMetricFamily("llmux_switch_failures", "Switches that failed.", labels=["to"])
+        failures = CounterMetricFamily(
+            "llmux_switch_failures", "Switches that failed to bring their model onto the GPU.", labels=["to"]
+        )
         for model, number in self._failures.items():
             failures.add_metric([model], number)
         yield failures
-        totals = HistogramMetricFamily("llmux_switch_total_seconds", "Duration of switches.", labels=["to"])
+        totals = HistogramMetricFamily(
+            "llmux_switch_total_seconds",
+            "Duration of switches, from the decision until the model serves.",
+            labels=["to"],
+        )
         for model, histogram in self._totals.items():
             totals.add_metric([model], histogram.buckets(), histogram.total)
         yield totals
         phases = HistogramMetricFamily(
-            "llmux_switch_phase_seconds", "Duration of the phases of switches.", labels=["phase", "to"]
+            "llmux_switch_phase_seconds",
+            "Duration of the phases of switches: cooldown, drain, sleep, wake.",
+            labels=["phase", "to"],
         )
         for (phase, model), histogram in self._phases.items():
             phases.add_metric([phase, model], histogram.buckets(), histogram.total)
@@ -120,22 +129,26 @@ class RuntimeMetrics:
 
     def _collect_requests(self) -> Iterator[Metric]:
         waits = HistogramMetricFamily(
-            "llmux_request_queue_wait_seconds", "How long admitted requests waited for their model.", labels=["model"]
+            "llmux_request_queue_wait_seconds", "Time that admitted requests waited for their model.", labels=["model"]
         )
-        requests = CounterMetricFamily("llmux_requests", "Admitted requests.", labels=["model", "waited"])
+        requests = CounterMetricFamily(
+            "llmux_requests",
+            "Admitted requests, by whether they waited longer than a millisecond.",
+            labels=["model", "waited"],
+        )
         first = HistogramMetricFamily(
             "llmux_time_to_first_token_seconds",
-            "From a streaming request's arrival to the first bytes of its answer.",
+            "Time from a streaming request's arrival to the first bytes of its response.",
             labels=["model"],
         )
-        in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the engine.", labels=["model"])
-        depth = GaugeMetricFamily("llmux_queue_depth", "Requests waiting for the model.", labels=["model"])
-        frozen = GaugeMetricFamily("llmux_frozen", "Requests suspended with their engine.", labels=["model"])
+        in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the model's engine.", labels=["model"])
+        depth = GaugeMetricFamily("llmux_queue_depth", "Requests that wait for the model.", labels=["model"])
+        frozen = GaugeMetricFamily("llmux_frozen", "Requests that are suspended with their engine.", labels=["model"])
         for record in self._scheduler.models:
             model = record.name
             frozen.add_metric([model], len(record.frozen))
             histogram = self._queue_wait[model]
-            at_once = self.at_once[model]
+            at_once = self._admitted_at_once.get(model, 0)
             buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
             waits.add_metric([model], buckets, histogram.total)
             first.add_metric([model], self._first_token[model].buckets(), self._first_token[model].total)
@@ -152,11 +165,15 @@ class RuntimeMetrics:
 
     def _collect_canaries(self) -> Iterator[Metric]:
         checks = CounterMetricFamily(
-            "llmux_canary_checks", "Wakes after which an answer was compared.", labels=["model"]
+            "llmux_canary_checks", "Wakes after which the model's output was checked.", labels=["model"]
         )
-        seconds = CounterMetricFamily("llmux_canary_seconds", "What asking the canaries has cost.", labels=["model"])
+        seconds = CounterMetricFamily(
+            "llmux_canary_seconds", "Time spent on checking output after wakes.", labels=["model"]
+        )
         mismatches = CounterMetricFamily(
-            "llmux_canary_mismatches", "Wakes after which the answer was another.", labels=["model", "eviction"]
+            "llmux_canary_mismatches",
+            "Wakes after which the model's output differed from its output after the start.",
+            labels=["model", "eviction"],
         )
         for model, canary in self._canaries.items():
             checks.add_metric([model], canary.checks)

@@ -31,9 +31,10 @@ from llmux.core.events import Event, EvictDone, InstanceExited, TimerFired, Wake
 from llmux.core.eviction import Eviction
 from llmux.core.identifiers import InstanceId
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold
+from llmux.core.states import Cold
 from llmux.engines.health import Health
-from llmux.errors import CommandFailed, LlmuxError, OutputMismatch
+from llmux.engines.outcomes import EvictOutcome, WakeOutcome
+from llmux.errors import CommandFailed
 
 log = structlog.get_logger("llmux.controller")
 
@@ -46,34 +47,22 @@ class ManagedInstance(Protocol):
 
     @property
     def upstream(self) -> Upstream:
-        """Where its data path is."""
+        """Where it serves requests."""
 
-    @property
-    def lost(self) -> str | None:
-        """Why it does not run, if it should."""
+    async def wake(self) -> WakeOutcome:
+        """Bring it onto the GPU. After an error or an exception its state is unknown, and ``end`` must follow."""
 
-    @property
-    def ran_out_of_memory(self) -> bool:
-        """Whether it failed because the GPU had too little memory for it."""
-
-    @property
-    def can_freeze(self) -> bool:
-        """Whether it can suspend its requests while it is off the GPU."""
-
-    async def wake(self) -> None:
-        """Bring it onto the GPU; raises LlmuxError (OutputMismatch among them), after which ``end`` must follow."""
-
-    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> Asleep | Cold:
-        """Take it off the GPU, with its requests if it is to ``freeze``; raises LlmuxError if it still holds it."""
+    async def evict(self, eviction: Eviction, *, freeze: bool = False) -> EvictOutcome:
+        """Take it off the GPU; ``freeze``: together with its requests, which are suspended."""
 
     async def end(self) -> None:
-        """Make an end of it, however long that takes."""
+        """Kill what is left of it, and return when all of it is gone."""
 
     def interrupt(self, reason: str) -> None:
-        """Make a ``wake`` under way fail."""
+        """Fail a ``wake`` under way, or make an ``evict`` stop the engine: llmux is shutting down."""
 
     async def check_health(self, timeout_seconds: float) -> Health:
-        """Whether it lives."""
+        """Whether it is alive."""
 
 
 class Requests(Protocol):
@@ -156,7 +145,7 @@ class Controller:
         """Run a piece of lifecycle work as the server's."""
         self._spawn(work)
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:  # noqa: C901 - a dispatch table
         assert self._requests is not None
         match action:
             case Admit() | Reject() | Revoke() | Freeze() | Hold() | Thaw():
@@ -210,37 +199,30 @@ class Controller:
 
     async def _wake(self, instance: InstanceId) -> None:
         engine = self._instances[instance.model]
-        error: str | None
-        unfaithful = False
         try:
-            await engine.wake()
-            error = engine.lost
-        except OutputMismatch as failure:
-            error, unfaithful = str(failure), True
-        except LlmuxError as failure:
-            error = str(failure)
+            outcome = await engine.wake()
         except Exception as failure:
             log.exception("unexpected error while waking", model=instance.model)
-            error = f"{type(failure).__name__}: {failure}"
-        out_of_memory = error is not None and engine.ran_out_of_memory
-        if error is not None:
+            outcome = WakeOutcome(f"{type(failure).__name__}: {failure}")
+        if outcome.error is not None:
+            # Before the event: the scheduler may give the engine's memory away as soon as it knows of the failure.
             await engine.end()
         self._waking.discard(instance.model)
-        self.feed(WakeDone(instance, error, out_of_memory, unfaithful, engine.can_freeze))
+        self.feed(
+            WakeDone(
+                instance,
+                outcome.error,
+                out_of_memory=outcome.is_out_of_memory,
+                unfaithful=outcome.is_mismatch,
+                can_freeze=outcome.can_freeze,
+            )
+        )
 
     async def _evict(self, action: Evict) -> None:
         instance = action.instance
-        engine = self._instances[instance.model]
-        residency: Asleep | Cold = Cold()
-        error: str | None = None
         try:
-            residency = await engine.evict(action.eviction, freeze=action.freeze)
-            if isinstance(residency, Asleep) and engine.lost is not None:
-                await engine.end()
-                residency = Cold()
-        except LlmuxError as failure:
-            error = str(failure)
+            outcome = await self._instances[instance.model].evict(action.eviction, freeze=action.freeze)
         except Exception as failure:
             log.exception("unexpected error while evicting", model=instance.model)
-            error = f"{type(failure).__name__}: {failure}"
-        self.feed(EvictDone(instance, residency, error))
+            outcome = EvictOutcome(Cold(), error=f"{type(failure).__name__}: {failure}")
+        self.feed(EvictDone(instance, outcome.residency, outcome.error))

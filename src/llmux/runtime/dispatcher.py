@@ -1,67 +1,45 @@
-"""The dispatcher where the gateway gets leases: keeps the requests, asks the scheduler, calls the holders back."""
+"""Where the gateway's requests wait: passes them to the scheduler, and its decisions to their holders."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
-import structlog
-
-from llmux.access import Lease, LeaseHolder, Outcome, Upstream
+from llmux.access import Outcome, RequestHolder
 from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
-from llmux.core.request import Priority, Request
+from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.engines.health import Health
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 
-log = structlog.get_logger("llmux.dispatcher")
+HEALTH_TIMEOUT_SECONDS = 0.2
+"""An engine that lives answers /health in milliseconds; a client is waiting for this."""
 
-PROBE_SECONDS = 0.2
-SECOND_LOOK_SECONDS = 0.15
+SECOND_CHECK_SECONDS = 0.15
 """A dying vLLM answers 500 up to 0.14 s before its /health says so (measured on 0.32)."""
 
 
-class _Entry:
-    """One request: its record, who holds it, and its lease while it has one."""
-
-    __slots__ = ("holder", "lease", "request")
-
-    def __init__(self, request: Request, holder: LeaseHolder) -> None:
-        self.request = request
-        self.holder = holder
-        self.lease: Lease | None = None
-
-
-class _DispatchedLease(Lease):
-    __slots__ = ("entry",)
-
-    def __init__(self, entry: _Entry, upstream: Upstream) -> None:
-        request = entry.request
-        super().__init__(request.id, request.model, upstream, request.queue_seconds, request.switch_seconds)
-        self.entry = entry
-
-
 class Dispatcher:
-    """Keeps requests and their holders; passes requests to the scheduler, and its decisions to the holders."""
+    """Implements ``ModelAccess``. A request is in one of two tables: waiting for a lease, or holding one."""
 
     def __init__(
         self,
         scheduler: Scheduler,
         controller: Controller,
-        instances: dict[str, ManagedInstance],
+        instances: Mapping[str, ManagedInstance],
         metrics: RuntimeMetrics,
     ) -> None:
         self._scheduler = scheduler
         self._controller = controller
         self._instances = instances
         self._metrics = metrics
-        self._at_once = metrics.at_once
-        self._numbers = count(1)
+        # Counted here and read at scrape: on this path a method call would cost more than the addition.
+        self._admitted_at_once = dict.fromkeys(instances, 0)
+        metrics.watch_admissions(self._admitted_at_once)
         self._now = controller.now
-        self._waiting: dict[int, _Entry] = {}
-        self._leases: dict[int, _Entry] = {}
+        self._waiting: dict[Request, RequestHolder] = {}
+        self._leases: dict[Request, RequestHolder] = {}
 
     @property
     def models(self) -> Sequence[str]:
@@ -70,107 +48,87 @@ class Dispatcher:
     def knows(self, model: str) -> bool:
         return model in self._instances
 
-    def acquire(
-        self,
-        model: str,
-        holder: LeaseHolder,
-        *,
-        size_bytes: int,
-        may_wake: bool = True,
-        priority: Priority = Priority.INTERACTIVE,
-        streams: bool = False,
-    ) -> int:
-        request = Request(
-            next(self._numbers), model, priority=priority, streams=streams, may_wake=may_wake, size_bytes=size_bytes
-        )
-        entry = _Entry(request, holder)
+    def acquire(self, request: Request, holder: RequestHolder) -> None:
+        model = request.model
         if self._scheduler.admit(request, self._now()) is not None:
-            lease = entry.lease = _DispatchedLease(entry, self._instances[model].upstream)
-            self._leases[request.id] = entry
-            self._at_once[model] += 1
-            holder.lease_granted(lease)
+            self._leases[request] = holder
+            self._admitted_at_once[model] += 1
+            holder.admitted(self._instances[model].upstream)
         else:
-            self._waiting[request.id] = entry
+            self._waiting[request] = holder
             self._controller.feed(RequestArrived(request))
-        return request.id
 
-    def cancel(self, request: int) -> None:
-        entry = self._waiting.pop(request, None)
-        if entry is not None:
-            self._controller.feed(RequestGone(entry.request))
+    def cancel(self, request: Request) -> None:
+        if self._waiting.pop(request, None) is not None:
+            self._controller.feed(RequestGone(request))
 
-    def answered(self, lease: Lease) -> None:
-        entry = self._leases.get(lease.request)
-        if entry is not None and entry.request.streams:
+    def first_token(self, request: Request) -> None:
+        if request.streams:
             now = self._now()
-            self._scheduler.first_token(entry.request, now)
-            self._metrics.answered(lease.model, now - entry.request.arrived_at)
+            self._scheduler.first_token(request, now)
+            self._metrics.first_token(request.model, now - request.arrived_at)
 
-    def end(self, lease: Lease, outcome: Outcome) -> None:
-        entry = self._leases.pop(lease.request, None)
-        if entry is None:
+    def end(self, request: Request, outcome: Outcome) -> None:
+        if self._leases.pop(request, None) is None:
             return
         completed = outcome is Outcome.COMPLETED
-        if not self._scheduler.done(entry.request, completed, self._now()):
-            self._controller.feed(RequestDone(entry.request, completed))
+        if not self._scheduler.done(request, completed, self._now()):
+            self._controller.feed(RequestDone(request, completed))
 
-    def give_back(self, lease: Lease, reason: str) -> None:
-        assert isinstance(lease, _DispatchedLease)
-        self._leases.pop(lease.request, None)
-        entry = self._waiting[lease.request] = lease.entry
-        self._controller.run(self._return(entry, reason))
+    def give_back(self, request: Request, holder: RequestHolder, reason: str) -> None:
+        self._leases.pop(request, None)
+        self._waiting[request] = holder
+        self._controller.run(self._return(request, reason))
 
-    def confirm_alive(self, lease: Lease, report: Callable[[bool], None]) -> None:
-        self._controller.run(self._confirm(lease.model, report))
+    def confirm_alive(self, request: Request, report: Callable[[bool], None]) -> None:
+        self._controller.run(self._confirm(request.model, report))
 
     def perform(self, action: RequestAction) -> None:
-        """Tell the holder of a request what the scheduler has decided about it."""
-        number = action.request.id
+        """Pass what the scheduler has decided about a request to its holder, if the client has not left meanwhile."""
+        request = action.request
+        if isinstance(action, Admit | Reject):
+            holder = self._waiting.pop(request, None)
+        elif isinstance(action, Revoke):
+            holder = self._leases.pop(request, None)
+        else:
+            holder = self._leases.get(request)
+        if holder is None:
+            if isinstance(action, Admit):
+                self._controller.feed(RequestDone(request, completed=False))
+            return
         match action:
-            case Admit(request, instance):
-                entry = self._waiting.pop(number, None)
-                if entry is None:
-                    # The client left between the decision and now.
-                    self._controller.feed(RequestDone(request, completed=False))
-                    return
-                self._leases[number] = entry
+            case Admit(instance=instance):
+                self._leases[request] = holder
                 self._metrics.admitted(request.model, request.queue_seconds)
-                entry.lease = _DispatchedLease(entry, self._instances[instance.model].upstream)
-                entry.holder.lease_granted(entry.lease)
-            case Reject(_, error):
-                if (entry := self._waiting.pop(number, None)) is not None:
-                    entry.holder.lease_refused(error)
-            case Revoke(_, error):
-                if (entry := self._leases.pop(number, None)) is not None:
-                    entry.holder.lease_revoked(error)
+                holder.admitted(self._instances[instance.model].upstream)
+            case Reject(error=error):
+                holder.rejected(error)
+            case Revoke(error=error):
+                holder.revoked(error)
             case Freeze():
-                if (entry := self._leases.get(number)) is not None:
-                    entry.holder.lease_frozen()
+                holder.frozen()
             case Hold():
-                if (entry := self._leases.get(number)) is not None:
-                    entry.holder.lease_held()
+                holder.held()
             case Thaw():
-                if (entry := self._leases.get(number)) is not None:
-                    entry.holder.lease_thawed()
+                holder.thawed()
             case _:
                 assert_never(action)
 
-    async def _return(self, entry: _Entry, reason: str) -> None:
+    async def _return(self, request: Request, reason: str) -> None:
         """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""
-        request = entry.request
-        health = await self._instances[request.model].check_health(PROBE_SECONDS)
+        health = await self._instances[request.model].check_health(HEALTH_TIMEOUT_SECONDS)
         if health is Health.DEAD and request.instance is not None:
             self._controller.feed(InstanceExited(request.instance, reason))
-        if request.id in self._waiting:
+        if request in self._waiting:
             self._controller.feed(RequestReturned(request, reason))
         else:
             self._controller.feed(RequestDone(request, completed=False))
 
     async def _confirm(self, model: str, report: Callable[[bool], None]) -> None:
         engine = self._instances[model]
-        health = await engine.check_health(PROBE_SECONDS)
+        health = await engine.check_health(HEALTH_TIMEOUT_SECONDS)
         if health is not Health.DEAD:
             # Silence is no sign of life: an engine that answers many clients as it dies has no time for /health.
-            await asyncio.sleep(SECOND_LOOK_SECONDS)
-            health = await engine.check_health(PROBE_SECONDS)
+            await asyncio.sleep(SECOND_CHECK_SECONDS)
+            health = await engine.check_health(HEALTH_TIMEOUT_SECONDS)
         report(health is not Health.DEAD)

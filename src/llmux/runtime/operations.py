@@ -2,67 +2,54 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol
 
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
-from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import (
-    Asleep,
-    Auto,
-    Cold,
-    Draining,
-    Evicting,
-    Failed,
-    Manual,
-    Mode,
-    Serving,
-    State,
-    Stuck,
-    Waking,
-)
+from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
 from llmux.engines.steps import UnsupportedEviction, steps_of
 from llmux.errors import EvictionRefused, ModelNotFound
 from llmux.runtime.controller import Controller
 
-_WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
-_PROCESSES = {
-    Process.KEEP_RUNNING: "KeepRunning",
-    Process.CUDA_SUSPEND: "CudaSuspend",
-    Process.CHECKPOINT: "Checkpoint",
-    Process.STOP: "Stop",
-}
-
-
-CHECKPOINTED = "checkpointed"
-"""The state of a model that is in an image."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model as the operator sees it. ``process_state`` is in 0.7.7's words."""
+    """One model as the operator sees it."""
 
     name: str
     in_flight: int
     queue_depth: int
-    process_state: str
+    state: State
     eviction: Eviction
-    on_gpu: bool
-    failure: str | None
     pid: int | None
+    """The engine's root process."""
     oldest_wait_seconds: float
+    """How long the longest-waiting request has waited; 0 if none waits."""
     frozen: int = 0
     unfaithful: tuple[Eviction, ...] = ()
-    """Evictions after which it was found to say something else than before, and which it does not use any more."""
+    """Evictions after which its output differed, and which it does not use any more."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it holds the memory of an awake model."""
+        return isinstance(self.state, ON_GPU)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, if it has."""
+        return self.state.reason if isinstance(self.state, Failed | Stuck) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole as the operator sees it. ``state`` is in 0.7.7's words."""
+    """Everything as the operator sees it."""
 
-    state: str
     active_model: str | None
+    """The model on its way in, else the one woken last."""
+    switching: tuple[str, str] | None
+    """From which model to which a switch is under way; the first is empty when nothing has to leave."""
     mode: Mode
     models: tuple[ModelStatus, ...]
 
@@ -88,7 +75,7 @@ class Engine(Protocol):
 
 
 class Operations:
-    """The operator's view and hands."""
+    """What the operator sees and does. Commands wait for their end; a caller that leaves stops nothing."""
 
     def __init__(
         self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine], *, has_images: bool = False
@@ -105,15 +92,9 @@ class Operations:
 
     def status(self) -> Status:
         """Where everything is now."""
-        active = self._scheduler.active_model()
-        switching = self._scheduler.switching()
-        if switching is not None:
-            state = f"switching:{switching[0] or 'none'}->{switching[1]}"
-        else:
-            state = f"active:{active}" if active is not None else "idle"
         return Status(
-            state,
-            active if switching is None else None,
+            self._scheduler.active_model(),
+            self._scheduler.switching(),
             self._scheduler.mode,
             tuple(self.model_status(name) for name in self._engines),
         )
@@ -122,19 +103,16 @@ class Operations:
         """One model; raises ModelNotFound."""
         self._check(name)
         record = self._scheduler.model(name)
-        state = record.state
         return ModelStatus(
             name,
-            len(record.in_flight),
-            len(record.queue),
-            process_state(state),
-            record.eviction,
-            isinstance(state, Waking | Serving | Draining | Evicting | Stuck),
-            state.reason if isinstance(state, Failed | Stuck) else None,
-            self._engines[name].pid,
-            self.now() - record.head_since if record.head_since is not None else 0.0,
-            len(record.frozen),
-            tuple(sorted(record.unfaithful, key=str)),
+            in_flight=len(record.in_flight),
+            queue_depth=len(record.queue),
+            state=record.state,
+            eviction=record.eviction,
+            pid=self._engines[name].pid,
+            oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
+            frozen=len(record.frozen),
+            unfaithful=tuple(sorted(record.unfaithful, key=str)),
         )
 
     def history(self, name: str) -> Sequence[Transition]:
@@ -170,7 +148,8 @@ class Operations:
         self._check(name)
         if eviction is not None:
             self._check_eviction(eviction)
-        is_in_image = process_state(self._scheduler.state(name)) == CHECKPOINTED
+        state = self._scheduler.state(name)
+        is_in_image = isinstance(state, Asleep) and state.eviction.process is Process.CHECKPOINT
         await self._controller.command(lambda number: SleepRequested(number, name, eviction))
         if is_in_image and (eviction or self._scheduler.model(name).eviction).process is Process.STOP:
             await self._engines[name].delete_images()
@@ -207,34 +186,3 @@ class Operations:
     def _check(self, name: str) -> None:
         if name not in self._engines:
             raise ModelNotFound(name, list(self._engines))
-
-
-def process_state(state: State) -> str:
-    """A model's state in 0.7.7's words: a model is running until it has begun to leave, asleep until it is awake."""
-    match state:
-        case Cold():
-            return "not_started"
-        case Waking(asleep=None):
-            return "starting"
-        case Serving() | Draining() | Evicting(eviction=Eviction(process=Process.STOP)):
-            return "running"
-        case Asleep(Eviction(process=Process.CHECKPOINT)):
-            return CHECKPOINTED
-        case Waking(asleep=eviction) | Asleep(eviction) | Evicting(eviction=eviction):
-            assert eviction is not None
-            return f"sleeping:{_WEIGHTS[eviction.weights]}+{_PROCESSES[eviction.process]}"
-        case Stuck(reason=reason) | Failed(reason=reason):
-            return f"failed:{reason}"
-        case _:
-            assert_never(state)
-
-
-def describe_mode(mode: Mode) -> dict[str, str]:
-    """The mode as 0.7.7's status shows it."""
-    match mode:
-        case Auto():
-            return {"mode": "auto"}
-        case Manual(pinned=pinned):
-            return {"mode": "manual"} if pinned is None else {"mode": "manual", "pinned": pinned}
-        case _:
-            assert_never(mode)

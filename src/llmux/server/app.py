@@ -73,8 +73,8 @@ class Server:
                 spec,
                 self._endpoints[name],
                 self._exit_callback(name),
-                images=self._images.get(name),
-                room=build_headroom(settings, name),
+                store=self._images.get(name),
+                headroom=build_headroom(settings, name),
                 on_leaving=self._forget_upstream,
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})

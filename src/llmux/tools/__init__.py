@@ -1,1 +1,1 @@
-"""What the command line does with one engine, without a server around it."""
+"""Command-line jobs on one engine, without a server around it."""

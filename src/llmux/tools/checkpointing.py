@@ -1,4 +1,4 @@
-"""Making a model's image ahead of time, and bringing an engine back from it to stay without llmux."""
+"""Creates a model's image ahead of time, and restores an engine that then runs on without llmux."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +7,13 @@ from time import monotonic
 from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
-from llmux.tools.standalone import Memory, StandaloneEngine, Tell
+from llmux.tools.standalone import Memory, OnProgress, StandaloneEngine, WakeFailed
 
 MIB = 1 << 20
 
 
 class CheckpointFailed(LlmuxError):
-    """No image was made."""
+    """No image was created."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"no image was made: {reason}")
@@ -21,7 +21,7 @@ class CheckpointFailed(LlmuxError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An image that was made."""
+    """An image that was created."""
 
     model: str
     path: Path
@@ -29,7 +29,7 @@ class Checkpoint:
     eviction: Eviction
     start_seconds: float
     seconds: float
-    """From the awake engine to the image on the disk."""
+    """From the engine awake to the image safely on the disk."""
     before: Memory
     after: Memory
     answer: str | None
@@ -37,7 +37,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """An engine that came from an image and stays."""
+    """An engine that was restored and runs on by itself."""
 
     model: str
     path: Path
@@ -45,41 +45,46 @@ class Restored:
     port: int
     pid: int
     shim_pid: int
-    """A SIGTERM to it ends the engine with all that belongs to it."""
+    """SIGTERM to it stops the engine with everything that belongs to it."""
     memory: Memory
     answer: str
 
 
 async def make_checkpoint(
-    engine: StandaloneEngine, imager: Checkpointer, eviction: Eviction, tell: Tell, *, warms_up: bool = True
+    engine: StandaloneEngine,
+    checkpointer: Checkpointer,
+    eviction: Eviction,
+    on_progress: OnProgress,
+    *,
+    warms_up: bool = True,
 ) -> Checkpoint:
     """Start the engine, ask it once if it is to warm up, and put it into its image; raises LlmuxError.
 
-    The image is on the disk for sure when this returns.
+    The image is safely on the disk when this returns.
     """
     model = engine.instance.spec.model
-    await imager.check()
-    tell("starting the engine")
+    await checkpointer.check()
+    on_progress("starting the engine")
     began_at = monotonic()
-    await engine.instance.wake()
+    WakeFailed.raise_for(await engine.instance.wake())
     started_at = monotonic()
     answer = await engine.ask() if warms_up else None
     before = await engine.measure()
-    tell("putting it into its image")
+    on_progress("putting it into its image")
     dumping_at = monotonic()
-    residency = await engine.instance.evict(eviction)
-    if reason := engine.other_than(eviction, residency):
+    outcome = await engine.instance.evict(eviction)
+    if reason := outcome.error or outcome.deviation_from(eviction):
         raise CheckpointFailed(reason)
-    path = imager.image_path(model)
-    tell("waiting until the image is on the disk")
+    path = checkpointer.image_path(model)
+    on_progress("waiting until the image is on the disk")
     try:
-        await imager.make_durable(path)
+        await checkpointer.make_durable(path)
     except OSError as error:
         raise CheckpointFailed(f"{path} could not be written to the disk: {error}") from error
     return Checkpoint(
         model=model,
         path=path,
-        size_mib=imager.read(path).size_bytes // MIB,
+        size_mib=checkpointer.read(path).size_bytes // MIB,
         eviction=eviction,
         start_seconds=started_at - began_at,
         seconds=monotonic() - dumping_at,
@@ -89,14 +94,14 @@ async def make_checkpoint(
     )
 
 
-async def restore_to_stay(engine: StandaloneEngine, imager: Checkpointer, tell: Tell) -> Restored:
-    """Bring the engine back from its image, ask it, and let it outlive llmux; raises LlmuxError."""
+async def restore_to_stay(engine: StandaloneEngine, checkpointer: Checkpointer, on_progress: OnProgress) -> Restored:
+    """Restore the engine, ask it once, and let it outlive llmux; raises LlmuxError."""
     instance = engine.instance
-    await imager.check()
-    path = imager.image_path(instance.spec.model)
-    tell(f"restoring from {path}")
+    await checkpointer.check()
+    path = checkpointer.image_path(instance.spec.model)
+    on_progress(f"restoring from {path}")
     began_at = monotonic()
-    await instance.wake()
+    WakeFailed.raise_for(await instance.wake())
     seconds = monotonic() - began_at
     answer = await engine.ask()
     restored = Restored(

@@ -1,27 +1,27 @@
-"""Trying out whether a model's engine survives each way of leaving the GPU, and really gives its memory back."""
+"""Tries each eviction of a model's engine: does it free its memory, and answer the same afterwards?"""
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.engines.steps import UnsupportedEviction, steps_of
-from llmux.errors import LlmuxError, OutputMismatch, ProcessStuck
+from llmux.errors import LlmuxError
 from llmux.hosts.local import find_descendants, find_living
-from llmux.tools.standalone import Memory, StandaloneEngine, Tell
+from llmux.tools.standalone import Memory, OnProgress, StandaloneEngine, WakeFailed
 
 PAUSE_SECONDS = 1.0
+"""From the end of an eviction to the measurement: the driver frees memory a moment later."""
 GPU_SHARE_FREED = 0.5
-"""Of what the engine held. The rest is at most what CUDA itself keeps."""
+"""Of what the engine held: a sleeping engine keeps its CUDA context, which is far less than the rest."""
 HOST_MIB_FREED = 16
-"""More than what a process's memory varies by itself: without a GPU only the KV cache or the weights tell."""
+"""More than an idle process's memory varies by, and less than any model's weights or KV cache."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """One way of leaving the GPU, tried once; what is None was not reached or cannot be read."""
+    """One eviction, tried once; what is None was not reached or cannot be read."""
 
     eviction: Eviction
     sleep_seconds: float | None = None
@@ -31,22 +31,22 @@ class Trial:
     awake: Memory | None = None
     is_same_answer: bool | None = None
     reasons: list[str] = field(default_factory=list)
-    """Why it failed."""
+    """Why it failed; empty if it passed."""
 
     @property
     def passed(self) -> bool:
-        """Whether all was as it should be."""
+        """Whether the answer was the same and nothing else was wrong."""
         return self.is_same_answer is True and not self.reasons
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """All trials of one model."""
+    """The trials of one model."""
 
     model: str
     baseline: str
     is_judged_by_gpu: bool
-    """Whether freed memory is the GPUs', or, where those cannot be read, the host's."""
+    """Whether freed memory was measured on the GPUs; if those cannot be read, it is the host's."""
     trials: tuple[Trial, ...]
 
     @property
@@ -56,27 +56,31 @@ class Validation:
 
 
 async def validate(
-    engine: StandaloneEngine, evictions: Sequence[Eviction], tell: Tell, *, pause_seconds: float = PAUSE_SECONDS
+    engine: StandaloneEngine,
+    evictions: Sequence[Eviction],
+    on_progress: OnProgress,
+    *,
+    pause_seconds: float = PAUSE_SECONDS,
 ) -> Validation:
-    """Start the engine and try each eviction in turn; one that fails does not keep the next from being tried.
+    """Start the engine and try each eviction in turn; after a failed trial, the next one begins with a fresh engine.
 
-    After a failure the next trial begins with a fresh engine. Raises LlmuxError if the engine does not start at all.
+    Raises LlmuxError if the engine cannot be started or does not answer.
     """
     empty = await engine.measure()
-    tell("starting the engine")
-    await engine.instance.wake()
+    on_progress("starting the engine")
+    WakeFailed.raise_for(await engine.instance.wake())
     baseline = await engine.ask()
-    judge = _Judge(engine, baseline, empty.gpu_mib, tell, pause_seconds)
-    trials = [await judge.try_out(eviction) for eviction in evictions]
+    examiner = _Examiner(engine, baseline, empty.gpu_mib, on_progress, pause_seconds)
+    trials = [await examiner.try_out(eviction) for eviction in evictions]
     return Validation(engine.instance.spec.model, baseline, empty.gpu_mib is not None, tuple(trials))
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
+class _Examiner:
     engine: StandaloneEngine
     baseline: str
     empty_gpu_mib: int | None
-    tell: Tell
+    on_progress: OnProgress
     pause_seconds: float
 
     async def try_out(self, eviction: Eviction) -> Trial:
@@ -87,54 +91,57 @@ class _Judge:
             trial.reasons.append(str(refusal))
             return trial
         try:
-            await self._begin(eviction)
-            await self._leave(trial)
-            await self._come_back(trial)
-        except OutputMismatch as difference:
-            trial.is_same_answer = False
-            trial.reasons.append(str(difference))
+            await self._ensure_running(eviction)
+            if await self._evict(trial):
+                await self._wake(trial)
         except LlmuxError as error:
             trial.reasons.append(str(error))
         if not trial.passed:
-            await self._give_up()
+            # Whatever state the engine or its image is in, the next trial gets a fresh one.
+            await self.engine.instance.evict(STOP)
+            await self.engine.instance.end()
         return trial
 
-    async def _give_up(self) -> None:
-        """Whatever state the engine is in, or its image: the next one is to be fresh."""
-        with suppress(ProcessStuck):
-            await self.engine.instance.evict(STOP)
-        await self.engine.instance.end()
-
-    async def _begin(self, eviction: Eviction) -> None:
+    async def _ensure_running(self, eviction: Eviction) -> None:
         instance = self.engine.instance
-        if instance.lost is not None:
-            self.tell(f"{eviction}: starting a fresh engine")
+        if not instance.has_engine:
+            self.on_progress(f"{eviction}: starting a fresh engine")
             await instance.end()
-            await instance.wake()
+            WakeFailed.raise_for(await instance.wake())
 
-    async def _leave(self, trial: Trial) -> None:
-        self.tell(f"{trial.eviction}: leaving the GPU")
+    async def _evict(self, trial: Trial) -> bool:
+        """Evict and measure; False if the engine could not be brought off the GPU."""
+        self.on_progress(f"{trial.eviction}: leaving the GPU")
         instance = self.engine.instance
         family = find_descendants(instance.shim_pid or 0)
         trial.before = await self.engine.measure()
         began_at = monotonic()
-        residency = await instance.evict(trial.eviction)
+        outcome = await instance.evict(trial.eviction)
+        if outcome.error is not None:
+            trial.reasons.append(outcome.error)
+            return False
         trial.sleep_seconds = monotonic() - began_at
         await asyncio.sleep(self.pause_seconds)
         trial.asleep = await self.engine.measure()
-        if reason := self.engine.other_than(trial.eviction, residency):
+        if reason := outcome.deviation_from(trial.eviction):
             trial.reasons.append(reason)
         if reason := self._not_freed(trial.before, trial.asleep):
             trial.reasons.append(reason)
         if trial.eviction.process in (Process.STOP, Process.CHECKPOINT) and (left := find_living(family)):
             trial.reasons.append(f"processes of the engine are still there: {', '.join(map(str, left))}")
+        return True
 
-    async def _come_back(self, trial: Trial) -> None:
-        self.tell(f"{trial.eviction}: coming back")
+    async def _wake(self, trial: Trial) -> None:
+        self.on_progress(f"{trial.eviction}: coming back")
         instance = self.engine.instance
-        began_at, asked_before_seconds = monotonic(), instance.canary.seconds
-        await instance.wake()
-        trial.wake_seconds = monotonic() - began_at - (instance.canary.seconds - asked_before_seconds)
+        began_at = monotonic()
+        outcome = await instance.wake()
+        if outcome.error is not None:
+            if outcome.is_mismatch:
+                trial.is_same_answer = False
+            trial.reasons.append(outcome.error)
+            return
+        trial.wake_seconds = monotonic() - began_at - outcome.canary_seconds
         trial.awake = await self.engine.measure()
         answer = await self.engine.ask()
         trial.is_same_answer = answer == self.baseline

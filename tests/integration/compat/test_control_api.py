@@ -182,7 +182,7 @@ async def test_requests_for_a_pinned_model_wait_for_it(tmp_path: Path) -> None:
         assert pinned.result().status == 200
 
 
-async def test_manual_mode_drops_a_pin(bench: Bench) -> None:
+async def test_manual_mode_removes_a_pin(bench: Bench) -> None:
     await bench.call("POST /control/pin", {"model": "b"})
     await bench.call("POST /control/mode", {"mode": "manual"})
     assert (await document(bench))["mode"] == {"mode": "manual"}
@@ -190,7 +190,7 @@ async def test_manual_mode_drops_a_pin(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("command", ["pin", "switch", "wake"])
-async def test_a_command_that_fails_says_so_and_changes_no_mode(tmp_path: Path, command: str) -> None:
+async def test_a_command_that_fails_reports_it_and_leaves_the_mode(tmp_path: Path, command: str) -> None:
     async with serving({"a": OFFLOAD, "b": with_flags(STOP, "--sim-fault", "start-exit:3")}, tmp_path) as bench:
         await bench.expect("a")
         if command == "switch":
@@ -352,19 +352,19 @@ async def test_the_ports_of_metrics_and_control(tmp_path: Path, unused_ports: tu
         assert (await bench.call("GET /metrics")).status == 200
 
 
-async def test_control_answers_this_machine_only(bench: Bench) -> None:
+async def test_without_a_key_control_serves_this_machine_only(bench: Bench) -> None:
     for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"X-Forwarded-For": "10.0.0.1"}):
         assert (await bench.call("GET /control/status", headers=headers)).status == 403
 
 
-async def test_an_admin_key_is_asked_for(tmp_path: Path) -> None:
+async def test_a_configured_admin_key_is_required(tmp_path: Path) -> None:
     async with serving(THREE, tmp_path, admin_key="secret") as bench:
         assert (await bench.call("GET /control/status")).status == 401
         right = {"Authorization": "Bearer secret", "Origin": "http://elsewhere.example"}
         assert (await bench.call("GET /control/status", headers=right)).status == 200
 
 
-async def test_a_caller_that_leaves_stops_nothing(tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_stops_nothing(tmp_path: Path) -> None:
     async with serving({"a": with_flags(STOP, "--startup-delay-ms", "500")}, tmp_path) as bench:
         async with asyncio.TaskGroup() as tasks:
             switching = tasks.create_task(bench.call("POST /control/switch", {"model": "a"}))

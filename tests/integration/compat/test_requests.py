@@ -1,4 +1,4 @@
-"""Which model a request goes to, and what it is told when it cannot be served, as in 0.7.7."""
+"""Which model a request goes to, and the errors when it cannot be served, as in 0.7.7."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,7 +36,7 @@ async def test_the_header_with_an_empty_body_is_forwarded(bench: Bench) -> None:
     assert (await bench.call("GET /v1/anything", headers={"model-override": "a"})).status == 404
 
 
-async def test_a_get_wakes_nobody(bench: Bench) -> None:
+async def test_a_get_wakes_no_model(bench: Bench) -> None:
     answer = await bench.call("GET /v1/anything", headers={"model-override": "a"})
     assert (answer.status, answer.code) == (503, "model_not_loaded")
     assert bench.starts("a") == 0
@@ -87,7 +87,7 @@ async def test_a_wait_that_is_too_long(tmp_path: Path) -> None:
         await bench.expect("b")
 
 
-async def test_the_timeout_is_of_the_wait_and_not_of_the_answer(tmp_path: Path) -> None:
+async def test_the_timeout_covers_the_wait_and_not_the_response(tmp_path: Path) -> None:
     slow = with_flags(STOP, "--token-ms", "200")
     async with serving({"a": slow}, tmp_path, policy={"request_timeout_secs": 1.5}) as bench:
         await bench.call("POST /control/wake", {"model": "a"})
@@ -128,7 +128,7 @@ async def test_control_paths_of_engines_are_not_forwarded(bench: Bench) -> None:
     assert (await bench.stats("a"))["sleeps"] == 0
 
 
-async def test_answers_say_how_long_they_waited(bench: Bench) -> None:
+async def test_responses_carry_their_queue_time(bench: Bench) -> None:
     first = await bench.expect("a")
     assert int(first.headers["x-llmux-switch-ms"]) > 0
     assert int(first.headers["x-llmux-queue-ms"]) >= int(first.headers["x-llmux-switch-ms"])
@@ -138,7 +138,7 @@ async def test_answers_say_how_long_they_waited(bench: Bench) -> None:
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
 
 
-async def test_answers_of_engines_pass_as_they_are(bench: Bench) -> None:
+async def test_responses_of_engines_pass_unchanged(bench: Bench) -> None:
     answer = await bench.call("POST /v1/completions", {"model": "a", "prompt": "hello", "max_tokens": 4})
     assert answer.document["choices"][0]["text"] == expected_text("a", "hello", 4)
     answer = await bench.call("POST /v1/embeddings", {"model": "a", "input": "hello"})

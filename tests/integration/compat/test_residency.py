@@ -1,4 +1,4 @@
-"""Leaving the GPU and coming back, by every eviction, and what happens when an engine will not."""
+"""Evictions and wakes of every kind, and engines on which they fail."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ async def test_there_and_back(tmp_path: Path, eviction: str) -> None:
         assert stats["requests_while_asleep"] == 0
 
 
-async def test_old_files_say_it_with_a_number(tmp_path: Path) -> None:
+async def test_old_files_name_evictions_by_a_number(tmp_path: Path) -> None:
     async with serving({"a": {"eviction": 2}, "b": {"sleep_level": 1}}, tmp_path) as bench:
         for name in "aba":
             await bench.expect(name)
@@ -113,7 +113,7 @@ async def test_without_drain_before_switch_requests_in_flight_are_aborted(tmp_pa
         assert (await bench.stats("a"))["slept_under_requests"] == 0
 
 
-async def test_a_model_stays_for_its_least_time(tmp_path: Path) -> None:
+async def test_a_model_stays_for_min_active_seconds(tmp_path: Path) -> None:
     least_seconds = 1.5
     async with serving({"a": OFFLOAD, "b": OFFLOAD}, tmp_path, policy={"min_active_seconds": least_seconds}) as bench:
         await bench.expect("a")

@@ -1,4 +1,4 @@
-"""Warm-up: every model is started, asked once, and put to sleep before the first request is accepted."""
+"""Warm-up: every model is started, sent one prompt, and put to sleep before the first request is accepted."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.bench import DISCARD, OFFLOAD, STOP, serving, with_flags
 from tests.support.server import ended_early, simulated_config
 
 
-async def test_all_end_asleep_and_none_is_active(tmp_path: Path) -> None:
+async def test_all_models_end_asleep_and_none_is_active(tmp_path: Path) -> None:
     async with serving({"a": OFFLOAD, "b": DISCARD, "c": STOP}, tmp_path, warmup=True, canary="off") as bench:
         status = await bench.status()
         assert (status["state"], status["active_model"]) == ("idle", None)
@@ -31,7 +31,7 @@ async def test_all_end_asleep_and_none_is_active(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["start-exit:3", "die-on-request", "start-hang"])
-async def test_a_failure_ends_the_program(tmp_path: Path, fault: str) -> None:
+async def test_a_failed_warm_up_ends_the_program(tmp_path: Path, fault: str) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
     models = {"a": OFFLOAD, "b": with_flags(OFFLOAD, "--sim-fault", fault)}
     config = simulated_config(models, ledger=ledger.path, warmup=True, start_timeout_seconds=2.0)

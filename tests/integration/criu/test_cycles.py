@@ -109,7 +109,7 @@ async def test_the_simulated_engine_is_dumped_and_restored(tmp_path: Path) -> No
     lines: list[str] = []
     exits: list[int] = []
     directory = create_temporary_directory("model")
-    launch = LaunchCommand(argv, dict(os.environ), None, directory, checkpointable=True)
+    launch = LaunchCommand(argv, dict(os.environ), directory, checkpointable=True)
     process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
     engine = Engine("model", port, argv, new_checkpointer(tmp_path), process, lines, exits)
     await engine.wait_for_lines(1, "READY")

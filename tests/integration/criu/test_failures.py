@@ -84,7 +84,7 @@ async def test_an_image_that_cannot_be_completed(tmp_path: Path, monkeypatch: py
         with pytest.raises(DumpFailed, match="has ended.*could not be written.*No space left on device") as caught:
             await engine.dump()
         assert not caught.value.engine_runs
-        assert engine.process.is_gone
+        assert not exists(engine.process.pid)
         assert engine.exits == []
         assert no_image(tmp_path)
 

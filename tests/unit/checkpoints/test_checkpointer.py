@@ -21,7 +21,7 @@ from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed
 from llmux.hosts.local import choose_ports
 from tests.support import fake_criu
-from tests.support.processes import PRINT_PID_AND_WAIT, is_living, until
+from tests.support.processes import PRINT_PID_AND_WAIT, exists, is_living, until
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def facts(*, has_frozen: bool = False, model: str = "org/model") -> ImageFacts:
 async def engine(tmp_path: Path, exits: list[int]) -> AsyncIterator[EngineProcess]:
     directory = tmp_path / "engine"
     argv = (sys.executable, "-S", "-c", PRINT_PID_AND_WAIT)
-    launch = LaunchCommand(argv, dict(os.environ), None, directory, checkpointable=True)
+    launch = LaunchCommand(argv, dict(os.environ), directory, checkpointable=True)
     lines: list[str] = []
     process = await EngineProcess.spawn(launch, on_line=lambda _, line: lines.append(line), on_exit=exits.append)
     await until(lambda: bool(lines), "the first line")
@@ -65,7 +65,7 @@ async def test_a_dump_makes_a_complete_image(tmp_path: Path, program: str, image
         pipes, given = process.pipes, facts()
         manifest = await checkpointer.dump(process, given)
         assert process.is_dumped
-        assert process.is_gone
+        assert not exists(process.pid)
         assert process.exit_status is None
     assert exits == []
     assert not (tmp_path / "engine").exists()

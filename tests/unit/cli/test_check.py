@@ -1,4 +1,4 @@
-"""``llmux check`` says whether a file is usable, and if not, all that is wrong."""
+"""``llmux check`` reports every problem of a file, and ``llmux schema`` prints the committed schema."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from llmux.cli.check import check
+from llmux.cli.check import check, schema
+from llmux.config.schema import render
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "config_077"
 APP = typer.Typer()
@@ -43,7 +44,7 @@ def test_a_usable_file(good: Path, option: str) -> None:
     assert result.stderr == ""
 
 
-def test_one_model_is_not_two() -> None:
+def test_a_single_model_is_counted_in_the_singular() -> None:
     result = CliRunner().invoke(APP, ["-c", str(FIXTURES / "sleep.json")])
     assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy adaptive\n"
 
@@ -81,3 +82,11 @@ def test_json_of_an_unusable_file(bad: Path) -> None:
     assert data["ok"] is False
     assert [set(problem) for problem in data["problems"]] == [{"path", "message", "remedy"}] * 2
     assert result.stderr == ""
+
+
+def test_the_schema_is_printed_unchanged() -> None:
+    app = typer.Typer()
+    app.command()(schema)
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    assert result.stdout == render()

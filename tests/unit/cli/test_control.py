@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from llmux.cli import control
 from llmux.core.settings import Limits
 from tests.support.control import HOST, ControlApi, control_api
-from tests.support.scripted import Scripted, model
+from tests.support.scripted import model
 
 application = typer.Typer()
 for command in (
@@ -58,7 +58,7 @@ async def test_status_as_a_table_and_as_json() -> None:
         (("sleep", "a", "--eviction", "retain+stop"), "'a' is not_started"),
     ],
 )
-async def test_what_was_done_is_said(arguments: tuple[str, ...], said: str) -> None:
+async def test_the_result_is_printed(arguments: tuple[str, ...], said: str) -> None:
     async with control_api(model("a")) as api:
         result = await llmux(api, *arguments)
         assert result.exit_code == 0
@@ -81,12 +81,12 @@ async def test_evictions_are_shown_and_changed() -> None:
         assert (await llmux(api, "eviction", "nobody")).exit_code == 1
 
 
-async def test_a_refusal_and_a_failure_are_said_and_end_with_1() -> None:
+async def test_a_refusal_and_a_failure_are_reported_and_end_with_1() -> None:
     async with control_api(model("a"), limits=Limits(backoff_first_seconds=60.0)) as api:
         unknown = await llmux(api, "switch", "nobody")
         assert (unknown.exit_code, unknown.stdout) == (1, "")
         assert unknown.stderr == "llmux: the model 'nobody' does not exist; configured models: a\n"
-        api.runtime.engines["a"].wake_error = Scripted("no such file")
+        api.runtime.engines["a"].wake_error = "no such file"
         failed = await llmux(api, "switch", "a")
         assert failed.exit_code == 1
         assert failed.stderr.splitlines()[-1] == "llmux: no such file"
@@ -101,7 +101,7 @@ async def test_the_key_comes_from_option_or_environment() -> None:
         assert (await llmux(api, "status", LLMUX_ADMIN_KEY="secret")).exit_code == 0
 
 
-def test_nothing_that_listens_is_said_and_ends_with_1() -> None:
+def test_no_server_is_reported_and_ends_with_1() -> None:
     with socket.socket() as reserved:
         reserved.bind((HOST, 0))
         url = f"http://{HOST}:{reserved.getsockname()[1]}"
@@ -111,7 +111,7 @@ def test_nothing_that_listens_is_said_and_ends_with_1() -> None:
     assert result.stderr.endswith(": is llmux running?\n")
 
 
-async def test_a_server_that_is_not_llmux_is_said() -> None:
+async def test_a_server_that_is_not_llmux_is_reported() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")

@@ -11,7 +11,7 @@ import typer
 
 from llmux.cli.demo import _conclude
 from llmux.core.eviction import STOP
-from llmux.core.states import Auto
+from llmux.core.states import Auto, Cold
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.demo.state import DemoState, Monitor
 from llmux.simulation.demo.summary import Summary, summarise
@@ -22,7 +22,7 @@ from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, Traffi
 
 
 def _not_started(name: str) -> ModelStatus:
-    return ModelStatus(name, 0, 0, "not_started", STOP, False, None, None, 0.0)
+    return ModelStatus(name, 0, 0, Cold(), STOP, None, 0.0)
 
 
 class IdleOperator:
@@ -32,7 +32,7 @@ class IdleOperator:
         return 0.0
 
     def status(self) -> Status:
-        return Status("idle", None, Auto(), tuple(map(_not_started, COLOURS)))
+        return Status(None, None, Auto(), tuple(map(_not_started, COLOURS)))
 
     def history(self, name: str) -> list[Any]:
         return []

@@ -1,4 +1,4 @@
-"""How ``llmux validate`` shows what was found."""
+"""How ``llmux validate`` presents its results."""
 
 import pytest
 

@@ -24,7 +24,7 @@ def test_tensor_parallel_size_in_every_spelling(words: list[str], expected: int 
 
 
 @pytest.mark.parametrize("word", ["two", "", "0", "-1", "1.5", "²"])
-def test_a_number_that_is_none_is_refused_with_the_flag_and_the_word(word: str) -> None:
+def test_an_invalid_number_is_reported_with_the_flag_and_the_word(word: str) -> None:
     with pytest.raises(ValueError, match="--max-num-seqs needs a whole number of at least 1") as caught:
         arguments.number([f"--max-num-seqs={word}"], arguments.MAX_IN_FLIGHT)
     assert repr(word) in str(caught.value)
@@ -59,7 +59,7 @@ def test_present_finds_both_spellings() -> None:
     assert arguments.present(["--port=1", "--uds", "/x"], arguments.RESERVED) == ("--port", "--uds")
 
 
-def test_several_served_names_are_read_and_can_be_taken_out() -> None:
+def test_several_served_names_are_read_and_can_be_removed() -> None:
     words = ["--seed", "1", "--served-model-name", "a", "b", "--enforce-eager", "--served_model_name=c"]
     assert arguments.served_names(words[:6]) == ("a", "b")
     assert arguments.served_names(words) == ("c",)

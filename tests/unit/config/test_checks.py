@@ -72,7 +72,7 @@ def test_unreadable_arguments_are_refused(words: list[str]) -> None:
     assert paths({"a": {"extra_args": words}}) == ["models.a.extra_args"]
 
 
-def test_a_model_that_never_leaves_cannot_share_the_gpu() -> None:
+def test_a_model_that_never_leaves_the_gpu_cannot_share_it() -> None:
     stays = {"eviction": "retain+keep_running"}
     assert paths({"a": stays, "b": {}}) == ["models.a.eviction"]
     assert paths({"a": {}, "b": {}, "c": stays}, policy=stays) == ["policy.eviction", "models.c.eviction"]

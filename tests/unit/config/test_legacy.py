@@ -45,16 +45,16 @@ def test_old_and_new_together_are_a_problem(key: OldKey) -> None:
 
 
 @pytest.mark.parametrize("key", ["min_quantum_ms", "min_quantum_seconds"])
-def test_the_quantum_is_warned_about_as_it_is_written(key: str) -> None:
+def test_the_warning_about_the_quantum_names_the_key_as_written(key: str) -> None:
     (warning,) = translate({"policy": {key: 1}}).warnings
     assert warning.path == f"policy.{key}"
 
 
 @pytest.mark.parametrize("value", ["500", True, None, [1]])
-def test_a_value_that_is_no_number_is_left_to_the_validation(value: Any) -> None:
+def test_an_invalid_number_is_left_to_the_validation(value: Any) -> None:
     assert translate({"policy": {"tick_interval_ms": value}}).data == {"policy": {"tick_interval_seconds": value}}
 
 
 @pytest.mark.parametrize("data", [{"policy": 5}, {"models": []}, {"models": {"a": None}}])
-def test_what_is_no_mapping_is_left_to_the_validation(data: dict[str, Any]) -> None:
+def test_a_value_that_is_no_mapping_is_left_to_the_validation(data: dict[str, Any]) -> None:
     assert translate(data).data == data

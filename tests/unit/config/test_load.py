@@ -1,14 +1,17 @@
-"""From a file to settings; what is wrong is said all at once."""
+"""From a file to settings: all problems are reported at once, and secrets come from the environment."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmux.config.load import FILE_BYTES_MAX, load, loads
+from llmux.config.load import FILE_BYTES_MAX, load, loads, removed, replaced, resolve_secrets, value_at
 from llmux.errors import ConfigError, Problem
 
 MINIMAL = "models: {a: {model_path: x}}\n"
+ENVIRONMENT = {"A_KEY": "one", "B_KEY": "two", "EMPTY": ""}
+DATA = {"a": {"b": [1, {"c": 2}]}, "d": 3}
 
 
 def problems(text: str, environment: dict[str, str] | None = None) -> list[Problem]:
@@ -121,14 +124,14 @@ def test_a_wrong_value_under_an_old_key_is_reported_as_it_is_written() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "5", "just words"])
-def test_what_is_no_mapping(text: str) -> None:
+def test_a_file_that_is_no_mapping(text: str) -> None:
     (problem,) = problems(text)
     assert problem.path == ""
     assert problem.remedy
 
 
 @pytest.mark.parametrize("text", ["port: 1\n", "models: {}\n", "models: null\n", "models: [a]\n", "models: {a: 5}"])
-def test_without_models_nothing_works(text: str) -> None:
+def test_models_are_required(text: str) -> None:
     assert any(path.startswith("models") for path in paths(text))
 
 
@@ -157,3 +160,52 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as caught:
             load(tmp_path / name)
         assert caught.value.source == str(tmp_path / name)
+
+
+def test_every_secret_is_resolved() -> None:
+    data: dict[str, Any] = {
+        "admin_key": "${A_KEY}",
+        "api_keys": ["${A_KEY}", "plain", "${B_KEY}"],
+        "checkpoint": {"object_store": {"access_key": "${A_KEY}", "secret_key": "${B_KEY}", "bucket": "${A_KEY}"}},
+    }
+    resolved, missing = resolve_secrets(data, ENVIRONMENT)
+    assert resolved == {
+        "admin_key": "one",
+        "api_keys": ["one", "plain", "two"],
+        "checkpoint": {"object_store": {"access_key": "one", "secret_key": "two", "bucket": "${A_KEY}"}},
+    }
+    assert missing == ()
+    assert data["admin_key"] == "${A_KEY}"
+
+
+@pytest.mark.parametrize("name", ["ABSENT", "EMPTY"])
+def test_a_missing_or_empty_variable_is_a_problem(name: str) -> None:
+    _, (found,) = resolve_secrets({"api_keys": ["x", f"${{{name}}}"]}, ENVIRONMENT)
+    assert found.path == "api_keys.1"
+    assert found.message == f"the environment variable {name} is not set"
+
+
+@pytest.mark.parametrize("value", ["${A_KEY} ", "${A_KEY}${B_KEY}", "${}", "${1}", "${A_KEY"])
+def test_a_reference_is_the_whole_value(value: str) -> None:
+    _, (found,) = resolve_secrets({"admin_key": value}, ENVIRONMENT)
+    assert found.message == "begins with ${ but is not ${NAME}"
+
+
+@pytest.mark.parametrize("value", ["$A_KEY", "a${A_KEY}", 5, None])
+def test_a_secret_that_is_no_reference_is_used_literally(value: object) -> None:
+    assert resolve_secrets({"admin_key": value}, ENVIRONMENT) == ({"admin_key": value}, ())
+
+
+def test_value_at() -> None:
+    assert value_at(DATA, ("a", "b", 1, "c")) == 2
+    assert value_at(DATA, ()) is DATA
+    assert value_at(DATA, ("a", "x", "y")) is None
+    assert value_at(DATA, ("a", "b", 7)) is None
+    assert value_at(DATA, ("d", "e")) is None
+
+
+def test_changes_leave_the_original_alone() -> None:
+    assert replaced(DATA, ("a", "b", 1, "c"), 5) == {"a": {"b": [1, {"c": 5}]}, "d": 3}
+    assert removed(DATA, ("a", "b")) == {"a": {}, "d": 3}
+    assert removed(DATA, ("x",)) == DATA
+    assert DATA == {"a": {"b": [1, {"c": 2}]}, "d": 3}

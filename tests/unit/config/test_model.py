@@ -28,11 +28,11 @@ def test_the_name_is_served_first_then_the_path_then_the_files_own_names() -> No
         ({"extra_args": ["--api-key", "k1"], "env": {"VLLM_API_KEY": "k3"}}, "k1"),
     ],
 )
-def test_the_engines_own_key(keys: dict[str, Any], expected: str | None) -> None:
+def test_the_engines_own_api_key(keys: dict[str, Any], expected: str | None) -> None:
     assert model(**keys).engine_api_key == expected
 
 
-def test_numbers_may_stand_where_words_are_expected() -> None:
+def test_numbers_are_accepted_where_words_are_expected() -> None:
     own = model(extra_args=["--max-model-len", 4096], env={"OMP_NUM_THREADS": 4})
     assert own.extra_args == ("--max-model-len", "4096")
     assert own.env == {"OMP_NUM_THREADS": "4"}
@@ -48,5 +48,5 @@ def test_numbers_may_stand_where_words_are_expected() -> None:
         (["--kv-cache-memory-bytes", "4G", "--gpu-memory-utilization", "0.9"], None),
     ],
 )
-def test_what_a_start_wants_to_find_free(arguments: list[Any], share: float | None) -> None:
+def test_the_share_of_memory_that_a_start_needs(arguments: list[Any], share: float | None) -> None:
     assert model(extra_args=arguments).start_share == share

@@ -24,12 +24,12 @@ def test_yaml_and_json_give_equal_data() -> None:
 
 
 @pytest.mark.parametrize("word", ["no", "yes", "on", "010", "0x1F", "12:30:45", "2024-01-01", "1_000", ".inf", "+1"])
-def test_words_that_yaml_1_1_would_change_stay_texts(word: str) -> None:
+def test_words_that_yaml_1_1_would_convert_stay_strings(word: str) -> None:
     assert parse(f"a: {word}", "").data == {"a": word}
 
 
 @pytest.mark.parametrize("key", ["no", "70", "1.10", "null", "true"])
-def test_keys_are_the_text_that_stands_there(key: str) -> None:
+def test_keys_are_strings_as_written(key: str) -> None:
     assert parse(f"{key}: 1", "").data == {key: 1}
 
 
@@ -96,10 +96,10 @@ def test_bad_json_is_reported_as_json_where_the_file_says_so() -> None:
         pytest.param("a: " + "9" * 5000, "the file cannot be read", id="number-of-5000-digits"),
     ],
 )
-def test_other_unreadable_texts_have_one_clear_problem(text: str, words: str) -> None:
+def test_other_unreadable_files_have_one_clear_problem(text: str, words: str) -> None:
     assert words in problem_of(text).message
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
-def test_an_empty_text_is_nothing(text: str) -> None:
+def test_an_empty_file_has_no_data(text: str) -> None:
     assert parse(text, "").data is None

@@ -1,4 +1,4 @@
-"""The JSON schema is current, describes every key, and agrees with the loader."""
+"""The JSON schema and the table in the documentation are current; the schema agrees with the loader."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from llmux.config.load import load, loads
-from llmux.config.schema import json_schema, render
+from llmux.config.schema import MARK, json_schema, render, render_reference
+from llmux.config.settings import Settings
 from llmux.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -26,13 +27,24 @@ def properties() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{section['title']}.{key}", value
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid_json_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
 
 
-def test_the_file_in_the_repository_is_current() -> None:
+def test_the_committed_schema_is_current() -> None:
     committed = (ROOT / "config.schema.json").read_text(encoding="utf-8")
     assert committed == render(), "run: llmux schema > config.schema.json"
+
+
+def test_the_documented_options_are_current() -> None:
+    document = ROOT / "docs" / "configuration.md"
+    assert document.read_text().partition(MARK)[2] == render_reference(), "run 'make reference'"
+
+
+def test_every_option_is_documented() -> None:
+    table = render_reference()
+    for key in Settings.model_fields:
+        assert f"| `{key}` |" in table
 
 
 def test_every_key_is_described() -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmux.config.checkpoint import CheckpointSettings
 from llmux.config.load import with_overrides
 from llmux.config.policy import PolicyType
-from llmux.config.settings import CanaryMode, LogLevel, Settings
+from llmux.config.settings import CanaryMode, CheckpointSettings, LogLevel, Settings
 from llmux.core.eviction import STOP, Drain
 from llmux.errors import ConfigError
 
@@ -73,7 +72,7 @@ def test_every_default_of_the_policy() -> None:
     ("policy", "seconds"),
     [({}, 1.0), ({"policy_type": "fifo"}, 5.0), ({"min_active_seconds": 3}, 3.0), ({"min_active_seconds": 0}, 0.0)],
 )
-def test_how_long_a_model_stays_at_least(policy: dict[str, object], seconds: float) -> None:
+def test_the_default_of_min_active_seconds_depends_on_the_policy(policy: dict[str, object], seconds: float) -> None:
     assert settings(policy=policy).policy.effective_min_active_seconds == seconds
 
 

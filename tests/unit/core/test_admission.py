@@ -11,13 +11,13 @@ from llmux.core.states import Draining, Serving
 from llmux.errors import EngineDied, ModelNotLoaded, QueueFull, QueueTimeout
 from tests.support.core_scenarios import OFFLOAD
 from tests.support.core_truth import Place
-from tests.support.playbook import LIMITS, play, serving, told
+from tests.support.playbook import LIMITS, performed, play, serving
 
 
 def test_a_request_for_a_cold_model_waits_for_its_wake_and_one_for_a_serving_model_does_not():
     driver = play(ModelSpec("a"), short_cuts=False)
     first = driver.arrive("a")
-    assert told(driver) == ["wake a#1"]
+    assert performed(driver) == ["wake a#1"]
     assert first.place is Place.WAITING
     driver.finish_wake("a")
     assert driver.arrive("a").place is Place.IN_FLIGHT
@@ -75,7 +75,7 @@ def test_a_request_that_waits_too_long_is_refused_and_is_no_demand_any_more():
     driver.complete(busy)
 
 
-def test_when_all_waiters_leave_while_draining_another_candidate_gets_its_turn():
+def test_when_all_waiters_leave_during_a_drain_the_next_candidate_is_chosen():
     driver = play(ModelSpec("a"), ModelSpec("b"), ModelSpec("c"))
     serving(driver, "a")
     driver.run_until(6.0)
@@ -89,7 +89,7 @@ def test_when_all_waiters_leave_while_draining_another_candidate_gets_its_turn()
     assert driver.arrive("a").place is Place.IN_FLIGHT
 
 
-def test_a_called_off_switch_admits_what_waited_for_the_old_model():
+def test_calling_off_a_switch_admits_what_was_queued_for_the_victim():
     driver = play(ModelSpec("a"), ModelSpec("b"))
     serving(driver, "a")
     driver.run_until(6.0)
@@ -101,7 +101,7 @@ def test_a_called_off_switch_admits_what_waited_for_the_old_model():
     assert held_back.place is Place.IN_FLIGHT
 
 
-def test_a_switch_whose_victim_is_leaving_already_is_dropped_when_nobody_wants_it():
+def test_an_unwanted_switch_is_dropped_though_its_victim_is_leaving():
     driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"))
     serving(driver, "a")
     driver.run_until(6.0)
@@ -129,7 +129,7 @@ def test_returned_requests_go_to_the_front_in_order_of_arrival():
     returned = [request for request in requests[:4] if not request.error]
     assert len(returned) >= 2
     expected = [request.record for request in (*returned, *requests[4:])]
-    assert list(driver.scheduler.model("a").queue) == expected
+    assert driver.scheduler.model("a").queue.by_arrival() == expected
 
 
 def test_a_returned_request_goes_out_again_at_once_where_the_engine_lives():
@@ -143,7 +143,7 @@ def test_a_returned_request_goes_out_again_at_once_where_the_engine_lives():
     assert second.place is Place.IN_FLIGHT, "the freed place is used"
 
 
-def test_ends_that_were_taken_account_of_already_change_nothing():
+def test_an_end_that_is_known_already_changes_nothing():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
     before = driver.scheduler.model("a").idle_since

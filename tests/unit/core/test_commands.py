@@ -18,7 +18,7 @@ from llmux.errors import ModelNotAllowed, ShuttingDown
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
 from tests.support.core_truth import evicted
-from tests.support.playbook import play, serving, told
+from tests.support.playbook import performed, play, serving
 
 
 def two(**more: object) -> CoreDriver:
@@ -157,7 +157,7 @@ def test_wake_makes_room_and_leaves_the_mode():
     serving(driver, "a")
     driver.run_until(6.0)
     number = driver.command(WakeRequested, "b")
-    assert told(driver)[-1] == "evict a offload+keep_running"
+    assert performed(driver)[-1] == "evict a offload+keep_running"
     driver.finish_evict("a")
     driver.finish_wake("b")
     assert driver.command_errors == {number: None}
@@ -171,7 +171,7 @@ def test_sleep_drains_what_is_in_flight_and_leaves_the_gpu_idle():
     number = driver.command(SleepRequested, "a", eviction=DISCARD)
     assert isinstance(driver.scheduler.state("a"), Draining)
     driver.complete(busy)
-    assert told(driver)[-1] == "evict a discard+keep_running"
+    assert performed(driver)[-1] == "evict a discard+keep_running"
     driver.finish_evict("a")
     assert driver.command_errors == {number: None}
     assert driver.scheduler.active_model() is None
@@ -242,7 +242,7 @@ def test_sleep_while_draining_for_a_switch_takes_the_way_that_was_asked_for():
     driver.leave(left)
     assert isinstance(driver.scheduler.state("a"), Draining), "the operator still wants it asleep"
     driver.complete(busy)
-    assert told(driver)[-1] == "evict a discard+keep_running"
+    assert performed(driver)[-1] == "evict a discard+keep_running"
 
 
 def test_sleep_while_waking_serves_the_waiters_first():
@@ -259,7 +259,7 @@ def test_an_override_holds_from_the_next_eviction_on():
     serving(driver, "a")
     driver.send(EvictionChanged("a", CHECKPOINT))
     driver.command(SleepRequested, "a")
-    assert told(driver)[-1] == "evict a discard+checkpoint"
+    assert performed(driver)[-1] == "evict a discard+checkpoint"
 
 
 def test_commands_go_one_after_the_other():
@@ -287,7 +287,7 @@ def test_shutdown_refuses_what_waits_drains_what_is_in_flight_and_stops_every_en
     assert not driver.pending
     driver.run_until(10.0)
     assert isinstance(busy.error, ShuttingDown)
-    assert told(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
+    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
     driver.finish_evict("a")
     assert driver.stopped
     assert driver.scheduler.is_stopping
@@ -300,12 +300,12 @@ def test_shutdown_with_nothing_running_is_done_at_once():
 
 
 @pytest.mark.parametrize("error", [None, "aborted"])
-def test_shutdown_gives_up_a_wake_and_stops_what_became_of_it(error):
+def test_shutdown_aborts_a_wake_and_stops_its_engine(error):
     driver = two()
     waiting = driver.arrive("a")
     driver.shut_down(10.0)
     assert isinstance(waiting.error, ShuttingDown)
-    assert told(driver)[-1] == "AbortWake"
+    assert performed(driver)[-1] == "AbortWake"
     driver.finish_wake("a", error)
     if error is None:
         driver.finish_evict("a")
@@ -314,14 +314,14 @@ def test_shutdown_gives_up_a_wake_and_stops_what_became_of_it(error):
 
 
 @pytest.mark.parametrize("residency", [Asleep(OFFLOAD), Cold()])
-def test_shutdown_gives_up_a_sleep_and_stops_what_became_of_it(residency):
+def test_shutdown_aborts_a_sleep_and_stops_its_engine(residency):
     driver = two()
     serving(driver, "a")
     driver.run_until(6.0)
     driver.arrive("b")
-    assert told(driver)[-1] == "evict a offload+keep_running"
+    assert performed(driver)[-1] == "evict a offload+keep_running"
     driver.shut_down(10.0)
-    assert told(driver)[-2:] == ["AbortEvict", "reject ShuttingDown"]
+    assert performed(driver)[-2:] == ["AbortEvict", "reject ShuttingDown"]
     driver.finish_evict("a", EvictDone(driver.scheduler.model("a").instance, residency))
     if residency == Asleep(OFFLOAD):
         driver.finish_evict("a")
@@ -342,9 +342,9 @@ def test_shutdown_stops_sleepers_and_hastens_a_drain():
     driver.arrive("a")
     assert isinstance(driver.scheduler.state("b"), Draining)
     driver.shut_down(3.0)
-    assert told(driver)[-1] == "evict a retain+stop"
+    assert performed(driver)[-1] == "evict a retain+stop"
     driver.run_until(15.0)
-    assert told(driver)[-2:] == ["revoke ShuttingDown", "evict b retain+stop"]
+    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict b retain+stop"]
     driver.finish_evict("a")
     driver.finish_evict("b")
     assert driver.stopped
@@ -357,7 +357,7 @@ def test_a_second_order_to_stop_can_only_hasten_the_end():
     driver.shut_down(100.0)
     driver.send(ShutdownRequested(1.0))
     driver.run_until(1.0)
-    assert told(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
+    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
 
 
 def test_an_engine_that_cannot_be_stopped_does_not_hold_up_the_end():

@@ -20,7 +20,7 @@ def test_only_stop_needs_a_cold_start():
     assert CHECKPOINT.keeps_process
 
 
-def test_what_never_leaves_keeps_its_memory():
+def test_a_model_that_never_leaves_keeps_its_memory():
     spec = ModelSpec("a")
     assert spec.residue(NEVER_LEAVES) == spec.awake
     assert spec.residue(OFFLOAD) == {}

@@ -10,7 +10,7 @@ from llmux.errors import EngineDied, QueueTimeout, ShuttingDown
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, OFFLOAD
 from tests.support.core_truth import Place, Request
-from tests.support.playbook import play, serving, told
+from tests.support.playbook import performed, play, serving
 
 FREEZING = ModelSpec("a", OFFLOAD, drain=Drain.FREEZE)
 
@@ -42,7 +42,7 @@ def test_a_switch_does_not_wait_for_requests_that_can_be_frozen():
     assert isinstance(driver.scheduler.state("a"), Evicting)
 
 
-def test_frozen_requests_are_demand_and_go_on_before_the_queue():
+def test_frozen_requests_are_demand_and_resume_before_the_queue():
     driver, request = frozen_under(ModelSpec("b", STOP))
     queued = driver.arrive("a")
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
@@ -53,7 +53,7 @@ def test_frozen_requests_are_demand_and_go_on_before_the_queue():
     assert request.place is queued.place is Place.IN_FLIGHT
 
 
-def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_come_on():
+def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_progress():
     driver, request = frozen_under(ModelSpec("b", STOP), limits=Limits(min_active_seconds=2.0))
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
     driver.run_until(20.0)
@@ -72,7 +72,7 @@ def test_frozen_requests_alone_bring_their_model_back():
     driver, request = frozen_under(ModelSpec("b", STOP))
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
     driver.run_until(20.0)
-    assert told(driver)[-1] == "evict b retain+stop"
+    assert performed(driver)[-1] == "evict b retain+stop"
     driver.finish_evict("b")
     driver.finish_wake("a")
     assert request.place is Place.IN_FLIGHT
@@ -158,7 +158,7 @@ def test_a_failed_restore_is_followed_by_a_cold_start_at_once():
     driver.arrive("a")
     driver.finish_wake("a", "the image is damaged")
     assert request.place is not Place.FROZEN
-    assert told(driver)[-1] == "wake a#2"
+    assert performed(driver)[-1] == "wake a#2"
 
 
 def test_shutdown_ends_what_is_frozen():
@@ -182,7 +182,7 @@ def test_sleepers_with_frozen_requests_are_stopped_last():
     driver.run_until(30.0)
     driver.finish_evict("b")
     driver.finish_wake("c", "CUDA out of memory", out_of_memory=True)
-    assert told(driver)[-1] == "evict b retain+stop"
+    assert performed(driver)[-1] == "evict b retain+stop"
 
 
 def test_an_unfaithful_eviction_is_not_used_again():
@@ -197,7 +197,7 @@ def test_an_unfaithful_eviction_is_not_used_again():
     driver.run_until(30.0)
     driver.finish_evict("b")
     driver.finish_wake("a", "it answers differently", unfaithful=True)
-    assert told(driver)[-1] == "wake a#2", "the cold start is not put off"
+    assert performed(driver)[-1] == "wake a#2", "the cold start is not put off"
     driver.finish_wake("a")
     assert waiting.place is Place.IN_FLIGHT
     assert driver.scheduler.model("a").eviction == STOP

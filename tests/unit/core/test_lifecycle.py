@@ -11,7 +11,7 @@ from llmux.core.states import Asleep, Cold, Evicting, Failed, Serving, Stuck, Wa
 from llmux.errors import EngineDied, EngineUnavailable
 from tests.support.core_scenarios import CHECKPOINT, OFFLOAD
 from tests.support.core_truth import evicted
-from tests.support.playbook import play, serving, told
+from tests.support.playbook import performed, play, serving
 
 
 def test_a_switch_drains_evicts_wakes_and_reports_its_times():
@@ -19,17 +19,17 @@ def test_a_switch_drains_evicts_wakes_and_reports_its_times():
     serving(driver, "a")
     busy = driver.arrive("a")
     driver.arrive("b")
-    assert told(driver)[-1] == "admit a"
+    assert performed(driver)[-1] == "admit a"
     driver.run_until(5.0)
     assert driver.scheduler.switching() == ("a", "b")
     driver.run_until(7.0)
     driver.complete(busy)
-    assert told(driver)[-1] == "evict a offload+keep_running"
+    assert performed(driver)[-1] == "evict a offload+keep_running"
     driver.run_until(8.0)
     driver.finish_evict("a")
     driver.run_until(11.0)
     driver.finish_wake("b")
-    assert told(driver)[-3:] == ["wake b#1", "SwitchDone", "admit b"]
+    assert performed(driver)[-3:] == ["wake b#1", "SwitchDone", "admit b"]
     assert driver.switches[-1] == SwitchDone("a", "b", 5.0, 2.0, 1.0, 3.0)
     assert driver.scheduler.switching() is None
     assert driver.scheduler.active_model() == "b"
@@ -46,7 +46,7 @@ def test_a_model_asleep_is_woken_by_the_way_it_left_and_keeps_its_generation():
     driver.run_until(30.0)
     driver.complete(driver.requests[next(iter(driver.scheduler.model("b").in_flight)).id])
     driver.finish_evict("b")
-    assert told(driver)[-1] == "wake a#1 from offload+keep_running"
+    assert performed(driver)[-1] == "wake a#1 from offload+keep_running"
 
 
 def test_a_failed_cold_start_refuses_its_waiters_at_once_with_the_reason():
@@ -61,7 +61,7 @@ def test_a_failed_cold_start_refuses_its_waiters_at_once_with_the_reason():
     assert isinstance(late.error, EngineUnavailable)
     driver.run_until(2.0)
     driver.arrive("a")
-    assert told(driver)[-1] == "wake a#2"
+    assert performed(driver)[-1] == "wake a#2"
 
 
 def test_a_failed_wake_from_sleep_keeps_its_waiters_and_starts_cold_after_the_back_off():
@@ -74,9 +74,9 @@ def test_a_failed_wake_from_sleep_keeps_its_waiters_and_starts_cold_after_the_ba
     driver.finish_wake("a", "wake_up answered 500")
     assert waiting.error is None
     driver.run_until(driver.now + 1.9)
-    assert told(driver)[-1] == "SwitchFailed"
+    assert performed(driver)[-1] == "SwitchFailed"
     driver.run_until(driver.now + 0.2)
-    assert told(driver)[-1] == "wake a#2"
+    assert performed(driver)[-1] == "wake a#2"
     driver.finish_wake("a")
     assert waiting.admitted_at is not None
 
@@ -115,16 +115,16 @@ def test_only_a_completed_request_resets_the_back_off():
     assert driver.scheduler.model("a").failures == 0
 
 
-def test_a_crash_takes_the_leases_back_stops_what_is_left_and_restarts_at_once():
+def test_a_crash_revokes_leases_stops_the_rest_and_restarts_at_once():
     driver = play(ModelSpec("a", OFFLOAD))
     serving(driver, "a")
     busy = driver.arrive("a")
     driver.exit("a", "exit code 9")
-    assert told(driver)[-1] == "evict a retain+stop"
-    assert "revoke EngineDied" in told(driver)
+    assert performed(driver)[-1] == "evict a retain+stop"
+    assert "revoke EngineDied" in performed(driver)
     assert isinstance(driver.scheduler.state("a"), Evicting)
     driver.finish_evict("a")
-    assert told(driver)[-1] == "wake a#2"
+    assert performed(driver)[-1] == "wake a#2"
     driver.finish_wake("a")
     assert busy.admitted_at is not None
 
@@ -154,11 +154,11 @@ def test_an_engine_that_dies_asleep_is_stopped_and_started_cold_on_demand():
     driver.leave(driver.arrive("b"))
     driver.finish_evict("a")
     driver.exit("a")
-    assert told(driver)[-1] == "evict a retain+stop"
+    assert performed(driver)[-1] == "evict a retain+stop"
     driver.finish_evict("a")
     assert driver.scheduler.state("a") == Cold()
     driver.arrive("a")
-    assert told(driver)[-1] == "wake a#2"
+    assert performed(driver)[-1] == "wake a#2"
 
 
 def test_exits_that_an_outcome_will_report_and_those_of_older_instances_change_nothing():
@@ -187,7 +187,7 @@ def test_an_eviction_that_fails_keeps_the_memory_and_is_tried_again_by_stopping(
     driver.finish_evict("a", EvictDone(InstanceId("a", 1), Cold(), "still there"))
     assert isinstance(driver.scheduler.state("a"), Stuck)
     driver.run_until(8.5)
-    assert told(driver)[-1] == "evict a retain+stop"
+    assert performed(driver)[-1] == "evict a retain+stop"
     driver.finish_evict("a")
     driver.finish_wake("b")
     assert waiting.admitted_at is not None
@@ -200,9 +200,9 @@ def test_at_the_drains_deadline_leases_are_revoked_before_the_eviction():
     driver.run_until(6.0)
     driver.arrive("b")
     driver.run_until(25.9)
-    assert told(driver)[-1] == "admit a"
+    assert performed(driver)[-1] == "admit a"
     driver.run_until(26.0)
-    assert told(driver)[-2:] == ["revoke Evicted", "evict a offload+keep_running"]
+    assert performed(driver)[-2:] == ["revoke Evicted", "evict a offload+keep_running"]
 
 
 def test_drain_abort_revokes_at_once():
@@ -211,7 +211,7 @@ def test_drain_abort_revokes_at_once():
     driver.run_until(6.0)
     driver.arrive("a")
     driver.arrive("b")
-    assert told(driver)[-2:] == ["revoke Evicted", "evict a offload+keep_running"]
+    assert performed(driver)[-2:] == ["revoke Evicted", "evict a offload+keep_running"]
 
 
 def test_a_start_out_of_memory_stops_the_sleeper_used_the_longest_ago_and_tries_once_more():
@@ -226,11 +226,11 @@ def test_a_start_out_of_memory_stops_the_sleeper_used_the_longest_ago_and_tries_
     driver.arrive("c")
     driver.finish_evict("b")
     driver.finish_wake("c", "CUDA out of memory", out_of_memory=True)
-    assert told(driver)[-2:] == ["SwitchFailed", "evict a retain+stop"], "the image on disk holds no memory"
+    assert performed(driver)[-2:] == ["SwitchFailed", "evict a retain+stop"], "the image on disk holds no memory"
     driver.finish_evict("a")
-    assert told(driver)[-1] == "wake c#2"
+    assert performed(driver)[-1] == "wake c#2"
     driver.finish_wake("c", "CUDA out of memory", out_of_memory=True)
-    assert told(driver)[-2:] == ["SwitchFailed", "reject EngineUnavailable"]
+    assert performed(driver)[-2:] == ["SwitchFailed", "reject EngineUnavailable"]
 
 
 def test_a_model_that_left_otherwise_than_asked_and_holds_too_much_is_stopped():
@@ -243,9 +243,9 @@ def test_a_model_that_left_otherwise_than_asked_and_holds_too_much_is_stopped():
     action = driver.pending[0]
     assert not isinstance(action, Wake)
     driver.finish_evict("a", evicted(action, Asleep(OFFLOAD)))
-    assert told(driver)[-1] == "evict a retain+stop"
+    assert performed(driver)[-1] == "evict a retain+stop"
     driver.finish_evict("a")
-    assert told(driver)[-1] == "wake b#1"
+    assert performed(driver)[-1] == "wake b#1"
 
 
 def test_a_model_just_woken_does_not_leave_early_for_one_that_cannot_be_brought_off_the_gpu():
@@ -260,15 +260,15 @@ def test_a_model_just_woken_does_not_leave_early_for_one_that_cannot_be_brought_
     driver.finish_evict("a", evicted(driver.pending[0], error="still there"))  # type: ignore[arg-type]
     assert isinstance(driver.scheduler.state("a"), Stuck)
     driver.run_until(12.0)
-    assert told(driver)[-1] == "evict a retain+stop"
+    assert performed(driver)[-1] == "evict a retain+stop"
     driver.finish_evict("a", evicted(driver.pending[0], error="still there"))  # type: ignore[arg-type]
     driver.run_until(15.0)
-    assert told(driver)[-1] == "evict d offload+keep_running"
+    assert performed(driver)[-1] == "evict d offload+keep_running"
     driver.finish_evict("d")
-    assert told(driver)[-1] == "wake b#1"
+    assert performed(driver)[-1] == "wake b#1"
 
 
-def test_the_story_tells_the_latest_transitions():
+def test_the_history_has_the_latest_transitions():
     driver = play(ModelSpec("a"))
     serving(driver, "a")
     assert [(c.event, type(c.after)) for c in driver.scheduler.history("a")] == [

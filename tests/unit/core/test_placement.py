@@ -8,11 +8,11 @@ from llmux.core.placement import Occupant, fits, free_memory, victims
 ONE, TWO = GpuId("local", "1"), GpuId("local", "2")
 
 
-def test_free_memory_is_what_nobody_holds():
+def test_free_memory_is_capacity_less_what_is_held():
     assert free_memory({ONE: 10, TWO: 10}, [{ONE: 3}, {ONE: 2, TWO: 10}]) == {ONE: 5, TWO: 0}
 
 
-def test_fits_looks_at_every_gpu():
+def test_fits_checks_every_gpu():
     assert fits({ONE: 5, TWO: 1}, {ONE: 5, TWO: 1})
     assert not fits({ONE: 5, TWO: 1}, {ONE: 9})
     assert fits({}, {})

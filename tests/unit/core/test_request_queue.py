@@ -61,7 +61,7 @@ def test_the_queue_knows_its_oldest_and_its_members():
     assert (len(queue), old in queue, young in queue) == (1, True, False)
     queue.append(young)
     assert queue.oldest_arrived_at == 3.0
-    assert list(queue) == [old, young]
+    assert queue.by_arrival() == [old, young]
     with pytest.raises(KeyError):
         queue.remove(request(1, BATCH, 3.0))
 

@@ -60,7 +60,7 @@ def _picture(walk: Walk) -> object:
         (
             m.state,
             m.generation,
-            [r.id for r in m.queue],
+            [r.id for r in m.queue.by_arrival()],
             {r.id for r in m.in_flight},
             m.failures,
             m.idle_since,
@@ -72,7 +72,7 @@ def _picture(walk: Walk) -> object:
     return models, places, driver.pending, driver.scheduler.mode, driver.scheduler.switching()
 
 
-def test_the_short_cut_for_an_end_is_refused_while_somebody_waits_for_the_idleness():
+def test_done_is_refused_while_another_model_waits_for_idleness():
     driver = play(ModelSpec("a"), ModelSpec("b"))
     serving(driver, "a")
     busy = driver.arrive("a")
@@ -81,7 +81,7 @@ def test_the_short_cut_for_an_end_is_refused_while_somebody_waits_for_the_idlene
     driver.complete(busy)
 
 
-def test_the_short_cut_for_an_end_is_taken_in_a_drain_but_for_the_last_request():
+def test_done_is_taken_in_a_drain_except_for_the_last_request():
     driver = play(ModelSpec("a", drain=Drain.WAIT), ModelSpec("b"))
     serving(driver, "a")
     first, last = driver.arrive("a"), driver.arrive("a")

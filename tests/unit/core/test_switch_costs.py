@@ -31,7 +31,7 @@ def test_samples_are_capped_at_a_minute():
     assert costs.direction("a", "b") == 60.0
 
 
-def test_what_is_not_known_is_told_apart_from_what_is_assumed():
+def test_an_unknown_cost_differs_from_the_assumed_one():
     costs = SwitchCosts()
     costs.observe_wake("b", 1.0)
     assert costs.known("a", "b") is None

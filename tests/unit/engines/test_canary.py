@@ -1,4 +1,4 @@
-"""The canary's questions, and what counts as the same answer."""
+"""When the canary asks, what counts as the same answer, and which engines are not checked."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from llmux.engines.canary import BEHIND_FROZEN_LIMIT_SECONDS, LIMIT_SECONDS, Canary, is_same
+from llmux.engines.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, is_same
 from llmux.engines.control_calls import ControlCallFailed
 from llmux.errors import OutputMismatch
 
 
 class Engine:
-    """Answers from a list, the last one for ever; an exception is raised."""
+    """Responds from a list, repeating the last entry; an exception is raised."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -46,7 +46,7 @@ async def test_the_same_tokens_pass() -> None:
     assert canary.seconds > 0
 
 
-async def test_a_difference_that_repeats_is_told() -> None:
+async def test_a_mismatch_that_repeats_is_raised() -> None:
     engine, canary = Engine(completion(1, 2), completion(1, 9)), Canary("m", 1)
     await canary.record(engine)
     with pytest.raises(OutputMismatch, match=r"\[1, 9\], before it was \[1, 2\]"):
@@ -55,21 +55,21 @@ async def test_a_difference_that_repeats_is_told() -> None:
     assert len(engine.calls) == 3
 
 
-async def test_a_difference_that_does_not_repeat_is_let_pass() -> None:
+async def test_a_mismatch_that_does_not_repeat_is_ignored() -> None:
     engine, canary = Engine(completion(1, 2), completion(1, 9), completion(1, 2)), Canary("m", 1)
     await canary.record(engine)
     await canary.check(engine)
     assert canary.mismatches == 0
 
 
-async def test_an_engine_without_token_ids_is_compared_by_its_words() -> None:
+async def test_an_engine_without_token_ids_is_compared_by_text() -> None:
     engine, canary = Engine(completion(text="one"), completion(text="two")), Canary("m", 1)
     await canary.record(engine)
     with pytest.raises(OutputMismatch):
         await canary.check(engine)
 
 
-async def test_an_engine_that_does_not_complete_is_asked_for_an_embedding() -> None:
+async def test_an_engine_without_completions_is_asked_for_an_embedding() -> None:
     answers = (NO_COMPLETIONS, embedding(0.5, 0.5), NO_COMPLETIONS, embedding(0.5, 0.5001), NO_COMPLETIONS)
     engine, canary = Engine(*answers, embedding(-0.5, 0.5), NO_COMPLETIONS, embedding(-0.5, 0.5)), Canary("m", 1)
     await canary.record(engine)
@@ -86,17 +86,17 @@ async def test_only_each_nth_wake_is_checked() -> None:
     assert canary.checks == 3
 
 
-async def test_behind_frozen_requests_it_is_asked_in_any_case_and_given_time() -> None:
+async def test_with_frozen_requests_it_is_always_asked_and_given_more_time() -> None:
     engine, canary = Engine(completion(1)), Canary("m", None)
     await canary.record(engine)
     await canary.check(engine)
     assert engine.calls == []
     await canary.check(engine, has_frozen=True)
-    assert engine.calls == [("/v1/completions", BEHIND_FROZEN_LIMIT_SECONDS)]
+    assert engine.calls == [("/v1/completions", RECOMPUTE_LIMIT_SECONDS)]
     assert canary.checks == 0
 
 
-async def test_an_engine_that_is_too_slow_for_it_serves_unchecked() -> None:
+async def test_an_engine_that_is_too_slow_is_not_checked() -> None:
     too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
     engine, canary = Engine(too_slow, completion(1)), Canary("m", 1)
     await canary.record(engine)
@@ -105,12 +105,12 @@ async def test_an_engine_that_is_too_slow_for_it_serves_unchecked() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, {}, {"choices": []}, {"choices": ["x"]}, []])
-async def test_an_answer_that_is_none_is_a_failure(answer: Any) -> None:
+async def test_a_malformed_answer_is_a_failure(answer: Any) -> None:
     with pytest.raises(ControlCallFailed, match="an answer without choices"):
         await Canary("m", 1).record(Engine(answer))
 
 
-def test_words_are_no_embeddings() -> None:
+def test_text_and_embeddings_are_told_apart() -> None:
     assert is_same(json.dumps("a"), json.dumps("a"))
     assert not is_same(json.dumps("a"), json.dumps("b"))
     assert not is_same(json.dumps([1, 2]), json.dumps([1, 3]))
@@ -119,7 +119,7 @@ def test_words_are_no_embeddings() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
-async def test_a_model_that_answers_no_such_questions_serves_unchecked(status: int) -> None:
+async def test_a_model_that_refuses_such_questions_is_not_checked(status: int) -> None:
     engine, canary = Engine(ControlCallFailed("POST /v1/completions", "status", status)), Canary("m", 1)
     await canary.record(engine)
     await canary.check(engine)
@@ -127,12 +127,12 @@ async def test_a_model_that_answers_no_such_questions_serves_unchecked(status: i
     assert (canary.baseline, canary.checks) == (None, 0)
 
 
-async def test_an_engine_that_breaks_at_the_first_question_has_not_started() -> None:
+async def test_an_engine_that_fails_at_the_first_question_has_not_started() -> None:
     with pytest.raises(ControlCallFailed):
         await Canary("m", 1).record(Engine(ControlCallFailed("POST /v1/completions", "status 500", 500)))
 
 
-async def test_a_new_engine_is_not_measured_by_what_the_last_one_said() -> None:
+async def test_a_new_engine_is_not_compared_with_the_last_one() -> None:
     too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
     engine, canary = Engine(completion(1), too_slow, completion(2)), Canary("m", 1)
     await canary.record(engine)

@@ -1,4 +1,4 @@
-"""What an engine prints, made readable."""
+"""Cleaning an engine's output, and keeping its last lines."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_clean_line(printed: str, shown: str) -> None:
     assert clean_line(printed) == shown
 
 
-def test_tail_keeps_the_last_lines_that_say_something() -> None:
+def test_tail_keeps_the_last_lines_that_are_not_blank() -> None:
     tail = OutputTail(lines=3)
     for line in ("one", "two", "", "   ", "three", "four"):
         tail.add(line)
@@ -35,5 +35,5 @@ def test_tail_shortens_long_lines() -> None:
     assert tail.lines == ("x" * 2_000 + "… (3000 more characters)",)
 
 
-def test_shorten_leaves_what_fits() -> None:
+def test_shorten_keeps_text_within_the_limit() -> None:
     assert shorten("abc", 3) == "abc"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit
+from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit, wait_uncancelled
 from llmux.errors import ProcessStuck, SpawnFailed, StayRefused
 from tests.support.processes import (
     DEADLINE_SECONDS,
@@ -30,22 +30,22 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
 
 
 class Listener:
-    """Keeps what an engine's process tells, and wakes who waits for it."""
+    """Records an engine's output and exits."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
         self.exits: list[int] = []
-        self.heard = asyncio.Event()
+        self.news = asyncio.Event()
 
     def on_line(self, stream: str, line: str) -> None:
         self.lines.append((stream, line))
-        self.heard.set()
+        self.news.set()
 
     async def wait_lines(self, count: int) -> list[str]:
         async with asyncio.timeout(DEADLINE_SECONDS):
             while len(self.lines) < count:
-                self.heard.clear()
-                await self.heard.wait()
+                self.news.clear()
+                await self.news.wait()
         return [line for _, line in self.lines[:count]]
 
 
@@ -58,7 +58,7 @@ async def spawn(launch: LaunchCommand, listener: Listener) -> EngineProcess:
     return await EngineProcess.spawn(launch, on_line=listener.on_line, on_exit=listener.exits.append)
 
 
-async def test_output_exit_and_end_are_told(tmp_path: Path) -> None:
+async def test_output_exit_and_end_are_reported(tmp_path: Path) -> None:
     listener = Listener()
     script = r"""
 import os, sys
@@ -75,7 +75,7 @@ sys.stdout.flush(); print("why it failed", file=sys.stderr); sys.exit(3)
     assert sorted(process.tail) == [f"ok  {directory}", "why it failed"]
     assert listener.exits == [3]
     assert process.exit_status == 3
-    assert process.is_gone
+    assert not exists(process.pid)
     assert not directory.exists()
     assert shim is not None
     assert not exists(shim), "the shim has been reaped"
@@ -92,7 +92,7 @@ async def test_spawn_failure_says_why_and_leaves_nothing(tmp_path: Path) -> None
     assert listener.exits == []
 
 
-async def test_environment_may_hold_bytes_that_are_no_text() -> None:
+async def test_environment_may_contain_bytes_that_are_not_utf8() -> None:
     listener = Listener()
     environment = {"ODD": b"\xff".decode(errors="surrogateescape")}
     launch = LaunchCommand((sys.executable, "-S", "-c", "import os; print(os.environb[b'ODD'])"), environment)
@@ -101,7 +101,7 @@ async def test_environment_may_hold_bytes_that_are_no_text() -> None:
     await process.wait_gone()
 
 
-async def test_stop_climbs_to_sigkill_and_returns_when_all_is_gone() -> None:
+async def test_stop_escalates_to_sigkill_and_returns_when_all_is_gone() -> None:
     listener = Listener()
     process = await spawn(command(STUBBORN_TREE), listener)
     pids = [int(line) for line in await listener.wait_lines(4)]
@@ -110,14 +110,14 @@ async def test_stop_climbs_to_sigkill_and_returns_when_all_is_gone() -> None:
     assert listener.exits == [-signal.SIGKILL]
 
 
-async def test_cancelled_stop_goes_on() -> None:
+async def test_the_shim_completes_a_cancelled_stop() -> None:
     listener = Listener()
     process = await spawn(command(IGNORE_SIGTERM), listener)
     await listener.wait_lines(1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await process.stop(0.2, DEADLINE_SECONDS)
-    assert not process.is_gone
+    assert is_living(process.pid)
     async with asyncio.timeout(DEADLINE_SECONDS):
         await process.wait_gone()
     assert listener.exits == [-signal.SIGKILL]
@@ -140,7 +140,7 @@ async def test_stuck_processes_are_named() -> None:
     process = await spawn(command(PRINT_PID_AND_WAIT), listener)
     await listener.wait_lines(1)
     assert process.shim_pid is not None
-    os.kill(process.shim_pid, signal.SIGSTOP)  # what it has not killed is, seen from here, a process that does not die
+    os.kill(process.shim_pid, signal.SIGSTOP)  # to llmux, this looks like a process that does not die
     with pytest.raises(ProcessStuck) as caught:
         await process.stop(0.05, 0.05)
     assert caught.value.pids == (process.pid,)
@@ -196,7 +196,7 @@ def find_children(word: str) -> list[int]:
     return found
 
 
-async def test_faulty_receiver_is_reported_and_costs_no_engine() -> None:
+async def test_a_callback_that_raises_is_reported_and_does_not_end_the_engine() -> None:
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
     fault = ValueError("a log that cannot be written")
@@ -265,7 +265,7 @@ def test_describe_exit(status: int, words: str) -> None:
     assert describe_exit(status) == words
 
 
-async def test_an_engine_that_stays_is_not_heard_of_any_more(tmp_path: Path) -> None:
+async def test_an_engine_that_stays_reports_nothing_any_more(tmp_path: Path) -> None:
     listener = Listener()
     directory = tmp_path / "engine"
     process = await spawn(command(PRINT_PID_AND_WAIT, temporary_directory=directory), listener)
@@ -287,3 +287,30 @@ async def test_an_engine_that_has_ended_cannot_stay() -> None:
     with pytest.raises(StayRefused, match="it has ended"):
         await process.stay()
     await process.wait_gone()
+
+
+async def test_a_cancellation_waits_for_the_work() -> None:
+    work = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(wait_uncancelled(work))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        work.set_result(None)
+    assert task.cancelled()
+
+
+async def test_the_wait_for_the_work_has_a_limit() -> None:
+    work = asyncio.get_running_loop().create_future()
+    await wait_uncancelled(work, 0.01)
+    assert not work.done()
+
+
+async def test_a_failure_of_the_work_is_left_to_the_caller() -> None:
+    work = asyncio.get_running_loop().create_future()
+    work.set_exception(ValueError("the work's own"))
+    await wait_uncancelled(work)
+    with pytest.raises(ValueError, match="the work's own"):
+        work.result()

@@ -1,4 +1,4 @@
-"""The shim as a program: real processes, and the protocol as it goes over the socket."""
+"""The shim as a program: real processes, and its protocol over a real socket."""
 
 import json
 import os
@@ -43,7 +43,7 @@ while True: signal.pause()
 
 
 class Shim:
-    """A shim of its own for one test."""
+    """A shim and its socket."""
 
     def __init__(self) -> None:
         self.socket, theirs = socket.socketpair()
@@ -125,7 +125,7 @@ print(sorted(os.listdir("/proc/self/fd"))[:-1])
     assert third == "['0', '1', '2']"
 
 
-def test_output_comes_line_by_line_before_the_exit(shim: Shim) -> None:
+def test_output_arrives_line_by_line_before_the_exit(shim: Shim) -> None:
     script = r"""
 import os
 os.write(1, b"one\ntw"); os.write(2, b"error\n"); os.write(1, b"o\n\nb\xffd\nlast words"); os._exit(4)
@@ -162,7 +162,7 @@ def test_gone_only_when_the_last_descendant_is(shim: Shim, tmp_path: Path) -> No
     assert not is_living(int(child))
 
 
-def test_stop_lets_the_engine_end_by_itself(shim: Shim) -> None:
+def test_stop_lets_the_engine_exit_by_itself(shim: Shim) -> None:
     script = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print(1, flush=True)"
     shim.start(f"{script}; signal.pause()")
     shim.next_lines(1)
@@ -170,7 +170,7 @@ def test_stop_lets_the_engine_end_by_itself(shim: Shim) -> None:
     assert shim.events_until("gone")[0] == {"event": "exited", "status": 7}
 
 
-def test_stop_kills_what_ignores_it_at_the_deadline(shim: Shim) -> None:
+def test_stop_kills_at_the_deadline_what_ignores_sigterm(shim: Shim) -> None:
     shim.start(STUBBORN_TREE)
     pids = [int(line) for line in shim.next_lines(4)]
     shim.stop(0.2)
@@ -179,7 +179,7 @@ def test_stop_kills_what_ignores_it_at_the_deadline(shim: Shim) -> None:
     assert not any(map(is_living, pids))
 
 
-def test_stop_asks_the_rest_of_the_tree_once_the_root_is_gone(shim: Shim, tmp_path: Path) -> None:
+def test_stop_terminates_the_rest_of_the_tree_once_the_root_is_gone(shim: Shim, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     shim.start(ROOT_DIES_CHILD_LIVES, str(fifo))
@@ -189,7 +189,7 @@ def test_stop_asks_the_rest_of_the_tree_once_the_root_is_gone(shim: Shim, tmp_pa
 
 
 @pytest.mark.parametrize("stop_before_exit", [True, False])
-def test_leftovers_do_not_get_all_of_the_time(shim: Shim, stop_before_exit: bool) -> None:
+def test_descendants_of_an_ended_root_get_less_time(shim: Shim, stop_before_exit: bool) -> None:
     script = """
 import os, signal
 if os.fork() == 0:
@@ -208,7 +208,7 @@ signal.pause()
     assert shim.events_until("gone")
 
 
-def test_stop_passes_the_request_on_to_what_the_root_leaves(shim: Shim) -> None:
+def test_stop_sends_sigterm_to_what_the_root_leaves(shim: Shim) -> None:
     script = """
 import os, signal
 os.fork()
@@ -232,26 +232,13 @@ def test_stop_then_kill_does_not_wait(shim: Shim) -> None:
 def test_suspended_engine_is_killed(shim: Shim) -> None:
     pid = shim.start(PRINT_PID_AND_WAIT)
     shim.next_lines(1)
-    shim.send("signal", signal=signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: b") T" in Path(f"/proc/{pid}/stat").read_bytes(), "the engine's stop")
     shim.stop(0.1)
     assert shim.events_until("gone")
 
 
-def test_signal_reaches_the_group(shim: Shim) -> None:
-    script = """
-import os, signal
-if os.fork() == 0:
-    print("child", flush=True); signal.pause()
-print("root", flush=True); os.wait(); signal.pause()
-"""
-    shim.start(script)
-    shim.next_lines(2)
-    shim.send("signal", signal=signal.SIGUSR1)
-    assert shim.events_until("gone")[0] == {"event": "exited", "status": -signal.SIGUSR1}
-
-
-def test_socket_end_kills_the_tree_and_nobody_else(shim: Shim, tmp_path: Path) -> None:
+def test_the_end_of_the_socket_kills_the_tree_and_nothing_else(shim: Shim, tmp_path: Path) -> None:
     directory = tmp_path / "engine"
     stranger = subprocess.Popen((sys.executable, "-S", "-c", "input()"), stdin=subprocess.PIPE)
     shim.start(STUBBORN_TREE, temporary_directory=str(directory))
@@ -271,7 +258,7 @@ def test_socket_end_kills_the_tree_and_nobody_else(shim: Shim, tmp_path: Path) -
     stranger.communicate(b"\n")
 
 
-def test_temporary_directory_is_private_and_gone_before_gone(shim: Shim, tmp_path: Path) -> None:
+def test_temporary_directory_is_private_and_removed_before_gone(shim: Shim, tmp_path: Path) -> None:
     directory = tmp_path / "engine"
     shim.start(PRINT_PID_AND_WAIT, temporary_directory=str(directory))
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -280,7 +267,7 @@ def test_temporary_directory_is_private_and_gone_before_gone(shim: Shim, tmp_pat
     assert not directory.exists()
 
 
-def test_deaf_to_signals_of_the_terminal(shim: Shim) -> None:
+def test_signals_of_the_terminal_are_ignored(shim: Shim) -> None:
     shim.send("nothing")
     assert shim.next_event()["event"] == "refused"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -296,7 +283,7 @@ def spawn_failure(shim: Shim, program: str, directory: str | None = None) -> str
     return str(event["reason"])
 
 
-def test_spawn_failures_are_told_apart(shim: Shim, tmp_path: Path) -> None:
+def test_each_spawn_failure_has_its_own_reason(shim: Shim, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     assert "check its permissions" in spawn_failure(shim, str(script))
@@ -349,7 +336,7 @@ def test_endless_printer_is_batched_and_killed(shim: Shim) -> None:
     assert {"event": "exited", "status": -signal.SIGKILL} in shim.events_until("gone")
 
 
-def test_unintelligible_command_ends_the_tree(shim: Shim) -> None:
+def test_a_malformed_command_ends_the_tree(shim: Shim) -> None:
     pid = shim.start(PRINT_PID_AND_WAIT)
     shim.next_lines(1)
     shim.socket.sendall(b"no json\n")
@@ -430,7 +417,7 @@ def test_nothing_to_dump(shim: Shim) -> None:
     assert "does not run" in shim.next_event()["reason"]
 
 
-def test_failed_restore_leaves_none_of_what_it_has_made(shim: Shim, tmp_path: Path) -> None:
+def test_failed_restore_leaves_no_process_and_no_directory(shim: Shim, tmp_path: Path) -> None:
     directory = tmp_path / "engine"
     directory.mkdir()
     made = tmp_path / "made"
@@ -458,7 +445,7 @@ os._exit(5)
 
 
 def test_restored_engine_is_like_a_started_one(shim: Shim) -> None:
-    """The criu here lets its child be the shim's, as ``--restore-sibling`` does, by ending before it."""
+    """This fake criu ends before its child, which so becomes the shim's, as with ``--restore-sibling``."""
     script = """
 import os, signal, sys
 number = int(sys.argv[2].split("[")[1].split("]")[0])
@@ -499,7 +486,9 @@ def test_socket_end_kills_criu(shim: Shim, tmp_path: Path) -> None:
     assert not is_living(int(file.read_text()[:-1]))
 
 
-def test_what_stays_outlives_the_socket_and_ends_with_a_signal_to_the_shim(shim: Shim, tmp_path: Path) -> None:
+def test_a_staying_engine_outlives_the_socket_and_is_stopped_by_a_signal_to_the_shim(
+    shim: Shim, tmp_path: Path
+) -> None:
     directory = tmp_path / "engine"
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -517,7 +506,7 @@ def test_what_stays_outlives_the_socket_and_ends_with_a_signal_to_the_shim(shim:
     assert not directory.exists()
 
 
-def test_what_stays_takes_the_rest_of_its_tree_with_its_root(shim: Shim) -> None:
+def test_the_tree_of_a_staying_engine_ends_with_its_root(shim: Shim) -> None:
     root = shim.start(TREE_ENDING_WITH_SIGTERM)
     (child,) = shim.next_lines(1)
     shim.send("stay")

@@ -6,7 +6,7 @@ import pytest
 from llmux.engines import vllm
 from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
 from llmux.engines.health import Health, check_health, listens
-from llmux.engines.steps import Sleep, SleepLevel
+from llmux.engines.steps import SleepLevel
 from tests.support.simulated_engine import engine
 
 TIMEOUTS = vllm.ControlTimeouts()
@@ -21,7 +21,7 @@ def test_command_line() -> None:
     )
 
 
-def test_environment_has_its_own_directory_and_the_models_word_is_last() -> None:
+def test_environment_has_the_engines_own_directory_and_the_models_settings_win() -> None:
     made = vllm.environment({"PATH": "/bin", "TMPDIR": "/elsewhere"}, {"NO_COLOR": "0", "X": "1"}, "/short")
     assert made["PATH"] == "/bin"
     assert (made["TMPDIR"], made["VLLM_RPC_BASE_PATH"]) == ("/short", "/short")
@@ -30,46 +30,49 @@ def test_environment_has_its_own_directory_and_the_models_word_is_last() -> None
 
 
 @pytest.mark.parametrize("level", SleepLevel)
-async def test_a_woken_engine_says_what_it_said_before(level: SleepLevel) -> None:
+async def test_a_woken_engine_answers_as_before(level: SleepLevel) -> None:
     async with aiohttp.ClientSession() as session, engine("--enable-sleep-mode", environment=DEV_MODE) as process:
         endpoints = EngineEndpoints(session, process.port)
-        before = await process.say("hello")
-        await vllm.fall_asleep(endpoints, Sleep(level), TIMEOUTS)
+        before = await process.answer("hello")
+        await vllm.fall_asleep(endpoints, level, TIMEOUTS)
         assert (await process.stats())["sleep_level"] == level.value
-        await vllm.wake_up(endpoints, Sleep(level), TIMEOUTS)
-        assert await process.say("hello") == before
+        await vllm.wake_up(endpoints, level, TIMEOUTS)
+        assert await process.answer("hello") == before
         assert (await process.stats())["garbage_tokens"] == 0
 
 
 @pytest.mark.parametrize(
     ("fault", "level", "fails"),
-    [("sleep-500", 1, "sleep"), ("wake-500", 1, "wake"), ("wake-500", 2, "wake"), ("reload-500", 2, "wake")],
+    [
+        ("sleep-500", SleepLevel.OFFLOAD, "sleep"),
+        ("wake-500", SleepLevel.OFFLOAD, "wake"),
+        ("wake-500", SleepLevel.DISCARD, "wake"),
+        ("reload-500", SleepLevel.DISCARD, "wake"),
+    ],
 )
-async def test_failures_name_the_call_and_the_status(fault: str, level: int, fails: str) -> None:
-    step = Sleep(SleepLevel(level))
+async def test_failures_name_the_call_and_the_status(fault: str, level: SleepLevel, fails: str) -> None:
     async with (
         aiohttp.ClientSession() as session,
         engine("--enable-sleep-mode", "--sim-fault", fault, environment=DEV_MODE) as process,
     ):
         endpoints = EngineEndpoints(session, process.port)
         if fails == "wake":
-            await vllm.fall_asleep(endpoints, step, TIMEOUTS)
+            await vllm.fall_asleep(endpoints, level, TIMEOUTS)
         call = vllm.fall_asleep if fails == "sleep" else vllm.wake_up
         with pytest.raises(ControlCallFailed, match=r"POST /.*: status 500") as failure:
-            await call(endpoints, step, TIMEOUTS)
+            await call(endpoints, level, TIMEOUTS)
         assert failure.value.status == 500
 
 
-async def test_an_engine_that_hangs_is_given_up_on_in_time() -> None:
-    step = Sleep(SleepLevel.OFFLOAD)
+async def test_a_call_to_an_engine_that_hangs_times_out() -> None:
     async with (
         aiohttp.ClientSession() as session,
         engine("--enable-sleep-mode", "--sim-fault", "wake-hang", environment=DEV_MODE) as process,
     ):
         endpoints = EngineEndpoints(session, process.port)
-        await vllm.fall_asleep(endpoints, step, TIMEOUTS)
+        await vllm.fall_asleep(endpoints, SleepLevel.OFFLOAD, TIMEOUTS)
         with pytest.raises(ControlCallFailed, match=r"no answer within 0.2 s") as failure:
-            await vllm.wake_up(endpoints, step, vllm.ControlTimeouts(wake_seconds=0.2))
+            await vllm.wake_up(endpoints, SleepLevel.OFFLOAD, vllm.ControlTimeouts(wake_seconds=0.2))
         assert failure.value.is_timeout
 
 

@@ -1,3 +1,5 @@
+"""The gateway's Prometheus metrics."""
+
 from prometheus_client import CollectorRegistry, generate_latest
 
 from llmux.gateway.metrics import HttpMetrics
@@ -10,7 +12,7 @@ def rendered(statistics: GatewayStatistics) -> list[str]:
     return generate_latest(registry).decode().splitlines()
 
 
-def test_names_labels_and_numbers_are_those_of_077() -> None:
+def test_names_labels_and_values_match_0_7_7() -> None:
     statistics = GatewayStatistics()
     counts = statistics.of(b"POST", "/v1/chat/completions")
     counts.pending += 3
@@ -33,7 +35,7 @@ def test_names_labels_and_numbers_are_those_of_077() -> None:
     ]
 
 
-def test_methods_of_a_clients_invention_are_one_series() -> None:
+def test_invented_methods_share_one_series() -> None:
     statistics = GatewayStatistics()
     for method in (b"BREW", b"STEEP", b"GET"):
         counts = statistics.of(method, "other")

@@ -1,8 +1,9 @@
-"""Paths, and which of them reach an engine."""
+"""Which paths reach an engine, and which model a path names."""
 
 import pytest
 
-from llmux.errors import MalformedRequest, ModelNotFound, PathForbidden, RequestError, UnknownPath
+from llmux.errors import ModelNotFound, RequestError
+from llmux.gateway.errors import MalformedRequest, PathForbidden, UnknownPath
 from llmux.gateway.options import DEFAULT_CONTROL_PATHS
 from llmux.gateway.routing import Destination, Router
 
@@ -62,7 +63,7 @@ def test_destinations(path: bytes, destination: Destination, endpoint: str) -> N
         (b"/v1/models/..%2f..%2fsleep", "../../sleep"),
     ],
 )
-def test_the_name_of_one_model_may_be_encoded(path: bytes, model: str) -> None:
+def test_a_models_name_may_be_percent_encoded(path: bytes, model: str) -> None:
     route = router().find(path)
     assert (route.destination, route.model) == (Destination.ONE_MODEL, model)
 
@@ -99,12 +100,12 @@ def test_refused_paths(path: bytes, error: type[RequestError]) -> None:
         router().find(path)
 
 
-def test_memory_is_bounded_and_configured_models_may_change() -> None:
+def test_the_cache_is_bounded_and_independent_of_the_configured_models() -> None:
     known = ["m"]
     routes = Router((), known.__contains__, lambda: known)
     for number in range(3000):
         routes.find(b"/v1/%d" % number)
-    assert len(routes._remembered) <= 1024
+    assert len(routes._cached) <= 1024
     assert routes.find(b"/upstream/m/v1/x").model == "m"
     known.clear()
     with pytest.raises(ModelNotFound):

@@ -1,11 +1,11 @@
-"""Counting requests."""
+"""The counters of requests."""
 
 import pytest
 
 from llmux.gateway.statistics import GatewayStatistics
 
 
-def test_durations_fall_into_the_bucket_whose_bound_they_do_not_exceed() -> None:
+def test_a_bucket_includes_its_upper_bound() -> None:
     counts = GatewayStatistics().of(b"POST", "/v1/completions")
     for seconds in (0.0, 0.005, 0.006, 10.0, 11.0):
         counts.pending += 1
@@ -17,7 +17,7 @@ def test_durations_fall_into_the_bucket_whose_bound_they_do_not_exceed() -> None
     assert (counts.pending, counts.finished, counts.body_bytes) == (0, 5, 35)
 
 
-def test_unusual_methods_share_one_series() -> None:
+def test_unknown_methods_share_one_counter() -> None:
     statistics = GatewayStatistics()
     first = statistics.of(b"PROPFIND", "other")
     assert first is statistics.of(b"", "other") is statistics.of(b"MKCOL", "other")

@@ -1,3 +1,5 @@
+"""Buckets of a histogram."""
+
 from llmux.observability.histogram import Histogram
 
 

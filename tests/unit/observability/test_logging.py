@@ -1,3 +1,5 @@
+"""Which level RUST_LOG, the configuration and -v give."""
+
 import logging
 
 import pytest

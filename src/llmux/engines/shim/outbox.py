@@ -1,4 +1,4 @@
-"""What llmux has still to read: events and lines of output, in order, bounded, and not too many at a time."""
+"""Events and lines of output that wait to be sent to llmux: in order, bounded, and rate-limited."""
 
 import json
 import os
@@ -6,21 +6,22 @@ from collections import deque
 from typing import Any
 
 PENDING_BYTES = 1_048_576
-"""Of lines; beyond, the oldest are dropped, for the engine must never wait for llmux."""
+"""For lines of output. Beyond it the oldest are dropped, since the engine must never wait for llmux."""
 LINE_OVERHEAD_BYTES = 128
+"""What a line takes in memory beside its text, so that empty lines are bounded too."""
 BATCH_BYTES = 65_536
 BATCH_INTERVAL_SECONDS = 0.02
-"""One batch in so much time: a chatty engine must not take llmux's event loop from the requests."""
+"""Between two batches: an engine that prints a lot must not take llmux's event loop from the requests."""
 
 
 class Outbox:
-    """Everything that llmux has still to read, in order and bounded."""
+    """The queue of everything that is to be sent to llmux."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.unsent = b""
         self.items: deque[tuple[str, bytes]] = deque()
-        """A stream and a line of it, or the empty string and an encoded event."""
+        """A stream's name and a line of it, or an empty name and an encoded event."""
         self.pending_bytes = 0
         self.pending_events = 0
         self.dropped_lines = 0
@@ -28,7 +29,7 @@ class Outbox:
         self.is_muted = False
 
     def mute(self) -> None:
-        """Nobody reads any more: forget everything, also what is still to come."""
+        """Discard everything, now and from now on: llmux does not read any more."""
         self.is_muted = True
         self.items.clear()
         self.unsent = b""
@@ -53,13 +54,13 @@ class Outbox:
                 self.unsent += content
 
     def wait_seconds(self, now: float) -> float | None:
-        """How long until there is something to write; None without end."""
+        """Seconds until there is something to write; None if there is nothing."""
         if self.unsent or self.pending_events:
             return 0.0
         return max(0.0, self.next_batch_at - now) if self.items else None
 
     def flush(self, now: float) -> bool:
-        """Write what the socket takes; False where llmux is gone."""
+        """Write what the socket takes; returns False if llmux is gone."""
         while self.wait_seconds(now) == 0.0:
             if not self.unsent:
                 self.unsent = self._next_message(now)
@@ -97,5 +98,5 @@ class Outbox:
 
 
 def encode(event: str, **facts: Any) -> bytes:
-    """One event as it goes over the socket: a line of JSON."""
+    """An event as a line of JSON."""
     return json.dumps({"event": event, **facts}).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""One of the engine's output streams: bytes in, whole lines out."""
+"""Divides one of the engine's output streams into lines."""
 
 import os
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from collections.abc import Callable
 READ_BYTES = 65_536
 LINE_BYTES = 16_384
 """The rest of a longer line is cut off."""
-LAST_WORDS_BYTES = 1_048_576
+DRAIN_BYTES = 1_048_576
+"""Read at most when the root has ended; more than a pipe's 64 KiB, since a descendant may still be writing."""
 
 
 class OutputPipe:
-    """One of the engine's output streams: bytes in, whole lines out, the end of an overlong one cut off."""
+    """Reads a pipe and passes on its lines, each without its end if it is too long."""
 
     def __init__(self, stream: str, descriptor: int, add_line: Callable[[str, bytes], None]) -> None:
         self.stream = stream
@@ -19,7 +20,7 @@ class OutputPipe:
         self.partial = b""
 
     def read(self) -> int | None:
-        """Take what the pipe has, at most ``READ_BYTES``; None where it has nothing now, 0 at its end."""
+        """Read at most ``READ_BYTES``; returns their number, None if the pipe is empty now, 0 at its end."""
         try:
             data = os.read(self.descriptor, READ_BYTES)
         except BlockingIOError:
@@ -35,21 +36,21 @@ class OutputPipe:
         return len(data)
 
     def end_line(self) -> None:
-        """Hand over the last line though its end has not come."""
+        """Pass on the last line although its end has not been read."""
         if self.partial:
             self.add_line(self.stream, self.partial)
             self.partial = b""
 
-    def read_last_words(self) -> None:
-        """Take all that is there, though somebody else may go on writing, and end the line."""
-        for _ in range(LAST_WORDS_BYTES // READ_BYTES):
+    def drain(self) -> None:
+        """Read what is in the pipe, and end the last line."""
+        for _ in range(DRAIN_BYTES // READ_BYTES):
             if not self.read():
                 break
         self.end_line()
 
     def _append(self, data: bytes) -> None:
         if len(self.partial) + len(data) > LINE_BYTES:
-            # A progress bar writes itself anew after each carriage return: its last state is what counts.
+            # A progress bar rewrites itself after each carriage return: keep only its last state.
             data = (self.partial + data).rstrip(b"\r").rpartition(b"\r")[2]
             self.partial = b""
         self.partial += data[: LINE_BYTES - len(self.partial)]

@@ -15,11 +15,12 @@ from .output_pipe import OutputPipe
 from .spawn import SpawnError, spawn
 from .tree import FIRST_KILL_INTERVAL_SECONDS, LAST_KILL_INTERVAL_SECONDS, end_tree, remove_directory, signal_tree
 
-COMMAND_BYTES = 8_388_608
-LEFT_BY_CRIU_SECONDS = 5.0
-"""What criu dumped is dead when it ends; whatever else is then left gets so long."""
-ALONE_SECONDS = 10.0
-"""From the SIGTERM of an engine without llmux to its SIGKILL, and likewise for what its root leaves."""
+COMMAND_BYTES_MAX = 8_388_608
+"""Far above the largest environment that can be given to a process."""
+AFTER_DUMP_SECONDS = 5.0
+"""For processes outside the image: those in it are dead when criu's dump ends."""
+STAYING_STOP_SECONDS = 10.0
+"""From the SIGTERM of an engine without llmux to its SIGKILL, and the same for descendants of its root."""
 
 
 class Shim:
@@ -33,34 +34,34 @@ class Shim:
         self.pipe_inodes: list[int] = []
         self.received = b""
         self.root: int | None = None
-        """The engine's process while it has not been reaped, and so its number not been given to another."""
+        """The engine's process until it has been reaped, so that its pid is its own."""
         self.alive = False
-        """Whether there is any process of the tree."""
+        """Whether any process of the tree is left."""
         self.temporary_directory: str | None = None
         self.criu: CriuRun | None = None
-        self.last_event: tuple[str, dict[str, Any]] = ("gone", {})
-        """What to say when nothing of the tree is left."""
+        self.final_event: tuple[str, dict[str, Any]] = ("gone", {})
+        """The event to send when nothing of the tree is left."""
         self.kill_after: float | None = None
+        """When to kill the tree, by the monotonic clock; None while it is not being stopped."""
         self.leftover_seconds = 0.0
-        """What the rest of a stopping tree gets once its root is gone."""
+        """For the rest of a tree that is being stopped, once its root has ended."""
         self.kill_interval_seconds = FIRST_KILL_INTERVAL_SECONDS
         self.commands: dict[str, Callable[[dict[str, Any]], None]] = {
             "start": self.start,
-            "signal": self.signal,
             "stop": self.stop,
             "kill": self.kill,
             "dump": self.dump,
             "restore": self.restore,
-            "break_off": self.break_off,
+            "cancel_criu": self.cancel_criu,
             "stay": self.stay,
         }
         self.connected = True
         self.stays = False
-        """Whether the engine outlives the connection with llmux."""
-        self.is_told_to_end = False
+        """Whether the engine outlives the connection to llmux."""
+        self.got_sigterm = False
 
     def run(self) -> None:
-        """Serve until llmux closes the socket, or, if it is to stay, until the engine is gone."""
+        """Serve until llmux closes the socket, or after ``stay`` until the engine is gone."""
         wake_reader = watch_children()
         os.set_blocking(self.descriptor, False)
         self.selector.register(wake_reader, selectors.EVENT_READ, lambda: self.reap(wake_reader))
@@ -70,42 +71,41 @@ class Shim:
                 if key.fd != self.descriptor:
                     key.data()
                 elif ready & selectors.EVENT_READ and not self.receive():
-                    self._part()
+                    self._disconnect()
             now = time.monotonic()
-            if self.is_told_to_end:
-                self.is_told_to_end = False
-                self.stop({"terminate_seconds": ALONE_SECONDS, "leftover_seconds": ALONE_SECONDS})
+            if self.got_sigterm:
+                self.got_sigterm = False
+                self.stop({"terminate_seconds": STAYING_STOP_SECONDS, "leftover_seconds": STAYING_STOP_SECONDS})
             if self.criu is not None:
                 self.criu.kill_at_deadline(now)
             if self.alive and self.kill_after is not None and now >= self.kill_after:
                 self._kill_once(now)
             if not self.outbox.flush(now):
-                self._part()
+                self._disconnect()
             if self.connected:
                 writing = selectors.EVENT_WRITE if self.outbox.unsent else 0
                 self.selector.modify(self.descriptor, selectors.EVENT_READ | writing)
 
-    def _part(self) -> None:
-        """The connection has ended: whatever there is to tell is for nobody from now on."""
+    def _disconnect(self) -> None:
         if self.connected:
             self.connected = False
             self.selector.unregister(self.descriptor)
             self.outbox.mute()
 
     def stay(self, command: dict[str, Any]) -> None:
-        """Let the engine outlive llmux; a SIGTERM to the shim, or the end of the root, then ends all of it."""
+        """Let the engine outlive llmux; SIGTERM to the shim, or the end of the root, then ends all of it."""
         if self.root is None or self.criu is not None or self.kill_after is not None:
             self.outbox.add_event("refused", reason="the engine does not run, or is being stopped")
             return
         self.stays = True
-        signal.signal(signal.SIGTERM, self._hear_of_end)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         self.outbox.add_event("stays")
 
-    def _hear_of_end(self, number: int, frame: object) -> None:
-        self.is_told_to_end = True
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        self.got_sigterm = True
 
     def receive(self) -> bool:
-        """Perform the commands that have come; False at the socket's end."""
+        """Carry out the commands that have arrived; returns False at the end of the socket."""
         try:
             data = os.read(self.descriptor, READ_BYTES)
         except BlockingIOError:
@@ -113,8 +113,8 @@ class Shim:
         except OSError:
             return False
         *lines, self.received = (self.received + data).split(b"\n")
-        if len(self.received) > COMMAND_BYTES:
-            raise ValueError(f"llmux sent a command of more than {COMMAND_BYTES} bytes")
+        if len(self.received) > COMMAND_BYTES_MAX:
+            raise ValueError(f"llmux sent a command of more than {COMMAND_BYTES_MAX} bytes")
         for line in lines:
             command = json.loads(line)
             perform = self.commands.get(command["command"])
@@ -140,10 +140,10 @@ class Shim:
             self.outbox.add_event("spawn_failed", reason=printable(str(error)))
             return
         self._begin(readers)
-        self._tell_started()
+        self._report_started()
 
     def dump(self, command: dict[str, Any]) -> None:
-        """Have criu write the tree into an image and end it; where that fails, the engine runs on."""
+        """Let criu write the tree into an image and end it; if that fails, the engine runs on."""
         if self.root is None or self.criu is not None or self.kill_after is not None:
             self.outbox.add_event("dump_failed", status=None, reason="the engine does not run, or is being stopped")
             return
@@ -153,7 +153,7 @@ class Shim:
             self.outbox.add_event("dump_failed", status=None, reason=f"criu could not be started: {error}")
 
     def restore(self, command: dict[str, Any]) -> None:
-        """Have criu make the tree anew from an image, with its root as our child and our pipes in it."""
+        """Let criu recreate the tree from an image, with its root as our child and with our pipes."""
         if self.alive:
             self.outbox.add_event("restore_failed", status=None, reason="this shim has an engine already")
             return
@@ -166,14 +166,14 @@ class Shim:
             self.criu = CriuRun("restore", argv, command["timeout_seconds"], writers)
             self.criu.root = command["pid"]
         except OSError as error:
-            self.last_event = ("restore_failed", {"status": None, "reason": f"criu could not be started: {error}"})
+            self.final_event = ("restore_failed", {"status": None, "reason": f"criu could not be started: {error}"})
             self._tree_gone()
         finally:
             for writer in writers:
                 os.close(writer)
 
-    def break_off(self, command: dict[str, Any]) -> None:
-        """Kill criu: a dump or restore under way fails, one that has just succeeded stays so."""
+    def cancel_criu(self, command: dict[str, Any]) -> None:
+        """Kill criu: a dump or restore under way fails; one that has just succeeded is not affected."""
         if self.criu is not None:
             self.criu.kill("llmux broke it off")
 
@@ -181,7 +181,7 @@ class Shim:
         self.alive = True
         self.kill_after = None
         self.kill_interval_seconds = FIRST_KILL_INTERVAL_SECONDS
-        self.last_event = ("gone", {})
+        self.final_event = ("gone", {})
         self.pipe_inodes = [os.fstat(reader).st_ino for reader in readers]
         for stream, reader in zip(("stdout", "stderr"), readers, strict=True):
             os.set_blocking(reader, False)
@@ -189,27 +189,23 @@ class Shim:
             self.pipes.append(pipe)
             self.selector.register(reader, selectors.EVENT_READ, lambda pipe=pipe: self.read(pipe))
 
-    def _tell_started(self) -> None:
+    def _report_started(self) -> None:
         self.outbox.add_event("started", pid=self.root, pipes=self.pipe_inodes)
 
-    def signal(self, command: dict[str, Any]) -> None:
-        """Signal the engine's group; without its root, all that is left of the tree."""
-        self._signal_group(command["signal"])
-
     def stop(self, command: dict[str, Any]) -> None:
-        """Ask the root (without it, the rest) to end, and kill the tree at the deadline."""
-        self.break_off(command)
-        patience_seconds = command["terminate_seconds"]
+        """SIGTERM the root, or the rest of the tree if the root has ended, and kill the tree at the deadline."""
+        self.cancel_criu(command)
+        terminate_seconds = command["terminate_seconds"]
         self.leftover_seconds = command["leftover_seconds"]
         if self.root is None:
             signal_tree(signal.SIGTERM)
-            patience_seconds = min(patience_seconds, self.leftover_seconds)
+            terminate_seconds = min(terminate_seconds, self.leftover_seconds)
         else:
             attempt(os.kill, self.root, signal.SIGTERM)
-        self._kill_not_later_than(time.monotonic() + patience_seconds)
+        self._kill_not_later_than(time.monotonic() + terminate_seconds)
 
     def kill(self, command: dict[str, Any]) -> None:
-        self.break_off(command)
+        self.cancel_criu(command)
         self._kill_not_later_than(0.0)
 
     def read(self, pipe: OutputPipe) -> None:
@@ -220,7 +216,7 @@ class Shim:
             self.pipes.remove(pipe)
 
     def reap(self, wake_reader: int) -> None:
-        """Take note of every process that has ended: orphans of the tree come to us as well."""
+        """Reap every child that has ended, orphans of the tree among them."""
         while read_available(wake_reader):
             pass
         try:
@@ -246,19 +242,19 @@ class Shim:
         match criu.verb, status:
             case "dump", 0:
                 self.root = None
-                self.last_event = ("dumped", {})
-                self._kill_not_later_than(time.monotonic() + LEFT_BY_CRIU_SECONDS)
+                self.final_event = ("dumped", {})
+                self._kill_not_later_than(time.monotonic() + AFTER_DUMP_SECONDS)
             case "dump", _:
                 if criu.root_status is not None:
                     self._root_exited(criu.root_status)
                 self.outbox.add_event("dump_failed", status=status, reason=criu.reason)
             case _, 0:
                 self.root = criu.root
-                self._tell_started()
+                self._report_started()
                 if criu.root_status is not None:
                     self._root_exited(criu.root_status)
             case _:
-                self.last_event = ("restore_failed", {"status": status, "reason": criu.reason})
+                self.final_event = ("restore_failed", {"status": status, "reason": criu.reason})
                 self._kill_not_later_than(0.0)
 
     def _root_exited(self, status: int) -> None:
@@ -266,8 +262,8 @@ class Shim:
         self._read_pipes()
         self.outbox.add_event("exited", status=status)
         if self.stays and self.kill_after is None:
-            self.leftover_seconds = ALONE_SECONDS
-            self.kill_after = time.monotonic() + ALONE_SECONDS
+            self.leftover_seconds = STAYING_STOP_SECONDS
+            self.kill_after = time.monotonic() + STAYING_STOP_SECONDS
         if self.kill_after is not None:
             signal_tree(signal.SIGTERM)
             self._kill_not_later_than(time.monotonic() + self.leftover_seconds)
@@ -279,15 +275,15 @@ class Shim:
             self.selector.unregister(pipe.descriptor)
             os.close(pipe.descriptor)
         self.pipes.clear()
-        event, facts = self.last_event
-        if event != "dumped":  # what is in the directory belongs to the image: llmux takes it, and then lets us end
+        event, facts = self.final_event
+        if event != "dumped":  # its directory belongs into the image: llmux copies it, and then closes the socket
             remove_directory(self.temporary_directory)
         self.outbox.add_event(event, **facts)
 
     def _read_pipes(self) -> None:
-        """Take the output that is there, so that an engine's last words precede the news of its end."""
+        """Pass on the output in the pipes, so that an engine's last lines precede the report of its exit."""
         for pipe in self.pipes:
-            pipe.read_last_words()
+            pipe.drain()
 
     def _signal_group(self, number: int) -> None:
         if self.root is None:
@@ -299,7 +295,7 @@ class Shim:
         self.kill_after = at if self.kill_after is None else min(self.kill_after, at)
 
     def _kill_once(self, now: float) -> None:
-        # Both: a group cannot fork its way out of killpg, the tree has those that left the group.
+        # Both: a group cannot escape killpg by forking, and the tree includes processes that left the group.
         self._signal_group(signal.SIGKILL)
         signal_tree(signal.SIGKILL)
         self.kill_after = now + self.kill_interval_seconds
@@ -316,7 +312,7 @@ class Shim:
 
 
 def attempt(action: Callable[[int, int], None], pid: int, number: int) -> None:
-    """Signal where we may: an engine that changed its user cannot end the shim."""
+    """Signal a process if permitted: an engine that changed its user must not make the shim fail."""
     try:
         action(pid, number)
     except OSError:
@@ -324,12 +320,12 @@ def attempt(action: Callable[[int, int], None], pid: int, number: int) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without what cannot be encoded."""
+    """The text with characters replaced that cannot be encoded."""
     return text.encode(errors="replace").decode()
 
 
 def main(descriptor: int) -> None:
-    """Be a shim on this socket until it ends, and leave nothing of the tree behind."""
+    """Run a shim on this socket until it ends, and leave nothing of the tree behind."""
     os.set_inheritable(descriptor, False)
     shim = Shim(descriptor)
     try:

@@ -1,24 +1,22 @@
-"""Starting the engine: its session, its streams, and a clear word where it cannot be started."""
+"""Starts the engine in a session of its own, with pipes for its output, or says why it cannot be started."""
 
 import os
 import signal
 from typing import Never
 
-from .system_calls import block_io_uring
+from .conditions import IGNORED_SIGNALS, block_io_uring
 
 REASON_BYTES = 65_536
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
-"""What the shim does not listen to, and the engine does."""
 
 
 class SpawnError(Exception):
-    """The engine could not be started; says why, for the operator."""
+    """The engine could not be started; the text tells the operator why."""
 
 
 def spawn(
     argv: list[str], environment: dict[str, str], directory: str | None, without_io_uring: bool
 ) -> tuple[int, tuple[int, int]]:
-    """Start the engine in a session of its own; returns its pid and the reading ends of its stdout and stderr."""
+    """Start the engine; returns its pid and the read ends of its stdout and stderr. Raises OSError, SpawnError."""
     out_reader, out_writer = os.pipe()
     err_reader, err_writer = os.pipe()
     failure_reader, failure_writer = os.pipe()
@@ -37,26 +35,6 @@ def spawn(
     return pid, (out_reader, err_reader)
 
 
-def spawn_criu(argv: list[str], inherited: tuple[int, ...] = ()) -> int:
-    """Start criu, silent, with some descriptors under the numbers that they have here; returns its pid.
-
-    Raises OSError.
-    """
-    for descriptor in inherited:
-        os.set_inheritable(descriptor, True)
-    return os.posix_spawn(
-        argv[0],
-        argv,
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsigdef=(*IGNORED_SIGNALS, signal.SIGXFSZ),
-    )
-
-
 def become_engine(
     argv: list[str],
     environment: dict[str, str],
@@ -65,7 +43,7 @@ def become_engine(
     outputs: tuple[int, int],
     failure_writer: int,
 ) -> Never:
-    """In the forked child: set the spawn conditions and turn into the engine."""
+    """In the forked child: undo what the shim has set for itself, and become the engine."""
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -79,14 +57,14 @@ def become_engine(
         if without_io_uring:
             block_io_uring()
         os.execvpe(argv[0], argv, environment)
-    except BaseException as error:  # whatever it is, the fork must not live on as a second shim
+    except BaseException as error:  # the fork must never live on as a second shim
         os.write(failure_writer, explain_failure(error, argv[0], directory).encode(errors="replace"))
     finally:
         os._exit(127)
 
 
 def explain_failure(error: BaseException, program: str, directory: str | None) -> str:
-    """Why the engine could not be started, and what to do."""
+    """Why the engine could not be started, and what to do about it."""
     match error:
         case FileNotFoundError() if directory and error.filename == directory:
             return f"the working directory {directory} does not exist"

@@ -1,24 +1,65 @@
-"""The shim's descendants: finding, signalling and ending them, and the directory they leave behind."""
+"""The shim's descendants: finding, signalling and ending them, and removing the directory they leave behind."""
 
 import os
 import signal
 import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 FIRST_KILL_INTERVAL_SECONDS = 0.01
 LAST_KILL_INTERVAL_SECONDS = 0.5
 
 
+class Process(NamedTuple):
+    """What links a process to others."""
+
+    parent: int
+    session: int
+
+
+def read_processes() -> dict[int, Process]:
+    """All processes on this machine that can be read, by pid."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+    return {pid: process for pid in pids if (process := read_process(pid)) is not None}
+
+
+def read_process(pid: int) -> Process | None:
+    """One process; None if it does not exist."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            # After the name, which may contain blanks and parentheses: state, parent, group, session.
+            fields = file.read().rpartition(b")")[2].split()
+        return Process(int(fields[1]), int(fields[3]))
+    except (OSError, IndexError):
+        return None
+
+
+def find_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> list[int]:
+    """The roots and all of their descendants, each once, parents before their children."""
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    found = list(dict.fromkeys(roots))
+    known = set(found)
+    for pid in found:
+        new = [child for child in children.get(pid, ()) if child not in known]
+        known.update(new)
+        found.extend(new)
+    return found
+
+
 def signal_tree(number: int, root: int | None = None) -> None:
-    """Signal every descendant (of a child of ours: that child too), whatever its session, and nobody else."""
-    tree = find_tree(os.getpid() if root is None else root)
+    """Signal all of our descendants whatever their session; with ``root``, a child of ours, only it and its own."""
+    tree = find_descendants([os.getpid() if root is None else root], read_processes())
     for pid in tree[1:]:
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            # Asked anew with the descriptor in hand: the number may by now be a stranger's.
-            if parent_of(pid) in tree:
+            # Checked again with the descriptor open: in between, the pid may have passed to a process of somebody else.
+            process = read_process(pid)
+            if process is not None and process.parent in tree:
                 signal.pidfd_send_signal(descriptor, number)
         except OSError:
             continue
@@ -28,29 +69,8 @@ def signal_tree(number: int, root: int | None = None) -> None:
         os.kill(root, number)
 
 
-def find_tree(root: int) -> list[int]:
-    """A process and its descendants, parents before their children."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit() and (parent := parent_of(int(name))) is not None:
-            children.setdefault(parent, []).append(int(name))
-    tree = [root]
-    for pid in tree:
-        tree.extend(children.get(pid, ()))
-    return tree
-
-
-def parent_of(pid: int) -> int | None:
-    """The parent of a process that is there."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError):
-        return None
-
-
 def end_tree() -> None:
-    """Kill our descendants and wait until there is none."""
+    """Kill our descendants and reap them until none is left."""
     interval_seconds = FIRST_KILL_INTERVAL_SECONDS
     while True:
         signal_tree(signal.SIGKILL)
@@ -64,7 +84,7 @@ def end_tree() -> None:
 
 
 def remove_directory(path: str | None) -> None:
-    """Remove a directory and all that is in it, as far as possible; symbolic links are not followed."""
+    """Remove a directory with its contents as far as possible; symbolic links are not followed."""
     if path is None:
         return
     for folder, directories, files in os.walk(path, topdown=False):
@@ -74,7 +94,7 @@ def remove_directory(path: str | None) -> None:
 
 
 def remove_entry(path: str) -> None:
-    """Remove a file or an empty directory, if it can be."""
+    """Remove a file or an empty directory if possible."""
     for remove in (os.unlink, os.rmdir):
         try:
             remove(path)

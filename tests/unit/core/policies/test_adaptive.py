@@ -39,7 +39,7 @@ def test_an_idle_model_leaves_at_once():
     ("load", "quantum"),
     [(1.5, 24.0), (0.8, 24.0), (0.5, 8 / 0.35 - 8), (0.3, 8 / 0.49 - 8), (0.0, 8 / 0.55 - 8)],
 )
-def test_what_the_demand_leaves_over_may_be_spent_switching(load, quantum):
+def test_spare_time_may_be_spent_switching(load, quantum):
     leaving = replace(FREEZING, demand=Demand(load, 60.0))
     view = View([waits()], [leaving], 8.0)
     assert Adaptive().quantum_seconds(leaving, "b", view, 100.0) == pytest.approx(quantum)
@@ -76,7 +76,7 @@ def test_a_model_that_drains_stops_admitting_as_much_earlier():
     assert policy.quantum_seconds(freezing, "b", View([waits()], [freezing], 2.0), 100.0) == 6.0
 
 
-def test_with_nothing_in_the_way_or_nobody_waiting():
+def test_without_incumbents_or_candidates():
     assert Adaptive().choose(View([waits()], []), 100.0) == Bring("b")
     assert Adaptive().choose(View([], [BUSY]), 100.0) == Stay(float("inf"))
 
@@ -98,14 +98,14 @@ def test_a_model_stays_until_everybody_has_a_first_token(behind):
     assert policy.quantum_seconds(BUSY, "b", view, 110.0) == 6.0
 
 
-def test_it_looks_whether_it_has_caught_up_when_the_quantum_is_over_to_the_last_bit():
+def test_it_checks_again_when_the_quantum_is_over_to_the_last_bit():
     """At 0.1 + 0.2 seconds, what has passed since 0.1 is a little less than 0.2."""
     leaving = replace(BEHIND, since=0.1)
     policy = Adaptive(switch_share_max=0.5)
     assert policy.quantum_seconds(leaving, "b", View([waits()], [leaving], 0.2), 0.1 + 0.2) > 0.2
 
 
-def test_a_model_stays_while_that_saves_reading_again():
+def test_a_model_stays_while_that_saves_recompute():
     """Answers of 10 s end at a tenth of those in flight a second, and each would take 0.1 s to be read again."""
     policy = Adaptive()
     for in_flight, stays in ((34, False), (36, True)):
@@ -127,7 +127,7 @@ LONGEST_TURNS = (
 
 
 @pytest.mark.parametrize(("leaving", "longest"), LONGEST_TURNS)
-def test_catching_up_has_an_end(leaving, longest):
+def test_catching_up_is_bounded(leaving, longest):
     policy, view = Adaptive(), View([waits()], [leaving], 2.0)
     assert policy.quantum_seconds(leaving, "b", view, 100.0 + longest - 0.01) == longest
     assert policy.quantum_seconds(leaving, "b", view, 100.0 + longest) == 6.0
@@ -135,7 +135,7 @@ def test_catching_up_has_an_end(leaving, longest):
 
 @pytest.mark.parametrize("switch", [0.1, 2.0, 30.0, 100.0])
 @pytest.mark.parametrize("can_freeze", [False, True])
-def test_no_turn_is_longer_than_the_bound_says(switch, can_freeze):
+def test_no_quantum_is_longer_than_its_maximum(switch, can_freeze):
     leaving = replace(BEHIND, can_freeze=can_freeze, residence_seconds=100.0, demand=Demand(0.9, 100.0, 8))
     policy, view = Adaptive(), View([waits()], [leaving], switch)
     longest = policy.quantum_max_seconds(switch)
@@ -154,7 +154,7 @@ def test_the_most_weighted_work_goes_first(others, chosen):
     assert Adaptive().choose(View(others, [IDLE], 2.0), 102.0) == Bring(chosen)
 
 
-def test_an_overdue_model_does_not_cut_a_turn_short():
+def test_an_overdue_candidate_does_not_cut_a_quantum_short():
     """20 s of switching make a turn of 60 s where nothing is known to be left over; max_wait_seconds is 15 s."""
     driver = three(Adaptive())
     driver.scheduler._world.costs.observe_evict("a", 10.0)
@@ -166,7 +166,7 @@ def test_an_overdue_model_does_not_cut_a_turn_short():
     assert switch_begins(driver) == (60.0, "b")
 
 
-def test_the_bound_counts_the_longest_turn():
+def test_the_wait_bound_counts_the_longest_quantum():
     driver = three(Adaptive())
     limits = driver.limits
     turn = Adaptive().quantum_max_seconds(2.0) + limits.drain_timeout_seconds + 2.0
@@ -187,7 +187,7 @@ def test_long_answers_do_not_hold_up_another_model_where_they_can_be_frozen():
     assert long.place is Place.ENDED and long.error is None
 
 
-def test_a_command_does_not_ask_for_the_turn():
+def test_a_command_does_not_wait_for_the_quantum():
     driver = three(Adaptive())
     driver.arrive("a")
     driver.finish_wake("a")
@@ -196,7 +196,7 @@ def test_a_command_does_not_ask_for_the_turn():
     assert driver.scheduler.switching() == ("a", "b")
 
 
-def test_as_long_as_nobody_knows_what_a_switch_costs_nobody_stays_for_it():
+def test_while_a_cost_is_unknown_the_quantum_is_zero():
     policy, view = Adaptive(), View([waits()], [BUSY], None)
     assert policy.choose(view, 100.0) == Bring("b")
     assert policy.quantum_seconds(BUSY, "b", view, 100.0) == 0.0

@@ -65,7 +65,7 @@ def test_with_nothing_in_the_way_a_switch_begins_at_once(policy):
 
 
 @pytest.mark.parametrize("policy", [Fifo(), CostAware(), TimeSlice()])
-def test_with_nobody_waiting_nothing_is_due(policy):
+def test_without_candidates_nothing_is_due(policy):
     assert policy.choose(View([], []), 1.0) == Stay(float("inf"))
 
 

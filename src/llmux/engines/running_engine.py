@@ -1,0 +1,139 @@
+"""One engine process and the steps taken on it: how it leaves the GPU, and how that is undone."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from llmux.access import Upstream
+from llmux.checkpoints.dumping import ImageFacts
+from llmux.core.eviction import Eviction, Process
+from llmux.core.states import Asleep, Cold
+from llmux.engines import vllm
+from llmux.engines.canary import Canary
+from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.engines.control_calls import EngineEndpoints
+from llmux.engines.engine_spec import EngineSpec
+from llmux.engines.outcomes import EvictOutcome
+from llmux.engines.process import EngineProcess
+from llmux.engines.scope import EngineFailure, EngineScope
+from llmux.engines.steps import Sleep, SleepLevel, Step, UnsupportedEviction, residency_after, steps_of
+from llmux.errors import CriuUnusable, DumpFailed
+
+log = structlog.get_logger("engine")
+
+KILL_SECONDS = 10.0
+"""From SIGKILL to the end of the last process; one that takes longer hangs in the kernel, usually in a driver call."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunningEngine:
+    """An engine from its start or restore until it has ended or is in an image. Implements the steps' controls."""
+
+    spec: EngineSpec
+    endpoints: EngineEndpoints
+    process: EngineProcess
+    scope: EngineScope
+    canary: Canary
+    store: CheckpointStore | None
+    fingerprint: str
+    """How the process was started."""
+    on_leaving: Callable[[Upstream], None]
+    can_freeze: bool = False
+    applied: tuple[Step, ...] = ()
+    """The steps taken and not yet undone."""
+    _eviction: Eviction = field(init=False)
+    """The eviction under way, or the last one."""
+    _fallback: str | None = field(default=None, init=False)
+
+    async def leave(self, eviction: Eviction, *, freeze: bool) -> EvictOutcome:
+        """Take the engine off the GPU; a step that fails is replaced, in the end by stopping it. Raises ProcessStuck.
+
+        The process has ended unless the outcome is ``Asleep`` by an eviction that keeps it running.
+        """
+        self._eviction, self._fallback = eviction, None
+        try:
+            residency = await self._take_steps(eviction, freeze=freeze)
+        except (EngineFailure, UnsupportedEviction) as failure:
+            self.note_fallback("eviction failed, stopping the engine instead", str(failure))
+            await self.stop()
+            residency = Cold()
+        return EvictOutcome(residency, self._fallback)
+
+    async def come_back(self) -> None:
+        """Undo the steps taken, the last one first; raises EngineFailure."""
+        for step in reversed(self.applied):
+            await step.undo(self)
+        self.applied = ()
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether requests are suspended with the engine."""
+        return any(step.keeps_requests for step in self.applied)
+
+    async def _take_steps(self, eviction: Eviction, *, freeze: bool) -> Asleep | Cold:
+        if eviction.process is Process.CHECKPOINT and not freeze and self.store is not None:
+            image = await self.store.find_reusable(self.fingerprint, eviction, self.canary.baseline)
+            if image is not None:
+                await self.stop()
+                self.store.set_current(image)
+                return Asleep(eviction)
+        for step in steps_of(eviction, freeze=freeze):
+            self.applied += await step.apply(self)
+        return residency_after(eviction, self.applied)
+
+    # The controls of the steps.
+
+    @property
+    def is_asleep(self) -> bool:
+        return any(isinstance(step, Sleep) for step in self.applied)
+
+    async def fits_into_host_memory(self) -> bool:
+        return await asyncio.to_thread(self.spec.fits_into_host_memory)
+
+    async def sleep(self, level: SleepLevel, *, keep_requests: bool) -> None:
+        call = vllm.fall_asleep(self.endpoints, level, self.spec.timeouts, keep_requests=keep_requests)
+        await self.scope.run(call, None, "going to sleep")
+
+    async def wake_up(self, level: SleepLevel, *, keep_requests: bool) -> None:
+        call = vllm.wake_up(self.endpoints, level, self.spec.timeouts, keep_requests=keep_requests)
+        await self.scope.run(call, None, "waking up")
+
+    async def pause(self) -> None:
+        await self.scope.run(vllm.pause_requests(self.endpoints, self.spec.timeouts), None, "pausing")
+
+    async def resume(self) -> None:
+        await self.scope.run(vllm.resume_requests(self.endpoints, self.spec.timeouts), None, "resuming")
+
+    async def dump(self, *, keep_requests: bool) -> str | None:
+        if self.store is None:
+            raise EngineFailure("no images are configured: the section 'checkpoint' is missing")
+        self.on_leaving(self.endpoints.upstream)
+        facts = ImageFacts(
+            model=self.spec.model,
+            port=self.endpoints.upstream.port,
+            fingerprint=self.fingerprint,
+            steps=tuple(map(str, self.applied)),
+            eviction=self._eviction,
+            has_frozen=keep_requests,
+            argv=self.spec.argv,
+            canary=self.canary.baseline,
+        )
+        try:
+            await self.scope.run(self.store.dump(self.process, facts), None, "the dump")
+        except CriuUnusable as failure:
+            return str(failure)
+        except DumpFailed as failure:
+            if failure.engine_runs:
+                return str(failure)
+            raise EngineFailure(str(failure)) from failure
+        return None
+
+    async def stop(self) -> None:
+        self.on_leaving(self.endpoints.upstream)
+        await self.process.stop(self.spec.stop_timeout_seconds, KILL_SECONDS)
+
+    def note_fallback(self, what: str, reason: str) -> None:
+        self._fallback = f"{what}: {reason}"
+        log.warning(what, model=self.spec.model, reason=reason)

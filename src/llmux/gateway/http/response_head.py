@@ -1,0 +1,166 @@
+"""The head of an engine's answer: how its body is framed, and which fields are passed on."""
+
+import re
+from enum import Enum, auto
+
+from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.repeated_head import RepeatedHead
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_UNCOMMON = re.compile(
+    rb"\r\n(?=[ckptux \t])"
+    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])"
+)
+"""Fields of one hop or of llmux's own, and folded lines: none in most heads, which then pass as they are."""
+_COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
+_LENGTH_FIELD = b"\r\ncontent-length:"
+_MAX_LENGTH_DIGITS = 18
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+    )
+)
+_NOT_PASSED_ON = _HOP_BY_HOP | {b"x-request-id", b"x-llmux-queue-ms", b"x-llmux-switch-ms", b"x-llmux-error"}
+
+
+class Framing(Enum):
+    """How the end of an answer's body is found."""
+
+    NONE = auto()
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
+
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_WITHOUT_BODY, _BY_LENGTH, _, _ = Framing
+
+
+class ResponseHead:
+    """Status and framing of an answer, and the fields to be passed on, as they came."""
+
+    __slots__ = ("content_length", "fields", "framing", "reusable", "status", "status_line")
+
+    def __init__(self, head: bytes, *, to_head_request: bool) -> None:
+        """Parse a whole head, the empty line included; raises FramingError."""
+        line_end = head.find(b"\r\n") + 2
+        status = _COMMON_STATUSES.get(head[:13])
+        lower = head.lower()
+        if status is not None and not to_head_request and b" :" not in lower and not _UNCOMMON.search(lower):
+            at = lower.find(_LENGTH_FIELD)
+            value = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
+            if at >= 0 and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lower.rfind(_LENGTH_FIELD) == at:
+                self.status = status
+                self.reusable = True
+                self.status_line = head[:line_end]
+                self.fields = head[line_end:-2]
+                self.content_length = length = int(value)
+                self.framing = _BY_LENGTH if length else _WITHOUT_BODY
+                return
+        self._parse_fully(head, line_end, to_head_request=to_head_request)
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether the body is a stream of server-sent events."""
+        return b"content-type: text/event-stream" in self.fields.lower()
+
+    def _parse_fully(self, head: bytes, line_end: int, *, to_head_request: bool) -> None:
+        line = _STATUS_LINE.fullmatch(head, 0, line_end - 2)
+        if line is None:
+            raise FramingError("the status line is malformed")
+        self.status = status = int(line[2])
+        self.reusable = line[1] == b"1"
+        self.status_line = head[:line_end] if self.reusable else b"HTTP/1.1" + head[8:line_end]
+        self.fields = head[line_end:-2]
+        self.content_length = 0
+        chunked, length_at, lower = self._read_fields()
+        bodiless = to_head_request or status < 200 or status in (204, 304)
+        self.framing = Framing.NONE if bodiless else self._find_framing(lower, chunked, length_at)
+
+    def _find_framing(self, lower: bytes, chunked: bool, length_at: int) -> Framing:
+        if chunked:
+            at = lower.find(b"\r\ntransfer-encoding:") + 20
+            if lower[at : lower.find(b"\r\n", at)].strip() != b"chunked" or lower.find(b"\r\ntransfer-enc", at) >= 0:
+                raise FramingError("the transfer encoding is not 'chunked'")
+            return Framing.CHUNKED
+        if length_at < 0:
+            self.reusable = False
+            return Framing.UNTIL_CLOSE
+        value = lower[length_at + 17 : lower.find(b"\r\n", length_at + 2)].strip()
+        if (
+            not value.isdigit()
+            or len(value) > _MAX_LENGTH_DIGITS
+            or lower.find(b"\r\ncontent-length:", length_at + 2) >= 0
+        ):
+            raise FramingError("the Content-Length is malformed")
+        self.content_length = int(value)
+        return Framing.LENGTH if self.content_length else Framing.NONE
+
+    def _read_fields(self) -> tuple[bool, int, bytes]:
+        """Validate the fields one by one and drop those that are not passed on.
+
+        Returns whether the body is chunked, where in the lower-cased fields Content-Length stands (-1: nowhere), and
+        these fields.
+        """
+        pairs = []
+        for line in self.fields.split(b"\r\n")[:-1]:
+            field = _FIELD.fullmatch(line)
+            if field is None:
+                raise FramingError("a header is malformed")
+            pairs.append((field[1].lower(), field[2], line))
+        connection = b",".join(value for name, value, _ in pairs if name == b"connection").lower()
+        tokens = {token.strip() for token in connection.split(b",")}
+        if b"close" in tokens:
+            self.reusable = False
+        dropped = _NOT_PASSED_ON | (tokens - {b"transfer-encoding", b"content-length", b"content-type"})
+        chunked = any(name == b"transfer-encoding" for name, _, _ in pairs)
+        if chunked and any(name == b"content-length" for name, _, _ in pairs):
+            raise FramingError("both Content-Length and Transfer-Encoding are given")
+        self.fields = b"".join(line + b"\r\n" for name, _, line in pairs if name not in dropped)
+        lower = b"\r\n" + self.fields.lower() + b"\r\n"
+        return chunked, lower.find(b"\r\ncontent-length:"), lower
+
+    def without_transfer_encoding(self) -> bytes:
+        """The fields for an HTTP/1.0 client, which gets a chunked body decoded."""
+        lines = self.fields.split(b"\r\n")[:-1]
+        return b"".join(line + b"\r\n" for line in lines if not line.lower().startswith(b"transfer-encoding:"))
+
+
+class ResponseHeadReader:
+    """Parses the heads of one engine's answers; one that repeats the last, but for its length, is not parsed again."""
+
+    __slots__ = ("_last", "_repeated")
+
+    def __init__(self) -> None:
+        self._repeated = RepeatedHead()
+        self._last: ResponseHead | None = None
+        """The parsed form of the remembered head."""
+
+    def read(self, head: bytes, *, to_head_request: bool) -> ResponseHead:
+        """Parse a whole head, the empty line included; raises FramingError."""
+        length = -1 if to_head_request else self._repeated.length_of(head)
+        if length >= 0:
+            last = self._last
+            assert last is not None
+            read = ResponseHead.__new__(ResponseHead)
+            read.status = last.status
+            read.reusable = True
+            read.status_line = last.status_line
+            read.fields = head[len(last.status_line) : -2]
+            read.content_length = length
+            read.framing = _BY_LENGTH if length else _WITHOUT_BODY
+            return read
+        read = ResponseHead(head, to_head_request=to_head_request)
+        # Only a head that is passed on whole can be rebuilt from its bytes, as above.
+        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head[:-2]:
+            self._repeated.remember(head)
+            self._last = read
+        return read

@@ -1,0 +1,368 @@
+"""One connection to an engine: sends a request, follows the framing of its answer, relays the bytes untouched."""
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol, cast
+
+from llmux.gateway.http.chunks import ChunkReader, FramingError
+from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHeadReader
+from llmux.gateway.proxy.flow_control import FlowControl
+
+_MAX_HEAD_BYTES = 64 * 1024
+_LARGE_REQUEST_BYTES = 64 * 1024
+"""Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
+
+
+class AnswerReceiver(Protocol):
+    """Receives the answer to the request that a connection carries."""
+
+    def answer_began(self, head: ResponseHead) -> None:
+        """The head of the final answer has arrived; the receiver calls ``relay`` now or later, or ``abort``."""
+
+    def first_bytes(self) -> None:
+        """The first bytes of the answer's body have arrived: of a stream, the first token."""
+
+    def answer_ended(self) -> None:
+        """The whole answer has been relayed; the connection is idle or closed."""
+
+    def engine_lost(self, reason: str) -> None:
+        """The connection broke, or what it received is malformed; it is closed."""
+
+
+class ConnectionOwner(Protocol):
+    """Keeps the connections to one engine; each reports to it what concerns all of them."""
+
+    heads: ResponseHeadReader
+
+    def opened(self) -> None:
+        """A connection was made."""
+
+    def closed(self) -> None:
+        """A connection was closed, whether idle or in use."""
+
+    def put(self, engine: "EngineConnection") -> None:
+        """A connection has become idle."""
+
+    def discard(self, engine: "EngineConnection") -> None:
+        """An idle connection cannot be used any more."""
+
+
+class _Phase(Enum):
+    IDLE = auto()
+    AWAITING_HEAD = auto()
+    HEAD_REPORTED = auto()
+    """The receiver has the answer's head and has not called ``relay`` yet; what arrives of the body is kept."""
+    LENGTH = auto()
+    CHUNKED = auto()
+    UNTIL_CLOSE = auto()
+    CLOSED = auto()
+
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_IDLE, _AWAITING_HEAD, _HEAD_REPORTED, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _CLOSED = _Phase
+_WITHOUT_BODY, _BY_LENGTH, _BY_CHUNKS, _ = Framing
+
+
+def write_nowhere(_data: bytes) -> None:
+    """Stands in for the ``write`` of a transport that is not open."""
+
+
+class EngineConnection(asyncio.Protocol):
+    """Carries one request at a time; between two of them it is idle and belongs to its owner."""
+
+    __slots__ = (
+        "_awaits_first_bytes",
+        "_chunks",
+        "_head",
+        "_is_large_request",
+        "_last_piece",
+        "_owner",
+        "_phase",
+        "_receiver",
+        "_remaining",
+        "_send_bytes",
+        "_to_head_request",
+        "_transport",
+        "_unread",
+        "_until_close",
+        "_write",
+        "body_bytes",
+        "flow",
+        "has_answered",
+        "idle_since",
+        "reused",
+    )
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._send_bytes: Callable[[bytes], None] = write_nowhere
+        self._receiver: AnswerReceiver | None = None
+        self._phase = _IDLE
+        self._head: ResponseHead | None = None
+        self._unread = b""
+        """An incomplete head, or what has arrived of the body before ``relay`` was called."""
+        self._last_piece = b""
+        """The data relayed last, where a comment may have to be inserted after it."""
+        self._chunks: ChunkReader | None = None
+        self._write: Callable[[bytes], None] | None = None
+        self._remaining = 0
+        self._to_head_request = False
+        self._is_large_request = False
+        self._until_close = False
+        self._awaits_first_bytes = False
+        self.flow = FlowControl()
+        """When the engine is read from."""
+        self.body_bytes = 0
+        self.has_answered = False
+        """Whether a byte of the current answer has arrived."""
+        self.reused = False
+        self.idle_since = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether a request can be sent on it."""
+        return self._phase is _IDLE and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def withheld_head(self) -> ResponseHead | None:
+        """The head of an answer that the receiver knows of and has not had relayed yet."""
+        return self._head if self._phase is _HEAD_REPORTED else None
+
+    def frame_event(self, event: bytes) -> bytes:
+        """The bytes that insert an event into the answer at this point, also after a loss; empty if none can."""
+        chunks = self._chunks
+        if chunks is None:
+            return event if self._until_close else b""
+        if chunks.payload is not None:
+            return event
+        return b"%x\r\n%b\r\n" % (len(event), event) if chunks.between_chunks else b""
+
+    def frame_comment(self, comment: bytes) -> bytes:
+        """The bytes that insert a comment between two events of the answer; empty in the middle of an event."""
+        piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
+        return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
+
+    def send(self, receiver: AnswerReceiver, head: bytes, body: bytes, *, to_head_request: bool) -> None:
+        """Send a request; ``receiver`` is called back with its answer."""
+        self._receiver = receiver
+        self._phase = _AWAITING_HEAD
+        self._to_head_request = to_head_request
+        self._awaits_first_bytes = True
+        self.has_answered = False
+        if len(body) < _LARGE_REQUEST_BYTES:
+            self._is_large_request = False
+            self._send_bytes(head + body)
+        else:
+            self._is_large_request = True
+            self._send_bytes(head)
+            self._send_bytes(body)
+
+    def relay(self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool) -> None:
+        """Write ``head`` and then the answer's body as it arrives; ``unchunk`` decodes a chunked body."""
+        assert self._head is not None
+        answer = self._head
+        framing = answer.framing
+        body, self._unread = self._unread, b""
+        if framing is _BY_LENGTH:
+            self._write = write
+            self.body_bytes = 0
+            self._remaining = answer.content_length
+            self._phase = _LENGTH
+            self._relay_length(body, head)
+        elif framing is _BY_CHUNKS:
+            self._write = write
+            self.body_bytes = 0
+            self._phase = _CHUNKED
+            self._chunks = ChunkReader(collect=unchunk)
+            self._relay_chunked(body, head)
+        elif framing is _WITHOUT_BODY:
+            self.body_bytes = 0
+            write(head)
+            self._complete(clean=not body)
+        else:
+            self._write = write
+            self._phase = _UNTIL_CLOSE
+            self._until_close = True
+            self.body_bytes = len(body)
+            if body:
+                self._report_first_bytes()
+            write(head + body)
+
+    def abort(self) -> None:
+        """Close at once, without any further call of the receiver."""
+        self._receiver = None
+        self._write = None
+        self._phase = _CLOSED
+        if self._transport is not None:
+            self._transport.abort()
+
+    def become_idle(self) -> None:
+        """Go back to the owner until the next request."""
+        self._phase = _IDLE
+        if self.flow.reasons:
+            self.flow.clear()
+        self.reused = True
+        self._owner.put(self)
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # With room in its buffer, uvloop would write at the end of the loop's iteration, and to several connections in
+        # any order. Requests admitted together must reach the engine in the order of their admission.
+        self._transport.set_write_buffer_limits(high=0)
+        self._send_bytes = self._transport.write
+        self.flow.attach(self._transport)
+        self._owner.opened()
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is _CHUNKED:
+            self._relay_chunked(data)
+        elif phase is _AWAITING_HEAD:
+            self.has_answered = True
+            self._take_head(self._unread + data if self._unread else data)
+        elif phase is _LENGTH:
+            self._relay_length(data)
+        elif phase is _UNTIL_CLOSE:
+            if self._awaits_first_bytes:
+                self._report_first_bytes()
+            self.body_bytes += len(data)
+            self._last_piece = data
+            assert self._write is not None
+            self._write(data)
+        elif phase is _HEAD_REPORTED:
+            self._unread += data
+        elif phase is _IDLE:
+            # An answer to no request.
+            self._owner.discard(self)
+            self.abort()
+
+    def eof_received(self) -> None:
+        if self._phase is _IDLE:
+            self._phase = _CLOSED
+            self._owner.discard(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.closed()
+        phase, self._phase = self._phase, _CLOSED
+        receiver, self._receiver = self._receiver, None
+        self._write = None
+        if phase is _IDLE:
+            self._owner.discard(self)
+        elif receiver is None:
+            pass
+        elif phase is _UNTIL_CLOSE and exc is None:
+            receiver.answer_ended()
+        elif self.has_answered:
+            receiver.engine_lost("the engine closed the connection in the middle of its answer")
+        else:
+            receiver.engine_lost("the engine closed the connection without an answer")
+
+    # The answer.
+
+    def _take_head(self, data: bytes) -> None:
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._unread = data
+                if len(data) > _MAX_HEAD_BYTES:
+                    self._break("the head of the engine's answer is too large")
+                return
+            try:
+                head = self._owner.heads.read(data[: end + 4], to_head_request=self._to_head_request)
+            except FramingError as error:
+                self._break(f"the engine's answer is malformed: {error}")
+                return
+            data = data[end + 4 :]
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                self._break("the engine changed the protocol without being asked to")
+                return
+        self._head = head
+        self._unread = data
+        self._phase = _HEAD_REPORTED
+        assert self._receiver is not None
+        self._receiver.answer_began(head)
+
+    def _relay_length(self, data: bytes, head: bytes = b"") -> None:
+        length = len(data)
+        write = self._write
+        assert write is not None
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes()
+        remaining = self._remaining
+        if length < remaining:
+            self._remaining = remaining - length
+            self.body_bytes += length
+            write(head + data)
+            return
+        self.body_bytes += remaining
+        if length == remaining:
+            write(head + data)
+            self._complete(clean=True)
+        else:
+            write(head + data[:remaining])
+            self._complete(clean=False)
+
+    def _relay_chunked(self, data: bytes, head: bytes = b"") -> None:
+        chunks = self._chunks
+        write = self._write
+        assert chunks is not None
+        assert write is not None
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes()
+        self.body_bytes += len(data)
+        self._last_piece = data
+        try:
+            end = chunks.feed(data)
+        except FramingError as error:
+            self._chunks = None  # An error event cannot be framed any more.
+            if head:
+                write(head)
+            self._break(f"the engine's answer is malformed: {error}")
+            return
+        if chunks.payload is not None:
+            data = b"".join(chunks.payload)
+            chunks.payload.clear()
+            if head or data:
+                write(head + data)
+        elif end < 0 or end == len(data):
+            write(head + data if head else data)
+        else:
+            write(head + data[:end])
+        if end >= 0:
+            self._complete(clean=end == len(data) or chunks.payload is not None)
+
+    def _report_first_bytes(self) -> None:
+        self._awaits_first_bytes = False
+        assert self._receiver is not None
+        self._receiver.first_bytes()
+
+    def _complete(self, *, clean: bool) -> None:
+        """End the answer. ``clean`` is false where the engine sent bytes beyond it."""
+        receiver, self._receiver = self._receiver, None
+        head, self._head = self._head, None
+        self._write = None
+        self._chunks = None
+        self._last_piece = b""
+        assert receiver is not None
+        assert head is not None
+        assert self._transport is not None
+        # The engine may answer before it has read a large request, whose rest would then stand before the next one.
+        unsent = self._is_large_request and self._transport.get_write_buffer_size() > 0
+        if clean and head.reusable and not unsent:
+            self.become_idle()
+        else:
+            self.abort()
+        receiver.answer_ended()
+
+    def _break(self, reason: str) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            return
+        self.abort()
+        receiver.engine_lost(reason)

@@ -1,0 +1,378 @@
+"""One request, from the lease to the end of its answer, with everything that can go wrong on the way."""
+
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+from llmux.access import Outcome, Upstream
+from llmux.core.request import Request
+from llmux.errors import EngineDied, RequestError
+from llmux.gateway.answers import error_event, shape_of
+from llmux.gateway.errors import BadGateway
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.http.response_head import Framing, ResponseHead
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.flow_control import PauseReason
+from llmux.gateway.proxy.pool import EnginePool
+from llmux.gateway.state import GatewayState
+from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.observability.access_log import FinishedRequest
+
+
+class RequestingClient(Protocol):
+    """The connection whose request an exchange carries. Each exchange ends with one call of one of these methods."""
+
+    head: RequestHead
+    request_line: bytes
+    """The request line that the engine gets."""
+    started_at: float
+    """When (monotonic time) the request's head was complete."""
+    counts: EndpointCounts
+    write: Callable[[bytes], None]
+    is_full: bool
+    """Whether the client reads more slowly than it is written to."""
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """The whole answer has been written."""
+
+    def refused(self, error: RequestError, request_id: bytes) -> None:
+        """The request is to be answered with an error; nothing has been written yet."""
+
+    def cut_off(self, final_event: bytes) -> None:
+        """The answer cannot be completed; ``final_event`` is to be written before closing, unless it is empty."""
+
+
+class _Phase(Enum):
+    QUEUED = auto()
+    """The lease has been asked for."""
+    CONNECTING = auto()
+    """There is a lease, and a connection to its engine is being made."""
+    AWAITING_THAW = auto()
+    """There is a lease, but its engine was frozen before the request could be sent."""
+    SENT = auto()
+    """The engine has the request; nothing of its answer has been written to the client."""
+    RELAYING = auto()
+    """The client has at least the answer's head."""
+    OVER = auto()
+
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
+_, _, _CHUNKED, _UNTIL_CLOSE = Framing
+
+_NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
+_COMMENT = b": keep-alive\n\n"
+
+
+def _waiting_times(request: Request) -> bytes:
+    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (request.queue_seconds * 1000)
+    if request.switch_seconds is not None:
+        lines += b"x-llmux-switch-ms: %d\r\n" % (request.switch_seconds * 1000)
+    return lines
+
+
+class Exchange:
+    """Holds the lease of one request and joins the client's connection with an engine's."""
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_client",
+        "_engine",
+        "_keep_alive",
+        "_last_comment_at",
+        "_phase",
+        "_request",
+        "_request_id",
+        "_retried",
+        "_size_bytes",
+        "_state",
+        "_upstream",
+    )
+
+    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: bytes) -> None:
+        self._state = state
+        self._client = client
+        self._request = request
+        self._body = body
+        """Kept until the answer begins, since until then the request may have to be sent again."""
+        self._request_id = client.head.request_id or state.new_request_id()
+        self._phase = _QUEUED
+        self._upstream: Upstream | None = None
+        """The engine that the lease is for; None while there is no lease."""
+        self._engine: EngineConnection | None = None
+        self._retried = False
+        """Whether, under this lease, a pooled connection has turned out to be closed."""
+        self._last_comment_at: float | None = None
+        """None unless the request is frozen; begins with the time of the freeze."""
+        self._answer: ResponseHead | None = None
+        self._keep_alive = False
+        """Whether the client was told, in the answer's head, that its connection stays open."""
+        self._size_bytes = len(body)
+
+    # Called back for the lease.
+
+    def admitted(self, upstream: Upstream) -> None:
+        if self._phase is not _QUEUED:
+            return
+        self._upstream = upstream
+        self._retried = False
+        self._begin(upstream)
+
+    def rejected(self, error: RequestError) -> None:
+        if self._phase is _QUEUED:
+            self._refuse(error)
+
+    def revoked(self, error: RequestError) -> None:
+        phase = self._phase
+        if self._upstream is None or phase is _OVER or phase is _QUEUED:
+            return
+        self._end_suspension()
+        engine = self._drop_engine()
+        if phase is _RELAYING and engine is not None:
+            self._break_off(error, engine)
+        elif isinstance(error, EngineDied):
+            self._give_back("the engine died")
+        else:
+            self._upstream = None
+            self._refuse(error)
+
+    def frozen(self) -> None:
+        self._last_comment_at = time.monotonic()
+        self._state.frozen.add(self)
+
+    def held(self) -> None:
+        if self._engine is not None:
+            self._engine.flow.pause(PauseReason.HELD_UNTIL_THAW)
+
+    def thawed(self) -> None:
+        self._end_suspension()
+        engine, upstream = self._engine, self._upstream
+        if engine is not None:
+            engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
+            self._relay_withheld(engine)
+        elif self._phase is _AWAITING_THAW and upstream is not None:
+            self._begin(upstream)
+
+    # Called by the sweep of the gateway's state.
+
+    def keep_alive(self, now: float) -> None:
+        engine, answer, last = self._engine, self._answer, self._last_comment_at
+        if engine is None or answer is None or last is None or not answer.is_event_stream or self._client.is_full:
+            return
+        if now - last < self._state.options.keepalive_seconds:
+            return
+        self._last_comment_at = now
+        comment = engine.frame_comment(_COMMENT)
+        if comment:
+            self._client.write(comment)
+
+    # Called by the client's connection.
+
+    def client_gone(self) -> None:
+        """The client left, or its connection is being closed."""
+        phase = self._phase
+        if phase is _OVER:
+            return
+        self._phase = _OVER
+        self._end_suspension()
+        self._finish(CLIENT_GONE_STATUS, self._engine.body_bytes if self._engine is not None else 0)
+        if phase is _QUEUED:
+            self._state.access.cancel(self._request)
+        elif self._upstream is not None:
+            self._drop_engine()
+            self._state.access.end(self._request, Outcome.CLIENT_GONE)
+
+    def client_full(self) -> None:
+        """The client reads its answer more slowly than the engine writes it."""
+        if self._engine is not None and self._phase is _RELAYING:
+            self._engine.flow.pause(PauseReason.CLIENT_FULL)
+
+    def client_drained(self) -> None:
+        """The client has caught up."""
+        if self._engine is not None:
+            self._engine.flow.resume(PauseReason.CLIENT_FULL)
+
+    # Called by the engine's connection.
+
+    def answer_began(self, head: ResponseHead) -> None:
+        if head.status < 500:
+            self._relay(head)
+            return
+        engine, request = self._engine, self._request
+        assert engine is not None
+        attempt = request.attempts
+        engine.flow.pause(PauseReason.CHECKING_HEALTH)
+
+        def report(alive: bool) -> None:
+            if self._engine is not engine or request.attempts != attempt or self._phase is not _SENT:
+                return  # Meanwhile the client left, or the lease was revoked.
+            if alive:
+                engine.flow.resume(PauseReason.CHECKING_HEALTH)
+                self._relay_withheld(engine)
+            else:
+                self._drop_engine()
+                self._give_back("the engine answered with an error and is dead")
+
+        self._state.access.confirm_alive(request, report)
+
+    def first_bytes(self) -> None:
+        if self._upstream is not None and self._answer is not None and self._answer.status < 400:
+            self._state.access.first_token(self._request)
+
+    def answer_ended(self) -> None:
+        engine = self._engine
+        assert engine is not None
+        self._phase = _OVER
+        self._engine = None
+        self._upstream = None
+        if self._last_comment_at is not None:
+            self._end_suspension()
+        assert self._answer is not None
+        self._finish(self._answer.status, engine.body_bytes)
+        # First the lease, so that a pipelined request finds the place in the engine free.
+        self._state.access.end(self._request, Outcome.COMPLETED)
+        self._client.answered(keep_alive=self._keep_alive)
+
+    def engine_lost(self, reason: str) -> None:
+        engine, upstream = self._engine, self._upstream
+        assert engine is not None
+        assert upstream is not None
+        self._engine = None
+        if self._phase is _RELAYING:
+            self._end_suspension()
+            self._break_off(BadGateway(self._request.model, f"the answer is incomplete: {reason}"), engine)
+            self._upstream = None
+            self._state.access.end(self._request, Outcome.BROKEN)
+        elif engine.reused and not engine.has_answered and not self._retried:
+            # Closed by the engine just as the request was sent, most likely: that is no sign of its death.
+            self._retried = True
+            self._state.statistics.engine_retries += 1
+            if self._last_comment_at is not None:
+                self._phase = _AWAITING_THAW
+            else:
+                self._connect(self._state.pools.of(upstream))
+        else:
+            self._give_back(reason)
+
+    # Called by the pool.
+
+    def connected(self, engine: EngineConnection, attempt: int) -> bool:
+        upstream = self._upstream
+        if self._phase is not _CONNECTING or self._request.attempts != attempt or upstream is None:
+            return False
+        if self._last_comment_at is not None:
+            self._phase = _AWAITING_THAW
+            return False
+        self._send(engine, self._state.pools.of(upstream))
+        return True
+
+    def connect_failed(self, reason: str, attempt: int) -> None:
+        if self._phase is _CONNECTING and self._request.attempts == attempt:
+            self._give_back(reason)
+
+    # Steps.
+
+    def _begin(self, upstream: Upstream) -> None:
+        pool = self._state.pools.of(upstream)
+        engine = pool.take()
+        if engine is not None:
+            self._send(engine, pool)
+        else:
+            self._connect(pool)
+
+    def _connect(self, pool: EnginePool) -> None:
+        self._phase = _CONNECTING
+        self._state.spawn(pool.connect(self, self._request.attempts))
+
+    def _send(self, engine: EngineConnection, pool: EnginePool) -> None:
+        self._phase = _SENT
+        self._engine = engine
+        client, body = self._client, self._body
+        head = client.head
+        if body or head.content_length is not None or head.chunked:
+            tail = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id, len(body))
+        else:
+            tail = b"x-request-id: %b\r\n\r\n" % self._request_id
+        head_bytes = client.request_line + pool.fixed_headers + head.forwarded + tail
+        engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD")
+
+    def _relay_withheld(self, engine: EngineConnection) -> None:
+        """Relay an answer whose head has been withheld, if there is one and no reason to withhold it is left."""
+        head = engine.withheld_head
+        if head is not None and not engine.flow.reasons:
+            self._relay(head)
+
+    def _relay(self, head: ResponseHead) -> None:
+        engine, request, client = self._engine, self._request, self._client
+        assert engine is not None
+        self._phase = _RELAYING
+        self._answer = head
+        self._body = b""
+        fields = head.fields
+        keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
+        unchunk = client.head.http10 and head.framing is _CHUNKED
+        if unchunk:
+            fields = head.without_transfer_encoding()
+        times = _NOT_QUEUED
+        if request.queue_seconds or request.switch_seconds is not None:
+            times = _waiting_times(request)
+        if not keep_alive:
+            times += b"connection: close\r\n"
+        self._keep_alive = keep_alive
+        if client.is_full:
+            engine.flow.pause(PauseReason.CLIENT_FULL)
+        own_fields = b"x-request-id: " + self._request_id + times
+        engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
+
+    def _give_back(self, reason: str) -> None:
+        self._end_suspension()
+        self._phase = _QUEUED
+        self._upstream = None
+        self._state.access.give_back(self._request, self, reason)
+
+    def _refuse(self, error: RequestError) -> None:
+        self._phase = _OVER
+        self._finish(shape_of(error).status)
+        self._client.refused(error, self._request_id)
+
+    def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
+        """End a stream visibly: with an error event where one can be inserted, and never with a clean end."""
+        assert self._answer is not None
+        self._phase = _OVER
+        self._finish(self._answer.status, engine.body_bytes)
+        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.is_event_stream else b"")
+
+    def _drop_engine(self) -> EngineConnection | None:
+        """Close the connection to the engine, which ends its work; returns the connection."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.abort()
+        return engine
+
+    def _end_suspension(self) -> None:
+        self._last_comment_at = None
+        self._state.frozen.discard(self)
+
+    def _finish(self, status: int, body_bytes: int = 0) -> None:
+        """Count and log the request."""
+        client = self._client
+        seconds = time.monotonic() - client.started_at
+        client.counts.finish(status, seconds, body_bytes)
+        access_log = self._state.options.access_log
+        if access_log is not None:
+            access_log.add(
+                FinishedRequest(
+                    request_id=self._request_id,
+                    model=self._request.model,
+                    endpoint=client.counts.endpoint,
+                    status=status,
+                    request_bytes=self._size_bytes,
+                    response_bytes=body_bytes,
+                    is_stream=self._answer is not None and self._answer.is_event_stream,
+                    queue_seconds=self._request.queue_seconds,
+                    seconds=seconds,
+                    session=self._request.session,
+                )
+            )

@@ -1,0 +1,184 @@
+"""Connections to engines: an idle one is reused, the most recently used first; without one, a new one is made."""
+
+import asyncio
+import time
+from typing import Protocol
+
+from llmux.access import Upstream
+from llmux.gateway.http.response_head import ResponseHeadReader
+from llmux.gateway.options import GatewayOptions
+from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.statistics import GatewayStatistics
+
+
+class ConnectionSeeker(Protocol):
+    """Asked for a connection that had to be made first; ``attempt`` tells it whether it still wants that one."""
+
+    def connected(self, engine: EngineConnection, attempt: int) -> bool:
+        """Use the connection made for ``attempt``; returns False if it is not wanted any more."""
+
+    def connect_failed(self, reason: str, attempt: int) -> None:
+        """No connection could be made for ``attempt``."""
+
+
+class EnginePool:
+    """The connections to one upstream.
+
+    ``heads`` serves all of them: the heads of one engine's answers repeat each other across its connections.
+    """
+
+    __slots__ = (
+        "_connecting",
+        "_idle",
+        "_is_closed",
+        "_now",
+        "_open_count",
+        "_options",
+        "_statistics",
+        "fixed_headers",
+        "heads",
+        "upstream",
+    )
+
+    def __init__(self, upstream: Upstream, options: GatewayOptions, statistics: GatewayStatistics, now: float) -> None:
+        self.upstream = upstream
+        self.heads = ResponseHeadReader()
+        self._options = options
+        self._statistics = statistics
+        self._idle: list[EngineConnection] = []
+        self._is_closed = False
+        self._connecting = 0
+        self._open_count = 0
+        self._now = now
+        """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
+        host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+        self.fixed_headers = f"host: {host}:{upstream.port}\r\n".encode()
+        """The header lines that every request to this engine gets."""
+        if upstream.api_key:
+            self.fixed_headers += f"authorization: Bearer {upstream.api_key}\r\n".encode()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no connection exists, idle or in use, and none is being made."""
+        return not self._open_count and not self._connecting
+
+    def take(self) -> EngineConnection | None:
+        """The idle connection that was used last, or None."""
+        return self._idle.pop() if self._idle else None
+
+    async def connect(self, seeker: ConnectionSeeker, attempt: int) -> None:
+        """Make a connection for ``attempt`` and give it to ``seeker``, or keep it if it is not wanted any more.
+
+        Raises nothing: a failure is reported to ``seeker``.
+        """
+        loop = asyncio.get_running_loop()
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(self._options.connect_timeout_seconds):
+                _, engine = await loop.create_connection(
+                    lambda: EngineConnection(self), self.upstream.host, self.upstream.port
+                )
+        except TimeoutError:
+            self._fail(seeker, attempt, "the engine did not accept a connection in time")
+        except OSError:
+            self._fail(seeker, attempt, "the engine does not accept connections")
+        else:
+            self._statistics.engine_connections_opened += 1
+            if not engine.usable:
+                self._fail(seeker, attempt, "the engine closed a new connection at once")
+            elif not seeker.connected(engine, attempt):
+                engine.become_idle()
+        finally:
+            self._connecting -= 1
+
+    def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
+        self._statistics.engine_connections_failed += 1
+        seeker.connect_failed(reason, attempt)
+
+    def expire(self, now: float) -> None:
+        """Close connections that have been idle for too long."""
+        self._now = now
+        limit = now - self._options.engine_keep_alive_seconds
+        expired = 0
+        # Ordered by the start of their idleness: each is appended when it becomes idle.
+        for engine in self._idle:
+            if engine.idle_since > limit:
+                break
+            expired += 1
+        if expired:
+            old, self._idle = self._idle[:expired], self._idle[expired:]
+            for engine in old:
+                engine.abort()
+
+    def close(self) -> None:
+        """Close all idle connections, and from now on each of the others when its answer is complete."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        for engine in idle:
+            engine.abort()
+
+    # Called by the connections.
+
+    def opened(self) -> None:
+        self._open_count += 1
+
+    def closed(self) -> None:
+        self._open_count -= 1
+
+    def put(self, engine: EngineConnection) -> None:
+        idle = self._idle
+        if self._is_closed or len(idle) >= self._options.max_idle_per_engine:
+            engine.abort()
+        else:
+            engine.idle_since = self._now
+            idle.append(engine)
+
+    def discard(self, engine: EngineConnection) -> None:
+        # Not found where it was closed before the event loop reported its end.
+        if engine in self._idle:
+            self._idle.remove(engine)
+
+
+class EnginePools:
+    """The pools of all engines, made when first asked for.
+
+    Pools are found by the identity of the ``Upstream`` object (an instance keeps one, and changes it when it changes
+    its port): hashing an ``Upstream`` by value costs 0.45 µs, its ``id`` 0.17 µs (Python 3.11), once per request. An
+    equal object would merely get a pool of its own.
+    """
+
+    def __init__(self, options: GatewayOptions, statistics: GatewayStatistics) -> None:
+        self._options = options
+        self._statistics = statistics
+        self._now = time.monotonic()
+        self._pools: dict[int, EnginePool] = {}
+        """By ``id(pool.upstream)``, which stays unique because the pool keeps that object alive."""
+
+    def of(self, upstream: Upstream) -> EnginePool:
+        """The upstream's pool, made if there is none."""
+        pool = self._pools.get(id(upstream))
+        if pool is None:
+            pool = EnginePool(upstream, self._options, self._statistics, self._now)
+            self._pools[id(upstream)] = pool
+        return pool
+
+    def expire(self, now: float) -> None:
+        """Close connections that have been idle for too long, and drop pools without any."""
+        self._now = now
+        for key, pool in list(self._pools.items()):
+            pool.expire(now)
+            if pool.is_unused:
+                del self._pools[key]
+
+    def forget(self, upstream: Upstream) -> None:
+        """Close the idle connections to an engine that is about to be stopped or frozen."""
+        for key, pool in list(self._pools.items()):
+            if pool.upstream == upstream:
+                del self._pools[key]
+                pool.close()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()

@@ -1,0 +1,167 @@
+"""What an instance reports of each wake and each eviction, over real processes of the simulated engine."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llmux.core.eviction import STOP, Eviction
+from llmux.core.states import Asleep, Cold
+from llmux.engines.control_calls import EngineEndpoints
+from llmux.engines.engine_spec import EngineSpec
+from llmux.engines.health import Health
+from llmux.engines.instance import Instance
+from llmux.engines.outcomes import EvictOutcome, WakeOutcome
+from llmux.engines.process import EngineProcess
+from llmux.errors import ProcessStuck
+from llmux.gpus.memory import GpuHeadroom, GpuMemory
+from llmux.hosts.local import choose_ports
+from tests.support.processes import until
+
+OFFLOAD = Eviction.parse("offload+keep_running")
+
+
+@asynccontextmanager
+async def instance_of(*flags: str, headroom: GpuHeadroom | None = None, **fields: Any) -> AsyncIterator[Instance]:
+    spec = EngineSpec(
+        model="m",
+        program=str(Path(sys.executable).with_name("llmux-sim-engine")),
+        model_path="m",
+        port=choose_ports(1)[0],
+        served_names=("m",),
+        extra_args=("--latency-ms", "0", *flags),
+        start_timeout_seconds=15.0,
+        **fields,
+    )
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        endpoints = EngineEndpoints(session, spec.port)
+        instance = Instance(spec, endpoints, lambda reason: None, headroom=headroom)
+        try:
+            yield instance
+        finally:
+            instance.interrupt("the test is over")
+            await instance.end()
+
+
+async def test_start_sleep_wake_and_stop() -> None:
+    async with instance_of(freezes=True, canary_every=1) as instance:
+        assert await instance.check_health(5.0) is Health.DEAD
+        started = await instance.wake()
+        assert started.error is None and started.can_freeze and started.canary_seconds > 0
+        assert await instance.check_health(5.0) is Health.ALIVE
+        assert await instance.evict(OFFLOAD) == EvictOutcome(Asleep(OFFLOAD))
+        woken = await instance.wake()
+        assert woken.error is None and woken.can_freeze and woken.canary_seconds > 0
+        assert await instance.evict(STOP) == EvictOutcome(Cold())
+        assert not instance.has_engine
+        assert (await instance.wake()).error is None, "the exit of the stopped engine does not fail the next start"
+
+
+async def test_a_failed_start_says_how_the_engine_ended() -> None:
+    async with instance_of("--sim-fault", "start-exit:3") as instance:
+        outcome = await instance.wake()
+        assert outcome.error is not None and "the engine ended with exit code 3" in outcome.error
+        assert not outcome.is_out_of_memory and not outcome.is_mismatch
+        await instance.end()
+        assert instance.pid is None
+
+
+async def test_a_mismatch_is_not_an_ordinary_error() -> None:
+    async with instance_of("--sim-fault", "wake-garbage", canary_every=1) as instance:
+        await instance.wake()
+        await instance.evict(OFFLOAD)
+        outcome = await instance.wake()
+        assert outcome.is_mismatch
+        assert outcome.error is not None and "after its wake the engine answers the canary with" in outcome.error
+
+
+async def test_a_failed_step_is_replaced_by_stopping_the_engine() -> None:
+    async with instance_of("--sim-fault", "sleep-500") as instance:
+        await instance.wake()
+        outcome = await instance.evict(OFFLOAD)
+        assert (outcome.residency, outcome.error) == (Cold(), None)
+        assert outcome.fallback is not None
+        assert outcome.fallback.startswith(
+            "eviction failed, stopping the engine instead: POST /sleep?level=1: status 500"
+        )
+        assert outcome.deviation_from(OFFLOAD) == outcome.fallback
+        assert instance.pid is None
+
+
+async def test_without_images_a_checkpoint_stops_the_engine() -> None:
+    async with instance_of() as instance:
+        await instance.wake()
+        outcome = await instance.evict(Eviction.parse("retain+checkpoint"))
+        assert outcome.residency == Cold()
+        assert "the section 'checkpoint' is missing" in (outcome.fallback or "")
+
+
+async def test_too_little_host_memory_discards_the_weights() -> None:
+    async with instance_of(host_memory_reserve_mib=1 << 40) as instance:
+        await instance.wake()
+        outcome = await instance.evict(OFFLOAD)
+        assert outcome.residency == Asleep(Eviction.parse("discard+keep_running"))
+        assert outcome.fallback == "the weights are discarded instead of offloaded: too little host memory for them"
+        assert (await instance.wake()).error is None
+
+
+class KillingHeadroom(GpuHeadroom):
+    """Kills the engine when memory is read after the eviction, the second time."""
+
+    def __init__(self) -> None:
+        super().__init__("m", None, None)
+        self.instance: Instance | None = None
+        self.reads = 0
+
+    async def read(self) -> tuple[GpuMemory, ...]:
+        self.reads += 1
+        if self.reads == 2:
+            instance = self.instance
+            assert instance is not None and instance.pid is not None
+            os.kill(instance.pid, signal.SIGKILL)
+            await until(lambda: not instance.has_engine, "the report of the exit")
+        return ()
+
+
+async def test_a_sleeper_that_died_while_falling_asleep_is_ended_and_cold() -> None:
+    headroom = KillingHeadroom()
+    async with instance_of(headroom=headroom) as instance:
+        headroom.instance = instance
+        await instance.wake()
+        outcome = await instance.evict(OFFLOAD)
+        assert outcome.residency == Cold()
+        assert instance.pid is None, "all of it is gone"
+        assert "killed by SIGKILL" in (outcome.deviation_from(OFFLOAD) or "")
+
+
+async def test_an_engine_that_does_not_die_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with instance_of() as instance:
+        await instance.wake()
+        with monkeypatch.context() as patch:
+
+            async def stop(*arguments: Any) -> None:
+                raise ProcessStuck([7], 1.0)
+
+            patch.setattr(EngineProcess, "stop", stop)
+            outcome = await instance.evict(STOP)
+            assert "processes of the engine (pid 7) are still there" in (outcome.error or "")
+        assert await instance.evict(STOP) == EvictOutcome(Cold())
+
+
+async def test_an_interrupted_instance_wakes_nothing() -> None:
+    async with instance_of() as instance:
+        instance.interrupt("llmux is ending")
+        assert await instance.wake() == WakeOutcome("llmux is ending")
+
+
+def test_deviation() -> None:
+    assert EvictOutcome(Asleep(OFFLOAD)).deviation_from(OFFLOAD) is None
+    assert EvictOutcome(Cold()).deviation_from(STOP) is None
+    assert EvictOutcome(Cold()).deviation_from(OFFLOAD) == "the engine left by Cold() instead"
+    assert EvictOutcome(Cold(), "it said 500").deviation_from(OFFLOAD) == "it said 500"

@@ -1,0 +1,48 @@
+"""Recognising heads that differ in their Content-Length only."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmux.gateway.http.repeated_head import RepeatedHead
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nX: y\r\n\r\n"
+
+
+def remembering(head: bytes) -> RepeatedHead:
+    repeated = RepeatedHead()
+    repeated.remember(head)
+    return repeated
+
+
+@given(st.integers(min_value=0, max_value=10**15 - 1), st.integers(min_value=0, max_value=10**15 - 1))
+def test_a_head_with_other_digits_is_a_repetition(first: int, second: int) -> None:
+    assert remembering(HEAD % b"%d" % first).length_of(HEAD % b"%d" % second) == second
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(HEAD % length for length in (b"", b"-1", b"+1", b"1 ", b" 1", b"1,1", b"0x1", b"1" * 16)),
+        (HEAD % b"1").replace(b"Host", b"host"),
+        (HEAD % b"1").replace(b"X: y", b"X: z"),
+        HEAD % b"1" + b"more",
+        (HEAD % b"1")[:-2],
+        b"",
+    ],
+)
+def test_anything_else_is_not(head: bytes) -> None:
+    assert remembering(HEAD % b"1").length_of(head) == -1
+
+
+def test_nothing_matches_before_a_head_is_remembered_or_after_it_is_forgotten() -> None:
+    assert RepeatedHead().length_of(HEAD % b"1") == -1
+    repeated = remembering(HEAD % b"1")
+    repeated.forget()
+    assert repeated.length_of(HEAD % b"1") == -1
+
+
+def test_a_length_followed_by_blanks_is_not_remembered() -> None:
+    repeated = remembering(HEAD % b"1")
+    repeated.remember(HEAD % b"1 ")
+    assert repeated.length_of(HEAD % b"1") == -1

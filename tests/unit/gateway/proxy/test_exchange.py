@@ -1,0 +1,78 @@
+"""When an exchange lets its engine be read, and when it relays what has been read."""
+
+import pytest
+
+from llmux.access import Outcome
+from tests.support.gateway import InMemoryRelay
+
+REQUEST = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"model":"m"}'
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nhello "
+ERROR = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"
+
+
+def test_an_engine_is_read_once_its_client_has_caught_up_and_its_lease_is_thawed() -> None:
+    for first_lifted in ("client", "lease"):
+        relay = InMemoryRelay()
+        relay.client.data_received(REQUEST)
+        holder = relay.access.asked[0].holder
+        relay.engine.data_received(ANSWER)
+        assert relay.engine_side.reads
+        relay.client.pause_writing()
+        holder.frozen()
+        holder.held()
+        assert not relay.engine_side.reads
+        lift = {"client": relay.client.resume_writing, "lease": holder.thawed}
+        lift.pop(first_lifted)()
+        assert not relay.engine_side.reads
+        lift.popitem()[1]()
+        assert relay.engine_side.reads
+        relay.engine.data_received(b"world")
+        assert relay.access.ended == [(1, Outcome.COMPLETED)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "relayed_after"),
+    [(["healthy"], 1), (["held", "healthy", "thawed"], 3), (["held", "thawed", "healthy"], 3)],
+)
+def test_a_server_error_waits_until_its_engine_is_healthy_and_not_held(steps: list[str], relayed_after: int) -> None:
+    relay = InMemoryRelay()
+    relay.access.alive = None
+    relay.client.data_received(REQUEST)
+    holder = relay.access.asked[0].holder
+    holder.frozen()
+    relay.engine.data_received(ERROR)
+    for number, step in enumerate(steps, 1):
+        assert (relay.engine_side.reads, relay.client_side.written) == (False, b"")
+        match step:
+            case "healthy":
+                relay.access.reports[0](True)
+            case "held":
+                holder.held()
+            case _:
+                holder.thawed()
+        assert bool(relay.client_side.written) is (number == relayed_after)
+    assert relay.client_side.written.startswith(b"HTTP/1.1 503 Busy\r\n")
+    assert relay.client_side.written.endswith(b"busy")
+    assert relay.access.ended == [(1, Outcome.COMPLETED)]
+    assert relay.engine_side.reads
+
+
+def test_a_client_that_is_full_before_the_answer_begins_pauses_the_engine_after_the_head() -> None:
+    relay = InMemoryRelay()
+    relay.client.data_received(REQUEST)
+    relay.client.pause_writing()
+    assert relay.engine_side.reads
+    relay.engine.data_received(ANSWER)
+    assert not relay.engine_side.reads
+    relay.client.resume_writing()
+    assert relay.engine_side.reads
+
+
+def test_a_client_is_not_read_while_it_is_too_far_ahead_of_its_answers() -> None:
+    relay = InMemoryRelay()
+    relay.client.data_received(REQUEST)
+    relay.client.data_received(REQUEST * 5000)
+    assert not relay.client_side.reads
+    relay.engine.data_received(ANSWER + b"world")
+    assert len(relay.access.asked) == 2
+    assert not relay.client_side.reads, "all but one request wait again"

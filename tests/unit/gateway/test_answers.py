@@ -1,0 +1,88 @@
+"""From exceptions to the answers that clients get."""
+
+import json
+
+import pytest
+
+from llmux.errors import EngineUnavailable, ModelNotAllowed, ModelNotFound, QueueFull, QueueTimeout, RequestError
+from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
+from llmux.gateway.errors import InvalidApiKey, MethodNotAllowed
+
+
+def every_kind() -> list[type[RequestError]]:
+    found: list[type[RequestError]] = []
+    unseen = [RequestError]
+    while unseen:
+        children = unseen.pop().__subclasses__()
+        found += children
+        unseen += children
+    return [kind for kind in found if kind.__module__.startswith("llmux.")]
+
+
+@pytest.mark.parametrize("kind", every_kind(), ids=lambda kind: kind.__name__)
+def test_every_kind_of_request_error_has_its_own_shape(kind: type[RequestError]) -> None:
+    assert kind in SHAPES
+
+
+def test_each_code_has_one_status() -> None:
+    statuses: dict[str, int] = {}
+    for shape in SHAPES.values():
+        assert statuses.setdefault(shape.code, shape.status) == shape.status
+        assert 400 <= shape.status < 600
+
+
+def test_body_is_openais_envelope() -> None:
+    error = json.loads(error_body(ModelNotFound('x"y', ["a", "b"])))
+    assert error == {
+        "error": {
+            "message": "the model 'x\"y' does not exist; configured models: a, b",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModelNotFound("x", ()), "the model 'x' does not exist; GET /v1/models lists those that do"),
+        (
+            ModelNotAllowed("b", "a"),
+            "llmux is in manual mode: the model 'b' was requested, the active model is 'a'; "
+            "use /control/switch or /control/unpin",
+        ),
+    ],
+)
+def test_what_the_client_can_do_is_added_to_the_schedulers_errors(error: RequestError, message: str) -> None:
+    assert json.loads(error_body(error))["error"]["message"] == message
+
+
+def test_error_event_is_one_line_between_blank_lines() -> None:
+    event = error_event(QueueTimeout("a\nb", 1.0))
+    assert event.startswith(b"\n\ndata: {")
+    assert event.endswith(b"}\n\n")
+    assert event.count(b"\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (EngineUnavailable("m", "x", 2.1), b"retry-after: 3\r\n"),
+        (EngineUnavailable("m", "x", 0.0), b"retry-after: 1\r\n"),
+        (QueueFull("10000 requests"), b"retry-after: 5\r\n"),
+        (InvalidApiKey(), b"www-authenticate: "),
+        (MethodNotAllowed("POST", "/health", ("GET", "HEAD")), b"allow: GET, HEAD\r\n"),
+    ],
+)
+def test_headers(error: RequestError, line: bytes) -> None:
+    assert error_headers(error).startswith(b"x-llmux-error: 1\r\n")
+    assert line in error_headers(error)
+
+
+def test_no_retry_after_where_a_retry_cannot_help() -> None:
+    assert b"retry-after" not in error_headers(ModelNotFound("x", []))
+
+
+def test_unmapped_error_is_an_internal_error() -> None:
+    assert shape_of(RequestError("?")).status == 500
