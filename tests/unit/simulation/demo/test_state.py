@@ -25,8 +25,8 @@ class FakeOperator:
         return self.time
 
     def status(self) -> Status:
-        model = ModelStatus("m", self.in_flight, 2, "", STOP, False, None, None, 1.5)
-        return Status("", None, Auto(), (model,))
+        model = ModelStatus("m", self.in_flight, 2, Cold(), STOP, None, 1.5)
+        return Status(None, None, Auto(), (model,))
 
     def history(self, name: str) -> Sequence[Transition]:
         return list(self.transitions)
