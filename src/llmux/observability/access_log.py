@@ -30,6 +30,8 @@ class FinishedRequest:
     """From its arrival until it was admitted."""
     seconds: float
     """From the end of its head until the end of the response."""
+    session: str | None = None
+    """The client's name for the conversation, from ``x-session-id``; written only if there is one."""
 
 
 class AccessLog:
@@ -55,6 +57,8 @@ class AccessLog:
             "response_bytes": request.response_bytes,
             "stream": request.is_stream,
         }
+        if request.session is not None:
+            entry["session"] = request.session
         self._lines.append(msgspec.json.encode(entry) + b"\n")
         if len(self._lines) >= BATCH_LINES_MAX:
             self.flush()

@@ -1,6 +1,7 @@
 """The access log's lines, batches, and broken files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog, FinishedRequest
@@ -40,6 +41,14 @@ def test_the_fields_of_a_line(tmp_path: Path) -> None:
         "response_bytes": 2200,
         "stream": True,
     }
+
+
+def test_a_session_is_written_where_the_client_sent_one(tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    access_log = AccessLog(file)
+    access_log.add(replace(finished(), session="talk-7"))
+    access_log.flush()
+    assert json.loads(file.read_text())["session"] == "talk-7"
 
 
 def test_a_full_batch_is_written_without_the_sweep(tmp_path: Path) -> None:

@@ -373,5 +373,6 @@ class Exchange:
                     is_stream=self._answer is not None and self._answer.is_event_stream,
                     queue_seconds=self._request.queue_seconds,
                     seconds=seconds,
+                    session=self._request.session,
                 )
             )
