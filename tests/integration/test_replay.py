@@ -1,4 +1,4 @@
-"""``llmux replay`` against a real ``llmux serve``: it reports what happened, and the simulator would have said so."""
+"""``llmux replay`` against a real ``llmux serve``: it reports what happened, which is what the simulator predicts."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
+from llmux.simulation.traces import read_trace
 from llmux.simulation.virtual.scenario import build_scenario, simulate, summarise
-from llmux.simulation.workload.reading import read_trace
 from tests.support.server import LlmuxProcess, llmux_server, simulated_config
 
 EVICT_SECONDS, WAKE_SECONDS = 0.2, 0.6
@@ -22,9 +22,9 @@ FLAGS = (
     *("--latency-ms", "0", "--token-ms", "25", "--sim-prefill-tokens-per-second", "8000"),
     *("--sim-sleep-ms", str(EVICT_SECONDS * 1000), "--sim-wake-ms", str(WAKE_SECONDS * 1000)),
 )
-CALLS = [(0.0, "a", 400, 40), (0.5, "b", 800, 20), (0.6, "a", 400, 20), (2.5, "b", 400, 10), (4.0, "a", 100, 10)]
+REQUESTS = [(0.0, "a", 400, 40), (0.5, "b", 800, 20), (0.6, "a", 400, 20), (2.5, "b", 400, 10), (4.0, "a", 100, 10)]
 WAIT_SLACK_SECONDS = 0.4
-"""A busy machine's part in the mean wait, beside the 10 % that the five-minute bench allows."""
+"""What a busy machine may add to the mean wait, beside the 10 % that the five-minute bench allows."""
 
 
 def configuration() -> dict[str, Any]:
@@ -32,9 +32,9 @@ def configuration() -> dict[str, Any]:
     return simulated_config(dict.fromkeys("ab", settings), policy={"min_active_seconds": 1.0}, warmup=True)
 
 
-def trace(directory: Path, calls: list[tuple[float, str, int, int]]) -> Path:
+def trace(directory: Path, requests: list[tuple[float, str, int, int]]) -> Path:
     file = directory / "trace.csv"
-    lines = [f"{at},{model},{prompt},{output}" for at, model, prompt, output in calls]
+    lines = [f"{at},{model},{prompt},{output}" for at, model, prompt, output in requests]
     file.write_text("\n".join(["timestamp,model,prompt_tokens,output_tokens", *lines]))
     return file
 
@@ -47,20 +47,20 @@ async def start_replay(url: str, *arguments: str) -> asyncio.subprocess.Process:
     )
 
 
-async def test_what_really_happens_is_what_the_simulator_says(tmp_path: Path) -> None:
-    file = trace(tmp_path, CALLS)
+async def test_what_happens_is_what_the_simulator_predicts(tmp_path: Path) -> None:
+    file = trace(tmp_path, REQUESTS)
     async with llmux_server(configuration(), tmp_path) as server:
         process = await start_replay(server.url, str(file), "--json")
         output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
     document = json.loads(output)
     real = document["policies"]["replay"]
-    calls = list(read_trace(str(file)).calls)
+    requests = list(read_trace(str(file)).requests)
     scenario = build_scenario(
         loads(json.dumps(configuration())).settings, [f"evict={EVICT_SECONDS},wake={WAKE_SECONDS}"]
     )
-    virtual = summarise("fifo", calls, simulate(scenario, calls, PolicyType.FIFO)).total
-    assert document["requests"] == len(CALLS)
+    virtual = summarise("fifo", requests, simulate(scenario, requests, PolicyType.FIFO)).total
+    assert document["requests"] == len(REQUESTS)
     assert real["unserved"] == virtual.unserved == 0
     assert real["switches"] == virtual.switches
     assert virtual.wait.mean is not None and virtual.share is not None
@@ -70,7 +70,7 @@ async def test_what_really_happens_is_what_the_simulator_says(tmp_path: Path) ->
     assert real["share"]["switching"] == pytest.approx(virtual.share.switching, abs=0.1)
 
 
-async def test_requests_that_are_not_served_are_told_and_counted(tmp_path: Path) -> None:
+async def test_unserved_requests_are_reported_and_counted(tmp_path: Path) -> None:
     file = trace(tmp_path, [(0.0, "a", 10, 5), (0.0, "unknown", 10, 5)])
     async with llmux_server(configuration(), tmp_path) as server:
         process = await start_replay(server.url, str(file))
@@ -80,7 +80,7 @@ async def test_requests_that_are_not_served_are_told_and_counted(tmp_path: Path)
     assert ["replay", "2", "1"] in [line.split()[:3] for line in output.decode().splitlines()]
 
 
-async def test_interrupted_it_reports_what_it_has(tmp_path: Path) -> None:
+async def test_an_interrupted_replay_reports_what_it_has(tmp_path: Path) -> None:
     file = trace(tmp_path, [(0.0, "a", 10, 5), (3600.0, "a", 10, 5)])
     async with llmux_server(configuration(), tmp_path) as server:
         process = await start_replay(server.url, str(file), "--json")
@@ -96,8 +96,8 @@ async def test_interrupted_it_reports_what_it_has(tmp_path: Path) -> None:
     assert (document["requests"], document["policies"]["replay"]["unserved"]) == (1, 0)
 
 
-async def test_without_llmux_it_says_so(tmp_path: Path) -> None:
-    file = trace(tmp_path, CALLS)
+async def test_without_llmux_the_error_names_the_cause(tmp_path: Path) -> None:
+    file = trace(tmp_path, REQUESTS)
     process = await start_replay("http://127.0.0.1:1", str(file))
     _, errors = await process.communicate()
     assert process.returncode == 1

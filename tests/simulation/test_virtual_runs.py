@@ -1,4 +1,4 @@
-"""Whole virtual runs over random traffic: nothing is lost, the same seed gives the same, and the bound is a bound."""
+"""Whole virtual runs over random traffic: no request is lost, runs are repeatable, and the bound is a bound."""
 
 import random
 
@@ -7,20 +7,22 @@ import pytest
 from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
+from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.engine import EngineSpeed
 from llmux.simulation.virtual.scenario import bound_of, build_scenario, simulate, summarise
-from llmux.simulation.workload.call import TracedCall
 
 NAMES = "abc"
 
 
-def traffic(seed: int, models: int, per_second: float, seconds: float = 400.0) -> list[TracedCall]:
+def traffic(seed: int, models: int, per_second: float, seconds: float = 400.0) -> list[TrafficRequest]:
     chance = random.Random(seed)
-    calls, at = [], 0.0
+    requests, at = [], 0.0
     while (at := at + chance.expovariate(per_second)) < seconds:
         model = NAMES[min(int(chance.expovariate(1.0)), models - 1)]
-        calls.append(TracedCall(at, model, int(chance.expovariate(1 / 800)), 1 + int(chance.expovariate(1 / 100))))
-    return calls
+        requests.append(
+            TrafficRequest(at, model, int(chance.expovariate(1 / 800)), 1 + int(chance.expovariate(1 / 100)))
+        )
+    return requests
 
 
 def settings(models: int, min_active: float, max_in_flight: int) -> Settings:
@@ -48,36 +50,36 @@ def test_no_policy_is_better_than_the_lower_bound(
     min_active: float,
     max_in_flight: int,
 ) -> None:
-    calls = traffic(seed, models, per_second, seconds=60.0)
+    requests = traffic(seed, models, per_second, seconds=60.0)
     scenario = build_scenario(
         settings(models, min_active, max_in_flight), costs, EngineSpeed(), request_timeout_seconds=0
     )
-    least = bound_of(scenario, calls).ttft
+    least = bound_of(scenario, requests).ttft
     for policy in PolicyType:
-        reached = summarise(policy, calls, simulate(scenario, calls, policy)).total
+        reached = summarise(policy, requests, simulate(scenario, requests, policy)).total
         assert reached.unserved == 0
         for name in ("mean", "p50", "p90", "p99", "max"):
             assert getattr(least, name) <= getattr(reached.ttft, name), f"{policy}, {name}"
 
 
 def test_every_request_ends_once_and_in_order() -> None:
-    calls = traffic(7, 3, 4.0)
+    requests = traffic(7, 3, 4.0)
     scenario = build_scenario(settings(3, 5.0, 8), ["2"])
-    outcome = simulate(scenario, calls, PolicyType.COST_AWARE)
-    for call, admitted, first, ended, served in zip(
-        calls, outcome.admitted_at, outcome.first_token_at, outcome.ended_at, outcome.served, strict=True
+    result = simulate(scenario, requests, PolicyType.COST_AWARE)
+    for request, admitted, first, ended, served in zip(
+        requests, result.admitted_at, result.first_token_at, result.ended_at, result.served, strict=True
     ):
         if served:
-            assert call.at_seconds <= admitted <= first <= ended
+            assert request.at_seconds <= admitted <= first <= ended
         else:
-            assert ended == pytest.approx(call.at_seconds + 300.0)
-    assert 0 < sum(outcome.served) < len(calls), "the load was meant to be too high"
+            assert ended == pytest.approx(request.at_seconds + 300.0)
+    assert 0 < sum(result.served) < len(requests), "the load was meant to be too high"
 
 
 def test_the_same_again_gives_the_same() -> None:
-    calls = traffic(8, 3, 2.0)
+    requests = traffic(8, 3, 2.0)
     scenario = build_scenario(settings(3, 5.0, 8), ["2"])
-    first, second = (simulate(scenario, calls, PolicyType.FIFO) for _ in range(2))
+    first, second = (simulate(scenario, requests, PolicyType.FIFO) for _ in range(2))
     assert first.ended_at == second.ended_at
     assert first.timeline == second.timeline
     assert first.switches == second.switches

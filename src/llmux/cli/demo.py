@@ -43,9 +43,9 @@ def demo(
     disconnect early; the view shows which model is on the GPU, who waits, and each switch. At the end it sums up.
     Ctrl-C ends it early, with the figures so far.
 
-    Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost
-    or answered wrongly, the GPU was over-committed, or it could not start; 2 wrong usage; 128 and the signal's number
-    if interrupted (Ctrl-C: 130); 70 internal error.
+    Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost or answered wrongly, the GPU was
+    over-committed, or it could not start; 2 wrong usage; 128 and the signal's number if interrupted (Ctrl-C: 130); 70
+    internal error.
     """
     if serve and json:
         raise typer.BadParameter("with --serve there is no summary to print: leave one of the two out")

@@ -52,7 +52,6 @@ BOUND_COLOUR = "#6E7781"
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "font.size": 9,
     "legend.frameon": False,
@@ -167,7 +166,7 @@ def _draw_residency(figure: Any, report: Report) -> None:
     figure.suptitle("Who is on the GPU", x=0.01, ha="left", fontweight="bold")
     all_axes = figure.subplots(len(plotted), 1, sharex=True, squeeze=False)[:, 0]
     for axes, run, figures in zip(all_axes, plotted, report.study.runs, strict=True):
-        axes.set_title(_headline(figures))
+        axes.set_title(_headline(figures), loc="left")
         for row, model in enumerate(models):
             for phase, spans in _spans(run, model, end, unit_seconds).items():
                 axes.broken_barh(spans, (row - 0.4, 0.8), color=PHASE_COLOURS[phase], linewidth=0)
@@ -218,7 +217,7 @@ def _draw_first_tokens(figure: Any, report: Report, panels: int) -> None:
             axes.set_visible(False)
             continue
         model = report.models[number - 1] if number else None
-        axes.set_title(_short(model) if model else "all models")
+        axes.set_title(_short(model) if model else "all models", loc="left")
         styles = zip(plotted, cycle(CURVE_COLOURS), cycle(CURVE_STYLES), strict=False)
         for run, colour, style in styles:
             durations = [one for name, some in run.ttfts.items() if model in (None, name) for one in some]

@@ -13,12 +13,12 @@ from llmux.cli.demo import _conclude
 from llmux.core.eviction import STOP
 from llmux.core.states import Auto, Cold
 from llmux.runtime.operations import ModelStatus, Status
-from llmux.simulation.demo.board import Board
-from llmux.simulation.demo.observation import Observation, TimeShares
-from llmux.simulation.demo.records import Call, Ending, Kind, Record
-from llmux.simulation.demo.style import COLOURS
+from llmux.simulation.demo.state import DemoState, Monitor
 from llmux.simulation.demo.summary import Summary, summarise
+from llmux.simulation.demo.view import COLOURS
 from llmux.simulation.ledger import Ledger
+from llmux.simulation.residency import Shares
+from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
 
 def _not_started(name: str) -> ModelStatus:
@@ -40,20 +40,21 @@ class IdleOperator:
 
 @dataclass
 class EndedRun:
-    """What ``Demo`` is after its run."""
+    """The attributes of a ``Demo`` after its run."""
 
     summary: Summary | None
-    board: Board | None
+    state: DemoState | None
     interrupted_by: signal.Signals | None = field(default=None)
 
 
 def ended(directory: Path, ending: Ending, interrupted_by: signal.Signals | None = None) -> Any:
     ledger = Ledger(directory / "gpu.json").create(1000)
-    observation = Observation(IdleOperator())
-    observation.look()
-    record = Record(Call(0.0, "llama", Kind.CHAT, "Hi", 3), ending)
-    summary = summarise(["llama"], [record], [], TimeShares(), ledger.snapshot(), 1.0)
-    return EndedRun(summary, Board("http://x", observation, ledger, 1.0), interrupted_by)
+    monitor = Monitor(IdleOperator())
+    monitor.sample()
+    request = TrafficRequest(0.0, "llama", 1, 3, RequestKind.CHAT, "Hi")
+    outcome = RequestOutcome(request, 0.0, ending=ending)
+    summary = summarise(["llama"], [outcome], [], Shares(0.0, 0.0, 0.0, 0.0), ledger.snapshot(), 1.0)
+    return EndedRun(summary, DemoState("http://x", monitor, ledger, 1.0), interrupted_by)
 
 
 def exit_code(run: Any, *, serve: bool = False, as_json: bool = False) -> int:
@@ -83,7 +84,7 @@ def test_exit_codes(
     assert exit_code(ended(tmp_path, ending, interrupted_by), serve=serve) == code
 
 
-def test_interrupted_before_it_served_anything() -> None:
+def test_an_interruption_before_anything_was_served() -> None:
     assert exit_code(EndedRun(None, None)) == 130
 
 
@@ -92,7 +93,7 @@ def test_json_is_all_of_standard_output(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["requests"]["lost"] == 1
 
 
-def test_a_reader_gets_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_begins_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exit_code(ended(tmp_path, Ending.ANSWERED))
     assert capsys.readouterr().out.startswith("llmux demo: no request lost, 1 requests")
 

@@ -46,10 +46,11 @@ def test_costs_and_speeds_are_used(here: Path) -> None:
 
 
 def test_pictures(here: Path) -> None:
-    result = simulate("t.csv", "--plot", "p.html", "--plot", "p.png")
+    result = simulate("t.csv", "--plot", "p.html", "--plot", "p.png", "--plot", "p.svg")
     assert result.exit_code == 0, result.output
     assert Path("p.html").read_text().startswith("<!doctype html>")
     assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("p.svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_pictures(here: Path) -> None:
         (["t.csv", "-c", "none.yaml"], 1, "the file does not exist"),
         (["c=t.csv", "-c", "c.yaml"], 1, "asks for c, which the configuration does not have"),
         (["t.csv", "--costs", "much"], 1, "'much' is not a number of seconds"),
-        (["t.csv", "--plot", "p.pdf"], 1, "must be .png or .html"),
+        (["t.csv", "--plot", "p.pdf"], 1, "must be .html, .svg or .png"),
         (["t.csv", "--policy", "lifo"], 2, "there are fifo"),
         (["t.csv", "--decode", "10:20"], 2, "the second not above"),
         (["t.csv", "--decode", "x"], 2, "write tokens a second"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog, FinishedRequest
-from llmux.simulation.workload.reading import read_trace
+from llmux.simulation.traces import read_trace
 
 
 def finished(model: str = "a") -> FinishedRequest:
@@ -75,5 +75,5 @@ def test_the_simulator_reads_the_access_log(tmp_path: Path) -> None:
     access_log.add(finished())
     access_log.add(finished("b"))
     access_log.flush()
-    calls = read_trace(str(file)).calls
-    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in calls] == [("a", 100, 10), ("b", 100, 10)]
+    requests = read_trace(str(file)).requests
+    assert [(one.model, one.prompt_tokens, one.output_tokens) for one in requests] == [("a", 100, 10), ("b", 100, 10)]

@@ -1,1 +1,1 @@
-"""``llmux demo``: the whole of llmux at work before simulated engines, with clients, a live view and a summary."""
+"""``llmux demo``: the real server over simulated engines, with clients, a live view and a summary."""

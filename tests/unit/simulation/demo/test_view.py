@@ -1,4 +1,4 @@
-"""What a person sees, at the sizes that terminals have."""
+"""The displays and the summary, at the sizes of terminals."""
 
 import io
 from pathlib import Path
@@ -10,16 +10,14 @@ from llmux.core.eviction import STOP
 from llmux.core.model import Transition
 from llmux.core.states import Auto, Cold, Serving, Waking
 from llmux.runtime.operations import ModelStatus, Status
-from llmux.simulation.demo.board import Board, Stage
-from llmux.simulation.demo.display import PlainDisplay, line
-from llmux.simulation.demo.observation import Observation
-from llmux.simulation.demo.records import Call, Ending, Kind, Record
-from llmux.simulation.demo.report import render_summary
-from llmux.simulation.demo.scenario import MODELS
-from llmux.simulation.demo.summary import summarise
-from llmux.simulation.demo.traffic import Traffic
-from llmux.simulation.demo.view import render
+from llmux.simulation.client import LoadGenerator
+from llmux.simulation.demo.setup import MODELS
+from llmux.simulation.demo.state import DemoState, Monitor, Stage
+from llmux.simulation.demo.summary import render_summary, summarise
+from llmux.simulation.demo.view import PlainDisplay, axis_line, bar, duration, joined, line, render, strip_line
 from llmux.simulation.ledger import Ledger
+from llmux.simulation.residency import Phase, Timeline
+from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
 
 class BusyOperator:
@@ -44,18 +42,23 @@ class BusyOperator:
         return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, "", STOP, serves, None, None, 61.5)
 
 
+def ended(model: str, ending: Ending, wait: float | None = None, problem: str = "") -> RequestOutcome:
+    request = TrafficRequest(0.0, model, 1, 3, RequestKind.CHAT, "Hi")
+    return RequestOutcome(request, 0.0, admitted_at=wait, ending=ending, problem=problem)
+
+
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def state(tmp_path: Path) -> DemoState:
     operator = BusyOperator()
-    observation = Observation(operator)
-    observation.look()
+    monitor = Monitor(operator)
+    monitor.sample()
     operator.time = 12.0
-    observation.look()
-    traffic = Traffic([])
-    traffic.records = [Record(Call(0.0, "llama", Kind.CHAT, "Hi", 3), Ending.ANSWERED, 12.3)] * 1234
+    monitor.sample()
+    traffic = LoadGenerator([], clients_max=1)
+    traffic.outcomes = [ended("llama", Ending.ANSWERED, 12.3)] * 1234
     traffic.sent = 1357
     ledger = Ledger(tmp_path / "gpu.json").create(24 << 10)
-    return Board("http://127.0.0.1:12345", observation, ledger, 20.0, traffic)
+    return DemoState("http://127.0.0.1:12345", monitor, ledger, 20.0, traffic)
 
 
 def lines_of(renderable: object, width: int, height: int) -> list[str]:
@@ -67,10 +70,10 @@ def lines_of(renderable: object, width: int, height: int) -> list[str]:
 
 @pytest.mark.parametrize("with_traffic", [True, False])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60)])
-def test_the_view_fits_and_nothing_is_cut_off(board: Board, width: int, height: int, with_traffic: bool) -> None:
+def test_the_view_fits_and_nothing_is_cut_off(state: DemoState, width: int, height: int, with_traffic: bool) -> None:
     if not with_traffic:
-        board.traffic = None
-    lines = lines_of(render(board, width, height), width, height)
+        state.traffic = None
+    lines = lines_of(render(state, width, height), width, height)
     assert len(lines) <= height
     text = "\n".join(lines)
     assert "…" not in text
@@ -83,31 +86,31 @@ def test_the_view_fits_and_nothing_is_cut_off(board: Board, width: int, height: 
     assert text.count("nobody → llama") >= 2
 
 
-def test_a_tiny_terminal_does_no_harm(board: Board) -> None:
-    assert lines_of(render(board, 20, 5), 20, 5)
+def test_a_tiny_terminal_is_no_error(state: DemoState) -> None:
+    assert lines_of(render(state, 20, 5), 20, 5)
 
 
-def test_the_stage_follows_the_run(board: Board) -> None:
-    assert board.stage is Stage.TRAFFIC
-    assert board.traffic is not None
-    board.traffic.all_sent = True
-    assert board.stage is Stage.LAST_ANSWERS
-    board.is_stopping = True
-    assert board.stage is Stage.STOPPING
+def test_the_stage_follows_the_run(state: DemoState) -> None:
+    assert state.stage is Stage.TRAFFIC
+    assert state.traffic is not None
+    state.traffic.all_sent = True
+    assert state.stage is Stage.LAST_ANSWERS
+    state.is_stopping = True
+    assert state.stage is Stage.STOPPING
 
 
-def test_the_plain_line_says_who_serves_and_who_waits(board: Board) -> None:
-    text = line(board)
+def test_the_plain_line_shows_which_model_serves_and_which_requests_wait(state: DemoState) -> None:
+    text = line(state)
     assert text.startswith("llama serving 123 | qwen not started, 45 waiting (62 s)")
     assert text.endswith("123 open, 1234 answered, 0 left, 0 lost")
 
 
-def test_a_plain_display_writes_a_line_a_second(board: Board) -> None:
+def test_a_plain_display_writes_a_line_a_second(state: DemoState) -> None:
     output = io.StringIO()
     display = PlainDisplay(Console(file=output))
-    display.announce(board)
-    display.show(board)
-    display.show(board)
+    display.announce(state)
+    display.show(state)
+    display.show(state)
     lines = output.getvalue().splitlines()
     assert lines[0] == "llmux demo: listening on http://127.0.0.1:12345"
     assert len(lines) == 2
@@ -115,14 +118,53 @@ def test_a_plain_display_writes_a_line_a_second(board: Board) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_summary_fits_and_names_problems(board: Board, width: int) -> None:
-    call = Call(0.0, "qwen", Kind.CHAT, "Hi", 3)
-    records = [Record(call, Ending.ANSWERED, 1.0), Record(call, Ending.LOST, None, "503: gone")]
+def test_the_summary_fits_and_names_problems(state: DemoState, width: int) -> None:
+    outcomes = [ended("qwen", Ending.ANSWERED, 1.0), ended("qwen", Ending.LOST, None, "503: gone")]
     names = [model.name for model in MODELS]
-    observation = board.observation
-    summary = summarise(names, records, observation.switches, observation.shares, board.ledger.snapshot(), 12.0)
-    lines = lines_of(render_summary(summary, board, width), width, 40)
+    monitor = state.monitor
+    shares = monitor.timeline.shares(monitor.elapsed_seconds)
+    summary = summarise(names, outcomes, monitor.switches, shares, state.ledger.snapshot(), 12.0)
+    lines = lines_of(render_summary(summary, state, width), width, 40)
     assert lines[0] == "llmux demo: 1 lost of 2 requests"
     assert lines[-1] == "! qwen, plain chat: 503: gone"
     assert all(len(text.rstrip()) <= width for text in lines)
     assert any(text.startswith("waits      p50 1.0 s · p99 1.0 s") for text in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.0, "0.00 s"), (0.994, "0.99 s"), (0.996, "1.0 s"), (12.34, "12.3 s"), (59.96, "60 s")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_bar_is_cut_off_but_its_number_is_not() -> None:
+    assert bar(0, 4, "x", "").plain == "–"
+    assert bar(3, 4, "x", "").plain == "xxx 3"
+    assert bar(30, 4, "x", "").plain == "xxxx 30"
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 25.0), (3.3, 33.3), (0.0, 0.7), (0.0, 3600.0)])
+def test_an_axis_fits_and_its_marks_are_in_the_right_cells(start: float, end: float) -> None:
+    cells = 60
+    text = axis_line(start, end, cells).plain
+    assert len(text) <= cells
+    marks = text.split(" s")[:-1]
+    assert marks
+    position = 0
+    for mark in marks:
+        position += len(mark) - len(mark.lstrip())
+        at = start + position / cells * (end - start)
+        assert at == pytest.approx(float(mark), abs=(end - start) / cells)
+        position += len(mark.lstrip()) + len(" s")
+
+
+def test_a_strip_has_a_sign_per_cell_and_is_blank_after_now() -> None:
+    timeline = Timeline({"llama": [(0.0, Phase.IDLE), (1.0, Phase.SERVING)]})
+    assert strip_line(timeline, "llama", 0.0, 4.0, 4, now=2.0).plain == "▂█"
+    assert strip_line(timeline, "llama", 0.0, 4.0, 4, now=9.0).plain == "▂███"
+
+
+def test_parts_are_joined_by_dots() -> None:
+    assert joined(["a", ("b", "red"), "c"]).plain == "a · b · c"

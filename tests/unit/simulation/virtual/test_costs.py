@@ -10,17 +10,17 @@ def test_without_any_the_defaults_stay() -> None:
     assert parse_costs([], DEFAULTS) == DEFAULTS
 
 
-def test_a_number_is_a_switch_half_there_and_half_back() -> None:
+def test_a_number_is_a_switch_half_to_leave_and_half_to_wake() -> None:
     assert set(parse_costs(["2"], DEFAULTS).values()) == {SwitchCost(1.0, 1.0, 1.0)}
 
 
-def test_parts_can_be_given_and_the_start_costs_what_the_wake_does() -> None:
+def test_parts_can_be_given_and_a_start_costs_what_a_wake_does() -> None:
     assert parse_costs(["evict=0.5,wake=1.5"], DEFAULTS)["a"] == SwitchCost(0.5, 1.5, 1.5)
     assert parse_costs(["evict=0.5"], DEFAULTS)["a"] == SwitchCost(0.5, 2.0, 3.0)
     assert parse_costs(["cold=30"], DEFAULTS)["a"] == SwitchCost(1.0, 2.0, 30.0)
 
 
-def test_a_model_of_its_own_goes_before_all() -> None:
+def test_a_models_own_costs_take_precedence() -> None:
     costs = parse_costs(["org/b:7:wake=9", "2"], DEFAULTS)
     assert costs == {"a": SwitchCost(1.0, 1.0, 1.0), "org/b:7": SwitchCost(1.0, 9.0, 9.0)}
 

@@ -10,7 +10,7 @@ SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=20.0)
 
 
 def drive(engine: VirtualEngine, until: float = math.inf) -> list[tuple[float, int, bool]]:
-    """Everything that the engine reports up to a time."""
+    """The first and last tokens up to a time."""
     seen = []
     while engine.next_at <= until and engine.next_at < math.inf:
         at = engine.next_at
@@ -18,7 +18,7 @@ def drive(engine: VirtualEngine, until: float = math.inf) -> list[tuple[float, i
     return seen
 
 
-def test_one_request_reads_and_then_writes() -> None:
+def test_a_request_is_prefilled_and_then_decoded() -> None:
     engine = VirtualEngine(SPEED, 8)
     engine.admit(1, 500, 41, 10.0)
     assert drive(engine) == [(10.5, 1, False), (pytest.approx(11.5), 1, True)]
@@ -32,25 +32,25 @@ def test_an_answer_of_one_token_ends_with_its_first() -> None:
     assert engine.is_idle
 
 
-def test_prompts_are_read_one_after_the_other() -> None:
+def test_prompts_are_prefilled_one_after_the_other() -> None:
     engine = VirtualEngine(SPEED, 8)
     engine.admit(1, 1000, 1, 0.0)
     engine.admit(2, 500, 1, 0.25)
     assert drive(engine) == [(1.0, 1, True), (1.5, 2, True)]
 
 
-def test_what_is_read_and_what_is_written_fill_the_batch() -> None:
+def test_prefills_and_decodes_fill_the_batch() -> None:
     engine = VirtualEngine(SPEED, 2)
     engine.admit(1, 0, 41, 0.0)
-    assert engine.has_room
+    assert engine.has_slot
     engine.advance()
     engine.admit(2, 500, 1, 0.0)
-    assert not engine.has_room
+    assert not engine.has_slot
     engine.advance()
-    assert engine.has_room
+    assert engine.has_slot
 
 
-def test_a_full_batch_writes_at_half_the_speed() -> None:
+def test_a_full_batch_decodes_at_half_the_rate() -> None:
     engine = VirtualEngine(SPEED, 2)
     engine.admit(1, 0, 41, 0.0)
     engine.admit(2, 0, 41, 0.0)
@@ -58,7 +58,7 @@ def test_a_full_batch_writes_at_half_the_speed() -> None:
     assert last == [(pytest.approx(2.0), 1), (pytest.approx(2.0), 2)]
 
 
-def test_the_rate_falls_in_a_line_to_the_batch_limit() -> None:
+def test_the_rate_falls_linearly_to_the_batch_limit() -> None:
     assert SPEED.decode_rates(5) == [40.0, 40.0, 35.0, 30.0, 25.0, 20.0]
     assert SPEED.decode_rates(1) == [40.0, 40.0]
 
@@ -88,7 +88,7 @@ def test_the_shared_clock_gives_what_stepping_through_time_gives() -> None:
     assert written == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_request_that_is_taken_out_says_what_it_has_yet_to_write() -> None:
+def test_a_removed_request_leaves_its_remaining_tokens() -> None:
     engine = VirtualEngine(SPEED, 2)
     engine.admit(1, 0, 41, 0.0)
     engine.admit(2, 0, 81, 0.0)
@@ -100,7 +100,7 @@ def test_a_request_that_is_taken_out_says_what_it_has_yet_to_write() -> None:
     assert engine.is_idle
 
 
-def test_a_request_comes_back_and_goes_on() -> None:
+def test_a_request_is_recomputed_and_resumes() -> None:
     engine = VirtualEngine(SPEED, 2)
     engine.admit(1, 100, 41, 0.0)
     drive(engine, 0.6)

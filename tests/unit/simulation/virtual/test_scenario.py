@@ -4,11 +4,11 @@ from llmux.config.load import loads
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
+from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import SwitchCost, default_cost
 from llmux.simulation.virtual.scenario import UnknownModel, build_scenario, check_models, simulate, summarise
-from llmux.simulation.workload.call import TracedCall
 
-CALLS = [TracedCall(0.0, "a", 80, 41), TracedCall(1.0, "b", 80, 41)]
+REQUESTS = [TrafficRequest(0.0, "a", 80, 41), TrafficRequest(1.0, "b", 80, 41)]
 
 
 def settings(**policy: object) -> Settings:
@@ -24,20 +24,22 @@ def test_costs_are_by_default_those_of_the_eviction() -> None:
 
 def test_limits_can_be_replaced() -> None:
     scenario = build_scenario(settings(), batch_limit=1, request_timeout_seconds=0)
-    outcome = simulate(scenario, [TracedCall(0.0, "a", 0, 40 * 400), TracedCall(0.1, "a", 0, 1)], PolicyType.FIFO)
-    assert outcome.served == [True, True]
-    assert outcome.admitted_at[1] > 390
+    result = simulate(
+        scenario, [TrafficRequest(0.0, "a", 0, 40 * 400), TrafficRequest(0.1, "a", 0, 1)], PolicyType.FIFO
+    )
+    assert result.served == [True, True]
+    assert result.admitted_at[1] > 390
     assert scenario.settings.max_in_flight_of("b") == 1
 
 
 def test_models_that_are_not_configured_are_named() -> None:
     with pytest.raises(UnknownModel, match="asks for c, which the configuration does not have; it has a, b"):
-        check_models(settings(), [TracedCall(0.0, "c", 1, 1), *CALLS])
+        check_models(settings(), [TrafficRequest(0.0, "c", 1, 1), *REQUESTS])
 
 
 def test_the_figures_of_a_run_and_of_its_models() -> None:
-    outcome = simulate(build_scenario(settings(min_active_seconds=0), ["2"]), CALLS, PolicyType.FIFO)
-    run = summarise("fifo", CALLS, outcome)
+    result = simulate(build_scenario(settings(min_active_seconds=0), ["2"]), REQUESTS, PolicyType.FIFO)
+    run = summarise("fifo", REQUESTS, result)
     assert (run.name, run.total.requests, run.total.unserved, run.total.switches) == ("fifo", 2, 0, 2)
     assert run.models["a"].ttft.max == pytest.approx(1.01)
     assert run.models["b"].wait.max == pytest.approx(1.01 + 1.0 + 1 + 1 - 1.0)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from llmux.observability.access_log import AccessLog
-from llmux.simulation.workload.call import TracedCall, TraceError
-from llmux.simulation.workload.reading import read_trace
+from llmux.simulation.traces import read_trace
+from llmux.simulation.traffic import TraceError, TrafficRequest
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:04.0319600,3180,8
@@ -29,50 +29,53 @@ def written(directory: Path, text: str) -> Path:
     return file
 
 
-def read(directory: Path, text: str, name: str = "") -> list[TracedCall]:
+def read(directory: Path, text: str, name: str = "") -> list[TrafficRequest]:
     file = written(directory, text)
-    return list(read_trace(f"{name}={file}" if name else str(file)).calls)
+    return list(read_trace(f"{name}={file}" if name else str(file)).requests)
 
 
 def test_azure_has_dates_and_no_model_and_is_put_in_order(tmp_path: Path) -> None:
-    calls = read(tmp_path, AZURE, "code")
-    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in calls] == [
+    requests = read(tmp_path, AZURE, "code")
+    assert [(request.model, request.prompt_tokens, request.output_tokens) for request in requests] == [
         ("code", 4808, 10),
         ("code", 3180, 8),
     ]
-    assert calls[1].at_seconds - calls[0].at_seconds == pytest.approx(0.052, abs=1e-5)
+    assert requests[1].at_seconds - requests[0].at_seconds == pytest.approx(0.052, abs=1e-5)
     assert read_trace(f"code={tmp_path / 'trace'}").dated
 
 
 def test_dates_with_a_zone(tmp_path: Path) -> None:
-    assert read(tmp_path, AZURE_2024, "m") == [TracedCall(1715299200.25, "m", 2162, 5)]
+    assert read(tmp_path, AZURE_2024, "m") == [TrafficRequest(1715299200.25, "m", 2162, 5)]
 
 
 def test_our_own_columns(tmp_path: Path) -> None:
-    assert read(tmp_path, OURS) == [TracedCall(0.5, "a", 10, 20), TracedCall(1.0, "b", 30, 40)]
+    assert read(tmp_path, OURS) == [TrafficRequest(0.5, "a", 10, 20), TrafficRequest(1.0, "b", 30, 40)]
     assert not read_trace(str(tmp_path / "trace")).dated
 
 
 def test_a_given_name_goes_before_the_column(tmp_path: Path) -> None:
-    assert [call.model for call in read(tmp_path, OURS, "x")] == ["x", "x"]
+    assert [request.model for request in read(tmp_path, OURS, "x")] == ["x", "x"]
 
 
 def test_burstgpt_and_answers_without_a_token(tmp_path: Path) -> None:
-    assert read(tmp_path, BURST) == [TracedCall(5.0, "ChatGPT", 472, 18), TracedCall(45.0, "GPT-4", 1087, 1)]
+    assert read(tmp_path, BURST) == [TrafficRequest(5.0, "ChatGPT", 472, 18), TrafficRequest(45.0, "GPT-4", 1087, 1)]
 
 
 def test_the_access_log_passes_over_what_is_no_inference(tmp_path: Path) -> None:
     file = written(tmp_path, LOG.replace("1795514402.0", '"2026-11-24T10:00:02+00:00"'))
-    calls = read_trace(str(file)).calls
-    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in calls] == [("a", 7, 9), ("b", 1, 2)]
-    assert calls[1].at_seconds - calls[0].at_seconds == pytest.approx(1.5)
+    requests = read_trace(str(file)).requests
+    assert [(request.model, request.prompt_tokens, request.output_tokens) for request in requests] == [
+        ("a", 7, 9),
+        ("b", 1, 2),
+    ]
+    assert requests[1].at_seconds - requests[0].at_seconds == pytest.approx(1.5)
 
 
 def test_an_access_log_without_tokens_is_guessed_from_sizes(tmp_path: Path) -> None:
     plain = '{"time": 1.0, "model": "a", "request_bytes": 400, "response_bytes": 80}\n'
     streamed = '{"time": 2.0, "model": "a", "request_bytes": 400, "response_bytes": 2200, "stream": true}\n'
-    calls = read(tmp_path, plain + streamed)
-    assert [(call.prompt_tokens, call.output_tokens) for call in calls] == [(100, 20), (100, 10)]
+    requests = read(tmp_path, plain + streamed)
+    assert [(request.prompt_tokens, request.output_tokens) for request in requests] == [(100, 20), (100, 10)]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
 def test_a_file_whose_name_has_an_equals_sign(tmp_path: Path) -> None:
     file = tmp_path / "a=b.csv"
     file.write_text(OURS)
-    assert len(read_trace(str(file)).calls) == 2
+    assert len(read_trace(str(file)).requests) == 2
 
 
 def test_what_llmux_logs_can_be_read(tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_what_llmux_logs_can_be_read(tmp_path: Path) -> None:
         )
     log.flush()
     trace = read_trace(str(tmp_path / "access.log"))
-    assert [(call.model, call.prompt_tokens, call.output_tokens) for call in trace.calls] == [
+    assert [(request.model, request.prompt_tokens, request.output_tokens) for request in trace.requests] == [
         ("a", 1000, 5500),
         ("b", 1000, 100),
     ]

@@ -1,0 +1,135 @@
+import random
+
+import pytest
+
+from llmux.core.identifiers import GpuId
+from llmux.core.settings import ModelSpec
+from llmux.simulation.lower_bound import STEP_SECONDS_MIN, Side, alone, least_waiting, lower_bound
+from llmux.simulation.traffic import TrafficRequest
+from llmux.simulation.virtual.costs import SwitchCost
+from llmux.simulation.virtual.engine import EngineSpeed
+
+SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=20.0)
+COSTS = dict.fromkeys("abc", SwitchCost(1.0, 1.0, 9.0))
+REQUESTS = [TrafficRequest(float(number), "ab"[number % 2], 100, 10) for number in range(100)]
+
+
+def cost(side: Side, left: int, back: int) -> float:
+    """The waiting of requests that become ready in their side's absence, and are then prefilled one after the other."""
+    begins, total = float(back), 0.0
+    for at, seconds in zip(side.ready_at, side.prefill_seconds, strict=True):
+        if left < at <= back:
+            total += begins - at
+            begins += seconds
+    return total
+
+
+def exact(first: Side, second: Side) -> float:
+    """The least waiting on a grid of whole seconds, by trying every end of every residence."""
+    sides = (first, second)
+    end = int(max(*first.ready_at, *second.ready_at)) + 1
+    longest = int(max(side.switch_seconds + side.residence_seconds_min for side in sides))
+    ahead: dict[tuple[int, int], float] = {}
+    for left_at in range(end, -2 * longest - 1, -1):
+        for number, side in enumerate(sides):
+            other = sides[1 - number]
+            if not any(at > left_at for at in side.ready_at):
+                ahead[number, left_at] = 0.0
+                continue
+            shortest = int(other.switch_seconds + other.residence_seconds_min)
+            ahead[number, left_at] = min(
+                cost(side, left_at, turn_ends + int(side.switch_seconds)) + ahead.get((1 - number, turn_ends), 0.0)
+                for turn_ends in range(left_at + shortest, end + shortest + 1)
+            )
+    return min(ahead[0, -2 * longest], ahead[1, -2 * longest])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_is_below_the_best_sequence_of_turns_but_not_far(seed: int) -> None:
+    chance = random.Random(seed)
+    end = 60
+
+    def side() -> Side:
+        count = chance.randint(1, 25)
+        ready_at = sorted(float(chance.randrange(end)) for _ in range(count))
+        prefills = [chance.choice((0.0, 0.1, 1.0)) for _ in range(count)]
+        return Side(ready_at, float(chance.randint(1, 4)), float(chance.randint(0, 5)), prefills)
+
+    first, second = side(), side()
+    best = exact(first, second)
+    bound = least_waiting(first, second)
+    # Switches may begin between whole seconds too, so the best on the grid may be a little above the very best.
+    assert bound <= best + 1e-6
+    assert bound >= 0.75 * best - 25 * 2 * 2 * STEP_SECONDS_MIN
+
+
+def test_a_side_alone_does_not_wait() -> None:
+    assert least_waiting(Side([1.0, 2.0], 2.0, 5.0), Side([], 2.0, 5.0)) == 0.0
+
+
+def test_two_simultaneous_requests_cost_one_switch() -> None:
+    bound = least_waiting(Side([10.0], 2.0, 0.0), Side([10.0], 3.0, 0.0))
+    assert bound == pytest.approx(2.0, abs=0.05)
+
+
+def test_the_shortest_residence_counts() -> None:
+    busy = [number / 2 for number in range(1, 201)]
+
+    def bound(residence_seconds_min: float) -> float:
+        return least_waiting(Side(busy, 2.0, residence_seconds_min), Side([50.0], 2.0, residence_seconds_min))
+
+    # Away from 48 to 52, there at 50: those who come at 48.5 to 52 wait 3.5 + 3 + ... + 0.5.
+    assert bound(0.0) == pytest.approx(14.0, abs=0.2)
+    # Away for 9 s would cost 76.5 s: rather let the one wait until the busy ones have come, 52 s.
+    assert bound(5.0) == pytest.approx(52.0, abs=0.2)
+
+
+def test_the_first_request_waits_for_the_wake_and_prefills_run_one_after_the_other() -> None:
+    found = alone([TrafficRequest(1.0, "a", 500, 1), TrafficRequest(1.1, "a", 500, 1)], SPEED, 8, 2.0)
+    assert [entry.prefill_at for entry in found] == [3.0, 3.5]
+    assert [entry.first_token_at for entry in found] == [3.5, 4.0]
+
+
+def test_the_batch_limit_holds_and_a_full_batch_is_as_fast_as_a_lone_request() -> None:
+    found = alone([TrafficRequest(0.0, "a", 0, 41)] * 5, SPEED, 2, 0.0)
+    assert [entry.prefill_at for entry in found] == pytest.approx([0.0, 0.0, 1.0, 1.0, 2.0])
+
+
+def test_no_requests() -> None:
+    assert alone([], SPEED, 2, 0.0) == []
+
+
+def test_one_model_never_leaves() -> None:
+    bound = lower_bound([TrafficRequest(0.0, "a", 100, 10)], [ModelSpec("a")], COSTS, SPEED, 5.0)
+    assert bound.ttft.mean == bound.ttft.max == pytest.approx(1.1)
+    assert bound.within == {5: 1.0, 10: 1.0, 30: 1.0}
+
+
+def test_taking_turns_adds_to_the_mean_alone() -> None:
+    bound = lower_bound(REQUESTS, [ModelSpec("a"), ModelSpec("b")], COSTS, SPEED, 5.0)
+    own = sum(bound.durations) / 100
+    assert bound.ttft.mean is not None and bound.ttft.mean > own + 1.0
+    assert bound.ttft.max == max(bound.durations)
+
+
+def test_models_that_fit_together_take_no_turns() -> None:
+    gpu = GpuId("local", "0")
+    specs = [ModelSpec(name, awake={gpu: 40}) for name in "ab"]
+    apart, together = (lower_bound(REQUESTS, specs, COSTS, SPEED, 5.0, {gpu: size}) for size in (79, 80))
+    assert together.ttft.mean == pytest.approx(sum(together.durations) / 100)
+    assert apart.ttft.mean is not None and together.ttft.mean is not None and apart.ttft.mean > together.ttft.mean
+
+
+def test_longer_residences_and_switches_cost_more() -> None:
+    specs = [ModelSpec("a"), ModelSpec("b")]
+    means = [
+        lower_bound(REQUESTS, specs, dict.fromkeys("ab", cost), SPEED, turn).ttft.mean or 0.0
+        for cost, turn in ((COSTS["a"], 0.0), (COSTS["a"], 5.0), (SwitchCost(2.0, 4.0, 9.0), 5.0))
+    ]
+    assert means == sorted(means) and means[0] < means[1] < means[2]
+
+
+def test_each_of_three_models_is_one_side_against_the_rest() -> None:
+    requests = [TrafficRequest(float(number), "abc"[number % 3], 100, 10) for number in range(100)]
+    bound = lower_bound(requests, [ModelSpec(name) for name in "abc"], COSTS, SPEED, 5.0)
+    assert bound.ttft.mean is not None and bound.ttft.mean > sum(bound.durations) / 100
