@@ -9,8 +9,8 @@ from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
-from llmux.engines.steps import UnsupportedEviction, steps_of
-from llmux.errors import EvictionRefused, ModelNotFound
+from llmux.engines.steps import steps_of
+from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
 from llmux.runtime.controller import Controller
 
 
