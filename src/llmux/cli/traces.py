@@ -10,7 +10,6 @@ from rich.console import Console, RenderableType
 from llmux.simulation.traces import read_trace
 from llmux.simulation.traffic import Selection, TrafficRequest, merge, select
 
-INTERRUPTED = 130
 REPORT_CELLS = 120
 """Width of tables in files and pipes; the widest row fits."""
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.observability.access_log import AccessLog
+from llmux.observability.access_log import AccessLog, FinishedRequest
 from llmux.simulation.traces import read_trace
 from llmux.simulation.traffic import TraceError, TrafficRequest
 
@@ -124,15 +124,17 @@ def test_what_llmux_logs_can_be_read(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "access.log")
     for model, is_stream in (("a", False), ("b", True)):
         log.add(
-            request_id=b"r",
-            model=model,
-            endpoint="/v1/chat/completions",
-            status=200,
-            request_bytes=4000,
-            response_bytes=22_000,
-            is_stream=is_stream,
-            queue_seconds=0.1,
-            seconds=2.0,
+            FinishedRequest(
+                request_id=b"r",
+                model=model,
+                endpoint="/v1/chat/completions",
+                status=200,
+                request_bytes=4000,
+                response_bytes=22_000,
+                is_stream=is_stream,
+                queue_seconds=0.1,
+                seconds=2.0,
+            )
         )
     log.flush()
     trace = read_trace(str(tmp_path / "access.log"))

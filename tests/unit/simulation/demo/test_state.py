@@ -25,7 +25,7 @@ class FakeOperator:
         return self.time
 
     def status(self) -> Status:
-        model = ModelStatus("m", self.in_flight, 2, "", STOP, False, None, None, 1.5)
+        model = ModelStatus("m", self.in_flight, 2, Cold(), STOP, None, 1.5)
         return Status("", None, Auto(), (model,))
 
     def history(self, name: str) -> Sequence[Transition]:

@@ -39,7 +39,7 @@ class BusyOperator:
 
     def _status(self, name: str) -> ModelStatus:
         serves = name == "llama"
-        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, "", STOP, serves, None, None, 61.5)
+        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, Cold(), STOP, None, 61.5)
 
 
 def ended(model: str, ending: Ending, wait: float | None = None, problem: str = "") -> RequestOutcome:
