@@ -214,7 +214,7 @@ class CoreDriver:
         self.send(self._returned(request, reason))
 
     def finish_wake(
-        self, model: str, error: str | None = None, *, out_of_memory: bool = False, unfaithful: bool = False
+        self, model: str, error: str | None = None, *, out_of_memory: bool = False, is_mismatch: bool = False
     ) -> list[Action]:
         """The outcome of the pending wake."""
         engine = self.engines[model]
@@ -230,11 +230,11 @@ class CoreDriver:
         elif not out_of_memory:
             engine.wake_failures += 1
             by_image = action.asleep is not None and action.asleep.process is Process.CHECKPOINT
-            if engine.wake_failures > 1 or not (unfaithful or by_image):
+            if engine.wake_failures > 1 or not (is_mismatch or by_image):
                 engine.not_before = self.now + self.limits.backoff_first_seconds * 2 ** (engine.wake_failures - 1)
                 engine.not_before = min(engine.not_before, self.now + self.limits.backoff_max_seconds)
         can_freeze = error is None and engine.spec.drain is Drain.FREEZE
-        return self.send(WakeDone(action.instance, error, out_of_memory, unfaithful, can_freeze))
+        return self.send(WakeDone(action.instance, error, out_of_memory, is_mismatch, can_freeze))
 
     def finish_evict(self, model: str, outcome: EvictDone | None = None) -> list[Action]:
         """The outcome of the pending eviction."""

@@ -209,8 +209,8 @@ class Walk:
         action = pending[pick % len(pending)]
         if isinstance(action, Wake):
             error = "it broke" if kind in (0, 1, 2) else None
-            unfaithful = kind == 2 and action.asleep is not None
-            self.driver.finish_wake(action.instance.model, error, out_of_memory=kind == 1, unfaithful=unfaithful)
+            is_mismatch = kind == 2 and action.asleep is not None
+            self.driver.finish_wake(action.instance.model, error, out_of_memory=kind == 1, is_mismatch=is_mismatch)
         else:
             others: dict[int, EvictDone] = {
                 0: evicted(action, error="still there"),

@@ -83,7 +83,7 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
         "frozen": model.frozen,
-        "unfaithful": [str(eviction) for eviction in model.unfaithful],
+        "unfaithful": [str(eviction) for eviction in model.distrusted_evictions],
     }
 
 

@@ -121,12 +121,12 @@ class SwitchDone:
 class SwitchFailed:
     """A model could not be brought onto the GPU: for the metrics and the log.
 
-    ``unfaithful``: how it had left, if its output differed afterwards.
+    ``mismatched_eviction``: how it had left, if its output differed afterwards.
     """
 
     model: str
     reason: str
-    unfaithful: Eviction | None = None
+    mismatched_eviction: Eviction | None = None
 
 
 @dataclass(frozen=True, slots=True)

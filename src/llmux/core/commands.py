@@ -136,7 +136,7 @@ def _advance_sleep(world: World, model: Model, eviction: Eviction) -> bool:
 def change_eviction(model: Model, eviction: Eviction) -> None:
     """Override how a model leaves from now on, also if that was found to change its output."""
     model.eviction_override = eviction
-    model.unfaithful.discard(eviction)
+    model.distrusted_evictions.discard(eviction)
 
 
 def begin_shutdown(world: World, event: ShutdownRequested) -> None:

@@ -44,13 +44,13 @@ class WakeDone:
     """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone.
 
     ``out_of_memory``: the GPU had too little memory, perhaps because of what sleepers still hold there.
-    ``unfaithful``: its output differs from what it was before it left. ``can_freeze``: it can suspend requests.
+    ``is_mismatch``: its output differs from what it was before it left. ``can_freeze``: it can suspend requests.
     """
 
     instance: InstanceId
     error: str | None = None
     out_of_memory: bool = False
-    unfaithful: bool = False
+    is_mismatch: bool = False
     can_freeze: bool = False
 
 

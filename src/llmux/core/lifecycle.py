@@ -110,17 +110,17 @@ def wake_failed(world: World, model: Model, event: WakeDone) -> None:
     assert isinstance(state, Waking)
     assert error is not None
     asleep = state.asleep
-    if event.unfaithful and asleep is not None:
+    if event.is_mismatch and asleep is not None:
         # Both how it left and how it was meant to: where it fell back, it would fall back to the same again.
-        model.unfaithful.update(eviction for eviction in (asleep, model.eviction) if eviction.keeps_process)
+        model.distrusted_evictions.update(eviction for eviction in (asleep, model.eviction) if eviction.keeps_process)
     if world.stopping_until is not None:
         world.set_state(model, Cold())
         return
-    world.emit(SwitchFailed(model.name, error, asleep if event.unfaithful else None))
+    world.emit(SwitchFailed(model.name, error, asleep if event.is_mismatch else None))
     model.last_served_at = world.clock.now
     model.failures += 1
     model.retried_after_oom = False
-    bad_way_back = event.unfaithful or (asleep is not None and asleep.process is Process.CHECKPOINT)
+    bad_way_back = event.is_mismatch or (asleep is not None and asleep.process is Process.CHECKPOINT)
     pause = 0.0 if bad_way_back and model.failures == 1 else world.limits.backoff_seconds(model.failures)
     _fail(world, model, error, pause, refusing=state.from_cold)
 

@@ -37,6 +37,7 @@ class Model:
         "awaiting_first_token",
         "can_freeze",
         "clock",
+        "distrusted_evictions",
         "estimates",
         "eviction_override",
         "failures",
@@ -56,7 +57,6 @@ class Model:
         "retried_after_oom",
         "spec",
         "state",
-        "unfaithful",
         "wake_seconds",
     )
 
@@ -88,7 +88,7 @@ class Model:
         """Whether the present engine can suspend its requests; probed at its start."""
         self.wake_seconds: Seconds = 0.0
         """What its last wake from sleep took, with the recompute of what was frozen; 0 after a cold start."""
-        self.unfaithful: set[Eviction] = set()
+        self.distrusted_evictions: set[Eviction] = set()
         """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
         """The operator's choice, over the configured one."""
@@ -155,7 +155,7 @@ class Model:
     def eviction(self) -> Eviction:
         """How the model leaves the GPU: the operator's choice, else the configured one; stop if that changes output."""
         chosen = self.eviction_override or self.spec.eviction
-        return STOP if self.unfaithful and chosen in self.unfaithful else chosen
+        return STOP if self.distrusted_evictions and chosen in self.distrusted_evictions else chosen
 
     def footprint(self, state: State) -> Footprint:
         """The GPU memory that the model holds in a state."""

@@ -81,8 +81,8 @@ class RuntimeMetrics:
     def switch_failed(self, failed: SwitchFailed) -> None:
         """Count a switch that failed, and a canary mismatch if that is why."""
         self._failures[failed.model] += 1
-        if failed.unfaithful is not None:
-            self._mismatches[failed.model, str(failed.unfaithful)] += 1
+        if failed.mismatched_eviction is not None:
+            self._mismatches[failed.model, str(failed.mismatched_eviction)] += 1
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as Prometheus families."""

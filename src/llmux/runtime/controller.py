@@ -213,7 +213,7 @@ class Controller:
                 instance,
                 outcome.error,
                 out_of_memory=outcome.is_out_of_memory,
-                unfaithful=outcome.is_mismatch,
+                is_mismatch=outcome.is_mismatch,
                 can_freeze=outcome.can_freeze,
             )
         )

@@ -28,7 +28,7 @@ class ModelStatus:
     oldest_wait_seconds: float
     """How long the longest-waiting request has waited; 0 if none waits."""
     frozen: int = 0
-    unfaithful: tuple[Eviction, ...] = ()
+    distrusted_evictions: tuple[Eviction, ...] = ()
     """Evictions after which its output differed, and which it does not use any more."""
 
     @property
@@ -112,7 +112,7 @@ class Operations:
             pid=self._engines[name].pid,
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
-            unfaithful=tuple(sorted(record.unfaithful, key=str)),
+            distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
         )
 
     def history(self, name: str) -> Sequence[Transition]:

@@ -185,7 +185,7 @@ def test_sleepers_with_frozen_requests_are_stopped_last():
     assert performed(driver)[-1] == "evict b retain+stop"
 
 
-def test_an_unfaithful_eviction_is_not_used_again():
+def test_an_eviction_that_changes_the_output_is_not_used_again():
     driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b", STOP))
     serving(driver, "a")
     driver.run_until(6.0)
@@ -196,7 +196,7 @@ def test_an_unfaithful_eviction_is_not_used_again():
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
     driver.run_until(30.0)
     driver.finish_evict("b")
-    driver.finish_wake("a", "it answers differently", unfaithful=True)
+    driver.finish_wake("a", "it answers differently", is_mismatch=True)
     assert performed(driver)[-1] == "wake a#2", "the cold start is not put off"
     driver.finish_wake("a")
     assert waiting.place is Place.IN_FLIGHT
@@ -216,8 +216,8 @@ def test_an_eviction_that_fell_back_and_spoilt_the_model_is_not_tried_again():
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
     driver.run_until(30.0)
     driver.finish_evict("b")
-    driver.finish_wake("a", "it answers differently", unfaithful=True)
-    assert driver.scheduler.model("a").unfaithful == {CHECKPOINT, OFFLOAD}
+    driver.finish_wake("a", "it answers differently", is_mismatch=True)
+    assert driver.scheduler.model("a").distrusted_evictions == {CHECKPOINT, OFFLOAD}
     assert driver.scheduler.model("a").eviction == STOP
 
 
