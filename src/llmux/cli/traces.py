@@ -44,7 +44,7 @@ def read_requests(traces: Sequence[str], selection: Selection) -> list[TrafficRe
 
 
 def print_report(report: RenderableType) -> None:
-    """Print tables; in files and pipes at their full width, whatever the terminal is said to have."""
+    """Print tables; in files and pipes at their full width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_CELLS)

@@ -38,7 +38,7 @@ class LedgerFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The memory of one living process; ``started`` (ticks since boot) tells it from a later one with the same pid."""
+    """The memory of one living process; ``started``, in ticks since boot, detects a later process with the same pid."""
 
     pid: int
     model: str

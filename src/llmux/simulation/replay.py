@@ -105,7 +105,7 @@ def parse_switches(text: str) -> SwitchCounts:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of a trace."""
+    """The result of replaying a trace."""
 
     outcomes: Sequence[RequestOutcome]
     switches: SwitchCounts
@@ -126,7 +126,7 @@ class Replayed:
     def _share(self, model: str | None) -> Shares | None:
         """Estimated from the metrics and the outcomes, as the history of a running llmux is too short for a replay."""
         if model is not None:
-            return None  # The metrics of draining and leaving do not say which model it was.
+            return None  # The metrics of draining and leaving are not by model.
         whole = self.seconds or 1.0
         switching = min(1.0, (self.switches.leaving_seconds + self.switches.waking_seconds) / whole)
         draining = min(1.0 - switching, self.switches.draining_seconds / whole)

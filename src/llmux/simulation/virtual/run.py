@@ -63,7 +63,7 @@ def canary_seconds(speed: EngineSpeed) -> Seconds:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came of every request, in the trace's order; NaN for what did not happen."""
+    """The times of every request, in the trace's order; NaN for what did not happen."""
 
     admitted_at: Sequence[float]
     first_token_at: Sequence[float]
