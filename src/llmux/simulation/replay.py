@@ -41,7 +41,6 @@ class SwitchCounts:
     """The part of waking in which canaries were asked, which includes the recompute of frozen requests."""
 
     def since(self, before: "SwitchCounts") -> "SwitchCounts":
-        """The difference to earlier counts."""
         return SwitchCounts(
             self.by_model - before.by_model,
             self.evictions - before.evictions,

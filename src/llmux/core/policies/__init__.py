@@ -1,1 +1,1 @@
-
+"""Switch policies: when to switch, and to which model."""

@@ -87,7 +87,6 @@ class VirtualModel:
         self._canary_is_due = False
 
     def enter(self, phase: Phase, now: Seconds) -> None:
-        """Record the phase from now on."""
         if phase is not self.phase:
             self.phase = phase
             self.phases.append((now, phase))
@@ -98,11 +97,9 @@ class VirtualModel:
         self.enter(phase_of(self.state, is_busy=not self.engine.is_idle), now)
 
     def freeze(self, request: int, now: Seconds) -> None:
-        """Suspend a request with the engine."""
         self.frozen[request] = self.engine.remove(request, now)
 
     def give_up(self, request: int, now: Seconds) -> None:
-        """Remove a request before its end."""
         if self.frozen.pop(request, None) is None and self.held_back.pop(request, None) is not True:
             self.engine.remove(request, now)
             self._ask_canary(now)

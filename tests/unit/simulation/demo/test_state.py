@@ -26,7 +26,7 @@ class FakeOperator:
 
     def status(self) -> Status:
         model = ModelStatus("m", self.in_flight, 2, Cold(), STOP, None, 1.5)
-        return Status("", None, Auto(), (model,))
+        return Status(None, None, Auto(), (model,))
 
     def history(self, name: str) -> Sequence[Transition]:
         return list(self.transitions)

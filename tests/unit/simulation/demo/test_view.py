@@ -29,7 +29,7 @@ class BusyOperator:
         return self.time
 
     def status(self) -> Status:
-        return Status("", None, Auto(), tuple(self._status(model.name) for model in MODELS))
+        return Status(None, None, Auto(), tuple(self._status(model.name) for model in MODELS))
 
     def history(self, name: str) -> list[Transition]:
         if name != "llama":
@@ -39,7 +39,8 @@ class BusyOperator:
 
     def _status(self, name: str) -> ModelStatus:
         serves = name == "llama"
-        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, Cold(), STOP, None, 61.5)
+        state = Serving(1.0) if serves else Cold()
+        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, state, STOP, None, 61.5)
 
 
 def ended(model: str, ending: Ending, wait: float | None = None, problem: str = "") -> RequestOutcome:
