@@ -101,7 +101,7 @@ def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
     }
 
 
-def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:  # noqa: C901 - one function per route
+def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:
     async def perform(work: Coroutine[Any, Any, Answer]) -> web.Response:
         answer = await asyncio.shield(spawn(work))
         return web.json_response(answer.body, status=answer.status)
