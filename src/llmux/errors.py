@@ -41,7 +41,7 @@ class ConfigError(LlmuxError):
 
 
 class RequestError(LlmuxError):
-    """A request that llmux answers itself, with an error. The gateway maps each subclass to a status and a code."""
+    """A request that llmux itself answers, with an error. The gateway maps each subclass to a status and a code."""
 
 
 class ModelNotFound(RequestError):

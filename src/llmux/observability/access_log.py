@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +14,8 @@ BATCH_LINES_MAX = 1000
 """Lines are collected and written by the gateway's periodic sweep; at this number they are written without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
-    """What the access log records of a request."""
+class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the access log records of a request. A msgspec struct, because one is made per request."""
 
     request_id: bytes
     model: str

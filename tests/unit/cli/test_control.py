@@ -1,3 +1,5 @@
+"""The operator's commands against a running control API."""
+
 import asyncio
 import json
 import socket

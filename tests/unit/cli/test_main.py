@@ -1,3 +1,5 @@
+"""The list of commands, lazy imports, and 0.7.7's command lines."""
+
 import re
 import subprocess
 import sys

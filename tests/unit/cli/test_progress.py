@@ -1,3 +1,5 @@
+"""Progress bars are shown on a terminal only."""
+
 import pytest
 
 from llmux.cli.progress import ProgressBars

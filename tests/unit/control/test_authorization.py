@@ -1,3 +1,5 @@
+"""Who may use the control API, with a key and without one."""
+
 import pytest
 from multidict import CIMultiDict
 

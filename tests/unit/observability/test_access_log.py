@@ -1,8 +1,9 @@
 """The access log's lines, batches, and broken files."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog, FinishedRequest
 from llmux.simulation.traces import read_trace
