@@ -1,7 +1,7 @@
 """How many requests a second the simulator plays on one core.
 
 Two workloads, made up from a seed: one busy model with a second one asked every few minutes (the model that is asked
-is mostly there), and two models that take turns all the time, so that most requests wait and each switch is decided.
+is mostly there), and two models that alternate all the time, so that most requests wait and cause a switch.
 ``simulated`` is the virtual run alone, ``with_figures`` adds the summing up. Processor time, best of some rounds. The
 bar holds for both workloads and every policy.
 

@@ -1,9 +1,12 @@
-"""Exceptions that cross a package's boundary, and those that end as a message to a user.
+"""Exceptions that one package raises and another one handles by their class, or that several packages raise.
 
-Private ones stay beside the code that raises and catches them, and those that only HTTP can cause are in
-``gateway/errors.py``. Attributes carry the facts; the message says what happened and, where there is something to do,
-what. Messages name configuration keys but neither paths nor headers: what a client of the HTTP side can do about an
-error is added where it is rendered (``gateway/answers.py``).
+All others stay beside the code that raises them: those that only their own package catches, and those that nobody tells
+apart from any other ``LlmuxError``, because all that is done with them is to report their message. Those that only the
+use of HTTP can cause are in ``gateway/errors.py``.
+
+Attributes carry the facts. The message says what happened and, if the reader can do something, what. It may name
+configuration keys, but neither paths nor headers: the gateway, which renders errors for clients, adds those
+(``gateway/answers.py``).
 """
 
 from collections.abc import Sequence
@@ -156,13 +159,6 @@ class RestoreFailed(LlmuxError):
         super().__init__(f"the engine could not be restored from its image: {reason}")
 
 
-class StayRefused(LlmuxError):
-    """An engine could not be left running without llmux."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the engine could not be left running: {reason}")
-
-
 class GpusUnreadable(LlmuxError):
     """The GPUs' memory cannot be read on this machine."""
 
@@ -208,14 +204,28 @@ class ListenFailed(LlmuxError):
         super().__init__(f"cannot listen on {address}: {reason}; free the port or choose another one")
 
 
-class OutputMismatch(LlmuxError):
-    """A woken engine answers the canary differently than before it left."""
-
-    def __init__(self, expected: str, actual: str) -> None:
-        self.expected = expected
-        self.actual = actual
-        super().__init__(f"after its wake the engine answers the canary with {actual}, before it was {expected}")
-
-
 class EvictionRefused(LlmuxError):
     """The operator asked for an eviction that this configuration cannot perform."""
+
+
+class UnsupportedEviction(Exception):
+    """An eviction whose steps are not implemented yet. Not an LlmuxError: whoever asks for steps must handle it."""
+
+    def __init__(self, eviction: object) -> None:
+        super().__init__(
+            f"the eviction '{eviction}' is not available yet; use offload or discard with keep_running, "
+            "any with checkpoint, or any with stop"
+        )
+
+
+class ControlCallFailed(Exception):
+    """A call of an engine's own endpoints had no usable response. ``status`` is None if there was no response at all.
+
+    Not an LlmuxError: whoever calls an engine must decide what the failure means.
+    """
+
+    def __init__(self, call: str, reason: str, status: int | None = None, *, is_timeout: bool = False) -> None:
+        self.call = call
+        self.status = status
+        self.is_timeout = is_timeout
+        super().__init__(f"{call}: {reason}")

@@ -20,14 +20,14 @@ DEADLINE_SECONDS = 40.0
 
 
 class DemoProcess:
-    """A running demo, and every process it was ever seen to have."""
+    """A running demo, and every process it was seen to have."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.family: dict[int, psutil.Process] = {}
 
-    def look(self) -> None:
-        """Remember the processes that there are now."""
+    def record_processes(self) -> None:
+        """Add the present processes to the family."""
         for child in psutil.Process(self.process.pid).children(recursive=True):
             self.family[child.pid] = child
 
@@ -114,7 +114,7 @@ async def test_a_short_run_loses_nothing(tmp_path: Path) -> None:
 async def test_an_interrupted_run_sums_up_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
     async with demo(tmp_path, "--seconds", "60") as running:
         await running.read_until(r"serving \d")
-        running.look()
+        running.record_processes()
         assert running.family
         running.process.send_signal(number)
         code, output = await running.end()
@@ -135,7 +135,7 @@ async def test_serving_answers_a_request_and_stops_at_sigterm(tmp_path: Path) ->
                 assert page.status == 200
                 assert page.content_type == "text/html"
         assert answer["choices"][0]["message"]["content"] == expected_text("qwen", "Hi")
-        running.look()
+        running.record_processes()
         assert len(running.family) >= 2
         running.process.send_signal(signal.SIGTERM)
         code, _ = await running.end()

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from llmux.cli.running import run_server
+from llmux.cli.running import INTERRUPTED, run_server
 from llmux.observability.logging import configure_logging
 from llmux.simulation.demo.run import Demo, DemoOptions
 from llmux.simulation.demo.summary import render_summary
 from llmux.simulation.demo.view import LiveDisplay, PlainDisplay
 
-INTERRUPTED = 130
 SIGNAL_EXIT = 128
+"""Plus the signal's number, as shells report it."""
 
 SecondsOption = Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="How long clients arrive.")]
 SeedOption = Annotated[

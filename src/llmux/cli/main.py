@@ -37,9 +37,7 @@ class CommandEntry(NamedTuple):
 RUN, ENGINE, PLAN, OPERATE = "Run", "Try a model's engine", "Plan with recorded traffic", "Operate a running llmux"
 
 COMMANDS = (
-    CommandEntry(
-        "demo", "demo", RUN, "Watch three models share one virtual GPU that holds one of them: no GPU needed."
-    ),
+    CommandEntry("demo", "demo", RUN, "Watch three models share one virtual GPU that holds only one of them."),
     CommandEntry("serve", "serve", RUN, "Serve the configured models on one OpenAI-compatible endpoint."),
     CommandEntry(
         "check",
@@ -72,13 +70,13 @@ COMMANDS = (
         "simulate",
         "simulate",
         PLAN,
-        "Try policies on recorded traffic, in virtual time, with the scheduler that serves.",
+        "Simulate policies over recorded traffic, with llmux's real scheduler on virtual time.",
     ),
     CommandEntry(
         "replay",
         "replay",
         PLAN,
-        "Send recorded traffic to a running llmux, and report what 'llmux simulate' reports.",
+        "Send recorded traffic to a running llmux, and report the figures of 'llmux simulate'.",
     ),
     CommandEntry(
         "control",

@@ -8,8 +8,8 @@ import typer
 
 from llmux.cli.options import DEFAULT_URL, UrlOption
 from llmux.cli.progress import ProgressBars
+from llmux.cli.running import INTERRUPTED
 from llmux.cli.traces import (
-    INTERRUPTED,
     AlignOption,
     JsonOption,
     SecondsOption,

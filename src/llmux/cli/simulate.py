@@ -8,8 +8,8 @@ import typer
 
 from llmux.cli.options import load_settings
 from llmux.cli.progress import ProgressBars
+from llmux.cli.running import INTERRUPTED
 from llmux.cli.traces import (
-    INTERRUPTED,
     AlignOption,
     JsonOption,
     SecondsOption,
@@ -105,7 +105,7 @@ def simulate(
     json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Simulate policies over recorded traffic. It drives llmux's real scheduler on virtual time.
+    """Simulate policies over recorded traffic, with llmux's real scheduler on virtual time.
 
     A TRACE is a CSV file with the columns timestamp, model, prompt_tokens and output_tokens, or with those of the Azure
     or BurstGPT traces, or an access log of llmux. Several traces are played together. No engine is started and no GPU

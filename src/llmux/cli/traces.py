@@ -10,7 +10,6 @@ from rich.console import Console, RenderableType
 from llmux.simulation.traces import read_trace
 from llmux.simulation.traffic import Selection, TrafficRequest, merge, select
 
-INTERRUPTED = 130
 REPORT_CELLS = 120
 """Width of tables in files and pipes; the widest row fits."""
 
@@ -45,7 +44,7 @@ def read_requests(traces: Sequence[str], selection: Selection) -> list[TrafficRe
 
 
 def print_report(report: RenderableType) -> None:
-    """Print tables; in files and pipes at their full width, whatever the terminal is said to have."""
+    """Print tables; in files and pipes at their full width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_CELLS)

@@ -1,8 +1,8 @@
 """The whole configuration: the file's top level, its section ``checkpoint``, and the questions that span sections.
 
-0.7.7's files must load unchanged, so the settings accept some things that ``llmux serve`` cannot do yet:
-``cuda_suspend``, ``cuda_checkpoint_path`` and ``checkpoint.object_store``. ``checks.unsupported`` lists them, and
-``serve`` refuses to start with them.
+0.7.7's files must load unchanged, so the settings accept some keys of features that are not implemented yet:
+``cuda_suspend`` and ``checkpoint.object_store``, with which ``serve`` refuses to start (``checks.unsupported``), and
+``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
 from enum import StrEnum

@@ -9,9 +9,8 @@ from typing import Any
 
 import structlog
 
-from llmux.engines.control_calls import ControlCallFailed
 from llmux.engines.question import CANARY, EMBEDDINGS, Endpoints, ask
-from llmux.errors import OutputMismatch
+from llmux.errors import ControlCallFailed, LlmuxError
 
 log = structlog.get_logger("llmux.canary")
 
@@ -22,6 +21,15 @@ TRIES = 2
 """A first mismatch may come from other requests in the same batch; one that repeats does not."""
 COSINE_MIN = 0.999
 """Embeddings that are at least this similar count as equal: they vary by rounding."""
+
+
+class OutputMismatch(LlmuxError):
+    """A woken engine answers the canary differently than before it left."""
+
+    def __init__(self, expected: str, actual: str) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"after its wake the engine answers the canary with {actual}, before it was {expected}")
 
 
 class Canary:

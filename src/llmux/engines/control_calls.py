@@ -8,18 +8,9 @@ from typing import Any
 import aiohttp
 
 from llmux.access import Upstream
+from llmux.errors import ControlCallFailed
 
 BODY_SHOWN_BYTES = 2000
-
-
-class ControlCallFailed(Exception):
-    """A call without a usable response; ``status`` is None if there was no response at all."""
-
-    def __init__(self, call: str, reason: str, status: int | None = None, *, is_timeout: bool = False) -> None:
-        self.call = call
-        self.status = status
-        self.is_timeout = is_timeout
-        super().__init__(f"{call}: {reason}")
 
 
 class EngineEndpoints:

@@ -6,7 +6,8 @@ from enum import Enum, auto
 
 import psutil
 
-from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints
+from llmux.errors import ControlCallFailed
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0

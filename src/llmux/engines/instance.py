@@ -9,7 +9,7 @@ from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines import vllm
-from llmux.engines.canary import Canary
+from llmux.engines.canary import Canary, OutputMismatch
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
@@ -19,15 +19,7 @@ from llmux.engines.process import EngineProcess
 from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
 from llmux.engines.steps import parse_step
-from llmux.errors import (
-    CriuUnusable,
-    ImageUnusable,
-    LlmuxError,
-    OutputMismatch,
-    ProcessStuck,
-    RestoreFailed,
-    SpawnFailed,
-)
+from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 

@@ -27,7 +27,7 @@ from llmux.engines.shim_connection import (
     Started,
     Stays,
 )
-from llmux.errors import DumpFailed, ProcessStuck, RestoreFailed, SpawnFailed, StayRefused
+from llmux.errors import DumpFailed, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 
 SPAWN_SECONDS = 30.0
 """For the shim to start the engine: milliseconds, unless the machine is overloaded."""
@@ -60,6 +60,13 @@ class LaunchCommand:
     environment: Mapping[str, str]
     temporary_directory: Path | None = None
     checkpointable: bool = False
+
+
+class StayRefused(LlmuxError):
+    """An engine could not be left running without llmux."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine could not be left running: {reason}")
 
 
 class EngineProcess:

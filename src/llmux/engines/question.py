@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llmux.engines.control_calls import ControlCallFailed
+from llmux.errors import ControlCallFailed
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

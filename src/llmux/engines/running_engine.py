@@ -18,8 +18,8 @@ from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.outcomes import EvictOutcome
 from llmux.engines.process import EngineProcess
 from llmux.engines.scope import EngineFailure, EngineScope
-from llmux.engines.steps import Sleep, SleepLevel, Step, UnsupportedEviction, residency_after, steps_of
-from llmux.errors import CriuUnusable, DumpFailed
+from llmux.engines.steps import Sleep, SleepLevel, Step, residency_after, steps_of
+from llmux.errors import CriuUnusable, DumpFailed, UnsupportedEviction
 
 log = structlog.get_logger("engine")
 

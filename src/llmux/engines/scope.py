@@ -5,9 +5,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from llmux.engines.control_calls import ControlCallFailed
 from llmux.engines.process import EngineProcess, describe_exit
-from llmux.errors import LlmuxError
+from llmux.errors import ControlCallFailed, LlmuxError
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
+from llmux.errors import UnsupportedEviction
 
 
 class SleepLevel(IntEnum):
@@ -177,16 +178,6 @@ def parse_step(text: str) -> Step:
         return _BY_TEXT[text]
     except KeyError:
         raise ValueError(f"no step is called {text!r}") from None
-
-
-class UnsupportedEviction(Exception):
-    """An eviction whose steps do not exist yet."""
-
-    def __init__(self, eviction: Eviction) -> None:
-        super().__init__(
-            f"the eviction '{eviction}' is not available yet; use offload or discard with keep_running, "
-            "any with checkpoint, or any with stop"
-        )
 
 
 def steps_of(eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.steps import SleepLevel
+from llmux.errors import ControlCallFailed
 
 KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""

@@ -1,4 +1,4 @@
-"""What the operator can see and do: everything behind the control API."""
+"""The operator's view and commands, as plain values: what the control API renders and calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
-from llmux.engines.steps import UnsupportedEviction, steps_of
-from llmux.errors import EvictionRefused, ModelNotFound
+from llmux.engines.steps import steps_of
+from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
 from llmux.runtime.controller import Controller
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model as the operator sees it."""
+    """The state of one model."""
 
     name: str
     in_flight: int
@@ -26,72 +26,72 @@ class ModelStatus:
     pid: int | None
     """The engine's root process."""
     oldest_wait_seconds: float
-    """How long the longest-waiting request has waited; 0 if none waits."""
+    """Age of the oldest waiting request; 0 if none waits."""
     frozen: int = 0
     distrusted_evictions: tuple[Eviction, ...] = ()
-    """Evictions after which its output differed, and which it does not use any more."""
+    """Evictions after which its output differed from its output after the start; they are not used any more."""
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it holds the memory of an awake model."""
+        """Whether it holds GPU memory as an awake model does, which it also does while it drains or wakes."""
         return isinstance(self.state, ON_GPU)
 
     @property
     def failure(self) -> str | None:
-        """Why it failed, if it has."""
+        """Why its engine failed, or could not be brought off the GPU; None if neither."""
         return self.state.reason if isinstance(self.state, Failed | Stuck) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything as the operator sees it."""
+    """The state of the server and of all models."""
 
     active_model: str | None
-    """The model on its way in, else the one woken last."""
+    """The model that is being switched to, else the one that was woken last."""
     switching: tuple[str, str] | None
-    """From which model to which a switch is under way; the first is empty when nothing has to leave."""
+    """The models that leave and come in the switch under way. The first is empty if none has to leave."""
     mode: Mode
     models: tuple[ModelStatus, ...]
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """All models that hold the GPU."""
+        """The models that are on the GPU."""
         return tuple(model.name for model in self.models if model.on_gpu)
 
 
 class Engine(Protocol):
-    """What the operator may look at of an engine."""
+    """What operations need of an engine."""
 
     @property
     def pid(self) -> int | None:
-        """The engine's root process."""
+        """Its root process."""
 
     @property
     def output_tail(self) -> tuple[str, ...]:
-        """Its last lines of output."""
+        """Its last lines of output, oldest first."""
 
     async def delete_images(self) -> None:
-        """Delete what could bring it back from disk; nothing happens where there is none."""
+        """Delete the images that it could be restored from, if there are any."""
 
 
 class Operations:
-    """What the operator sees and does. Commands wait for their end; a caller that leaves stops nothing."""
+    """Commands return when they have ended. Cancelling the caller does not cancel the command: it is the server's."""
 
     def __init__(
         self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine], *, has_images: bool = False
     ) -> None:
-        """``has_images``: whether engines can be put into images."""
+        """``has_images`` says whether engines can be dumped into images."""
         self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
         self._engines = engines
 
     def now(self) -> float:
-        """The clock that a history's times are on."""
+        """The time now, on the clock of a history's times."""
         return self._controller.now()
 
     def status(self) -> Status:
-        """Where everything is now."""
+        """The state now."""
         return Status(
             self._scheduler.active_model(),
             self._scheduler.switching(),
@@ -100,7 +100,7 @@ class Operations:
         )
 
     def model_status(self, name: str) -> ModelStatus:
-        """One model; raises ModelNotFound."""
+        """The state of one model. Raises ModelNotFound."""
         self._check(name)
         record = self._scheduler.model(name)
         return ModelStatus(
@@ -116,22 +116,22 @@ class Operations:
         )
 
     def history(self, name: str) -> Sequence[Transition]:
-        """A model's latest transitions; raises ModelNotFound."""
+        """A model's latest transitions, oldest first. Raises ModelNotFound."""
         self._check(name)
         return self._scheduler.history(name)
 
     def output_tail(self, name: str) -> tuple[str, ...]:
-        """The last lines of a model's engine; raises ModelNotFound."""
+        """The last lines of output of a model's engine, oldest first. Raises ModelNotFound."""
         self._check(name)
         return self._engines[name].output_tail
 
     async def switch(self, name: str) -> None:
-        """Bring a model onto the GPU; in manual mode the pin moves to it. Raises ModelNotFound, CommandFailed."""
+        """Bring a model onto the GPU. In manual mode the pin moves to it. Raises ModelNotFound, CommandFailed."""
         self._check(name)
         await self._controller.command(lambda number: SwitchRequested(number, name))
 
     async def pin(self, name: str) -> None:
-        """Bring a model and serve only it; a failure leaves the mode as it was. Raises as ``switch``."""
+        """Bring a model onto the GPU and serve only it. A failure leaves the mode as it was. Raises as ``switch``."""
         self._check(name)
         await self._controller.command(lambda number: SwitchRequested(number, name, pin=True))
 
@@ -143,7 +143,7 @@ class Operations:
     async def sleep(self, name: str, eviction: Eviction | None = None) -> None:
         """Take a model off the GPU once its requests have ended. Raises as ``switch``, and EvictionRefused.
 
-        Stopping one that is in an image deletes its images: that is how it is made to start cold.
+        Stopping a model that is in an image deletes its images, so that its next start is a cold one.
         """
         self._check(name)
         if eviction is not None:
@@ -155,11 +155,11 @@ class Operations:
             await self._engines[name].delete_images()
 
     def set_mode(self, *, manual: bool) -> None:
-        """Choose who switches; a pin is dropped."""
+        """Choose whether only the operator switches models. A pin is removed."""
         self._controller.feed(ModeChanged(manual))
 
     def set_eviction(self, name: str, eviction: Eviction) -> None:
-        """Override how a model leaves the GPU, from the next time on and until llmux ends.
+        """Override how a model leaves the GPU, from its next eviction until llmux ends.
 
         Raises ModelNotFound, EvictionRefused.
         """

@@ -1,1 +1,1 @@
-"""The composition root: builds everything that serves, and runs it."""
+"""The composition root: builds all parts of a server from the settings, and runs it."""

@@ -1,4 +1,4 @@
-"""The life of a server, and the one place that wires everything together."""
+"""Wires all parts of a server together and runs it from its start to the end of its shutdown."""
 
 import asyncio
 import gc
@@ -43,15 +43,21 @@ from llmux.server.warmup import warm_up
 log = structlog.get_logger("llmux")
 
 POOLED_IDLE_SECONDS = 60.0
+"""Idle connections to engines are closed after this. Engines are started with a longer keep-alive than vLLM's 5 s, so
+that they never close a connection just as a request is written to it."""
+
 CLOSE_SECONDS = 5.0
+"""How long responses may take to be written after the engines have stopped, when nothing new can be sent."""
+
 GARBAGE_THRESHOLD = 20_000
-"""Allocations between two looks for garbage; Python's 700 cost some per cent of a request."""
+"""Allocations between two collections of young objects. With Python's default of 700 they take several per cent of the
+CPU time of a request, and requests create no reference cycles."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """Everything that serves, on one event loop: built once, run once."""
+    """All parts of a server, on one event loop. It can be started once; ``close`` must follow."""
 
     def __init__(
         self,
@@ -65,8 +71,8 @@ class Server:
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, Instance] = {}
-        self._imager = build_checkpointer(settings)
-        self._images = build_checkpoint_stores(settings, self._imager)
+        self._checkpointer = build_checkpointer(settings)
+        self._images = build_checkpoint_stores(settings, self._checkpointer)
         for name, spec in engine_specs(settings).items():
             self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
             self._instances[name] = Instance(
@@ -82,9 +88,9 @@ class Server:
         dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
         self.controller.attach(instances, dispatcher)
         self.operations = Operations(
-            self._scheduler, self.controller, self._instances, has_images=self._imager is not None
+            self._scheduler, self.controller, self._instances, has_images=self._checkpointer is not None
         )
-        self._listing = ModelList(self.operations)
+        self._model_list = ModelList(self.operations)
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,
@@ -97,17 +103,17 @@ class Server:
         self.port = 0
 
     async def start(self) -> None:
-        """Warm up if configured, then listen; raises LlmuxError."""
+        """Warm up if configured, then listen. Raises LlmuxError."""
         settings = self.settings
         for program, models in missing_programs(settings).items():
             log.warning("no such program: install it or set vllm_command", program=program, models=models)
-        if self._imager is not None and needs_criu(settings):
-            await self._imager.check()
+        if self._checkpointer is not None and needs_criu(settings):
+            await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         await self._control.start()
         if settings.warmup:
-            # Those with an image to come from are warm already.
+            # A model with an image does not need it: its first start is a restore anyway.
             cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
             await warm_up(self.operations, self._endpoints, cold)
         if settings.metrics_port:
@@ -115,11 +121,12 @@ class Server:
         if settings.admin_port is not None:
             await self._control.listen_admin(settings.host, settings.admin_port)
         self.port = await self._listen(settings.host, settings.port)
+        # SIGTERM may have come while the engines were warmed up.
         if self._scheduler.is_stopping:
             self.gateway.stop_accepting()
             return
         _collect_garbage_rarely()
-        self._listing.is_ready = True
+        self._model_list.is_ready = True
         log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
 
     async def _listen(self, host: str, port: int) -> int:
@@ -129,13 +136,16 @@ class Server:
             raise ListenFailed(f"{host}:{port}", error.strerror or str(error)) from error
 
     def begin_shutdown(self, drain_seconds: float) -> None:
-        """Take no more requests, let those in flight end for so long, stop every engine. A second call shortens it."""
-        self._listing.is_ready = False
+        """Stop accepting requests, give those in flight ``drain_seconds``, then stop all engines.
+
+        A second call shortens the first one's time.
+        """
+        self._model_list.is_ready = False
         self.gateway.stop_accepting()
         self.controller.feed(ShutdownRequested(drain_seconds))
 
     async def close(self) -> None:
-        """Close what listens, once the engines have been stopped."""
+        """Close all listeners and connections. The engines must have been stopped."""
         await self.gateway.close(CLOSE_SECONDS)
         await self._control.close()
         await self._session.close()
@@ -148,7 +158,9 @@ class Server:
 
     def _gateway_options(self) -> GatewayOptions:
         return GatewayOptions(
-            local_routes=LocalRoutes(ready=self._listing.ready, models=self._listing.models, model=self._listing.model),
+            local_routes=LocalRoutes(
+                ready=self._model_list.ready, models=self._model_list.models, model=self._model_list.model
+            ),
             control_protocol_factory=self._control.protocol_factory,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
@@ -165,16 +177,16 @@ async def serve(
     *,
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then stop everything; raises LlmuxError if it cannot start.
+    """Serve until SIGTERM or SIGINT, then stop everything. Raises LlmuxError if the start fails.
 
-    An error in the scheduler itself ends it too, as an exception group.
+    An unexpected error in the scheduler stops everything too, and is raised as an exception group.
     """
     problems = unsupported(settings)
     if problems:
         raise ConfigError(problems)
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        # Undone last: a signal that comes while everything is being closed must not kill what is about to end well.
+        # Signal handlers are removed last: a signal during the shutdown must not kill the process in the middle of it.
         for number in SIGNALS:
             stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -182,7 +194,7 @@ async def serve(
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
         for number in SIGNALS:
-            loop.add_signal_handler(number, stopper.signalled, number)
+            loop.add_signal_handler(number, stopper.on_signal, number)
         await _run(server, stopper, on_ready)
 
 
@@ -201,20 +213,20 @@ async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server],
 
 
 def _collect_garbage_rarely() -> None:
-    """What lives as long as the server is not looked at again; requests make no cycles, so there is little to find."""
+    # Objects made until now live as long as the server; frozen, they are not traversed by every collection.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 class _Stopper:
-    """Turns signals into a shutdown: the first drains, the second does not wait."""
+    """Turns signals into a shutdown: the first one drains, further ones end the drain."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self.was_signalled = False
 
-    def signalled(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         if self.was_signalled:
             log.warning("stopping at once", signal=signal.Signals(number).name)
             self.stop(0.0)

@@ -1,4 +1,4 @@
-"""From settings to the parts that are built of them: the scheduler, and what each engine is started with."""
+"""Builds parts from settings: the scheduler and its policy, then what each engine needs, then checkpoints."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
-"""How many wakes pass from one check to the next."""
+"""Every how many wakes the canary is checked; None: never."""
 
 
 def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
-    """The scheduler for the configured models, each of which takes all of every GPU while awake.
+    """The scheduler for the configured models. Each model takes all of every GPU while it is awake.
 
-    ``own_policy`` takes the place of the configured one.
+    ``own_policy`` replaces the configured one, for comparing policies in virtual time.
     """
     specs = [
         ModelSpec(
@@ -60,70 +60,14 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
 
 
 def _image_eviction(settings: Settings, name: str) -> Eviction | None:
-    """How a model with a ``checkpoint_path`` is taken to have left; its image tells more when it is restored."""
+    """The eviction to assume for a model with a ``checkpoint_path``; None for others, which begin cold.
+
+    Only an estimate for the scheduler: when the image is restored, its manifest says how the engine really left.
+    """
     if settings.models[name].checkpoint_path is None:
         return None
     configured = settings.eviction_of(name)
     return configured if configured.process is Process.CHECKPOINT else Eviction(Weights.DISCARD, Process.CHECKPOINT)
-
-
-def build_checkpointer(settings: Settings, images_directory: Path | None = None) -> Checkpointer | None:
-    """What dumps and restores engines, in another directory if one is given; None where it is not configured."""
-    checkpoint = settings.checkpoint
-    if checkpoint is None:
-        return None
-    directory = images_directory or checkpoint.images_dir
-    return Checkpointer(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
-
-
-def require_checkpointer(settings: Settings) -> Checkpointer:
-    """As ``build_checkpointer``; raises ConfigError where no checkpoints are configured."""
-    imager = build_checkpointer(settings)
-    if imager is None:
-        raise ConfigError(
-            [
-                Problem(
-                    "checkpoint", "the section is missing, and images need it", "add 'checkpoint: {}' for its defaults"
-                )
-            ]
-        )
-    return imager
-
-
-def build_checkpoint_stores(settings: Settings, imager: Checkpointer | None) -> dict[str, CheckpointStore]:
-    """The images of every model."""
-    if imager is None or settings.checkpoint is None:
-        return {}
-    keep = settings.checkpoint.keep_images
-    return {
-        name: CheckpointStore(imager, name, keep=keep, configured=model.checkpoint_path)
-        for name, model in settings.models.items()
-    }
-
-
-def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
-    """The GPUs as the model's engine sees them, read through NVML or by the function that LLMUX_GPU_READER names.
-
-    Raises GpuHookUnusable.
-    """
-    model = settings.models[name]
-    environment = os.environ | model.env
-    find_gpus = load_gpu_hook()
-    found = find_gpus(model.engine_arguments, environment) if find_gpus is not None else None
-    if found is not None:
-        reader, need = found
-        return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
-    need = None if model.start_share is None else StartNeed(share=model.start_share)
-    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
-    return GpuHeadroom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
-
-
-def needs_criu(settings: Settings) -> bool:
-    """Whether any model leaves into an image or comes from one."""
-    return any(
-        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
-        for name, model in settings.models.items()
-    )
 
 
 def build_policy(settings: PolicySettings) -> Policy:
@@ -142,7 +86,7 @@ def build_policy(settings: PolicySettings) -> Policy:
 
 
 def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
-    """What each engine is started with. Models without a port get one that is free now and stays theirs."""
+    """What each engine is started with. A model without a port gets a free one, and keeps it until llmux ends."""
     fixed = {model.port for model in settings.models.values() if model.port is not None}
     own = {settings.port, settings.metrics_port, settings.admin_port or 0}
     portless = [name for name, model in settings.models.items() if model.port is None]
@@ -176,10 +120,69 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
 
 
 def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
-    """Programs of engines that are not there (yet), each with the models that need it."""
+    """Programs of engines that cannot be found, with the models that need them. They may be installed later."""
     missing: dict[str, list[str]] = {}
     for name, model in settings.models.items():
         program = settings.command_of(name)
         if shutil.which(program, path=model.env.get("PATH")) is None:
             missing.setdefault(program, []).append(name)
     return missing
+
+
+def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
+    """The GPUs that the model's engine sees, read through NVML or by the function that ``LLMUX_GPU_READER`` names.
+
+    Raises GpuHookUnusable.
+    """
+    model = settings.models[name]
+    environment = os.environ | model.env
+    find_gpus = load_gpu_hook()
+    found = find_gpus(model.engine_arguments, environment) if find_gpus is not None else None
+    if found is not None:
+        reader, need = found
+        return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
+    need = None if model.start_share is None else StartNeed(share=model.start_share)
+    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
+    return GpuHeadroom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
+
+
+def build_checkpointer(settings: Settings, images_directory: Path | None = None) -> Checkpointer | None:
+    """The checkpointer, None if the section ``checkpoint`` is absent. ``images_directory`` overrides its directory."""
+    checkpoint = settings.checkpoint
+    if checkpoint is None:
+        return None
+    directory = images_directory or checkpoint.images_dir
+    return Checkpointer(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
+
+
+def require_checkpointer(settings: Settings) -> Checkpointer:
+    """The checkpointer. Raises ConfigError if the section ``checkpoint`` is absent."""
+    checkpointer = build_checkpointer(settings)
+    if checkpointer is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "checkpoint", "the section is missing, and images need it", "add 'checkpoint: {}' for its defaults"
+                )
+            ]
+        )
+    return checkpointer
+
+
+def build_checkpoint_stores(settings: Settings, checkpointer: Checkpointer | None) -> dict[str, CheckpointStore]:
+    """Each model's store of images; none without a checkpointer."""
+    if checkpointer is None or settings.checkpoint is None:
+        return {}
+    keep = settings.checkpoint.keep_images
+    return {
+        name: CheckpointStore(checkpointer, name, keep=keep, configured=model.checkpoint_path)
+        for name, model in settings.models.items()
+    }
+
+
+def needs_criu(settings: Settings) -> bool:
+    """Whether any model is dumped into an image or restored from one, so that criu must work here."""
+    return any(
+        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
+        for name, model in settings.models.items()
+    )

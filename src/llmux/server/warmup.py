@@ -5,9 +5,8 @@ from time import monotonic
 
 import structlog
 
-from llmux.engines.control_calls import ControlCallFailed
 from llmux.engines.question import Endpoints, probe
-from llmux.errors import CommandFailed, LlmuxError
+from llmux.errors import CommandFailed, ControlCallFailed, LlmuxError
 from llmux.runtime.operations import Operations
 
 log = structlog.get_logger("llmux.warmup")

@@ -168,7 +168,6 @@ class LoadGenerator:
         return self.sent - len(self.outcomes)
 
     def count(self, ending: Ending) -> int:
-        """The number of requests that ended in this way."""
         return sum(outcome.ending is ending for outcome in self.outcomes)
 
     async def run(self, session: aiohttp.ClientSession) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class LedgerFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """The memory of one living process; ``started`` (ticks since boot) tells it from a later one with the same pid."""
+    """The memory of one living process; ``started``, in ticks since boot, detects a later process with the same pid."""
 
     pid: int
     model: str
@@ -58,50 +58,30 @@ class Refusal:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LedgerSnapshot:
     """The virtual GPU at one moment, without the allocations of dead processes."""
 
     capacity_mib: int
-    used_mib: int
-    peak_mib: int
-    refused: tuple[Refusal, ...]
-    allocations: tuple[Allocation, ...]
-
-    @property
-    def free_mib(self) -> int:
-        """Memory that can be allocated now."""
-        return self.capacity_mib - self.used_mib
-
-
-@dataclass(slots=True)
-class _Contents:
-    """The file, decoded."""
-
-    capacity_mib: int
     peak_mib: int = 0
-    allocations: dict[int, Allocation] = field(default_factory=dict)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: tuple[Refusal, ...] = ()
+    allocations: tuple[Allocation, ...] = ()
 
     @property
     def used_mib(self) -> int:
-        return sum(allocation.mib for allocation in self.allocations.values())
+        return sum(allocation.mib for allocation in self.allocations)
+
+    @property
+    def free_mib(self) -> int:
+        return self.capacity_mib - self.used_mib
 
     @classmethod
-    def decode(cls, document: dict[str, Any]) -> "_Contents":
+    def decode(cls, document: dict[str, Any]) -> "LedgerSnapshot":
+        """Read the file's document; raises KeyError or TypeError for another one."""
         allocations = [Allocation(**allocation) for allocation in document["allocations"]]
-        living = {one.pid: one for one in allocations if _is_same(process_started(one.pid), one.started)}
-        refused = [Refusal(**refusal) for refusal in document["refused"]]
-        return cls(document["capacity_mib"], document["peak_mib"], living, refused)
-
-    def encode(self) -> str:
-        document = {
-            "capacity_mib": self.capacity_mib,
-            "peak_mib": self.peak_mib,
-            "allocations": [asdict(allocation) for allocation in self.allocations.values()],
-            "refused": [asdict(refusal) for refusal in self.refused[-REFUSALS_KEPT:]],
-        }
-        return json.dumps(document, indent=1)
+        living = tuple(one for one in allocations if _is_same(process_started(one.pid), one.started))
+        refused = tuple(Refusal(**refusal) for refusal in document["refused"])
+        return cls(document["capacity_mib"], document["peak_mib"], refused, living)
 
 
 class Ledger:
@@ -116,7 +96,7 @@ class Ledger:
     def create(self, capacity_mib: int) -> "Ledger":
         """Create (or reset) the file of a GPU with this much memory."""
         with self._locked(os.O_RDWR | os.O_CREAT) as descriptor:
-            _write(descriptor, _Contents(capacity_mib))
+            _write(descriptor, LedgerSnapshot(capacity_mib))
         return self
 
     def allocate(self, pid: int, mib: int, model: str = "") -> None:
@@ -126,15 +106,17 @@ class Ledger:
         """
         with self._locked(os.O_RDWR) as descriptor:
             contents = _read(descriptor, self.path)
-            before = contents.allocations.get(pid)
+            allocations = {allocation.pid: allocation for allocation in contents.allocations}
+            before = allocations.get(pid)
             name = model or (before.model if before else "")
-            free_mib = contents.capacity_mib - contents.used_mib + (before.mib if before else 0)
+            free_mib = contents.free_mib + (before.mib if before else 0)
             fits = mib <= free_mib or (before is not None and mib <= before.mib)
             if fits:
-                contents.allocations[pid] = Allocation(pid, name, mib, process_started(pid) or 0, time.time())
+                allocations[pid] = Allocation(pid, name, mib, process_started(pid) or 0, time.time())
+                contents.allocations = tuple(allocations.values())
                 contents.peak_mib = max(contents.peak_mib, contents.used_mib)
             else:
-                contents.refused.append(Refusal(pid, name, mib, free_mib, time.time()))
+                contents.refused += (Refusal(pid, name, mib, free_mib, time.time()),)
             _write(descriptor, contents)
         if not fits:
             raise LedgerFull(mib, free_mib, contents.capacity_mib)
@@ -143,17 +125,13 @@ class Ledger:
         """Remove the allocation of ``pid``, if it has one."""
         with self._locked(os.O_RDWR) as descriptor:
             contents = _read(descriptor, self.path)
-            contents.allocations.pop(pid, None)
+            contents.allocations = tuple(one for one in contents.allocations if one.pid != pid)
             _write(descriptor, contents)
 
     def snapshot(self) -> LedgerSnapshot:
         """The present contents; processes that have died, zombies too, hold nothing."""
         with self._locked(os.O_RDWR) as descriptor:
-            contents = _read(descriptor, self.path)
-        allocations = tuple(contents.allocations.values())
-        return LedgerSnapshot(
-            contents.capacity_mib, contents.used_mib, contents.peak_mib, tuple(contents.refused), allocations
-        )
+            return _read(descriptor, self.path)
 
     @contextlib.contextmanager
     def _locked(self, flags: int) -> Iterator[int]:
@@ -207,14 +185,15 @@ def _is_same(started: int | None, recorded: int) -> bool:
     return started is not None and abs(started - recorded) <= ROUNDING_TICKS
 
 
-def _read(descriptor: int, path: Path) -> _Contents:
+def _read(descriptor: int, path: Path) -> LedgerSnapshot:
     try:
-        return _Contents.decode(json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
+        return LedgerSnapshot.decode(json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"{path} is not a GPU ledger: {error}") from error
 
 
-def _write(descriptor: int, contents: _Contents) -> None:
+def _write(descriptor: int, contents: LedgerSnapshot) -> None:
+    contents.refused = contents.refused[-REFUSALS_KEPT:]
     # Padded to the old length and written by one system call: a writer that is killed cannot leave half a document.
     size = os.fstat(descriptor).st_size
-    os.pwrite(descriptor, contents.encode().encode().ljust(size), 0)
+    os.pwrite(descriptor, json.dumps(asdict(contents), indent=1).encode().ljust(size), 0)

@@ -39,7 +39,6 @@ class Earliest:
 
     @property
     def prefill_seconds(self) -> Seconds:
-        """Duration of the prefill."""
         return self.first_token_at - self.prefill_at
 
 

@@ -21,7 +21,7 @@ from llmux.simulation.virtual.scenario import PlottedRun, Study
 
 SUFFIXES = (".html", ".svg", ".png")
 MODELS_SHOWN = 40
-"""In the rows of a policy; more would not be told apart."""
+"""In the rows of a policy, so that a picture of many policies remains usable."""
 CURVES_SHOWN = 5
 """The models that get a panel of their own beside that of all models."""
 PANELS_PER_ROW = 3
@@ -130,7 +130,7 @@ def _drawn(report: Report, format_: str) -> bytes:
     _require_matplotlib()
     from matplotlib import rc_context
 
-    # Saving picks the Agg or SVG canvas by the format. pyplot, which looks for a screen, is not needed.
+    # Saving picks the Agg or SVG canvas by the format. pyplot, which needs a GUI backend, is not used.
     with rc_context(STYLE):
         output = io.BytesIO()
         metadata = {"Date": None} if format_ == "svg" else None

@@ -41,7 +41,6 @@ class SwitchCounts:
     """The part of waking in which canaries were asked, which includes the recompute of frozen requests."""
 
     def since(self, before: "SwitchCounts") -> "SwitchCounts":
-        """The difference to earlier counts."""
         return SwitchCounts(
             self.by_model - before.by_model,
             self.evictions - before.evictions,
@@ -105,7 +104,7 @@ def parse_switches(text: str) -> SwitchCounts:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of a trace."""
+    """The result of replaying a trace."""
 
     outcomes: Sequence[RequestOutcome]
     switches: SwitchCounts
@@ -126,7 +125,7 @@ class Replayed:
     def _share(self, model: str | None) -> Shares | None:
         """Estimated from the metrics and the outcomes, as the history of a running llmux is too short for a replay."""
         if model is not None:
-            return None  # The metrics of draining and leaving do not say which model it was.
+            return None  # The metrics of draining and leaving are not by model.
         whole = self.seconds or 1.0
         switching = min(1.0, (self.switches.leaving_seconds + self.switches.waking_seconds) / whole)
         draining = min(1.0 - switching, self.switches.draining_seconds / whole)

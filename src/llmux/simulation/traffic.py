@@ -1,4 +1,4 @@
-"""Traffic: requests with their arrival times, what came of each, and choosing from recorded ones."""
+"""Traffic: requests with their arrival times and their outcomes, and selection from recorded traffic."""
 
 import heapq
 import random
@@ -13,7 +13,7 @@ MERGE_GAP_SECONDS_MAX = 24 * 3600.0
 
 
 class TraceError(LlmuxError):
-    """A trace cannot be used; the message says where it is wrong and what to do."""
+    """A trace cannot be used; the message names the place and the remedy."""
 
 
 class RequestKind(StrEnum):
@@ -61,7 +61,7 @@ class Ending(StrEnum):
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """What came of one request. Times are seconds since the traffic began; None for what did not happen."""
+    """The outcome of one request. Times are seconds since the traffic began; None for what did not happen."""
 
     request: TrafficRequest
     arrived_at: float

@@ -9,11 +9,11 @@ import aiohttp
 
 from llmux.config.settings import Settings
 from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.instance import Instance
 from llmux.engines.outcomes import WakeOutcome
 from llmux.engines.question import probe
-from llmux.errors import LlmuxError, ModelNotFound
+from llmux.errors import ControlCallFailed, LlmuxError, ModelNotFound
 from llmux.gpus.memory import GpuHeadroom, total_used_mib
 from llmux.hosts.local import find_descendants, held_mib
 from llmux.server.build import build_headroom, engine_specs

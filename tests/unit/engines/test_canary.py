@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmux.engines.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, is_same
-from llmux.engines.control_calls import ControlCallFailed
-from llmux.errors import OutputMismatch
+from llmux.engines.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, OutputMismatch, is_same
+from llmux.errors import ControlCallFailed
 
 
 class Engine:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmux.engines.process import EngineProcess, LaunchCommand, describe_exit, wait_uncancelled
-from llmux.errors import ProcessStuck, SpawnFailed, StayRefused
+from llmux.engines.process import EngineProcess, LaunchCommand, StayRefused, describe_exit, wait_uncancelled
+from llmux.errors import ProcessStuck, SpawnFailed
 from tests.support.processes import (
     DEADLINE_SECONDS,
     IGNORE_SIGTERM,

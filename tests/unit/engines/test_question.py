@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from llmux.engines.control_calls import ControlCallFailed
 from llmux.engines.question import CANARY, ask, probe
+from llmux.errors import ControlCallFailed
 
 
 class Engine:

@@ -13,11 +13,11 @@ from llmux.engines.steps import (
     SleepLevel,
     Step,
     StopProcess,
-    UnsupportedEviction,
     parse_step,
     residency_after,
     steps_of,
 )
+from llmux.errors import UnsupportedEviction
 
 OFFLOAD, DISCARD = Sleep(SleepLevel.OFFLOAD), Sleep(SleepLevel.DISCARD)
 

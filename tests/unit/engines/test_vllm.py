@@ -4,9 +4,10 @@ import aiohttp
 import pytest
 
 from llmux.engines import vllm
-from llmux.engines.control_calls import ControlCallFailed, EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.health import Health, check_health, listens
 from llmux.engines.steps import SleepLevel
+from llmux.errors import ControlCallFailed
 from tests.support.simulated_engine import engine
 
 TIMEOUTS = vllm.ControlTimeouts()

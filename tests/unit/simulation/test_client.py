@@ -52,10 +52,10 @@ async def server(answer: Answer) -> AsyncIterator[aiohttp.ClientSession]:
 def whole(text: str, finish_reason: str = "length", status: int = 200) -> Answer:
     async def answer(request: web.Request) -> web.Response:
         body = await request.json()
-        said = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+        content = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
         headers = {"x-llmux-queue-ms": "1500"}
         return web.json_response(
-            {"choices": [{**said, "finish_reason": finish_reason}]}, status=status, headers=headers
+            {"choices": [{**content, "finish_reason": finish_reason}]}, status=status, headers=headers
         )
 
     return answer

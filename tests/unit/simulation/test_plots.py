@@ -74,7 +74,7 @@ def test_every_policy_has_rows_and_curves_of_its_own_on_common_axes() -> None:
     assert {panel.get_xlim() for panel in (whole, *panels)} == {whole.get_xlim()}
     assert [line.get_color() for line in whole.lines][:2] == list(CURVE_COLOURS[:2])
     assert len(whole.lines) == 3, "and the lower bound"
-    assert len({str(line.get_linestyle()) for line in panels[0].lines}) == 2, "not only colours tell policies apart"
+    assert len({str(line.get_linestyle()) for line in panels[0].lines}) == 2, "policies differ not only in colour"
     assert all(panel.get_xlabel() == "time to first token (s)" for panel in (whole, *panels))
     legends = [[text.get_text() for text in part.legends[0].get_texts()] for part in figure.subfigs]
     assert legends[1] == ["fifo", "adaptive", "lower bound"]

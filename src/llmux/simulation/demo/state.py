@@ -101,7 +101,6 @@ class DemoState:
 
     @property
     def stage(self) -> Stage:
-        """How far the demo is."""
         if self.is_stopping:
             return Stage.STOPPING
         if self.traffic is None:

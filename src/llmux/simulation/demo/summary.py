@@ -51,7 +51,6 @@ class Summary:
 
     @property
     def requests(self) -> int:
-        """The number of requests sent."""
         return self.endings.total()
 
     @property

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -45,23 +44,24 @@ TAIL_SECONDS = 5.0
 LINE_SECONDS = 1.0
 
 
-class Display(Protocol):
-    """Shows the demo's state, within a ``with`` block."""
+class Display:
+    """Shows the demo's state, within a ``with`` block. ``show`` is called several times a second."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        return None
 
     def announce(self, state: DemoState) -> None:
         """Called once, when the server listens."""
+        self.show(state)
 
     def show(self, state: DemoState) -> None:
-        """Called several times a second; the display limits what it writes."""
+        raise NotImplementedError
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """Redraws the view in place; log lines appear above it."""
 
     def __init__(self, console: Console) -> None:
@@ -72,33 +72,20 @@ class LiveDisplay:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
-
-    def announce(self, state: DemoState) -> None:
-        self.show(state)
 
     def show(self, state: DemoState) -> None:
         self._live.update(render(state, self._console.width, self._console.height), refresh=True)
 
 
-class PlainDisplay:
+class PlainDisplay(Display):
     """Writes a line per second; without traffic, only when something has changed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._next_at = 0.0
         self._shown = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     def announce(self, state: DemoState) -> None:
         self._write(f"llmux demo: listening on {state.url}")
@@ -111,10 +98,9 @@ class PlainDisplay:
             return
         self._next_at = elapsed + LINE_SECONDS
         text = line(state)
-        if state.traffic is None and text == self._shown:
-            return
-        self._shown = text
-        self._write(f"{elapsed:5.1f} s  {text}")
+        if state.traffic is not None or text != self._shown:
+            self._shown = text
+            self._write(f"{elapsed:5.1f} s  {text}")
 
     def _write(self, text: str) -> None:
         self._console.out(text, highlight=False)

@@ -74,19 +74,6 @@ class Counters:
 class Generation:
     """One request inside the engine, from its arrival to its last token."""
 
-    __slots__ = (
-        "_interrupted",
-        "_tokens",
-        "aborted",
-        "admitted",
-        "due_at",
-        "finish_reason",
-        "limit",
-        "prefill_tokens",
-        "produced",
-        "prompt_tokens",
-    )
-
     def __init__(self, tokens: Iterator[str], prompt_tokens: int, limit: int, finish_reason: str) -> None:
         """``finish_reason`` is reported once ``limit`` tokens are out, unless the request is aborted before."""
         self._tokens = tokens

@@ -54,7 +54,6 @@ class Faults:
         return fault in self._arguments
 
     def active(self) -> Iterator[Fault]:
-        """The active faults."""
         yield from self._arguments
 
     def argument(self, fault: Fault, default: str) -> str:
@@ -62,7 +61,6 @@ class Faults:
         return self._arguments.get(fault) or default
 
     def switch(self, fault: Fault, enabled: bool, argument: str = "") -> None:
-        """Activate or deactivate a fault."""
         if enabled:
             self._arguments[fault] = argument
         else:

@@ -80,8 +80,6 @@ class Inference:
                 return web.json_response({"error": "Unauthorized"}, status=401)
             try:
                 return await endpoint(request)
-            except Refused as refused:
-                return refused.response
             except EngineDead:
                 return web.json_response(DEAD_ERROR, status=500)
 
@@ -162,10 +160,7 @@ class Inference:
         return "".join(pieces)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        try:
-            body = await self._read(request)
-        except Refused as refused:
-            return refused.response
+        body = await self._read(request)
         words = _joined(body.get("prompt") or text.chat_prompt(body.get("messages") or [])).split()
         tokens = [sum(word.encode()) for word in words]
         return web.json_response(

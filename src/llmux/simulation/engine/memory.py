@@ -1,4 +1,4 @@
-"""The memory of an engine: its allocation on the virtual GPU, and real memory if it was told to hold some."""
+"""The memory of an engine: its allocation on the virtual GPU, and real memory on request."""
 
 from collections.abc import Set
 

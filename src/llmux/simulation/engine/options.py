@@ -3,10 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from llmux.simulation.engine.faults import Faults
+from llmux.simulation.engine.faults import Fault, Faults
 
 ENVIRONMENT_PREFIX = "LLMUX_SIM_"
 
@@ -96,99 +97,74 @@ def parse(
         faults = Faults(given.sim_fault or filter(None, environment.get("LLMUX_SIM_FAULT", "").split(",")))
     except ValueError as error:
         parser.error(str(error))
-    timings = Timings(
-        first_token_seconds=given.latency_ms / 1000,
-        token_seconds=given.token_ms / 1000,
-        full_batch_token_seconds=given.sim_full_batch_token_ms / 1000,
-        prefill_tokens_per_second=given.sim_prefill_tokens_per_second,
-        sleep_seconds=given.sim_sleep_ms / 1000,
-        wake_seconds=given.sim_wake_ms / 1000,
-        reload_seconds=given.sim_reload_ms / 1000,
-    )
-    return _options(model, given, environment), timings, faults
-
-
-def _options(model: str, given: argparse.Namespace, environment: Mapping[str, str]) -> EngineOptions:
-    return EngineOptions(
-        model=model,
-        served_names=tuple(given.served_model_name or [model]),
-        host=given.host,
-        port=given.port,
-        uds=given.uds,
-        api_keys=tuple(given.api_key or filter(None, [environment.get("VLLM_API_KEY")])),
-        sleep_mode=given.enable_sleep_mode,
-        development_mode=environment.get("VLLM_SERVER_DEV_MODE") == "1",
-        stays_when_dead=environment.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH") == "1",
-        max_running=given.max_num_seqs,
-        max_model_tokens=given.max_model_len,
-        keep_alive_seconds=float(environment.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5")),
-        shutdown_timeout_seconds=given.shutdown_timeout,
-        startup_delay_seconds=given.startup_delay_ms / 1000,
-        stop_delay_seconds=given.sim_stop_delay_ms / 1000,
-        ledger_path=given.sim_gpu_ledger,
-        gpu_memory_mib=given.sim_gpu_memory,
-        gpu_memory_utilization=given.gpu_memory_utilization,
-        residue_mib=given.sim_residue,
-        hold_memory_mib=given.sim_hold_memory,
-        worker=given.sim_worker,
-        worker_linger_seconds=given.sim_worker_linger_ms / 1000,
-    )
+    given.model = model
+    given.served_names = tuple(given.served_names or [model])
+    given.api_keys = tuple(given.api_keys or filter(None, [environment.get("VLLM_API_KEY")]))
+    given.development_mode = environment.get("VLLM_SERVER_DEV_MODE") == "1"
+    given.stays_when_dead = environment.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH") == "1"
+    given.keep_alive_seconds = float(environment.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5"))
+    options = EngineOptions(**{field.name: getattr(given, field.name) for field in fields(EngineOptions)})
+    return options, Timings(**{field.name: getattr(given, field.name) for field in fields(Timings)}), faults
 
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Destinations are the fields of EngineOptions and Timings."""
     parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__, allow_abbrev=False)
     vllm = parser.add_argument_group("vLLM's")
     vllm.add_argument("--model")
-    vllm.add_argument("--served-model-name", nargs="+")
+    vllm.add_argument("--served-model-name", nargs="+", dest="served_names", metavar="NAME")
     vllm.add_argument("--host", default="127.0.0.1")
     vllm.add_argument("--port", type=int, default=8000, help="0: any; it is printed as READY PORT")
     vllm.add_argument("--uds")
-    vllm.add_argument("--api-key", nargs="+")
-    vllm.add_argument("--enable-sleep-mode", action=argparse.BooleanOptionalAction, default=False)
-    vllm.add_argument("--max-num-seqs", type=_positive, default=256)
-    vllm.add_argument("--max-model-len", type=_length, default=131072)
-    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.92)
-    vllm.add_argument("--shutdown-timeout", type=float, default=0.0)
-
-    def ours(flag: str, type_: type[int] | type[float] | type[str], default: float | None, meaning: str) -> None:
-        variable = ENVIRONMENT_PREFIX + flag.removeprefix("--").removeprefix("sim-").replace("-", "_").upper()
-        preset = environment.get("LLMUX_SIM_LEDGER" if flag == "--sim-gpu-ledger" else variable, default)
-        group.add_argument(flag, type=type_, default=preset, help=meaning)
-
+    vllm.add_argument("--api-key", nargs="+", dest="api_keys", metavar="KEY")
+    vllm.add_argument("--enable-sleep-mode", dest="sleep_mode", action=argparse.BooleanOptionalAction, default=False)
+    vllm.add_argument("--max-num-seqs", type=_positive, default=256, dest="max_running", metavar="N")
+    vllm.add_argument("--max-model-len", type=_length, default=131072, dest="max_model_tokens", metavar="N")
+    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.92, metavar="SHARE")
+    vllm.add_argument("--shutdown-timeout", type=float, default=0.0, dest="shutdown_timeout_seconds", metavar="S")
     group = parser.add_argument_group("the simulation's own")
-    ours("--latency-ms", float, 50, "time to the first token (50)")
-    ours("--token-ms", float, 0, "time per further token (0)")
-    ours(
-        "--sim-full-batch-token-ms",
-        float,
-        0,
-        "time per further token in a full batch of --max-num-seqs (0: as --token-ms)",
-    )
-    ours("--sim-prefill-tokens-per-second", float, 0, "prefill rate; one prompt at a time (0: prefills take no time)")
-    ours("--startup-delay-ms", float, 0, "duration of the start (0)")
-    ours("--sim-gpu-ledger", str, None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
-    ours(
-        "--sim-gpu-memory",
-        int,
-        None,
-        "MiB allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)",
-    )
-    ours("--sim-residue", int, 0, "MiB allocated while asleep (0)")
-    ours("--sim-hold-memory", int, 0, "MiB of real memory held while awake; half of it at sleep level 1 (0)")
-    ours("--sim-sleep-ms", float, 0, "duration of /sleep (0)")
-    ours("--sim-wake-ms", float, 0, "duration of /wake_up (0)")
-    ours("--sim-reload-ms", float, 100, "duration of reload_weights (100)")
-    ours("--sim-stop-delay-ms", float, 0, "time from SIGTERM to the exit (0)")
-    ours("--sim-worker-linger-ms", float, 3000, "how long the worker process outlives its root (3000)")
-    in_environment = environment.get("LLMUX_SIM_WORKER") == "1"
+
+    def ours(flag: str, dest: str, unit: str, default: str | None, meaning: str) -> None:
+        variable = ENVIRONMENT_PREFIX + flag.removeprefix("--").removeprefix("sim-").replace("-", "_").upper()
+        # argparse converts defaults like arguments if they are strings.
+        preset = environment.get("LLMUX_SIM_LEDGER" if flag == "--sim-gpu-ledger" else variable, default)
+        group.add_argument(flag, dest=dest, type=UNITS[unit], default=preset, help=meaning, metavar=unit)
+
+    ours("--latency-ms", "first_token_seconds", "MS", "50", "time to the first token (50)")
+    ours("--token-ms", "token_seconds", "MS", "0", "time per further token (0)")
+    full_batch = "time per further token in a full batch of --max-num-seqs (0: as --token-ms)"
+    ours("--sim-full-batch-token-ms", "full_batch_token_seconds", "MS", "0", full_batch)
+    prefill = "prefill rate; one prompt at a time (0: prefills take no time)"
+    ours("--sim-prefill-tokens-per-second", "prefill_tokens_per_second", "RATE", "0", prefill)
+    ours("--startup-delay-ms", "startup_delay_seconds", "MS", "0", "duration of the start (0)")
+    ours("--sim-gpu-ledger", "ledger_path", "FILE", None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
+    share = "allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)"
+    ours("--sim-gpu-memory", "gpu_memory_mib", "MIB", None, share)
+    ours("--sim-residue", "residue_mib", "MIB", "0", "allocated while asleep (0)")
+    ours("--sim-hold-memory", "hold_memory_mib", "MIB", "0", "real memory held while awake; half at sleep level 1 (0)")
+    ours("--sim-sleep-ms", "sleep_seconds", "MS", "0", "duration of /sleep (0)")
+    ours("--sim-wake-ms", "wake_seconds", "MS", "0", "duration of /wake_up (0)")
+    ours("--sim-reload-ms", "reload_seconds", "MS", "100", "duration of reload_weights (100)")
+    ours("--sim-stop-delay-ms", "stop_delay_seconds", "MS", "0", "time from SIGTERM to the exit (0)")
+    linger = "how long the worker process outlives its root (3000)"
+    ours("--sim-worker-linger-ms", "worker_linger_seconds", "MS", "3000", linger)
     group.add_argument(
         "--sim-worker",
+        dest="worker",
         action="store_true",
-        default=in_environment,
+        default=environment.get("LLMUX_SIM_WORKER") == "1",
         help="fork a worker process that owns the memory, as vLLM does",
     )
-    group.add_argument("--sim-fault", action="append", metavar="WHAT[:ARGUMENT][@PATH]", help="repeatable")
+    known = f"a fault to inject, repeatable; one of {', '.join(Fault)}"
+    group.add_argument("--sim-fault", action="append", metavar="FAULT[:ARGUMENT][@PATH]", help=known)
     return parser
+
+
+def _milliseconds(text: str) -> float:
+    return float(text) / 1000
+
+
+UNITS: Mapping[str, Callable[[str], Any]] = {"MS": _milliseconds, "RATE": float, "MIB": int, "FILE": str}
 
 
 def _positive(text: str) -> int:

@@ -12,14 +12,10 @@ class Refused(Exception):
     """The request is invalid; carries the error response."""
 
     def __init__(self, status: int, type_: str, message: str, parameter: str | None = None) -> None:
-        self.response = refusal(status, type_, message, parameter)
+        # vLLM's format is OpenAI's, but with the HTTP status as a numeric code.
+        error = {"message": message, "type": type_, "param": parameter, "code": status}
+        self.response = web.json_response({"error": error}, status=status)
         super().__init__(message)
-
-
-def refusal(status: int, type_: str, message: str, parameter: str | None = None) -> web.Response:
-    """An error in vLLM's format: OpenAI's, but with the HTTP status as its numeric code."""
-    error = {"message": message, "type": type_, "param": parameter, "code": status}
-    return web.json_response({"error": error}, status=status)
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:

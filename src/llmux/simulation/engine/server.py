@@ -11,7 +11,7 @@ from aiohttp import web
 from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
 from llmux.simulation.engine.faults import Fault
 from llmux.simulation.engine.inference import Inference
-from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object, refusal
+from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object
 
 VERSION = "0.32.0"
 """The version of vLLM that is imitated."""
@@ -43,7 +43,17 @@ def application(engine: SimulatedEngine, spawn: Spawn) -> web.Application:
 def _add(app: web.Application, endpoints: dict[str, Endpoint]) -> None:
     for route, endpoint in endpoints.items():
         method, path = route.split(" ")
-        app.router.add_route(method, path, endpoint)
+        app.router.add_route(method, path, _refusing(endpoint))
+
+
+def _refusing(endpoint: Endpoint) -> Endpoint:
+    async def refusing(request: web.Request) -> web.StreamResponse:
+        try:
+            return await endpoint(request)
+        except Refused as refused:
+            return refused.response
+
+    return refusing
 
 
 def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
@@ -91,7 +101,7 @@ def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
     }
 
 
-def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:  # noqa: C901 - one function per route
+def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:
     async def perform(work: Coroutine[Any, Any, Answer]) -> web.Response:
         answer = await asyncio.shield(spawn(work))
         return web.json_response(answer.body, status=answer.status)
@@ -99,31 +109,20 @@ def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:  #
     async def sleep(request: web.Request) -> web.Response:
         level = request.query.get("level", "1")
         if level not in ("0", "1", "2"):
-            return refusal(400, "BadRequestError", f"Invalid sleep level {level}: must be 0, 1 or 2")
-        try:
-            mode = PauseMode(request.query.get("mode", "abort"))
-        except ValueError:
-            return refusal(400, "BadRequestError", "Invalid mode: must be abort, wait or keep")
-        return await perform(engine.sleep(int(level), mode))
+            raise Refused(400, "BadRequestError", f"Invalid sleep level {level}: must be 0, 1 or 2")
+        return await perform(engine.sleep(int(level), _pause_mode(request)))
 
     async def wake_up(request: web.Request) -> web.Response:
         return await perform(engine.wake(request.query.getall("tags", [])))
 
     async def collective_rpc(request: web.Request) -> web.Response:
-        try:
-            method = (await read_object(request)).get("method")
-        except Refused as refused:
-            return refused.response
+        method = (await read_object(request)).get("method")
         if not isinstance(method, str):
-            return refusal(400, "BadRequestError", "Missing 'method' in request body")
+            raise Refused(400, "BadRequestError", "Missing 'method' in request body")
         return await perform(engine.call_workers(method))
 
     async def pause(request: web.Request) -> web.Response:
-        try:
-            mode = PauseMode(request.query.get("mode", "abort"))
-        except ValueError:
-            return refusal(400, "BadRequestError", "Invalid mode: must be abort, wait or keep")
-        await engine.pause(mode)
+        await engine.pause(_pause_mode(request))
         return web.json_response({"status": "paused"})
 
     async def resume(_: web.Request) -> web.Response:
@@ -151,13 +150,20 @@ def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:  #
     }
 
 
+def _pause_mode(request: web.Request) -> PauseMode:
+    try:
+        return PauseMode(request.query.get("mode", "abort"))
+    except ValueError:
+        raise Refused(400, "BadRequestError", "Invalid mode: must be abort, wait or keep") from None
+
+
 def _controls(engine: SimulatedEngine) -> dict[str, Endpoint]:
     def control(apply: Callable[[dict[str, Any]], None]) -> Endpoint:
         async def endpoint(request: web.Request) -> web.Response:
             try:
                 apply(json.loads(await request.read()))
             except (KeyError, TypeError, ValueError) as error:
-                return refusal(400, "BadRequestError", f"{type(error).__name__}: {error}")
+                raise Refused(400, "BadRequestError", f"{type(error).__name__}: {error}") from None
             return web.Response()
 
         return endpoint

@@ -38,7 +38,7 @@ class MeasuredSwitches:
 
 
 def default_cost(eviction: Eviction) -> SwitchCost:
-    """Published measurements of models of about 8 billion parameters; docs/simulation.md says whose."""
+    """Published measurements of models of about 8 billion parameters; docs/simulation.md lists the sources."""
     match eviction:
         case Eviction(process=Process.STOP):
             return SwitchCost(1.0, 37.6, 37.6)

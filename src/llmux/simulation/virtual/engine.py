@@ -62,7 +62,6 @@ class VirtualEngine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no requests."""
         return not self._to_decode and not self._marks
 
     @property
@@ -71,7 +70,6 @@ class VirtualEngine:
         return len(self._to_decode) + len(self._marks) < self._batch_limit
 
     def admit(self, request: int, prefill_tokens: int, output_tokens: int, now: Seconds) -> None:
-        """Add a request."""
         begins_at = self._prefills[-1][0] if self._prefills else now
         prefilled_at = begins_at + prefill_tokens * self._prefill_seconds
         self._prefills.append((prefilled_at, request))

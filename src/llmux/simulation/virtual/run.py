@@ -9,34 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from llmux.core.actions import (
-    AbortEvict,
-    AbortWake,
-    Action,
-    Admit,
-    CommandDone,
-    Evict,
-    Freeze,
-    Hold,
-    Reject,
-    Revoke,
-    SetTimer,
-    ShutdownDone,
-    SwitchDone,
-    SwitchFailed,
-    Thaw,
-    Wake,
-)
-from llmux.core.events import (
-    Event,
-    EvictDone,
-    RequestArrived,
-    RequestDone,
-    SleepRequested,
-    TimerFired,
-    WakeDone,
-    WakeRequested,
-)
+from llmux.core import actions, events
 from llmux.core.identifiers import InstanceId, Seconds
 from llmux.core.model import Model
 from llmux.core.request import Request
@@ -63,14 +36,14 @@ def canary_seconds(speed: EngineSpeed) -> Seconds:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came of every request, in the trace's order; NaN for what did not happen."""
+    """The times of every request, in the trace's order; NaN for what did not happen."""
 
     admitted_at: Sequence[float]
     first_token_at: Sequence[float]
     ended_at: Sequence[float]
     """When the last token was out, or the request was given up."""
     served: Sequence[bool]
-    switches: Sequence[SwitchDone]
+    switches: Sequence[actions.SwitchDone]
     timeline: Timeline
     end: Seconds
 
@@ -114,7 +87,6 @@ class VirtualModel:
         self._canary_is_due = False
 
     def enter(self, phase: Phase, now: Seconds) -> None:
-        """Record the phase from now on."""
         if phase is not self.phase:
             self.phase = phase
             self.phases.append((now, phase))
@@ -125,11 +97,9 @@ class VirtualModel:
         self.enter(phase_of(self.state, is_busy=not self.engine.is_idle), now)
 
     def freeze(self, request: int, now: Seconds) -> None:
-        """Suspend a request with the engine."""
         self.frozen[request] = self.engine.remove(request, now)
 
     def give_up(self, request: int, now: Seconds) -> None:
-        """Remove a request before its end."""
         if self.frozen.pop(request, None) is None and self.held_back.pop(request, None) is not True:
             self.engine.remove(request, now)
             self._ask_canary(now)
@@ -191,11 +161,11 @@ class VirtualRun:
         self._progressed_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
         self._outcome_at: Seconds = math.inf
-        self._outcomes: list[tuple[Seconds, int, Event | _EngineAwake]] = []
+        self._outcomes: list[tuple[Seconds, int, events.Event | _EngineAwake]] = []
         """A heap of what wakes and evictions under way result in; the number keeps their order at equal times."""
         self._numbers = itertools.count()
         self._requests: dict[int, Request] = {}
-        self._switches: list[SwitchDone] = []
+        self._switches: list[actions.SwitchDone] = []
         nothing = [math.nan] * len(requests)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
         self._served = bytearray(len(requests))
@@ -235,7 +205,7 @@ class VirtualRun:
         now = self._now = self._progressed_at = max(self._now, traced.at_seconds)
         request = self._requests[number] = Request(number, traced.model, streams=True)
         if self._scheduler.admit(request, now) is None:
-            self._handle(RequestArrived(request))
+            self._handle(events.RequestArrived(request))
         else:
             self._begin(number, self._models[traced.model])
         if self._progress is not None and not number % PROGRESS_EVERY:
@@ -253,14 +223,14 @@ class VirtualRun:
         number, has_ended = model.engine.advance()
         if model.phase is Phase.WAKING:
             if model.hold_back(number, has_ended, now):
-                self._handle(WakeDone(model.record.instance, can_freeze=True))
+                self._handle(events.WakeDone(model.record.instance, can_freeze=True))
             return
         self._relay(number, has_ended)
         if not has_ended:
             return
         request = self._requests[number]
         if not self._scheduler.done(request, True, now):
-            self._handle(RequestDone(request))
+            self._handle(events.RequestDone(request))
         if model.engine.is_idle and model.phase is Phase.SERVING:
             model.enter(Phase.IDLE, now)
 
@@ -282,7 +252,7 @@ class VirtualRun:
             return
         if self._timer_at <= now:
             self._timer_at = math.inf
-            self._handle(TimerFired())
+            self._handle(events.TimerFired())
         else:
             outcome = heapq.heappop(self._outcomes)[2]
             self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
@@ -291,7 +261,7 @@ class VirtualRun:
             else:
                 self._handle(outcome)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         now = self._now
         for action in self._scheduler.handle(event, now):
             self._perform(action)
@@ -303,30 +273,36 @@ class VirtualRun:
         if has_left:
             self._on_gpu = [model for model in self._on_gpu if model.phase not in OFF_GPU]
 
-    def _perform(self, action: Action) -> None:
+    def _perform(self, action: actions.Action) -> None:
         match action:
-            case Admit(request, instance):
+            case actions.Admit(request, instance):
                 self._begin(request.id, self._models[instance.model])
-            case SetTimer(at):
+            case actions.SetTimer(at):
                 self._timer_at = at
-            case Reject(request, _):
+            case actions.Reject(request, _):
                 self._give_up(request.id)
-            case Revoke(request, _):
+            case actions.Revoke(request, _):
                 self._models[request.model].give_up(request.id, self._now)
                 self._give_up(request.id)
-            case Freeze(request):
+            case actions.Freeze(request):
                 self._models[request.model].freeze(request.id, self._now)
-            case Hold():
+            case actions.Hold():
                 pass  # Nothing is relayed while a model is waking.
-            case Thaw(request):
+            case actions.Thaw(request):
                 self._thaw(request)
-            case Wake():
+            case actions.Wake():
                 self._wake(action)
-            case Evict():
+            case actions.Evict():
                 self._evict(action)
-            case SwitchDone():
+            case actions.SwitchDone():
                 self._switches.append(action)
-            case AbortWake() | AbortEvict() | CommandDone() | SwitchFailed() | ShutdownDone():
+            case (
+                actions.AbortWake()
+                | actions.AbortEvict()
+                | actions.CommandDone()
+                | actions.SwitchFailed()
+                | actions.ShutdownDone()
+            ):
                 raise RuntimeError(f"{action} in a simulation, which has no operator and in which no engine fails")
             case _:
                 assert_never(action)
@@ -336,7 +312,7 @@ class VirtualRun:
         if has_ended is not None:
             self._relay(request.id, has_ended)
         if has_ended:
-            self._schedule(0.0, RequestDone(request))
+            self._schedule(0.0, events.RequestDone(request))
 
     def _give_up(self, number: int) -> None:
         self._ended_at[number] = self._progressed_at = self._now
@@ -348,10 +324,10 @@ class VirtualRun:
             if math.isnan(ended_at):
                 self._give_up(number)
 
-    def _wake(self, action: Wake) -> None:
+    def _wake(self, action: actions.Wake) -> None:
         model = self._models[action.instance.model]
         self._on_gpu.append(model)
-        done = WakeDone(action.instance, can_freeze=True)
+        done = events.WakeDone(action.instance, can_freeze=True)
         if action.asleep is None:
             self._schedule(model.cost.cold, done)
             return
@@ -361,17 +337,17 @@ class VirtualRun:
         else:
             self._schedule(seconds, done)
 
-    def _evict(self, action: Evict) -> None:
+    def _evict(self, action: actions.Evict) -> None:
         model = self._models[action.instance.model]
         self._schedule(next(self._evictions, model.cost.evict), _evicted(action))
 
-    def _schedule(self, seconds: Seconds, outcome: Event | _EngineAwake) -> None:
+    def _schedule(self, seconds: Seconds, outcome: events.Event | _EngineAwake) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
         self._outcome_at = self._outcomes[0][0]
 
 
-def _evicted(action: Evict) -> EvictDone:
-    return EvictDone(action.instance, Asleep(action.eviction) if action.eviction.keeps_process else Cold())
+def _evicted(action: actions.Evict) -> events.EvictDone:
+    return events.EvictDone(action.instance, Asleep(action.eviction) if action.eviction.keeps_process else Cold())
 
 
 def warm_up(scheduler: Scheduler, costs: Mapping[str, SwitchCost]) -> None:
@@ -380,22 +356,22 @@ def warm_up(scheduler: Scheduler, costs: Mapping[str, SwitchCost]) -> None:
     now: Seconds = -sum(costs[name].cold + costs[name].evict for name in names)
     numbers = itertools.count(1)
     for name in names:
-        for event in (WakeRequested(next(numbers), name), SleepRequested(next(numbers), name, None)):
+        for event in (events.WakeRequested(next(numbers), name), events.SleepRequested(next(numbers), name, None)):
             now = _handle_to_end(scheduler, event, costs, now)
 
 
-def _handle_to_end(scheduler: Scheduler, event: Event, costs: Mapping[str, SwitchCost], now: Seconds) -> Seconds:
+def _handle_to_end(scheduler: Scheduler, event: events.Event, costs: Mapping[str, SwitchCost], now: Seconds) -> Seconds:
     """Handle an event and the outcomes of all actions that follow from it; returns the time at the end."""
-    actions: deque[Action] = deque(scheduler.handle(event, now))
-    while actions:
-        match actions.popleft():
-            case Wake(instance):
+    pending: deque[actions.Action] = deque(scheduler.handle(event, now))
+    while pending:
+        match pending.popleft():
+            case actions.Wake(instance):
                 # The sum of the steps may exceed the total before it by rounding, and the trace begins at 0.
                 now = min(0.0, now + costs[instance.model].cold)
-                actions += scheduler.handle(WakeDone(instance, can_freeze=True), now)
-            case Evict() as action:
+                pending += scheduler.handle(events.WakeDone(instance, can_freeze=True), now)
+            case actions.Evict() as action:
                 now = min(0.0, now + costs[action.instance.model].evict)
-                actions += scheduler.handle(_evicted(action), now)
+                pending += scheduler.handle(_evicted(action), now)
             case _:
                 pass
     return now

@@ -9,7 +9,7 @@ from llmux.simulation.ledger import LedgerSnapshot, Refusal
 from llmux.simulation.residency import Shares, Switch
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
-GPU = LedgerSnapshot(1000, 0, 900, (), ())
+GPU = LedgerSnapshot(1000, 900)
 
 
 def ended(ending: Ending, model: str = "a", wait: float | None = None, problem: str = "") -> RequestOutcome:
@@ -61,7 +61,7 @@ def test_a_lost_or_wrong_answer_is_not_good_and_is_named(ending: Ending) -> None
 
 def test_an_over_commitment_is_not_good_and_is_named() -> None:
     refusal = Refusal(1, "b", 900, 100, 0.0)
-    summary = summary_of(ended(Ending.ANSWERED), gpu=LedgerSnapshot(1000, 900, 900, (refusal,), ()))
+    summary = summary_of(ended(Ending.ANSWERED), gpu=LedgerSnapshot(1000, 900, (refusal,)))
     assert not summary.is_good
     assert summary.problems == ("b wanted 900 MiB of the GPU when 100 were free",)
 
