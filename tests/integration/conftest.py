@@ -7,7 +7,10 @@ import pytest
 
 @pytest.fixture
 def unused_ports() -> tuple[int, int]:
-    """Two ports of this machine on which nobody listens now."""
+    """Two ports of this machine on which nothing listens at the moment.
+
+    Another process may take one before the test does; only for what cannot be told to listen on port 0.
+    """
     with socket.socket() as first, socket.socket() as second:
         for one in (first, second):
             one.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The watch over skips: it fails a run for a skip that nobody has allowed, and only for that."""
+"""Runs of pytest with skips and with slow tests: what the summary says, and the exit code."""
 
 import os
 import subprocess
@@ -12,13 +12,14 @@ CONFTEST = "from tests.support.skips import watch_skips\ndef pytest_configure(co
 PASSES = "def test_passes(): pass\n"
 SKIPS = "import pytest\n@pytest.mark.skip(reason='no such thing here')\ndef test_skips(): pass\n"
 SKIPS_ITSELF = "import pytest\npytest.skip('no such thing here', allow_module_level=True)\n"
+SLOW = "import pytest\n@pytest.mark.slow\n@pytest.mark.parametrize('n', range(3))\ndef test_slow(n): pass\n"
 IS_EXPECTED_TO_FAIL = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_fails(): assert False\n"
 
 
 def run(
     directory: Path, source: str, *options: str, allowed: str = "", watched: str = "1"
 ) -> subprocess.CompletedProcess[str]:
-    """Pytest over two files, of which one passes."""
+    """Run pytest over two files: this source, and one whose test passes."""
     (directory / "conftest.py").write_text(CONFTEST)
     (directory / "test_it.py").write_text(source)
     (directory / "test_passes.py").write_text(PASSES)
@@ -29,7 +30,7 @@ def run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=240,  # only against a hang: the machine may be busy
         check=False,
     )
 
@@ -56,3 +57,19 @@ def test_expected_failures_are_not_skips(tmp_path: Path) -> None:
 
 def test_without_the_variable_nothing_is_watched(tmp_path: Path) -> None:
     assert run(tmp_path, SKIPS, watched="0").returncode == 0
+
+
+@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
+def test_slow_tests_that_were_left_out_are_counted(tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    result = run(tmp_path, SLOW, "-m", "not slow", "-k", "test_", *options)
+    assert result.returncode == 0, result.stdout
+    assert "left out: 3 slow tests; `make test-all` runs them" in result.stdout
+    assert "left out" not in run(tmp_path, SLOW, "-m", "", *options).stdout
+
+
+def test_a_run_that_leaves_out_every_test_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    result = run(tmp_path, SLOW, "-m", "not slow", "-k", "test_slow")
+    assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "left out: 3 slow tests" in result.stdout
