@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("errors", "exceptions that cross a package's boundary", ()),
+    ("cancellation", "waiting that a cancellation does not cut short", ()),
     ("core", "pure: states, events, actions, the scheduler, placement, costs, policies", ("errors",)),
     ("access", "the port between the gateway and the runtime: leases on models", ("core", "errors")),
     ("config", "the schema, the loader, files of 0.7.7", ("core", "errors")),
@@ -38,12 +39,12 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "checkpoints",
         "images of processes: criu's command lines, and all that criu leaves to others",
-        ("hosts", "core", "errors"),
+        ("hosts", "core", "cancellation", "errors"),
     ),
     (
         "engines",
         "one engine: command line, control calls, eviction steps, canary, the shim, and the instance that uses them",
-        ("checkpoints", "gpus", "hosts", "access", "core", "errors"),
+        ("checkpoints", "gpus", "hosts", "access", "core", "cancellation", "errors"),
     ),
     (
         "gateway",
@@ -132,7 +133,7 @@ BETWEEN = {
 
 BETWEEN_PLACES = ("access.py", "runtime/", "core/")
 
-REFERS_ELSEWHERE = re.compile(r"^(See ``[^`]+``|The opposite|Who [a-z]+s)(; .*)?\.?$")
+REFERS_ELSEWHERE = re.compile(r"^(See ``[^`]+``|The opposite|Who [a-z]+s( [a-z]+){0,3})(; .*)?\.?$")
 
 Sources = Mapping[str, str]
 """Python files by their path from the root of the repository."""

@@ -1,8 +1,8 @@
 """Exceptions that one package raises and another one handles by their class, or that several packages raise.
 
-All others stay beside the code that raises them: those that only their own package catches, and those that nobody tells
-apart from any other ``LlmuxError``, because all that is done with them is to report their message. Those that only the
-use of HTTP can cause are in ``gateway/errors.py``.
+All others stay beside the code that raises them: those that only their own package catches, and those that are handled
+as any ``LlmuxError`` is, by reporting the message. Those that only the use of HTTP can cause are in
+``gateway/errors.py``.
 
 Attributes carry the facts. The message says what happened and, if the reader can do something, what. It may name
 configuration keys, but neither paths nor headers: the gateway, which renders errors for clients, adds those

@@ -31,8 +31,10 @@ class Ended:
         return f"exit code {self.code}\n{self.output}\n{self.errors}"
 
 
-async def run_llmux(*arguments: str, directory: Path | None, limit_seconds: float = RUN_SECONDS) -> Ended:
-    """Run a command line in the directory."""
+async def run_llmux(
+    *arguments: str, directory: Path | None, limit_seconds: float = RUN_SECONDS, **variables: str
+) -> Ended:
+    """Run a command line in the directory, with further environment variables."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -42,7 +44,7 @@ async def run_llmux(*arguments: str, directory: Path | None, limit_seconds: floa
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
+        env={**os.environ, **VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", **variables},
     )
     try:
         async with asyncio.timeout(limit_seconds):

@@ -90,24 +90,12 @@ def argument(builtin: str, nth: int, position: int, becomes: str) -> Change:
 
 def assigned(nth: int, becomes: str) -> Change:
     """The nth assignment assigns another expression."""
-
-    def change(tree: ast.AST) -> None:
-        node = _nth(tree, nth, ast.Assign)
-        assert isinstance(node, ast.Assign)
-        node.value = _expression(becomes)
-
-    return change
+    return _with_value(ast.Assign, nth, becomes)
 
 
 def returned(nth: int, becomes: str) -> Change:
     """The nth ``return`` returns another expression."""
-
-    def change(tree: ast.AST) -> None:
-        node = _nth(tree, nth, ast.Return)
-        assert isinstance(node, ast.Return)
-        node.value = _expression(becomes)
-
-    return change
+    return _with_value(ast.Return, nth, becomes)
 
 
 def constant(before: object, after: object) -> Change:
@@ -173,6 +161,15 @@ def planted(fault: Fault) -> Iterator[None]:
         yield
     finally:
         function.__code__ = original
+
+
+def _with_value(kind: type[ast.Assign | ast.Return], nth: int, becomes: str) -> Change:
+    def change(tree: ast.AST) -> None:
+        node = _nth(tree, nth, kind)
+        assert isinstance(node, ast.Assign | ast.Return)
+        node.value = _expression(becomes)
+
+    return change
 
 
 def _nodes(tree: ast.AST, *kinds: type[ast.AST]) -> list[ast.AST]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints import dumping, images, restoring, shared_memory
 from llmux.checkpoints.criu import Criu, inspect_criu, read_error
 from llmux.checkpoints.dumping import Dumpable, ImageFacts
@@ -238,13 +239,10 @@ async def _in_thread(
 ) -> Result:
     """Run the function in a thread to its end; a cancellation meanwhile is raised only then."""
     work = asyncio.get_running_loop().run_in_executor(None, partial(function, *arguments, **options))
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait((work,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
+    try:
+        await wait_uncancelled(work)
+    except asyncio.CancelledError as cancelled:
+        # The caller needs to see the cancellation; a failure of the function is its cause.
         raise cancelled from work.exception()
     return work.result()
 

@@ -92,20 +92,20 @@ def restore(
 
 
 async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, warms_up: bool) -> Checkpoint:
-    imager = require_checkpointer(settings)
+    checkpointer = require_checkpointer(settings)
     # With keep=True an image that is still valid would be reused; this command is asked for a new one.
-    images = CheckpointStore(imager, model, keep=False)
+    images = CheckpointStore(checkpointer, model, keep=False)
     async with open_standalone(settings, model, images=images) as engine:
-        return await make_checkpoint(engine, imager, eviction, show_step, warms_up=warms_up)
+        return await make_checkpoint(engine, checkpointer, eviction, show_step, warms_up=warms_up)
 
 
 async def _restore(settings: Settings, model: str) -> Restored:
-    imager = require_checkpointer(settings)
+    checkpointer = require_checkpointer(settings)
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
-    given = imager.image_path(model) if model in settings.models else None
-    images = CheckpointStore(imager, model, keep=keep, configured=given)
+    given = checkpointer.image_path(model) if model in settings.models else None
+    images = CheckpointStore(checkpointer, model, keep=keep, configured=given)
     async with open_standalone(settings, model, images=images) as engine:
-        return await restore_to_stay(engine, imager, show_step)
+        return await restore_to_stay(engine, checkpointer, show_step)
 
 
 def checkpoint_document(made: Checkpoint) -> dict[str, Any]:

@@ -85,10 +85,10 @@ def _separate_images(settings: Settings, model: str, evictions: Sequence[Evictio
         return
     checkpoint.images_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=".validate-", dir=checkpoint.images_dir))
-    imager = build_checkpointer(settings, directory)
-    assert imager is not None
+    checkpointer = build_checkpointer(settings, directory)
+    assert checkpointer is not None
     try:
-        yield CheckpointStore(imager, model, keep=False)
+        yield CheckpointStore(checkpointer, model, keep=False)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

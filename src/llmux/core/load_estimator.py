@@ -6,7 +6,7 @@ from llmux.core.identifiers import Seconds
 
 RATE_MEMORY_SECONDS: Seconds = 60.0
 """Time constant of the arrival rate: arrivals this long ago weigh 1/e. Chosen with the rest of ``adaptive`` on
-bench/policies; short against the minutes over which the Azure traces change, long against a switch."""
+bench/policies."""
 
 BUSY_MEMORY_SECONDS: Seconds = 120.0
 """Time constant of what requests take, counted in busy time, so that an idle model forgets nothing. Chosen likewise."""
@@ -18,7 +18,7 @@ DRAIN_SHARE = 0.3
 """Weight of a new drain in the moving average, as for switches."""
 
 SAMPLE_INTERVAL_SECONDS: Seconds = 1.0
-"""Samples closer together than this are skipped: they would cost time at every decision and tell nothing new."""
+"""Samples closer together than this are skipped: decisions come faster than rates change."""
 
 
 class _FadingMean:

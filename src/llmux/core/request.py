@@ -13,7 +13,7 @@ class Priority(StrEnum):
 
 
 class Request:
-    """A request, from the gateway's first sight of it to its end. Compared by identity.
+    """A request, from its arrival at the gateway to its end. Compared by identity.
 
     The first block is the client's and never changes. The second is the scheduler's: only the core writes it.
     """

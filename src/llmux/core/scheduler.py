@@ -66,7 +66,7 @@ class Scheduler:
         return model.instance
 
     def first_token(self, request: Request, now: Seconds) -> None:
-        """Note that a streamed answer begins. Policies look at how many still wait for that."""
+        """Note that a streamed answer begins. Policies see how many requests still wait for that."""
         self._clock.now = now
         self._world.models[request.model].first_token(request)
 
@@ -157,8 +157,8 @@ class Scheduler:
         """Look at what is, and do what is due. Level-triggered: it does not matter which event led here.
 
         1. End requests that have waited too long: nothing below is done for their sake.
-        2. Let failed and stuck models go whose back-off is over, so that they are candidates in step 5.
-        3. Call off switches that nobody wants any more, which may bring victims back to serving,
+        2. End back-offs that are over, so that failed models are candidates in step 5.
+        3. Call off switches that are no longer wanted, which may bring victims back to serving,
         4. perform the operator's commands, which go before any policy,
         5. and only then decide on new switches, with the GPUs that 3 and 4 left.
         6. Evict what has drained, or whose drain ends now: after 5, because a switch that was just started may find its

@@ -46,7 +46,7 @@ class Limits:
     queue_limit_requests: int = 10_000
     queue_limit_bytes: int = 1 << 30
     attempts_max: int = 2
-    """A request that killed two engines would kill a third."""
+    """A request that was at two engines when they died may be what killed them."""
     commands_max: int = 100
     """Operator commands are performed one after the other; more than this is a runaway script."""
 

@@ -78,7 +78,7 @@ def _next_target(world: World, view: SchedulerView) -> tuple[Model | None, Secon
         if commanded.can_be_woken:
             if view.is_available(commanded.name):
                 return commanded, math.inf
-            _keep_free(view, commanded, world)
+            _keep_free(world, view, commanded)
     first = _first_candidate(world, view)
     if first is None:
         return None, math.inf
@@ -104,21 +104,22 @@ def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] |
     for name in world.candidates:
         if world.candidates.overdue_at(name) > world.clock.now or view.is_available(name):
             break
-        _keep_free(view, world.models[name], world)
+        _keep_free(world, view, world.models[name])
     available = view.first_available()
     return None if available is None else (available, world.candidates.overdue_at(available))
 
 
-def _keep_free(view: SchedulerView, model: Model, world: World) -> None:
+def _keep_free(world: World, view: SchedulerView, model: Model) -> None:
+    """Give the GPUs that the model needs to no other one in this decision."""
     if model.name not in world.switches:
         view.reserve(model)
 
 
 def _sample(world: World) -> None:
-    """Bring the estimates up to date that a policy may look at, so that looking changes nothing.
+    """Bring the estimates that a policy may read up to date, so that the view itself changes nothing.
 
-    Those of whatever shares a GPU with a serving model, or waits for one; with nothing serving there is nothing to ask
-    a policy about.
+    These are the estimates of models that share a GPU with a serving model, or wait for one. With nothing serving, no
+    incumbent is shown.
     """
     for serving in list(world.on_gpu.values()):
         if isinstance(serving.state, Serving):

@@ -1,4 +1,4 @@
-"""Making room on the GPUs for a model: who would have to leave, and having them leave."""
+"""Freeing GPU memory for a model: which models would have to leave, and having them leave."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -58,7 +58,7 @@ def _leave(world: World, model: Model, eviction: Eviction) -> None:
 
 
 def _occupants(world: World, model: Model, *, stop_victims: bool) -> Iterator[Occupant]:
-    """Who could make room for a model, and what each would give back."""
+    """The models that could leave for a model, and what each would give back."""
     for other in world.with_residue.values():
         if other is not model and other.name not in world.switches:
             yield Occupant(other.name, other.held, (3 if other.frozen else 0, other.last_served_at))

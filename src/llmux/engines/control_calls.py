@@ -13,6 +13,14 @@ from llmux.errors import ControlCallFailed
 BODY_SHOWN_BYTES = 2000
 
 
+def new_control_session() -> aiohttp.ClientSession:
+    """A session for calls to engines, to be closed by the caller.
+
+    It keeps no connection open between calls: one that is open while its engine is dumped would be in the image.
+    """
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
 class EngineEndpoints:
     """The endpoints of one model's engine on this machine, and the only record of the address it listens on."""
 

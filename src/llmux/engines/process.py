@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVarTuple, assert_never
 
+from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints.checkpointer import RestoreCommand
 from llmux.engines.output import OutputTail, clean_line
 from llmux.engines.sessions import find_living, kill_session
@@ -359,23 +360,3 @@ def _call_safely(receiver: Callable[[*Arguments], None], *arguments: *Arguments)
     except Exception as error:
         context = {"message": "a receiver of an engine's output or end failed", "exception": error}
         asyncio.get_running_loop().call_exception_handler(context)
-
-
-async def wait_uncancelled(future: asyncio.Future[Any], limit_seconds: float | None = None) -> None:
-    """Wait until the future is done or the time is up; a cancellation meanwhile is raised only then.
-
-    For work that must not be left half done. The future's exception is not raised.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = None if limit_seconds is None else loop.time() + limit_seconds
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        left_seconds = None if deadline is None else deadline - loop.time()
-        if left_seconds is not None and left_seconds <= 0:
-            break
-        try:
-            await asyncio.wait((future,), timeout=left_seconds)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

@@ -66,14 +66,14 @@ class ManagedInstance(Protocol):
 
 
 class Requests(Protocol):
-    """Who keeps the requests."""
+    """Where requests wait: the dispatcher."""
 
     def perform(self, action: RequestAction) -> None:
         """Carry out what the scheduler has decided about one request."""
 
 
 class Observer(Protocol):
-    """Who counts switches."""
+    """Counts switches: the metrics."""
 
     def switch_done(self, done: SwitchDone) -> None:
         """A model came onto the GPU."""
@@ -103,7 +103,7 @@ class Controller:
         self._waking: set[str] = set()
 
     def attach(self, instances: Mapping[str, ManagedInstance], requests: Requests) -> None:
-        """Complete the circle: the engines and the dispatcher know the controller, and it knows them."""
+        """Set what could not be passed to the constructor, because it is built with the controller."""
         self._instances = instances
         self._requests = requests
 
@@ -121,7 +121,7 @@ class Controller:
             # A scheduler that failed half way is in no known state: the server ends rather than guess.
             if not self._stopped.done():
                 self._stopped.set_exception(error)
-                self._stopped.exception()  # it is raised here too, so nobody need look
+                self._stopped.exception()  # marks it as retrieved: it is raised here too
             raise
         finally:
             self._feeding = False
@@ -195,7 +195,7 @@ class Controller:
             done.set_result(None)
         else:
             done.set_exception(error)
-            done.exception()  # a caller that left must not make the loop complain of an exception nobody saw
+            done.exception()  # marks it as retrieved: the caller may have left
 
     async def _wake(self, instance: InstanceId) -> None:
         engine = self._instances[instance.model]

@@ -17,7 +17,7 @@ from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
-from llmux.engines.control_calls import EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints, new_control_session
 from llmux.engines.instance import Instance
 from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
@@ -50,8 +50,8 @@ CLOSE_SECONDS = 5.0
 """How long responses may take to be written after the engines have stopped, when nothing new can be sent."""
 
 GARBAGE_THRESHOLD = 20_000
-"""Allocations between two collections of young objects. With Python's default of 700 they take several per cent of the
-CPU time of a request, and requests create no reference cycles."""
+"""Allocations between two collections of young objects. With Python's default of 700 they take some per cent of the CPU
+time of a request, and requests create no reference cycles."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -63,9 +63,10 @@ class Server:
         self,
         settings: Settings,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        session: aiohttp.ClientSession,
     ) -> None:
+        """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
         self.settings = settings
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._scheduler = build_scheduler(settings)
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
@@ -74,7 +75,7 @@ class Server:
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
         for name, spec in engine_specs(settings).items():
-            self._endpoints[name] = EngineEndpoints(self._session, spec.port, spec.api_key)
+            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key)
             self._instances[name] = Instance(
                 spec,
                 self._endpoints[name],
@@ -148,7 +149,6 @@ class Server:
         """Close all listeners and connections. The engines must have been stopped."""
         await self.gateway.close(CLOSE_SECONDS)
         await self._control.close()
-        await self._session.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)
@@ -190,7 +190,8 @@ async def serve(
         for number in SIGNALS:
             stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        server = Server(settings, tasks.create_task)
+        session = await stack.enter_async_context(new_control_session())
+        server = Server(settings, tasks.create_task, session)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
         for number in SIGNALS:

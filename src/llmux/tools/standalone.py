@@ -5,11 +5,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import aiohttp
-
 from llmux.config.settings import Settings
 from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.control_calls import EngineEndpoints
+from llmux.engines.control_calls import EngineEndpoints, new_control_session
 from llmux.engines.instance import Instance
 from llmux.engines.outcomes import WakeOutcome
 from llmux.engines.question import probe
@@ -79,7 +77,7 @@ async def open_standalone(
     if model not in settings.models:
         raise ModelNotFound(model, list(settings.models))
     spec = engine_specs(settings)[model]
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+    async with new_control_session() as session:
         endpoints = EngineEndpoints(session, spec.port, spec.api_key)
         headroom = build_headroom(settings, model)
         instance = Instance(spec, endpoints, lambda reason: None, store=images, headroom=headroom)

@@ -165,6 +165,7 @@ class VirtualRun:
         """A heap of what wakes and evictions under way result in; the number keeps their order at equal times."""
         self._numbers = itertools.count()
         self._requests: dict[int, Request] = {}
+        """Requests that have arrived and not ended."""
         self._switches: list[actions.SwitchDone] = []
         nothing = [math.nan] * len(requests)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
@@ -228,7 +229,7 @@ class VirtualRun:
         self._relay(number, has_ended)
         if not has_ended:
             return
-        request = self._requests[number]
+        request = self._requests.pop(number)
         if not self._scheduler.done(request, True, now):
             self._handle(events.RequestDone(request))
         if model.engine.is_idle and model.phase is Phase.SERVING:
@@ -312,9 +313,11 @@ class VirtualRun:
         if has_ended is not None:
             self._relay(request.id, has_ended)
         if has_ended:
+            del self._requests[request.id]
             self._schedule(0.0, events.RequestDone(request))
 
     def _give_up(self, number: int) -> None:
+        self._requests.pop(number, None)
         self._ended_at[number] = self._progressed_at = self._now
         self._open -= 1
 
