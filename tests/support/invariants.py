@@ -33,6 +33,7 @@ def _check_model(world: World, model: Model, now: float) -> None:
         )
         assert not isinstance(model.state, Waking) or not model.state.from_cold, f"{model.name}: a cold start"
         assert world.stopping_until is None, f"{model.name}: frozen during shutdown"
+    assert len(model.queue) == sum(len(model.queue.line(priority)) for priority in Priority), f"{model.name}: size"
     for priority in Priority:
         line = model.queue.line(priority)
         arrivals = [request.arrived_at for request in line]

@@ -21,7 +21,7 @@ def is_open(world: World, model: Model) -> bool:
     """Whether a request for the model would be admitted without waiting."""
     return (
         type(model.state) is Serving
-        and not model.queue
+        and not model.queue.size
         and len(model.in_flight) < model.spec.max_in_flight
         and world.stopping_until is None
         and world.allows(model.name)

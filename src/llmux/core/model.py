@@ -143,7 +143,7 @@ class Model:
         serves = type(self.state) is Serving
         if serves or type(self.state) is Draining:
             # A request queued behind a drain waits for the switch, not for the engine's prefill.
-            awaits = bool(self.awaiting_first_token) or (serves and bool(self.queue))
+            awaits = bool(self.awaiting_first_token) or (serves and self.queue.size > 0)
             self.estimates.accrue(len(self.in_flight), awaits, self.clock.now)
 
     def begin_generation(self) -> None:

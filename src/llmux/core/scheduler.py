@@ -81,7 +81,7 @@ class Scheduler:
         self._clock.now = now
         if type(model.state) is Serving:
             waits_for_idleness = len(model.in_flight) <= 1 and len(world.candidates)
-            if model.queue or world.stopping_until is not None or waits_for_idleness:
+            if model.queue.size or world.stopping_until is not None or waits_for_idleness:
                 return False
         elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._nothing_to_decide():
             return False
