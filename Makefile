@@ -12,7 +12,7 @@ demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a li
 # One worker per core; a worker that has run out of tests takes some of another's.
 PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
 
-test: $(VENV)/.installed-test ## the tests but for the slow ones, in a few minutes; ARGS="-k name" narrows it
+test: $(VENV)/.installed-test ## all but the slow tests; ARGS="-k name" narrows it
 	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.installed-test ## every test, the slow ones too (planted faults, soaks, long seeds)
