@@ -304,6 +304,8 @@ def main() -> None:
         document = ROOT / "docs" / "architecture.md"
         document.write_text(with_table(document.read_text()))
         return
+    if any(argument.startswith("-") for argument in sys.argv[1:]):
+        sys.exit("usage: structure.py [--write | REVISION]")
     columns = {"now": figures(working_tree())}
     if len(sys.argv) > 1:
         columns = {sys.argv[1]: figures(revision(sys.argv[1])), **columns}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from llmux.errors import ModelNotFound
+from llmux.gateway.body_model import model_in_form, model_in_json, peek_json, replace_model
 from llmux.gateway.errors import MalformedRequest, MethodNotAllowed, MissingModel, PathForbidden, UnknownPath
-from llmux.gateway.http.bodies import model_in_form, model_in_json, peek_json, replace_model
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 

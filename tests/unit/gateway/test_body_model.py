@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from llmux.gateway.body_model import model_in_form, model_in_json, replace_model
 from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel
-from llmux.gateway.http.bodies import is_form, model_in_form, model_in_json, replace_model
+from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.routing import Destination, Route, find_model
 
