@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-all check lint types format schema reference structure bench clean
+.PHONY: demo test test-all check lint types format reference schema structure bench clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -33,7 +33,9 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-schema reference: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
+reference: schema
+
+schema: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
 	$(BIN)/llmux schema > config.schema.json
 	$(BIN)/python -c "from pathlib import Path; from llmux.config import schema; schema.update_reference(Path('docs/configuration.md'))"
 

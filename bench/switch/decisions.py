@@ -9,39 +9,29 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
 
+from llmux.config.policy import PolicySettings, PolicyType
 from llmux.core.actions import Action, Admit, Evict, Wake
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
 from llmux.core.eviction import Eviction
-from llmux.core.policies.adaptive import Adaptive
-from llmux.core.policies.base import Policy
-from llmux.core.policies.cost_aware import CostAware
-from llmux.core.policies.fifo import Fifo
-from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep
+from llmux.server.build import build_policy
 
 OFFLOAD = Eviction.parse("offload+keep_running")
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "fifo": Fifo,
-    "cost_aware": CostAware,
-    "time_slice": TimeSlice,
-    "adaptive": Adaptive,
-}
-STEP_SECONDS = {"adaptive": 1.0}
+STEP_SECONDS = {PolicyType.ADAPTIVE: 1.0}
 """The time between two events, where it is not 10 ms: adaptive's turns last as long as switches cost, and longer."""
 
 
 class Cycle:
     """A scheduler under steady demand, of which each event's cost is taken."""
 
-    def __init__(self, models: int, queued: int, wanted: int, policy: str) -> None:
+    def __init__(self, models: int, queued: int, wanted: int, policy: PolicyType) -> None:
         limits = Limits(min_active_seconds=0.0, request_timeout_seconds=1e9, queue_limit_requests=10**9)
         specs = [ModelSpec(f"model-{number}", OFFLOAD, max_in_flight=4) for number in range(models)]
-        self.scheduler = Scheduler(specs, POLICIES[policy](), limits)
+        self.scheduler = Scheduler(specs, build_policy(PolicySettings(policy_type=policy)), limits)
         self.wanted = [spec.name for spec in specs[:wanted]]
         self.now = 0.0
         self.step_seconds = STEP_SECONDS.get(policy, 0.01)
@@ -88,7 +78,7 @@ class Cycle:
             self.send(TimerFired())
 
 
-def measure(models: int, queued: int, wanted: int, policy: str, switches: int) -> dict[str, float]:
+def measure(models: int, queued: int, wanted: int, policy: PolicyType, switches: int) -> dict[str, float]:
     """The mean cost of each kind of event, in microseconds, over so many switches."""
     cycle = Cycle(models, queued, wanted, policy)
     while len(cycle.seconds[WakeDone]) < switches:
@@ -105,7 +95,7 @@ def main() -> None:
     cases = {"4 models, 10 queued": (4, 10, 4), "1,000, 10,000 for 4": (1_000, 10_000, 4)}
     cases["1,000, 10,000 for all"] = (1_000, 10_000, 1_000)
     worst = 0.0
-    for policy in POLICIES:
+    for policy in PolicyType:
         costs = {name: _median_of(arguments.rounds, case, policy, arguments.switches) for name, case in cases.items()}
         small = statistics.fmean(next(iter(costs.values())).values())
         for name, kinds in costs.items():
@@ -116,7 +106,7 @@ def main() -> None:
     raise SystemExit(0 if worst <= 2.0 else 1)
 
 
-def _median_of(rounds: int, case: tuple[int, int, int], policy: str, switches: int) -> dict[str, float]:
+def _median_of(rounds: int, case: tuple[int, int, int], policy: PolicyType, switches: int) -> dict[str, float]:
     measured = [measure(*case, policy, switches) for _ in range(rounds)]
     kinds = set.intersection(*(set(kinds) for kinds in measured)) - {"TimerFired"}
     return {kind: statistics.median(one[kind] for one in measured) for kind in kinds}
