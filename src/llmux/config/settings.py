@@ -10,7 +10,19 @@ from pathlib import Path
 
 from pydantic import Field
 
-from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
+from llmux.config.fields import (
+    Count,
+    Directory,
+    Flag,
+    PathText,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    Secret,
+    Section,
+    Size,
+    Text,
+)
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
@@ -49,13 +61,13 @@ class ObjectStoreSettings(Section):
 class CheckpointSettings(Section):
     """The section ``checkpoint``: criu, and the directory of its images."""
 
-    criu_path: Text = Field(default="criu", description="The criu program: a name on PATH, or a path.")
+    criu_path: PathText = Field(default="criu", description="The criu program: a name on PATH, or a path.")
     cuda_plugin_dir: Directory = Field(default=Path("/usr/lib/criu/"), description="Directory of criu's CUDA plugin.")
     images_dir: Directory = Field(
         default=Path("/tmp/llmux-checkpoints"),
         description="Directory of the images; a model's are in images_dir/MODEL/images.",
     )
-    cuda_checkpoint_path: Text = Field(
+    cuda_checkpoint_path: PathText = Field(
         default="cuda-checkpoint",
         description="The cuda-checkpoint program: a name on PATH, or a path. Accepted for 0.7.7's files; not used yet.",
     )
@@ -98,7 +110,7 @@ class Settings(Section):
         description="API keys whose requests have the priority batch: they are served after the model's interactive "
         "requests, except those that arrive max_wait_seconds later.",
     )
-    vllm_command: Text = Field(
+    vllm_command: PathText = Field(
         default="vllm",
         description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",
     )
