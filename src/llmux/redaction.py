@@ -14,7 +14,7 @@ LENGTH_MIN = 6
 """A shorter value is not looked for: taking every "1" or "true" out of a text would make it useless."""
 
 _SECRET_WORD = re.compile(
-    r"(?:^|_)(?:KEYS?|AUTH|PASS|PWD)(?:_|$)"
+    r"(?:^|_)(?:KEYS?|AUTH|PASS)(?:_|$)|_PWD(?:_|$)"
     r"|(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|APIKEY|ACCESSKEY|PRIVATEKEY)S?(?:_|$)",
     re.IGNORECASE,
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmux.config import checks, legacy
+from llmux.config import checks, legacy, machine
 from llmux.config.expansion import expand
 from llmux.config.parse import parse
 from llmux.config.problems import Path, location, problems_of
@@ -83,7 +83,7 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
         unusable |= {problem.path for problem in invalid}
         settings = _valid_part(data, error)
     if settings is not None:
-        problems += _not_about(checks.problems(settings), unusable)
+        problems += _not_about((*checks.problems(settings), *machine.problems(settings)), unusable)
     redact = Redactor(expanded.secrets).redact
     if problems or settings is None:
         raise ConfigError([_redacted(problem, redact) for problem in problems], source)
@@ -109,7 +109,7 @@ def with_overrides(settings: Settings, *, host: str | None = None, port: int | N
         changed = Settings.model_validate(data)
     except ValidationError as error:
         raise ConfigError(problems_of(error, Settings, data), "command line") from None
-    if problems := tuple(checks.ports(changed)):
+    if problems := tuple(checks.listeners(changed)):
         raise ConfigError(problems, "command line")
     return changed
 

@@ -31,6 +31,18 @@ _SENTENCES = {
     "string_too_short": "must not be empty",
 }
 
+_EXAMPLES = {
+    "models": "write models: {NAME: {model_path: PATH}}, the name as the key",
+    "policy": "write policy: {policy_type: adaptive}",
+    "checkpoint": "write checkpoint: {} for its defaults",
+    "eviction": "write offload+keep_running, or {weights: offload, process: keep_running}",
+    "env": 'write env: {NAME: "value"}',
+    "extra_args": 'write a list with one word an item: [--max-model-len, "4096"]',
+    "api_keys": 'write a list: ["${NAME}"]',
+    "batch_api_keys": 'write a list: ["${NAME}"]',
+}
+"""The right form of a key for whoever knows another tool's. The user's own value may be a secret."""
+
 
 def dotted(path: Iterable[str | int]) -> str:
     """The path in the form that messages use, such as ``models.llama.eviction.weights``."""
@@ -95,6 +107,8 @@ def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
             return "retain, offload or discard + keep_running, cuda_suspend, checkpoint or stop"
         case _ if isinstance(value, Substituted):
             return f"it comes from {value.written}"
+        case "model_type" | "dict_type" | "tuple_type":
+            return _example(details["loc"])
         case "string_type" if isinstance(value, bool | int | float):
             return "put it into quotes"
         case "int_type" | "float_type" | "bool_type" if isinstance(value, str):
@@ -105,6 +119,12 @@ def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
             return "add at least one model"
         case _:
             return ""
+
+
+def _example(path: Path) -> str:
+    if len(path) == 2 and path[0] == "models":
+        return f"write {_shown(path[1])}: {{model_path: PATH}}"
+    return _EXAMPLES.get(str(path[-1]), "")
 
 
 def _position_at(root: type[BaseModel], path: Path) -> Position:

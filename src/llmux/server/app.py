@@ -35,7 +35,6 @@ from llmux.server.build import (
     build_headroom,
     build_scheduler,
     engine_specs,
-    missing_programs,
     needs_criu,
 )
 from llmux.server.warmup import warm_up
@@ -106,8 +105,6 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen. Raises LlmuxError."""
         settings = self.settings
-        for program, models in missing_programs(settings).items():
-            log.warning("no such program: install it or set vllm_command", program=program, models=models)
         if self._checkpointer is not None and needs_criu(settings):
             await self._checkpointer.check()
             for images in self._images.values():

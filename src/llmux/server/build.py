@@ -1,8 +1,6 @@
 """Builds parts from settings: the scheduler and its policy, then what each engine needs, then checkpoints."""
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -117,16 +115,6 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
         )
         for name, model in settings.models.items()
     }
-
-
-def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
-    """Programs of engines that cannot be found, with the models that need them. They may be installed later."""
-    missing: dict[str, list[str]] = {}
-    for name, model in settings.models.items():
-        program = settings.command_of(name)
-        if shutil.which(program, path=model.env.get("PATH")) is None:
-            missing.setdefault(program, []).append(name)
-    return missing
 
 
 def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
