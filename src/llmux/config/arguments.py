@@ -58,6 +58,11 @@ def value(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
     return found
 
 
+def every_value(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """All values of all occurrences of the flags."""
+    return tuple(word for option in options(arguments) if option.flag in flags for word in option.values)
+
+
 def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
     """The flag's value as a number of at least 1; None if absent. Raises ValueError with a message for the user."""
     text = value(arguments, flags)

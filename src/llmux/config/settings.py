@@ -5,11 +5,13 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field
 
+from llmux.config import arguments
 from llmux.config.fields import (
     Count,
     Directory,
@@ -26,6 +28,7 @@ from llmux.config.fields import (
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
+from llmux.redaction import secrets_in
 
 DEFAULT_MAX_IN_FLIGHT = 256
 """For engines without ``--max-num-seqs``. Requests beyond it wait in llmux, where a switch can leave them behind."""
@@ -201,6 +204,17 @@ class Settings(Section):
     def tensor_parallel_size_of(self, name: str) -> int:
         """How many GPUs the engine spreads the model over."""
         return self.models[name].tensor_parallel_size
+
+    def secrets(self) -> Iterator[str]:
+        """All keys, and what of the models' environment and arguments is secret."""
+        keys = [*self.api_keys, *self.batch_api_keys]
+        keys += [self.admin_key] if self.admin_key is not None else []
+        store = self.checkpoint.object_store if self.checkpoint is not None else None
+        keys += [store.access_key, store.secret_key] if store is not None else []
+        yield from (key.get_secret_value() for key in keys)
+        for model in self.models.values():
+            yield from secrets_in(model.env)
+            yield from arguments.every_value(model.extra_args, arguments.API_KEY)
 
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""

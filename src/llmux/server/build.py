@@ -23,6 +23,7 @@ from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
+from llmux.redaction import Redactor, secrets_in
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """Every how many wakes the canary is checked; None: never."""
@@ -89,6 +90,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     own = {settings.port, settings.metrics_port, settings.admin_port or 0}
     portless = [name for name, model in settings.models.items() if model.port is None]
     chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
+    redactor = build_redactor(settings)
     timeouts = ControlTimeouts(
         settings.sleep_timeout_seconds,
         settings.wake_timeout_seconds,
@@ -112,9 +114,16 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
+            redactor=redactor,
         )
         for name, model in settings.models.items()
     }
+
+
+def build_redactor(settings: Settings) -> Redactor:
+    """Knows every secret of the configuration and of the environment: an engine inherits all of llmux's variables."""
+    secrets = set(secrets_in(os.environ)) | set(settings.secrets())
+    return Redactor(secrets)
 
 
 def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
