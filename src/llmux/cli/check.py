@@ -44,9 +44,9 @@ def check(
     refused = unsupported(loaded.settings)
     is_ok = not (strict and (warnings or refused))
     if json:
-        typer.echo(json_text.dumps(_result(config, loaded.settings, warnings, is_ok=is_ok)))
+        typer.echo(json_text.dumps(_result(config, loaded.settings, warnings, refused, is_ok=is_ok)))
     else:
-        _print_result(config, loaded.settings, warnings)
+        _print_result(config, loaded.settings, warnings, refused, is_ok=is_ok)
     if not is_ok:
         raise typer.Exit(1)
 
@@ -60,7 +60,9 @@ def schema() -> None:
     typer.echo(render(), nl=False)
 
 
-def _result(config: Path, settings: Settings, warnings: Sequence[Problem], *, is_ok: bool) -> dict[str, Any]:
+def _result(
+    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
+) -> dict[str, Any]:
     return {
         "file": str(config),
         "ok": is_ok,
@@ -68,17 +70,20 @@ def _result(config: Path, settings: Settings, warnings: Sequence[Problem], *, is
         "policy": settings.policy.policy_type,
         "problems": [],
         "warnings": _as_data(warnings),
-        "unsupported": _as_data(unsupported(settings)),
+        "unsupported": _as_data(refused),
     }
 
 
-def _print_result(config: Path, settings: Settings, warnings: Sequence[Problem]) -> None:
+def _print_result(
+    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
+) -> None:
     count = len(settings.models)
     models = "1 model" if count == 1 else f"{count} models"
-    typer.echo(f"{config}: OK, {models}, policy {settings.policy.policy_type}")
+    verdict = "OK" if is_ok else "not OK with --strict"
+    typer.echo(f"{config}: {verdict}, {models}, policy {settings.policy.policy_type}")
     for warning in warnings:
         typer.echo(f"  warning: {warning}")
-    for problem in unsupported(settings):
+    for problem in refused:
         typer.echo(f"  'llmux serve' refuses this for now: {problem}")
 
 

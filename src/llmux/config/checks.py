@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from llmux.config import arguments
+from llmux.config.machine import exists
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
@@ -16,7 +17,7 @@ IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 """Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
-_HOST_NAME = re.compile(r"\w(?:[\w.-]{0,252}[\w.])?")
+_HOST_NAME = re.compile(r"(?=.{1,253}$)\w(?:[\w-]{0,61}\w)?(?:\.\w(?:[\w-]{0,61}\w)?)*\.?")
 _SECRET_FLAG = re.compile("key|token|password|secret")
 
 
@@ -123,7 +124,7 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
     stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
     for name, model in settings.models.items():
         yield from _missing_multi_gpu_flags(settings, name)
-        if model.checkpoint_path is not None and not stored and not model.checkpoint_path.exists():
+        if model.checkpoint_path is not None and not stored and not exists(model.checkpoint_path):
             yield Problem(
                 dotted(("models", name, "checkpoint_path")),
                 f"{model.checkpoint_path} does not exist",

@@ -21,7 +21,7 @@ from llmux.errors import Problem
 from llmux.redaction import is_secret_name
 
 DEFAULTS_DEPTH_MAX = 8
-"""``${A:-${B:-c}}`` has two; more than this is no configuration but an attack on the stack."""
+"""``${A:-${B:-c}}`` is two deep. Unlimited nesting would exhaust the stack."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL = re.compile(r"[$}]")

@@ -54,7 +54,8 @@ class Notation(Enum):
     """A key: a variable is the whole of it, and it never appears in a message."""
 
 
-_NUMBER = re.compile(r"-?(?:[0-9]+(\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(r"-?(?:[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})(?:[eE][-+]?[0-9]{1,3})?")
+"""Of no more digits than any setting can need."""
 
 
 def as_scalar(value: object) -> object:
@@ -66,7 +67,7 @@ def as_scalar(value: object) -> object:
         return text == "true"
     if not _NUMBER.fullmatch(text):
         return value
-    return int(text[:20]) if re.fullmatch("-?[0-9]+", text) else float(text)
+    return int(text) if re.fullmatch("-?[0-9]+", text) else float(text)
 
 
 def _as_written(value: object) -> object:

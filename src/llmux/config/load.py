@@ -73,7 +73,8 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
     data = translation.data
     problems = [*parsed.problems, *expanded.problems, *translation.problems]
     # Of a value that could not be expanded, the validation and the checks see only what the file has.
-    unusable = {place for problem in expanded.problems for place in (problem.path, _list_of(problem.path))}
+    unusable = {problem.path for problem in expanded.problems}
+    lists = {_list_of(path) for path in unusable}
     settings: Settings | None = None
     try:
         settings = Settings.model_validate(data)
@@ -83,7 +84,11 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
         unusable |= {problem.path for problem in invalid}
         settings = _valid_part(data, error)
     if settings is not None:
-        problems += _not_about((*checks.problems(settings), *machine.problems(settings)), unusable)
+        problems += (
+            problem
+            for problem in _not_about((*checks.problems(settings), *machine.problems(settings)), unusable)
+            if problem.path not in lists
+        )
     redact = Redactor(expanded.secrets).redact
     if problems or settings is None:
         raise ConfigError([_redacted(problem, redact) for problem in problems], source)
@@ -92,7 +97,7 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
 
 
 def _list_of(path: str) -> str:
-    """The path of the list that the path's item is in: a check of the words in it would read what the file has."""
+    """The path of the list that the path is an item of: a check of the list as a whole would read what the file has."""
     parent, _, last = path.rpartition(".")
     return parent if parent and last.isdigit() else path
 

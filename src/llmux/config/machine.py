@@ -18,12 +18,28 @@ from llmux.errors import Problem
 from llmux.redaction import Redactor, secrets_in
 
 
+def exists(path: str | Path) -> bool:
+    """Whether something is there, as far as can be seen: not in a directory that may not be searched."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
+def is_directory(path: str | Path) -> bool:
+    """Whether a directory is there, as far as can be seen."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def problems(settings: Settings) -> Iterator[Problem]:
     """Files where a directory belongs, and directories where a file does."""
-    if settings.access_log is not None and settings.access_log.is_dir():
+    if settings.access_log is not None and is_directory(settings.access_log):
         yield Problem("access_log", f"{settings.access_log} is a directory", "name a file in it")
     for path, directory in _directories(settings):
-        if directory.exists() and not directory.is_dir():
+        if exists(directory) and not is_directory(directory):
             yield Problem(path, f"{directory} is not a directory", "correct it")
 
 
@@ -72,17 +88,16 @@ def _missing_reason(program: str, search_path: str | None) -> str:
         return ""
     if "/" not in program:
         return "is not on PATH"
-    path = Path(program)
-    if path.is_dir():
+    if is_directory(program):
         return "is a directory"
-    return "is not executable" if path.exists() else "does not exist"
+    return "is not executable" if exists(program) else "does not exist"
 
 
 def _missing_weights(settings: Settings) -> Iterator[Problem]:
     for name, model in settings.models.items():
         # A Hugging Face id is NAME or OWNER/NAME.
         is_path = model.model_path.startswith(("/", "./", "../")) or model.model_path.count("/") > 1
-        if is_path and not Path(model.model_path).exists():
+        if is_path and not exists(model.model_path):
             path = dotted(("models", name, "model_path"))
             yield Problem(path, f"{model.model_path} does not exist", "correct it, or put the weights there")
 
@@ -108,10 +123,10 @@ def _unusable_images(settings: Settings) -> Iterator[Problem]:
     if settings.checkpoint is None or not _needs_criu(settings):
         return
     directory = settings.checkpoint.images_dir
-    if (directory.is_dir() or not directory.exists()) and (reason := _unwritable_reason(directory)):
+    if (is_directory(directory) or not exists(directory)) and (reason := _unwritable_reason(directory)):
         yield Problem("checkpoint.images_dir", f"images cannot be written to {directory}: {reason}", _WRITABLE)
     plugins = settings.checkpoint.cuda_plugin_dir
-    if "cuda_plugin_dir" in settings.checkpoint.model_fields_set and not plugins.exists():
+    if "cuda_plugin_dir" in settings.checkpoint.model_fields_set and not exists(plugins):
         yield Problem("checkpoint.cuda_plugin_dir", f"{plugins} does not exist", "install criu's CUDA plugin there")
 
 
@@ -120,22 +135,22 @@ _WRITABLE = "choose a directory that llmux may write to, or change its owner"
 
 def _unwritable_reason(directory: Path) -> str:
     """Why nothing can be written into a directory that is created if need be; empty if something can."""
-    existing = next((one for one in (directory, *directory.absolute().parents) if one.exists()), Path("/"))
-    if not existing.is_dir():
+    existing = next((one for one in (directory, *directory.absolute().parents) if exists(one)), Path("/"))
+    if not is_directory(existing):
         return f"{existing} is not a directory"
     return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
 
 
 def _unwritable_log(settings: Settings) -> Iterator[Problem]:
     file = settings.access_log
-    if file is None or file.is_dir():
+    if file is None or is_directory(file):
         return
     directory = file.parent
-    if not directory.exists():
+    if not exists(directory):
         yield Problem("access_log", f"the directory {directory} does not exist", "create it")
-    elif not directory.is_dir():
+    elif not is_directory(directory):
         yield Problem("access_log", f"{directory} is not a directory", "correct it")
-    elif not os.access(file if file.exists() else directory, os.W_OK):
+    elif not os.access(file if exists(file) else directory, os.W_OK):
         yield Problem("access_log", f"{file} cannot be written", _WRITABLE)
 
 
@@ -144,8 +159,8 @@ def _unknown_address(settings: Settings) -> Iterator[Problem]:
     host = None if settings.host == "*" else settings.host
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        message = f"the name {settings.host!r} cannot be looked up: {error.strerror}"
+    except (OSError, UnicodeError) as error:
+        message = f"the name {settings.host!r} cannot be looked up: {getattr(error, 'strerror', None) or error}"
         yield Problem("host", message, "write an address of this machine, such as 127.0.0.1")
         return
     for family, kind, protocol, _, address in found:

@@ -11,11 +11,13 @@ from llmux.config.fields import Notation
 
 
 class Position:
-    """One place, however many paths of the data lead there: all models share one, and all items of a list."""
+    """One place, however many paths of the data lead there: all models share one, and all items of a list.
+
+    ``notation`` is how a text is read there beyond ``${NAME}``; None if in no other way.
+    """
 
     def __init__(self, annotation: Any) -> None:
         self._type, self.notation = _unwrap(annotation, None)
-        """``notation``: how a text is read here beyond ``${NAME}``; None: in no other way."""
         self._below: dict[str, Position] = {}
 
     @property

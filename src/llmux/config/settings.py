@@ -94,8 +94,8 @@ class Settings(Section):
     policy: PolicySettings = Field(default=PolicySettings(), description="When to switch between models.")
     host: Text = Field(
         default="127.0.0.1",
-        description="Address, or name of a host, that all of llmux's ports listen on; 0.0.0.0 means all IPv4 addresses, "
-        ":: all IPv6 ones, and * both.",
+        description="Address, or name of a host, that all of llmux's ports listen on. 0.0.0.0 means all IPv4 "
+        "addresses, :: all IPv6 ones, and * both.",
     )
     port: Port = Field(default=3000, description="The main port; 0 picks a free one.")
     metrics_port: Port = Field(default=9090, description="An additional port that serves only /metrics; 0: none.")

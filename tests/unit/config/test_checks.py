@@ -122,6 +122,8 @@ def test_hosts(host: str) -> None:
         ("127.0.0.1, ::1", None),
         ("/run/llmux.sock", None),
         (":3000", None),
+        ("x" * 64, None),
+        ("a..b", None),
     ],
 )
 def test_what_is_no_host(host: str, remedy: str | None) -> None:

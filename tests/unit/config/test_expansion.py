@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmux.config.load import Loaded, loads
+from llmux.config.position import Position, position_of
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction
 from llmux.errors import ConfigError, Problem
@@ -140,9 +141,8 @@ def test_every_kind_of_value_may_come_from_the_environment() -> None:
 
 def test_no_setting_takes_a_variable_literally() -> None:
     """Every text, number, flag and choice of every section, found by the settings' own types."""
-    from llmux.config.position import position_of
 
-    def places(position: Any, path: tuple[str, ...]) -> Any:
+    def places(position: Position, path: tuple[str, ...]) -> Any:
         children = position.keys or (("K",) if position.has_free_keys else ())
         for key in children:
             yield from places(position.below(key), (*path, key))
@@ -163,7 +163,7 @@ def test_no_setting_takes_a_variable_literally() -> None:
         assert "the environment variable ABSENT is not set" in str(caught.value), path
 
 
-@pytest.mark.parametrize("value", ["text", "", "8001x", "1e", "yes"])
+@pytest.mark.parametrize("value", ["text", "", "8001x", "1e", "yes", "1" * 30, "1" * 5000])
 def test_a_variable_that_is_no_number_is_refused_without_its_value(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loads('{"models": {"a": {"model_path": "x"}}, "port": "${P}", "warmup": "${P}"}', environment={"P": value})
@@ -198,6 +198,15 @@ def test_what_looks_like_a_variable_or_home_is_refused(model: dict[str, Any], pa
     (problem,) = problems(model)
     assert problem.path == path
     assert problem.remedy
+
+
+def test_a_bad_item_does_not_hide_the_others() -> None:
+    assert sorted(paths({"extra_args": ["${ABSENT}", "--seed 1"]}, api_keys=["${ABSENT}", " "])) == [
+        "api_keys.0",
+        "api_keys.1",
+        "models.a.extra_args.0",
+        "models.a.extra_args.1",
+    ]
 
 
 def test_a_models_name_is_not_replaced() -> None:

@@ -121,3 +121,20 @@ def test_no_warning_contains_a_secret() -> None:
     given = settings({"model_path": "/models/hush-hush/x"})
     (warning,) = machine.warnings(given, {"MODELS_TOKEN": "hush-hush"})
     assert warning.message == "/models/***/x does not exist"
+
+
+def test_paths_that_cannot_even_be_looked_at() -> None:
+    """Of a directory that may not be searched, and of a name that is too long, ``Path.exists`` raises."""
+    long = f"/{'x' * 300}"
+    checkpoint = {"images_dir": f"{long}/i", "cuda_plugin_dir": long, "criu_path": long}
+    model = {"model_path": long, "command": long, "eviction": "discard+checkpoint"}
+    assert problems(model, checkpoint=checkpoint, access_log=long) == []
+    assert [
+        warning.partition(":")[0] for warning in warnings(model, checkpoint=checkpoint, access_log=f"{long}/a")
+    ] == [
+        "models.a.command",
+        "checkpoint.criu_path",
+        "models.a.model_path",
+        "checkpoint.cuda_plugin_dir",
+        "access_log",
+    ]
