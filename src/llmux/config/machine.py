@@ -67,12 +67,16 @@ def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Ite
         if reason:
             path = "vllm_command" if model.command is None else dotted(("models", name, "command"))
             missing.setdefault((path, program, reason), []).append(name)
+    is_unused = "vllm_command" in settings.model_fields_set and all(one.command for one in settings.models.values())
+    if is_unused and (reason := _missing_reason(settings.vllm_command, environment.get("PATH"))):
+        missing["vllm_command", settings.vllm_command, reason] = []
     for (path, program, reason), names in missing.items():
         if len(program.split()) > 1:
             message = f"is taken as the one program {program!r}, which {reason}"
             yield Problem(path, message, "put further words into extra_args, or write a small script")
         else:
-            yield Problem(path, f"the program {program!r} {reason}; {', '.join(names)} cannot start", _INSTALL)
+            effect = f"; {', '.join(names)} cannot start" if names else ""
+            yield Problem(path, f"the program {program!r} {reason}{effect}", _INSTALL)
     if _needs_criu(settings) and settings.checkpoint is not None:
         program = settings.checkpoint.criu_path
         if reason := _missing_reason(program, environment.get("PATH")):

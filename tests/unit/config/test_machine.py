@@ -64,6 +64,14 @@ def test_missing_programs_are_named_with_their_models(tmp_path: Path) -> None:
     ]
 
 
+def test_a_program_that_no_model_needs_is_missing_too() -> None:
+    assert warnings({"command": sys.executable}, vllm_command="/no/vllm") == [
+        "vllm_command: the program '/no/vllm' does not exist"
+    ]
+    given = Settings.model_validate({"models": {"a": {"model_path": "x", "command": sys.executable}}})
+    assert list(machine.warnings(given, {"PATH": "/nowhere"})) == []
+
+
 @pytest.mark.parametrize("path", ["/no/such/model", "./no-such-model", "../no/such", "a/b/c"])
 def test_weights_that_are_not_there(path: str) -> None:
     assert warnings({"model_path": path}) == [f"models.a.model_path: {path} does not exist"]
