@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("errors", "exceptions that cross a package's boundary", ()),
     ("cancellation", "waiting that a cancellation does not cut short", ()),
+    ("redaction", "takes secrets out of text that others may read", ()),
     ("core", "pure: states, events, actions, the scheduler, placement, costs, policies", ("errors",)),
     ("access", "the port between the gateway and the runtime: leases on models", ("core", "errors")),
-    ("config", "the schema, the loader, files of 0.7.7", ("core", "errors")),
+    ("config", "the schema, the loader, files of 0.7.7", ("core", "redaction", "errors")),
     ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
     ("observability", "metrics and logs", ("core", "errors")),
@@ -44,7 +45,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "engines",
         "one engine: command line, control calls, eviction steps, canary, the shim, and the instance that uses them",
-        ("checkpoints", "gpus", "hosts", "access", "core", "cancellation", "errors"),
+        ("checkpoints", "gpus", "hosts", "access", "core", "redaction", "cancellation", "errors"),
     ),
     (
         "gateway",
@@ -76,6 +77,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "config",
             "access",
             "core",
+            "redaction",
             "errors",
         ),
     ),

@@ -9,8 +9,33 @@ configuration keys, but neither paths nor headers: the gateway, which renders er
 (``gateway/answers.py``).
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+class EngineReport(str):
+    """Why an engine failed, for the operator: with what it printed last and what it answered.
+
+    ``cause`` is the part that clients are told. What an engine prints may hold anything: prompts, paths, its arguments.
+    """
+
+    cause: str
+
+    def __new__(cls, text: str, cause: str) -> "EngineReport":
+        report = super().__new__(cls, text)
+        report.cause = cause
+        return report
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        # For copies, such as those that dataclasses.asdict makes.
+        return str(self), self.cause
+
+
+def cause_of(reason: str) -> str:
+    """What clients are told of a reason."""
+    return reason.cause if isinstance(reason, EngineReport) else reason
 
 
 class LlmuxError(Exception):
@@ -112,21 +137,24 @@ class EngineError(RequestError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine could not be started. The next try is in ``retry_after_seconds``."""
+    """The engine could not be started. The next try is in ``retry_after_seconds``. The message has only the cause."""
 
     def __init__(self, model: str, reason: str, retry_after_seconds: float) -> None:
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         super().__init__(
-            model, f"the engine of '{model}' could not be started: {reason}; next try in {retry_after_seconds:.0f} s"
+            model,
+            f"the engine of '{model}' could not be started: {cause_of(reason)}; "
+            f"next try in {retry_after_seconds:.0f} s",
         )
 
 
 class EngineDied(EngineError):
-    """The engine died while it had the request, and llmux does not try again."""
+    """The engine died while it had the request, and llmux does not try again. The message has only the cause."""
 
     def __init__(self, model: str, reason: str = "") -> None:
-        super().__init__(model, f"the engine of '{model}' died before it answered" + (f": {reason}" if reason else ""))
+        cause = f": {cause_of(reason)}" if reason else ""
+        super().__init__(model, f"the engine of '{model}' died before it answered{cause}")
 
 
 class CommandFailed(LlmuxError):
@@ -195,13 +223,28 @@ class ProcessStuck(LlmuxError):
         )
 
 
+_FAULTS_OF_A_PORT = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
+_LISTEN_REMEDIES = {
+    "host": "set host to an address of this machine",
+    "port": "set port to another one, or stop what listens there",
+    "metrics_port": "set metrics_port to another port, or to 0 for none",
+    "admin_port": "set admin_port to another port, or remove it for none",
+}
+
+
 class ListenFailed(LlmuxError):
     """An address could not be bound."""
 
-    def __init__(self, address: str, reason: str) -> None:
-        self.address = address
-        self.reason = reason
-        super().__init__(f"cannot listen on {address}: {reason}; free the port or choose another one")
+    def __init__(self, key: str, host: str, port: int, error: OSError) -> None:
+        """``key`` is the configuration's, for the port. An address that cannot be used is the key ``host``'s fault."""
+        if error.errno not in _FAULTS_OF_A_PORT:
+            key = "host"
+        self.key = key
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        # An errno below 0 is one of getaddrinfo's, of which strerror knows nothing.
+        number = error.errno or 0
+        self.reason = os.strerror(number).lower() if number > 0 else error.strerror or str(error)
+        super().__init__(f"cannot listen on {self.address} ({key}): {self.reason}; {_LISTEN_REMEDIES[key]}")
 
 
 class EvictionRefused(LlmuxError):
@@ -229,3 +272,10 @@ class ControlCallFailed(Exception):
         self.status = status
         self.is_timeout = is_timeout
         super().__init__(f"{call}: {reason}")
+
+    @property
+    def cause(self) -> str:
+        """What clients are told: neither the engine's address nor what it answered."""
+        if self.is_timeout:
+            return f"the engine did not answer {self.call} in time"
+        return f"the engine did not answer {self.call}" + (f" but with status {self.status}" if self.status else "")

@@ -399,8 +399,9 @@ async def test_a_port_that_is_taken_is_reported_clearly() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         async with control_api(model("a")) as api:
-            for listen in (api.server.listen_admin, api.server.listen_metrics):
-                with pytest.raises(ListenFailed, match=f"cannot listen on {HOST}:{port}: .*in use"):
+            for key in ("admin_port", "metrics_port"):
+                listen = getattr(api.server, f"listen_{key.removesuffix('_port')}")
+                with pytest.raises(ListenFailed, match=rf"cannot listen on {HOST}:{port} \({key}\): .*; set {key} to"):
                     await listen(HOST, port)
 
 

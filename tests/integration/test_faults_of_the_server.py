@@ -9,6 +9,7 @@ import psutil
 
 from tests.support.bench import OFFLOAD, SLOW, STOP, Answer, Bench, eventually, nothing_left, serving, with_flags
 from tests.support.command import run_llmux, write_config
+from tests.support.server import SIMULATED_ENGINE
 
 ORPHAN_SECONDS = 5.0
 THREE = {
@@ -218,7 +219,7 @@ async def test_a_server_that_was_killed_can_be_started_again_at_once(tmp_path: P
 
 
 async def test_a_start_that_fails_leaves_only_its_reason_behind(tmp_path: Path) -> None:
-    write_config(tmp_path, {"models": {"a": {"model_path": "a"}}})
+    write_config(tmp_path, {"models": {"a": {"model_path": "a"}}, "vllm_command": SIMULATED_ENGINE})
     ended = await run_llmux("serve", directory=tmp_path, LLMUX_GPU_READER="no_function")
     assert ended.code == 1
     assert ended.errors.startswith("llmux: LLMUX_GPU_READER=no_function: this is not of the form module:function")

@@ -9,24 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from llmux.cli.options import ConfigOption
+from llmux.config import machine
 from llmux.config.checks import unsupported
-from llmux.config.load import Loaded, load
+from llmux.config.load import load
 from llmux.config.schema import render
+from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
 
 
 def check(
     config: ConfigOption = Path("config.json"),
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
 ) -> None:
     """Check the configuration file and report every problem at once, each with its path and a remedy.
 
-    Files of llmux 0.7.7 are read as they are. Warnings, and what 'llmux serve' does not support yet, are listed but do
-    not make the check fail. Nothing is started.
+    Files of llmux 0.7.7 are read as they are. Warnings, such as a program that is missing on this machine, and what
+    'llmux serve' does not support yet, are listed but make the check fail only with --strict. Nothing is started.
 
     Example: llmux check -c llmux.yaml
 
-    Exit codes: 0 the file can be used; 1 it cannot.
+    Exit codes: 0 the file can be used; 1 it cannot, or with --strict, there are warnings.
     """
     try:
         loaded = load(config)
@@ -37,10 +40,15 @@ def check(
             for problem in error.problems:
                 typer.echo(f"{config}: {problem}", err=True)
         raise typer.Exit(1) from None
+    warnings = (*loaded.warnings, *machine.warnings(loaded.settings))
+    refused = unsupported(loaded.settings)
+    is_ok = not (strict and (warnings or refused))
     if json:
-        typer.echo(json_text.dumps(_result(config, loaded)))
+        typer.echo(json_text.dumps(_result(config, loaded.settings, warnings, refused, is_ok=is_ok)))
     else:
-        _print_result(config, loaded)
+        _print_result(config, loaded.settings, warnings, refused, is_ok=is_ok)
+    if not is_ok:
+        raise typer.Exit(1)
 
 
 def schema() -> None:
@@ -52,25 +60,30 @@ def schema() -> None:
     typer.echo(render(), nl=False)
 
 
-def _result(config: Path, loaded: Loaded) -> dict[str, Any]:
+def _result(
+    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
+) -> dict[str, Any]:
     return {
         "file": str(config),
-        "ok": True,
-        "models": list(loaded.settings.models),
-        "policy": loaded.settings.policy.policy_type,
+        "ok": is_ok,
+        "models": list(settings.models),
+        "policy": settings.policy.policy_type,
         "problems": [],
-        "warnings": _as_data(loaded.warnings),
-        "unsupported": _as_data(unsupported(loaded.settings)),
+        "warnings": _as_data(warnings),
+        "unsupported": _as_data(refused),
     }
 
 
-def _print_result(config: Path, loaded: Loaded) -> None:
-    count = len(loaded.settings.models)
+def _print_result(
+    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
+) -> None:
+    count = len(settings.models)
     models = "1 model" if count == 1 else f"{count} models"
-    typer.echo(f"{config}: OK, {models}, policy {loaded.settings.policy.policy_type}")
-    for warning in loaded.warnings:
+    verdict = "OK" if is_ok else "not OK with --strict"
+    typer.echo(f"{config}: {verdict}, {models}, policy {settings.policy.policy_type}")
+    for warning in warnings:
         typer.echo(f"  warning: {warning}")
-    for problem in unsupported(loaded.settings):
+    for problem in refused:
         typer.echo(f"  'llmux serve' refuses this for now: {problem}")
 
 

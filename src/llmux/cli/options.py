@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llmux.cli.remote import check_url
+from llmux.config import machine
 from llmux.config.load import load, with_overrides
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
@@ -51,8 +52,13 @@ VerboseOption = Annotated[
 ]
 
 
-def load_settings(config: Path, host: str | None = None, port: int | None = None) -> Settings:
-    """The settings from a file and the command line. Ends the program with 1, and all problems, if they are invalid."""
+def load_settings(
+    config: Path, host: str | None = None, port: int | None = None, *, starts_engines: bool = True
+) -> Settings:
+    """The settings from a file and the command line. Ends the program with 1, and all problems, if they are invalid.
+
+    ``starts_engines``: warn also of what this machine lacks.
+    """
     try:
         loaded = load(config)
         settings = with_overrides(loaded.settings, host=host, port=port)
@@ -60,6 +66,6 @@ def load_settings(config: Path, host: str | None = None, port: int | None = None
         for problem in error.problems:
             typer.echo(f"{error.source or config}: {problem}", err=True)
         raise typer.Exit(1) from None
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *(machine.warnings(settings) if starts_engines else ())):
         typer.echo(f"{config}: warning: {warning}", err=True)
     return settings

@@ -65,7 +65,11 @@ class RemoteControl:
 def check_url(url: str) -> str:
     """The URL, unchanged. Raises ValueError if it is not of the form ``http://HOST:PORT``."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # The port is no number.
+        is_usable = False
+    if not is_usable or set("${}~ \\") & set(parts.netloc):
         raise ValueError(f"{url!r} is not of the form http://HOST:PORT")
     return url
 

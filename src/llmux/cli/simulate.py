@@ -123,7 +123,7 @@ def simulate(
         for file in plot or ():
             check_plot_file(file)
         requests = read_requests(traces, selection_of(seed, thin, stretch, skip, seconds, align))
-        settings = load_settings(config, None, None) if config is not None else default_settings(requests)
+        settings = load_settings(config, starts_engines=False) if config is not None else default_settings(requests)
         check_models(settings, requests)
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout

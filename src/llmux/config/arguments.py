@@ -3,6 +3,7 @@
 ``--flag VALUE`` and ``--flag=VALUE`` are equal, ``_`` equals ``-`` in a long flag, and the last occurrence wins.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ SERVED_NAMES = ("--served-model-name",)
 API_KEY = ("--api-key",)
 RESERVED = ("--port", "--host", "--uds")
 """Flags that llmux sets itself."""
+
+READ = (*TENSOR_PARALLEL_SIZE[:1], *MAX_IN_FLIGHT, *GPU_SHARE, *KV_CACHE_BYTES, *SERVED_NAMES, *API_KEY)
+"""Long flags that llmux reads, by their full names."""
+_FLAG_AND_MORE = re.compile(r"\s*(--?[A-Za-z][A-Za-z0-9._-]*)\s+(.*)", re.DOTALL)
+_SECOND_FLAG = re.compile(r"\s(--[a-z][a-z0-9-]*)(?:[\s=]|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ def value(arguments: Sequence[str], flags: Sequence[str]) -> str | None:
         if option.flag in flags:
             found = option.values[0] if option.values else ""
     return found
+
+
+def every_value(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """All values of all occurrences of the flags."""
+    return tuple(word for option in options(arguments) if option.flag in flags for word in option.values)
 
 
 def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
@@ -94,6 +105,27 @@ def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
         if option.flag in flags:
             dropped.update(range(option.start, option.end))
     return tuple(word for index, word in enumerate(arguments) if index not in dropped)
+
+
+def abbreviated(arguments: Sequence[str], flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Flags that argparse would complete to one of ``flags``, each with what it would become."""
+    for option in options(arguments):
+        if option.flag.startswith("--") and len(option.flag) > 2:
+            for flag in flags:
+                if flag != option.flag and flag.startswith(option.flag):
+                    yield option.flag, flag
+
+
+def flag_with_more(word: str) -> tuple[str, str] | None:
+    """The flag and the rest of a word that contains a blank between them, which no parser takes apart."""
+    match = _FLAG_AND_MORE.fullmatch(word)
+    return (match[1], match[2].strip()) if match else None
+
+
+def second_flag(word: str) -> str | None:
+    """The flag that the value of ``--flag=VALUE`` contains, as if two arguments had been written into one."""
+    match = _SECOND_FLAG.search(word) if _is_flag(word) and "=" in word else None
+    return match[1] if match else None
 
 
 def _is_flag(word: str) -> bool:

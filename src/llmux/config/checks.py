@@ -1,9 +1,12 @@
 """Checks across keys. Each yields all of its problems; those within one key are the settings' own business."""
 
-import shlex
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from llmux.config import arguments
+from llmux.config.machine import exists
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
@@ -14,11 +17,15 @@ IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 """Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
+_HOST_NAME = re.compile(r"(?=.{1,253}$)\w(?:[\w-]{0,61}\w)?(?:\.\w(?:[\w-]{0,61}\w)?)*\.?")
+_SECRET_FLAG = re.compile("key|token|password|secret")
+
 
 def problems(settings: Settings) -> Iterator[Problem]:
     """Every combination that cannot work. Reads the disk: ``checkpoint_path`` must exist."""
     yield from names(settings)
-    yield from ports(settings)
+    yield from listeners(settings)
+    yield from weights(settings)
     yield from extra_arguments(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
@@ -33,6 +40,21 @@ def names(settings: Settings) -> Iterator[Problem]:
     for name in settings.models:
         if reason := _wrong_name(name):
             yield Problem(dotted(("models", name)), f"not usable as a model's name: {reason}", "rename it")
+
+
+def listeners(settings: Settings) -> Iterator[Problem]:
+    """``host`` must be an address or a name, and no port may be used twice."""
+    if wrong := _wrong_host(settings.host):
+        yield Problem("host", *wrong)
+    yield from ports(settings)
+
+
+def weights(settings: Settings) -> Iterator[Problem]:
+    """The engine must not take the model's path for a flag."""
+    for name, model in settings.models.items():
+        if model.model_path.startswith("-"):
+            path = dotted(("models", name, "model_path"))
+            yield Problem(path, "begins with '-', so that the engine would take it for a flag", "write ./ before it")
 
 
 def ports(settings: Settings) -> Iterator[Problem]:
@@ -57,6 +79,11 @@ def extra_arguments(settings: Settings) -> Iterator[Problem]:
     """``extra_args`` must not contain flags that llmux sets, and the numbers that llmux reads must be valid."""
     for name, model in settings.models.items():
         path = dotted(("models", name, "extra_args"))
+        for index, word in enumerate(model.extra_args):
+            if (parts := arguments.flag_with_more(word)) is not None:
+                yield Problem(f"{path}.{index}", *_joined(*parts))
+        for short, full in arguments.abbreviated(model.extra_args, arguments.RESERVED):
+            yield Problem(path, f"{short} would be read as {full}, which is set by llmux itself", "remove it")
         for flag in arguments.present(model.extra_args, arguments.RESERVED):
             remedy = "use the model's port" if flag == "--port" else "engines listen on loopback only"
             yield Problem(path, f"{flag} is set by llmux itself", f"remove it; {remedy}")
@@ -97,7 +124,7 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
     stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
     for name, model in settings.models.items():
         yield from _missing_multi_gpu_flags(settings, name)
-        if model.checkpoint_path is not None and not stored and not model.checkpoint_path.exists():
+        if model.checkpoint_path is not None and not stored and not exists(model.checkpoint_path):
             yield Problem(
                 dotted(("models", name, "checkpoint_path")),
                 f"{model.checkpoint_path} does not exist",
@@ -128,15 +155,31 @@ def warnings(settings: Settings) -> Iterator[Problem]:
         yield Problem(
             "policy.drain_before_switch", f"{policy.policy_type} always drains", "use the model's 'drain: abort'"
         )
-    programs = [("vllm_command", settings.vllm_command)]
-    programs += [(dotted(("models", name, "command")), model.command or "") for name, model in settings.models.items()]
-    for path, program in programs:
-        if len(program.split()) > 1:
-            yield Problem(
-                path,
-                f"is taken as the one program {shlex.quote(program)} and not split into words",
-                "put further words into extra_args, or write a small script",
-            )
+    for name, model in settings.models.items():
+        yield from _odd_arguments(dotted(("models", name, "extra_args")), model.extra_args)
+
+
+def _odd_arguments(path: str, words: Sequence[str]) -> Iterator[Problem]:
+    if words and not words[0].lstrip().startswith("-"):
+        yield Problem(
+            f"{path}.0", "is neither a flag nor the value of one", "begin with a flag, such as --max-model-len"
+        )
+    for short, full in arguments.abbreviated(words, arguments.READ):
+        yield Problem(path, f"{short} may be read as {full} by the engine, but not by llmux", f"write {full}")
+    for index, word in enumerate(words):
+        if flag := arguments.second_flag(word):
+            message = f"{flag} is part of the value before it"
+            yield Problem(f"{path}.{index}", message, "write each flag as an item of its own")
+
+
+def _joined(flag: str, rest: str) -> tuple[str, str]:
+    """The message and the remedy for a flag that shares its word with more."""
+    if not rest:
+        return f"{flag} has a blank at its end", "remove it"
+    if any(word.startswith("--") for word in rest.split()):
+        return f"several words in one, the first of them {flag}", "write each word as an item of its own"
+    shown = "its value" if _SECRET_FLAG.search(flag) or len(rest) > 60 else rest
+    return "two words in one", f"write {flag} and {shown} as two items"
 
 
 def _unsupported(settings: Settings) -> Iterator[Problem]:
@@ -179,11 +222,37 @@ def _missing_multi_gpu_flags(settings: Settings, name: str) -> Iterator[Problem]
         )
 
 
+def _wrong_host(host: str) -> tuple[str, str] | None:
+    """What is wrong with an address to listen on, and the remedy; None if nothing is."""
+    if host == "*" or _is_address(host):
+        return None
+    if "://" in host:
+        return "is a URL, not an address", f"write {urlsplit(host).hostname or '127.0.0.1'}, and the port into port"
+    if host.startswith("[") and _is_address(host[1:].partition("]")[0]):
+        return "is an address in brackets", f"write {host[1:].partition(']')[0]}"
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdigit() and _HOST_NAME.fullmatch(name):
+        return "contains a port", f"write {name}, and {port} into port"
+    if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
+        return "is neither an address nor the name of a host", "write 127.0.0.1 for this machine only, 0.0.0.0 for all"
+    return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _wrong_name(name: str) -> str:
     if not name:
         return "it is empty"
     if not name.isprintable():
         return "it contains control or other unprintable characters"
+    if name.startswith("-"):
+        return "it begins with '-', so that the engine would take it for a flag"
     if any(segment in ("", ".", "..") for segment in name.split("/")):
         return "between slashes there must be something, and neither '.' nor '..'"
     return ""

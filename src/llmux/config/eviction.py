@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from llmux.config.fields import Section
+from llmux.config.fields import Section, Substituted, as_scalar
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 
 LEVELS: dict[int, Eviction] = {
@@ -37,16 +37,16 @@ class EvictionSettings(Section):
 
 def _read(value: object) -> object:
     """Turn the two short forms into the mapping. Everything else is left to the mapping's own validation."""
-    match value:
-        case int() if not isinstance(value, bool):
-            eviction = LEVELS.get(value)
+    match as_scalar(value):
+        case int(level) if not isinstance(level, bool):
+            eviction = LEVELS.get(level)
             if eviction is None:
-                raise PydanticCustomError("sleep_level", "{level} is not a sleep level from 1 to 5", {"level": value})
-        case str():
+                raise PydanticCustomError("sleep_level", "{level} is not a sleep level from 1 to 5", {"level": level})
+        case str(written):
             try:
-                eviction = Eviction.parse(value)
+                eviction = Eviction.parse(written)
             except ValueError:
-                text = value[:60]
+                text = (value.written if isinstance(value, Substituted) else written)[:60]
                 raise PydanticCustomError("eviction_text", "'{text}' is not weights+process", {"text": text}) from None
         case _:
             return value

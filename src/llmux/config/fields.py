@@ -1,5 +1,7 @@
 """The types of settings. They are strict: ``port: "3000"`` and ``warmup: yes`` are reported instead of converted."""
 
+import re
+from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,47 @@ class WrittenFloat(float):
         return number
 
 
+class Substituted(str):
+    """A text that contains a value from the environment: it may stand for a number, since variables are texts.
+
+    ``written`` is the text as the file has it, for messages.
+    """
+
+    written: str
+
+    def __new__(cls, text: str, written: str) -> "Substituted":
+        value = super().__new__(cls, text)
+        value.written = written
+        return value
+
+
+class Notation(Enum):
+    """How a text is read, beyond the variables that are replaced in every text."""
+
+    PATH = auto()
+    """``~`` at its beginning is a home directory."""
+    WORD = auto()
+    """``~/`` is a home directory at its beginning and after ``=`` and ``:``."""
+    SECRET = auto()
+    """A key: a variable is the whole of it, and it never appears in a message."""
+
+
+_NUMBER = re.compile(r"-?(?:[0-9]{1,18}(?:\.[0-9]{1,18})?|\.[0-9]{1,18})(?:[eE][-+]?[0-9]{1,3})?")
+"""Of no more digits than any setting can need."""
+
+
+def as_scalar(value: object) -> object:
+    """The number, ``true`` or ``false`` that a text from the environment stands for. All else unchanged."""
+    if not isinstance(value, Substituted):
+        return value
+    text = value.strip()
+    if text in ("true", "false"):
+        return text == "true"
+    if not _NUMBER.fullmatch(text):
+        return value
+    return int(text) if re.fullmatch("-?[0-9]+", text) else float(text)
+
+
 def _as_written(value: object) -> object:
     """A number's text, where a word of a command line or an environment variable is expected."""
     match value:
@@ -40,33 +83,54 @@ def _as_written(value: object) -> object:
             return value
 
 
-def _word(value: object) -> object:
+def _without_nul(value: object) -> object:
     if isinstance(value, str) and "\0" in value:
         raise PydanticCustomError("nul_character", "must not contain a NUL character")
-    return _as_written(value)
+    return value
+
+
+def _word(value: object) -> object:
+    return _as_written(_without_nul(value))
 
 
 def _directory(value: object) -> object:
     if value == "":
         raise PydanticCustomError("empty_text", "must not be empty")
+    return _without_nul(value)
+
+
+def _key(value: object) -> object:
+    """A key that a header can carry. Of a blank at its end, a client's HTTP library would send nothing."""
+    if not isinstance(value, str) or not value:
+        return value
+    if value.isspace():
+        raise PydanticCustomError("blank_key", "must not be blank")
+    if value != value.strip():
+        raise PydanticCustomError("blanks_around_key", "must not begin or end with a blank or a line break")
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise PydanticCustomError("control_character", "must not contain line breaks or control characters")
     return value
 
 
-Flag = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True, min_length=1)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
-Directory = Annotated[Path, BeforeValidator(_directory)]
+_SCALAR = BeforeValidator(as_scalar)
 
-Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Factor = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-PositiveFactor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
-Size = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Port = Annotated[int, Field(strict=True, ge=0, le=65535)]
-EnginePort = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Flag = Annotated[bool, Field(strict=True), _SCALAR]
+Text = Annotated[str, Field(strict=True, min_length=1), BeforeValidator(_without_nul)]
+PathText = Annotated[Text, Notation.PATH]
+"""A path, or what may be one: a program, or the weights of a model."""
+Secret = Annotated[SecretStr, Field(min_length=1), BeforeValidator(_key), Notation.SECRET]
+Directory = Annotated[Path, BeforeValidator(_directory), Notation.PATH]
+
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), _SCALAR]
+PositiveSeconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _SCALAR]
+Factor = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), _SCALAR]
+PositiveFactor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _SCALAR]
+Share = Annotated[float, Field(strict=True, gt=0, lt=1), _SCALAR]
+Size = Annotated[int, Field(strict=True, ge=0), _SCALAR]
+Count = Annotated[int, Field(strict=True, ge=1), _SCALAR]
+Port = Annotated[int, Field(strict=True, ge=0, le=65535), _SCALAR]
+EnginePort = Annotated[int, Field(strict=True, ge=1, le=65535), _SCALAR]
 
 _WORD_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "number"}]}
-Word = Annotated[str, Field(strict=True), BeforeValidator(_word), WithJsonSchema(_WORD_SCHEMA)]
+Word = Annotated[str, Field(strict=True), BeforeValidator(_word), WithJsonSchema(_WORD_SCHEMA), Notation.WORD]
 VariableName = Annotated[str, Field(strict=True, pattern=r"^[^=\x00]+$")]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmux.config.fields import as_scalar
 from llmux.config.problems import Path, dotted
 from llmux.errors import Problem
 
@@ -86,6 +87,7 @@ def _renamed(
 
 
 def _converted(value: object, divisor: int) -> object:
-    if divisor == 1 or isinstance(value, bool) or not isinstance(value, int | float):
+    if divisor == 1:
         return value
-    return value / divisor
+    number = as_scalar(value)
+    return value if isinstance(number, bool) or not isinstance(number, int | float) else number / divisor

@@ -1,27 +1,29 @@
-"""From a configuration file to settings: parse, translate 0.7.7's keys, resolve secrets, validate, check.
+"""From a configuration file to settings: parse, expand variables, translate 0.7.7's keys, validate, check.
 
 Every step collects problems instead of stopping, so that one run of ``llmux check`` reports everything that is wrong.
 """
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from llmux.config import checks, legacy
+from llmux.config import checks, legacy, machine
+from llmux.config.expansion import expand
 from llmux.config.parse import parse
-from llmux.config.problems import Path, dotted, location, problems_of
+from llmux.config.problems import Path, location, problems_of
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
+from llmux.redaction import Redactor
 
 FILE_BYTES_MAX = 4 << 20
 """A configuration of a thousand models is well below 1 MiB; a larger file is the wrong file."""
 
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+ANCHOR_PREFIX = "x-"
+"""Top-level keys that begin so are ignored, as in compose files: their place is for YAML's anchors."""
 
 _PLACEHOLDER = "unknown"
 _PLACEHOLDERS = {"weights": "offload", "process": "stop"} | dict.fromkeys(
@@ -65,22 +67,43 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
     if not isinstance(parsed.data, dict):
         what = "the file is empty" if parsed.data is None else "must be a mapping with the key 'models'"
         raise ConfigError([*parsed.problems, Problem("", what, "see examples/")], source)
-    translation = legacy.translate(parsed.data)
-    data, secret_problems = resolve_secrets(translation.data, environment)
-    problems = [*parsed.problems, *translation.problems, *secret_problems]
+    written = {key: value for key, value in parsed.data.items() if not key.startswith(ANCHOR_PREFIX)}
+    expanded = expand(written, Settings, environment)
+    translation = legacy.translate(expanded.data)
+    data = translation.data
+    problems = [*parsed.problems, *expanded.problems, *translation.problems]
+    # Of a value that could not be expanded, the validation and the checks see only what the file has.
+    unusable = {problem.path for problem in expanded.problems}
+    lists = {_list_of(path) for path in unusable}
     settings: Settings | None = None
-    invalid: tuple[Problem, ...] = ()
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
         invalid = problems_of(error, Settings, data, translation.written)
-        problems += invalid
+        problems += _not_about(invalid, unusable)
+        unusable |= {problem.path for problem in invalid}
         settings = _valid_part(data, error)
     if settings is not None:
-        problems += _not_about(checks.problems(settings), {problem.path for problem in invalid})
+        problems += (
+            problem
+            for problem in _not_about((*checks.problems(settings), *machine.problems(settings)), unusable)
+            if problem.path not in lists
+        )
+    redact = Redactor(expanded.secrets).redact
     if problems or settings is None:
-        raise ConfigError(problems, source)
-    return Loaded(settings, (*translation.warnings, *checks.warnings(settings)))
+        raise ConfigError([_redacted(problem, redact) for problem in problems], source)
+    warnings = (*expanded.warnings, *translation.warnings, *checks.warnings(settings))
+    return Loaded(settings, tuple(_redacted(warning, redact) for warning in warnings))
+
+
+def _list_of(path: str) -> str:
+    """The path of the list that the path is an item of: a check of the list as a whole would read what the file has."""
+    parent, _, last = path.rpartition(".")
+    return parent if parent and last.isdigit() else path
+
+
+def _redacted(problem: Problem, redact: Callable[[str], str]) -> Problem:
+    return Problem(problem.path, redact(problem.message), redact(problem.remedy))
 
 
 def with_overrides(settings: Settings, *, host: str | None = None, port: int | None = None) -> Settings:
@@ -91,44 +114,9 @@ def with_overrides(settings: Settings, *, host: str | None = None, port: int | N
         changed = Settings.model_validate(data)
     except ValidationError as error:
         raise ConfigError(problems_of(error, Settings, data), "command line") from None
-    if problems := tuple(checks.ports(changed)):
+    if problems := tuple(checks.listeners(changed)):
         raise ConfigError(problems, "command line")
     return changed
-
-
-def resolve_secrets(data: dict[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-    """Replace secrets written as ``${NAME}`` by the environment's values. An unset or empty variable is a problem.
-
-    Only a whole value is a reference: with text around it, a typing error would become part of a key.
-    """
-    problems = []
-    for path in tuple(_secret_paths(data)):
-        written = value_at(data, path)
-        if not isinstance(written, str) or not written.startswith("${"):
-            continue
-        reference = _REFERENCE.fullmatch(written)
-        secret = environment.get(reference[1], "") if reference else ""
-        if reference is None:
-            problems.append(
-                Problem(dotted(path), "begins with ${ but is not ${NAME}", "write ${NAME} and nothing else")
-            )
-        elif not secret:
-            problems.append(
-                Problem(dotted(path), f"the environment variable {reference[1]} is not set", f"set {reference[1]}")
-            )
-        # A placeholder, so that a missing variable is one problem and not also a missing key.
-        data = replaced(data, path, secret or _PLACEHOLDER)
-    return data, tuple(problems)
-
-
-def _secret_paths(data: Mapping[str, Any]) -> Iterator[Path]:
-    yield ("admin_key",)
-    for name in ("api_keys", "batch_api_keys"):
-        keys = data.get(name)
-        if isinstance(keys, list):
-            yield from ((name, index) for index in range(len(keys)))
-    yield ("checkpoint", "object_store", "access_key")
-    yield ("checkpoint", "object_store", "secret_key")
 
 
 def _valid_part(data: dict[str, Any], error: ValidationError) -> Settings | None:
@@ -151,7 +139,7 @@ def _without_invalid(data: Any, path: Path) -> Any:
     return removed(data, path)
 
 
-def _not_about(problems: Iterator[Problem], invalid: set[str]) -> Iterator[Problem]:
+def _not_about(problems: Iterable[Problem], invalid: set[str]) -> Iterator[Problem]:
     """Drop problems at or below the paths of invalid values: the checks saw a placeholder there."""
     for problem in problems:
         if not any(f"{problem.path}.".startswith(f"{path}.") for path in invalid):

@@ -4,7 +4,17 @@ from pydantic import Field
 
 from llmux.config import arguments
 from llmux.config.eviction import EvictionField
-from llmux.config.fields import Count, Directory, EnginePort, PositiveFactor, Seconds, Section, Text, VariableName, Word
+from llmux.config.fields import (
+    Count,
+    Directory,
+    EnginePort,
+    PathText,
+    PositiveFactor,
+    Seconds,
+    Section,
+    VariableName,
+    Word,
+)
 from llmux.core.eviction import Drain
 
 DEFAULT_GPU_SHARE = 0.92
@@ -14,7 +24,7 @@ DEFAULT_GPU_SHARE = 0.92
 class ModelSettings(Section):
     """One model that clients can ask for."""
 
-    model_path: Text = Field(description="Hugging Face id, or directory, of the weights.")
+    model_path: PathText = Field(description="Hugging Face id, or directory, of the weights.")
     port: EnginePort | None = Field(default=None, description="The engine's port on loopback. Default: a free one.")
     extra_args: tuple[Word, ...] = Field(
         default=(),
@@ -31,7 +41,7 @@ class ModelSettings(Section):
     env: dict[VariableName, Word] = Field(
         default_factory=dict, description="Environment variables for the engine; they override inherited ones."
     )
-    command: Text | None = Field(
+    command: PathText | None = Field(
         default=None, description="The engine's program, one word that is never split at spaces. Default: vllm_command."
     )
     max_in_flight: Count | None = Field(

@@ -148,4 +148,6 @@ def _yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = error.problem_mark
     what = "; ".join(part for part in (error.context, error.problem) if part)
     remedy = "indent with spaces" if "'\\t'" in what else "correct the text there"
+    if "${" in (mark.get_snippet() or ""):
+        remedy = "put ${NAME} into quotes there"
     return Problem("", f"not YAML at line {mark.line + 1}, column {mark.column + 1}: {what}", remedy)

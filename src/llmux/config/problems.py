@@ -1,14 +1,14 @@
 """Turns pydantic's errors into problems with a path, a plain sentence and a remedy."""
 
 import difflib
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from llmux.config.fields import Substituted
+from llmux.config.position import Position, position_of
 from llmux.errors import Problem
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -30,6 +30,18 @@ _SENTENCES = {
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }
+
+_EXAMPLES = {
+    "models": "write models: {NAME: {model_path: PATH}}, the name as the key",
+    "policy": "write policy: {policy_type: adaptive}",
+    "checkpoint": "write checkpoint: {} for its defaults",
+    "eviction": "write offload+keep_running, or {weights: offload, process: keep_running}",
+    "env": 'write env: {NAME: "value"}',
+    "extra_args": 'write a list with one word an item: [--max-model-len, "4096"]',
+    "api_keys": 'write a list: ["${NAME}"]',
+    "batch_api_keys": 'write a list: ["${NAME}"]',
+}
+"""The right form of a key for whoever knows another tool's. The user's own value may be a secret."""
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -85,7 +97,7 @@ def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            return nearest(details["loc"][-1], _keys_at(root, details["loc"][:-1]))
+            return nearest(details["loc"][-1], _position_at(root, details["loc"][:-1]).keys)
         case "enum":
             expected = [word.strip("' ") for word in details["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             return nearest(value, expected, otherwise="")
@@ -93,6 +105,10 @@ def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
             return "1 offload+keep_running, 2 discard+keep_running, 3 retain+cuda_suspend, 4 discard+checkpoint, 5 stop"
         case "eviction_text":
             return "retain, offload or discard + keep_running, cuda_suspend, checkpoint or stop"
+        case _ if isinstance(value, Substituted):
+            return f"it comes from {value.written}"
+        case "model_type" | "dict_type" | "tuple_type":
+            return _example(details["loc"])
         case "string_type" if isinstance(value, bool | int | float):
             return "put it into quotes"
         case "int_type" | "float_type" | "bool_type" if isinstance(value, str):
@@ -105,28 +121,17 @@ def _remedy(details: ErrorDetails, root: type[BaseModel]) -> str:
             return ""
 
 
-def _keys_at(root: type[BaseModel], path: Path) -> list[str]:
-    section: Any = root
+def _example(path: Path) -> str:
+    if len(path) == 2 and path[0] == "models":
+        return f"write {_shown(path[1])}: {{model_path: PATH}}"
+    return _EXAMPLES.get(str(path[-1]), "")
+
+
+def _position_at(root: type[BaseModel], path: Path) -> Position:
+    position = position_of(root)
     for part in path:
-        section = _item_type(section, part)
-    return [*section.model_fields] if isinstance(section, type) and issubclass(section, BaseModel) else []
-
-
-def _item_type(section: Any, part: str | int) -> Any:
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        field = section.model_fields.get(str(part))
-        return _bare(field.annotation) if field else None
-    arguments = typing.get_args(section)
-    return _bare(arguments[-1]) if arguments else None
-
-
-def _bare(annotation: Any) -> Any:
-    """The type without ``Annotated`` and ``| None``."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _bare(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _bare(next(part for part in typing.get_args(annotation) if part is not type(None)))
-    return annotation
+        position = position.below(part)
+    return position
 
 
 def _is_number(text: str) -> bool:
@@ -138,7 +143,8 @@ def _is_number(text: str) -> bool:
 
 
 def _value(value: object) -> str:
-    text = repr(value)
+    """The value as the file has it: never what came from the environment."""
+    text = value.written if isinstance(value, Substituted) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmux.config import legacy
+from llmux.config.load import ANCHOR_PREFIX
 from llmux.config.settings import Settings
 
 TABLES = (
@@ -19,6 +20,11 @@ TABLES = (
     ("`checkpoint.object_store`", "ObjectStoreSettings"),
 )
 """The sections in the order of the document, each with its definition in the schema."""
+
+ABOUT = ("title", "description", "default", "deprecated")
+"""Keywords that say nothing about the value."""
+REFERENCE = {"type": "string", "pattern": "\\$\\{"}
+"""A value from the environment, whatever it is there."""
 
 MARK = "<!-- The rest is made by `make reference`; a test keeps it current. -->\n\n"
 
@@ -32,8 +38,27 @@ def json_schema() -> dict[str, Any]:
     _add_old_keys(definitions["ModelSettings"], legacy.MODEL)
     for key, why in legacy.WITHOUT_EFFECT.items():
         schema["properties"][key] = {"deprecated": True, "description": f"Has no effect: {why}."}
+    for section in (schema, *definitions.values()):
+        _accept_references(section, definitions)
+    schema["patternProperties"] = {f"^{ANCHOR_PREFIX}": {"description": "Ignored: a place for YAML's anchors."}}
     schema["title"] = "llmux configuration"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _accept_references(section: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Let every number, flag and choice also be written as a text with ``${NAME}`` in it."""
+    for described in section.get("properties", {}).values():
+        rule = {key: value for key, value in described.items() if key not in ABOUT}
+        choices = rule.get("anyOf", [rule])
+        if any(_needs_reference(choice, definitions) for choice in choices):
+            for key in rule:
+                del described[key]
+            described["anyOf"] = [*choices, REFERENCE]
+
+
+def _needs_reference(choice: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    choice = definitions.get(choice.get("$ref", "").rpartition("/")[2], choice)
+    return "enum" in choice or choice.get("type") in ("integer", "number", "boolean")
 
 
 def render() -> str:

@@ -5,15 +5,30 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field
 
-from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, Seconds, Secret, Section, Size, Text
+from llmux.config import arguments
+from llmux.config.fields import (
+    Count,
+    Directory,
+    Flag,
+    PathText,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    Secret,
+    Section,
+    Size,
+    Text,
+)
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
+from llmux.redaction import secrets_in
 
 DEFAULT_MAX_IN_FLIGHT = 256
 """For engines without ``--max-num-seqs``. Requests beyond it wait in llmux, where a switch can leave them behind."""
@@ -49,13 +64,13 @@ class ObjectStoreSettings(Section):
 class CheckpointSettings(Section):
     """The section ``checkpoint``: criu, and the directory of its images."""
 
-    criu_path: Text = Field(default="criu", description="The criu program: a name on PATH, or a path.")
+    criu_path: PathText = Field(default="criu", description="The criu program: a name on PATH, or a path.")
     cuda_plugin_dir: Directory = Field(default=Path("/usr/lib/criu/"), description="Directory of criu's CUDA plugin.")
     images_dir: Directory = Field(
         default=Path("/tmp/llmux-checkpoints"),
         description="Directory of the images; a model's are in images_dir/MODEL/images.",
     )
-    cuda_checkpoint_path: Text = Field(
+    cuda_checkpoint_path: PathText = Field(
         default="cuda-checkpoint",
         description="The cuda-checkpoint program: a name on PATH, or a path. Accepted for 0.7.7's files; not used yet.",
     )
@@ -77,7 +92,11 @@ class Settings(Section):
         description="The models, by the name that clients ask for. Warm-up and lists keep their order.",
     )
     policy: PolicySettings = Field(default=PolicySettings(), description="When to switch between models.")
-    host: Text = Field(default="127.0.0.1", description="Address that all of llmux's ports listen on.")
+    host: Text = Field(
+        default="127.0.0.1",
+        description="Address, or name of a host, that all of llmux's ports listen on. 0.0.0.0 means all IPv4 "
+        "addresses, :: all IPv6 ones, and * both.",
+    )
     port: Port = Field(default=3000, description="The main port; 0 picks a free one.")
     metrics_port: Port = Field(default=9090, description="An additional port that serves only /metrics; 0: none.")
     admin_port: Port | None = Field(
@@ -98,7 +117,7 @@ class Settings(Section):
         description="API keys whose requests have the priority batch: they are served after the model's interactive "
         "requests, except those that arrive max_wait_seconds later.",
     )
-    vllm_command: Text = Field(
+    vllm_command: PathText = Field(
         default="vllm",
         description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",
     )
@@ -189,6 +208,17 @@ class Settings(Section):
     def tensor_parallel_size_of(self, name: str) -> int:
         """How many GPUs the engine spreads the model over."""
         return self.models[name].tensor_parallel_size
+
+    def secrets(self) -> Iterator[str]:
+        """All keys, and what of the models' environment and arguments is secret."""
+        keys = [*self.api_keys, *self.batch_api_keys]
+        keys += [self.admin_key] if self.admin_key is not None else []
+        store = self.checkpoint.object_store if self.checkpoint is not None else None
+        keys += [store.access_key, store.secret_key] if store is not None else []
+        yield from (key.get_secret_value() for key in keys)
+        for model in self.models.values():
+            yield from secrets_in(model.env)
+            yield from arguments.every_value(model.extra_args, arguments.API_KEY)
 
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""

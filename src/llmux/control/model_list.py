@@ -44,7 +44,7 @@ def _entry(model: ModelStatus) -> dict[str, Any]:
         "object": "model",
         "created": int(time.time()),
         "owned_by": "None",
-        "state": process_state(model.state),
+        "state": process_state(model.state, for_clients=True),
         "on_gpu": model.on_gpu,
         "in_flight": model.in_flight,
         "queue_depth": model.queue_depth,

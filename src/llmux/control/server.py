@@ -39,11 +39,11 @@ class ControlServer:
 
     async def listen_admin(self, host: str, port: int) -> int:
         """Open a listener that serves only ``/control/*``; port 0 picks one. Returns the port. Raises ListenFailed."""
-        return await _listen(self._admin, host, port)
+        return await _listen(self._admin, "admin_port", host, port)
 
     async def listen_metrics(self, host: str, port: int) -> int:
         """Open a listener that serves only ``/metrics``; port 0 picks one. Returns the port. Raises ListenFailed."""
-        return await _listen(self._metrics, host, port)
+        return await _listen(self._metrics, "metrics_port", host, port)
 
     async def close(self) -> None:
         """Close all listeners and connections. Commands under way continue; their responses are lost."""
@@ -61,12 +61,12 @@ def _runner(application: web.Application) -> web.AppRunner:
     )
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> int:
+async def _listen(runner: web.AppRunner, key: str, host: str, port: int) -> int:
     if runner.server is None:
         await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise ListenFailed(f"{host}:{port}", error.strerror or str(error)) from error
+        raise ListenFailed(key, host, port, error) from error
     bound_port: int = runner.addresses[-1][1]
     return bound_port

@@ -19,6 +19,7 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
+from llmux.errors import EngineReport, cause_of
 from llmux.runtime.operations import ModelStatus, Operations, Status
 
 _WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
@@ -98,6 +99,9 @@ def _transition(transition: Transition, now: float) -> dict[str, Any]:
 
 def _state_entry(state: State) -> dict[str, Any]:
     facts = {name: value for name, value in asdict(state).items() if name not in _TIMES}
+    for name, value in facts.items():
+        if isinstance(value, EngineReport):  # The encoder knows no kinds of str.
+            facts[name] = str(value)
     return {"state": type(state).__name__.lower(), **facts}
 
 
@@ -114,8 +118,8 @@ def policy_word(eviction: Eviction) -> str:
     return f"{_WEIGHTS[eviction.weights]}+{_PROCESSES[eviction.process]}"
 
 
-def process_state(state: State) -> str:
-    """A model's state in one word, with a detail after a colon.
+def process_state(state: State, *, for_clients: bool = False) -> str:
+    """A model's state in one word, with a detail after a colon; for clients without what an engine printed.
 
     0.7.7 knew no drain and no wake in progress: a model is ``running`` until its engine begins to sleep, and
     ``sleeping`` until it is awake. One that is being stopped is ``running`` until it is gone.
@@ -133,7 +137,7 @@ def process_state(state: State) -> str:
             assert eviction is not None
             return f"sleeping:{policy_word(eviction)}"
         case Stuck(reason=reason) | Failed(reason=reason):
-            return f"failed:{reason}"
+            return f"failed:{cause_of(reason) if for_clients else reason}"
         case _:
             assert_never(state)
 

@@ -77,7 +77,12 @@ class CheckpointStore:
         return manifest
 
     async def restore(
-        self, fingerprint: str, *, on_line: LineReceiver, on_exit: Callable[[int], None]
+        self,
+        fingerprint: str,
+        *,
+        on_line: LineReceiver,
+        on_exit: Callable[[int], None],
+        redact: Callable[[str], str] = str,
     ) -> tuple[EngineProcess, Manifest]:
         """Restore the engine; raises RestoreFailed, ImageUnusable, CriuUnusable. Then only a cold start is left.
 
@@ -93,7 +98,7 @@ class CheckpointStore:
             manifest = await asyncio.to_thread(self._checkpointer.read, path)
             if manifest.fingerprint != fingerprint:
                 raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
-            run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit)
+            run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException:
             if manifest is not None and manifest.has_frozen:

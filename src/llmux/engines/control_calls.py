@@ -1,7 +1,7 @@
 """Calls to an engine's own endpoints, outside the data path: each has a time limit, each failure its reason."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,18 @@ def new_control_session() -> aiohttp.ClientSession:
 class EngineEndpoints:
     """The endpoints of one model's engine on this machine, and the only record of the address it listens on."""
 
-    def __init__(self, session: aiohttp.ClientSession, port: int, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        port: int,
+        api_key: str | None = None,
+        *,
+        redact: Callable[[str], str] = str,
+    ) -> None:
+        """``redact`` takes secrets out of what the engine says in an error."""
         self.upstream = Upstream("127.0.0.1", port, api_key)
         self._session = session
+        self._redact = redact
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def move_to(self, port: int) -> None:
@@ -58,8 +67,13 @@ class EngineEndpoints:
         except (aiohttp.ClientError, OSError) as error:
             raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
         if not 200 <= response.status < 300:
-            raise ControlCallFailed(call, f"status {response.status}: {_shown(body)}", response.status)
+            raise ControlCallFailed(call, f"status {response.status}: {self._shown(body)}", response.status)
         return _document(body)
+
+    def _shown(self, body: bytes) -> str:
+        # More than is shown is redacted, so that a secret is not cut in two before.
+        text = self._redact(body[: 2 * BODY_SHOWN_BYTES].decode(errors="replace"))
+        return text if len(body) <= BODY_SHOWN_BYTES else f"{text[:BODY_SHOWN_BYTES]}... [{len(body)} bytes]"
 
 
 def _document(body: bytes) -> Any:
@@ -67,8 +81,3 @@ def _document(body: bytes) -> Any:
         return json.loads(body) if body else None
     except ValueError:
         return None
-
-
-def _shown(body: bytes) -> str:
-    text = body[:BODY_SHOWN_BYTES].decode(errors="replace")
-    return text if len(body) <= BODY_SHOWN_BYTES else f"{text}... [{len(body)} bytes]"

@@ -8,6 +8,7 @@ from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
 from llmux.engines import vllm
 from llmux.engines.process import LaunchCommand
 from llmux.hosts.local import available_mib, weights_mib
+from llmux.redaction import Redactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class EngineSpec:
     freezes: bool = False
     canary_every: int | None = None
     host_memory_reserve_mib: int = 0
+    redactor: Redactor = field(default_factory=Redactor)
+    """Takes secrets out of what the engine prints and answers, before it is logged, kept or passed on."""
 
     @property
     def argv(self) -> tuple[str, ...]:

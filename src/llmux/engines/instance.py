@@ -19,7 +19,15 @@ from llmux.engines.process import EngineProcess
 from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
 from llmux.engines.steps import parse_step
-from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.errors import (
+    CriuUnusable,
+    EngineReport,
+    ImageUnusable,
+    LlmuxError,
+    ProcessStuck,
+    RestoreFailed,
+    SpawnFailed,
+)
 from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
@@ -57,6 +65,7 @@ class Instance:
         self._engine: RunningEngine | None = None
         self._scope = EngineScope(lambda: self._process)
         self._is_interrupted = False
+        self._last_output: tuple[str, ...] = ()
 
     @property
     def upstream(self) -> Upstream:
@@ -75,8 +84,8 @@ class Instance:
 
     @property
     def output_tail(self) -> tuple[str, ...]:
-        """The engine's last lines of output."""
-        return () if self._process is None else self._process.tail
+        """The last lines of output of the engine, or of the last one that ran."""
+        return self._last_output if self._process is None else self._process.tail
 
     @property
     def has_engine(self) -> bool:
@@ -109,10 +118,12 @@ class Instance:
                 await self._come_back()
             error = self._missing_reason()
         except LlmuxError as failure:
-            error, is_mismatch = str(failure), isinstance(failure, OutputMismatch)
+            error = failure.report if isinstance(failure, EngineFailure) else str(failure)
+            is_mismatch = isinstance(failure, OutputMismatch)
+        lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,
-            is_out_of_memory=error is not None and vllm.reports_out_of_memory(self.output_tail),
+            is_out_of_memory=error is not None and vllm.reports_out_of_memory(lines),
             is_mismatch=is_mismatch,
             can_freeze=self._engine is not None and self._engine.can_freeze,
             canary_seconds=self.canary.seconds - canary_seconds_before,
@@ -206,7 +217,10 @@ class Instance:
         directory = create_temporary_directory(self.spec.model)
         try:
             process = await EngineProcess.spawn(
-                self.spec.launch_command(directory), on_line=self._on_line, on_exit=self._on_process_exit
+                self.spec.launch_command(directory),
+                on_line=self._on_line,
+                on_exit=self._on_process_exit,
+                redact=self.spec.redactor.redact_line,
             )
         except SpawnFailed as failure:
             remove_temporary_directory(directory)
@@ -252,12 +266,16 @@ class Instance:
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         try:
             process, manifest = await self._store.restore(
-                fingerprint, on_line=self._on_line, on_exit=self._on_process_exit
+                fingerprint,
+                on_line=self._on_line,
+                on_exit=self._on_process_exit,
+                redact=self.spec.redactor.redact_line,
             )
             self._engine = engine = self._running(process, fingerprint)
             await self._store.delete_consumed()
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
-            raise EngineFailure(str(failure)) from failure
+            report = EngineReport(str(failure), "the engine could not be restored from its image")
+            raise EngineFailure(report) from failure
         engine.applied = tuple(map(parse_step, manifest.steps))
         engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline
@@ -277,6 +295,7 @@ class Instance:
         )
 
     def _forget(self) -> None:
+        self._last_output = self.output_tail
         self._engine = None
         # The exit of the forgotten process must not fail the next start.
         self._scope.reset()

@@ -73,7 +73,13 @@ class StayRefused(LlmuxError):
 class EngineProcess:
     """An engine's tree of processes under a shim of its own; created by ``spawn`` or ``restore``."""
 
-    def __init__(self, temporary_directory: Path | None, on_line: LineReceiver, on_exit: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        temporary_directory: Path | None,
+        on_line: LineReceiver,
+        on_exit: Callable[[int], None],
+        redact: Callable[[str], str],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         """The root process, and the id of its group and session."""
@@ -82,6 +88,7 @@ class EngineProcess:
         self.temporary_directory = temporary_directory
         self._on_line = on_line
         self._on_exit = on_exit
+        self._redact = redact
         self._tail = OutputTail()
         self._connection: ShimConnection | None = None
         self._started: asyncio.Future[str | None] = loop.create_future()
@@ -95,26 +102,40 @@ class EngineProcess:
         self._staying: asyncio.Future[None] = loop.create_future()
 
     @classmethod
-    async def spawn(cls, command: LaunchCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
-        """Start the engine; raises SpawnFailed.
+    async def spawn(
+        cls,
+        command: LaunchCommand,
+        *,
+        on_line: LineReceiver,
+        on_exit: Callable[[int], None],
+        redact: Callable[[str], str] = str,
+    ) -> Self:
+        """Start the engine; raises SpawnFailed. ``redact`` takes secrets out of each line that it prints.
 
         ``on_exit`` is called exactly once, with the root's exit code, or its signal's negative number; both callbacks
         may be called before this returns. A cancelled ``spawn`` leaves no process and never calls ``on_exit``.
         """
-        process = cls(command.temporary_directory, on_line, on_exit)
+        process = cls(command.temporary_directory, on_line, on_exit, redact)
         reason = await process._begin("start", _start_facts(command), SPAWN_SECONDS)
         if reason is not None:
             raise SpawnFailed(reason)
         return process
 
     @classmethod
-    async def restore(cls, command: RestoreCommand, *, on_line: LineReceiver, on_exit: Callable[[int], None]) -> Self:
+    async def restore(
+        cls,
+        command: RestoreCommand,
+        *,
+        on_line: LineReceiver,
+        on_exit: Callable[[int], None],
+        redact: Callable[[str], str] = str,
+    ) -> Self:
         """Let criu recreate the engine, as if it had been spawned; raises RestoreFailed, SpawnFailed.
 
         The pids in the image must be free. After a failure or cancellation, no process and no temporary directory is
         left.
         """
-        process = cls(command.temporary_directory, on_line, on_exit)
+        process = cls(command.temporary_directory, on_line, on_exit, redact)
         facts = {
             "argv": list(command.argv),
             "timeout_seconds": command.timeout_seconds,
@@ -283,6 +304,7 @@ class EngineProcess:
                 assert_never(event)
 
     def _add_line(self, stream: str, line: str) -> None:
+        line = self._redact(line)
         self._tail.add(line)
         _call_safely(self._on_line, stream, line)
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from llmux.engines import vllm
 from llmux.engines.process import EngineProcess, describe_exit
-from llmux.errors import ControlCallFailed, LlmuxError
+from llmux.errors import ControlCallFailed, EngineReport, LlmuxError
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""
@@ -16,7 +17,11 @@ LINES_SHOWN = 8
 
 
 class EngineFailure(LlmuxError):
-    """An engine did not do what it should; the text says what, with the engine's last lines of output if any."""
+    """An engine did not do what it should; the report says what, with the engine's last lines of output if any."""
+
+    def __init__(self, report: str) -> None:
+        self.report = report
+        super().__init__(report)
 
 
 class EngineScope:
@@ -50,7 +55,7 @@ class EngineScope:
                 await work
         except TimeoutError:
             limit = "was allowed" if limit_seconds is None else f"{limit_seconds:g} s"
-            reason = self._interruption or f"{what} took longer than {limit}{last_lines(self._process())}"
+            reason = self._interruption or with_output(f"{what} took longer than {limit}", self._process())
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
             # The work is over: an exit that is reported from here on explains its failure and interrupts nothing.
@@ -64,19 +69,24 @@ class EngineScope:
         """A lost connection usually means a dying engine, a 500 often: its exit, reported in a moment, says more."""
         process = self._process()
         if process is None or (failure.status is not None and failure.status < 500):
-            return str(failure)
+            return EngineReport(str(failure), failure.cause)
         with suppress(TimeoutError):
             async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else EXIT_AFTER_500_SECONDS):
                 return exit_report(process, await process.wait_exited())
-        return f"{failure}{last_lines(process)}"
+        return with_output(str(failure), process, failure.cause)
 
 
 def exit_report(process: EngineProcess | None, status: int) -> str:
     """How an engine ended, with its last lines of output."""
-    return f"the engine ended with {describe_exit(status)}{last_lines(process)}"
+    return with_output(f"the engine ended with {describe_exit(status)}", process)
 
 
-def last_lines(process: EngineProcess | None) -> str:
-    """An engine's last lines of output, to be appended to a sentence; empty if it printed nothing."""
-    lines = () if process is None else process.tail[-LINES_SHOWN:]
-    return "; its last lines: " + " | ".join(lines) if lines else ""
+def with_output(sentence: str, process: EngineProcess | None, cause: str = "") -> EngineReport:
+    """The sentence and the engine's last lines of output, for the operator; for clients what is known from them."""
+    lines = () if process is None else process.tail
+    known = vllm.known_cause(lines)
+    shown = lines[-LINES_SHOWN:]
+    return EngineReport(
+        sentence + (f"; its last lines: {' | '.join(shown)}" if shown else ""),
+        (cause or sentence) + (f": {known}" if known else ""),
+    )

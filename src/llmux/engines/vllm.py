@@ -23,6 +23,27 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+_CAUSES = (
+    (_OUT_OF_MEMORY, "out of GPU memory"),
+    (
+        re.compile(r"larger than the (?:maximum number of tokens|available KV cache)"),
+        "too little GPU memory for its context",
+    ),
+    (re.compile(r"address already in use|Errno 98\b", re.IGNORECASE), "its port is taken"),
+    (re.compile(r"unrecognized arguments|invalid choice:|expected (?:one|at least one) argument"), "wrong extra_args"),
+    (re.compile(r"GatedRepoError|gated repo|\b40[13] Client Error", re.IGNORECASE), "no access to its weights"),
+    (re.compile(r"RepositoryNotFound|not a valid model identifier|HFValidationError"), "its model_path is not found"),
+    (re.compile(r"No space left on device|Errno 28\b"), "the disk is full"),
+    (
+        re.compile(r"No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver version is insufficient"),
+        "no usable GPU",
+    ),
+    (re.compile(r"are not supported for now|does not recognize this architecture"), "an unsupported architecture"),
+    (re.compile(r"CUDA error|cudaError"), "a CUDA error"),
+    (re.compile(r"ModuleNotFoundError"), "a Python package is missing"),
+)
+"""What a line of output tells about an engine's end."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControlTimeouts:
@@ -72,6 +93,12 @@ def environment(
 def reports_out_of_memory(lines: Sequence[str]) -> bool:
     """Whether an engine's last lines of output say that the GPU had too little memory for it."""
     return any(_OUT_OF_MEMORY.search(line) for line in lines)
+
+
+def known_cause(lines: Sequence[str]) -> str | None:
+    """Why an engine ended, if its last lines of output tell: in words of our own, since clients must not see those."""
+    causes = (cause for line in reversed(lines) for pattern, cause in _CAUSES if pattern.search(line))
+    return next(causes, None)
 
 
 async def fall_asleep(

@@ -97,6 +97,8 @@ def _message(error: RequestError) -> str:
             return f"{error}; use /control/switch or /control/unpin"
         case ModelNotFound(known=()):
             return f"{error}; GET /v1/models lists those that do"
+        case EngineUnavailable():
+            return f"{error}; the operator finds its output with GET /control/models/MODEL/logs"
         case _:
             return str(error)
 

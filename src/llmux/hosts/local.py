@@ -102,6 +102,12 @@ def is_free(port: int) -> bool:
     return True
 
 
+def url_of(host: str, port: int) -> str:
+    """The URL at which a program on this machine reaches what listens on ``host``, which may mean all addresses."""
+    reachable = {"*": LOOPBACK, "::": "::1"}.get(host, host).replace("%", "%25")
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
 def create_temporary_directory(model: str, parent: Path | None = None) -> Path:
     """Create a directory for one start of a model's engine, named after the model.
 

@@ -34,9 +34,11 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.states import Cold
 from llmux.engines.health import Health
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
-from llmux.errors import CommandFailed
+from llmux.errors import CommandFailed, EngineReport
 
 log = structlog.get_logger("llmux.controller")
+
+INTERNAL_ERROR = "an internal error of llmux; its log has the details"
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 """Runs a coroutine as a task that the server owns."""
@@ -203,7 +205,7 @@ class Controller:
             outcome = await engine.wake()
         except Exception as failure:
             log.exception("unexpected error while waking", model=instance.model)
-            outcome = WakeOutcome(f"{type(failure).__name__}: {failure}")
+            outcome = WakeOutcome(EngineReport(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
         if outcome.error is not None:
             # Before the event: the scheduler may give the engine's memory away as soon as it knows of the failure.
             await engine.end()
@@ -224,5 +226,5 @@ class Controller:
             outcome = await self._instances[instance.model].evict(action.eviction, freeze=action.freeze)
         except Exception as failure:
             log.exception("unexpected error while evicting", model=instance.model)
-            outcome = EvictOutcome(Cold(), error=f"{type(failure).__name__}: {failure}")
+            outcome = EvictOutcome(Cold(), error=EngineReport(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
         self.feed(EvictDone(instance, outcome.residency, outcome.error))

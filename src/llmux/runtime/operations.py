@@ -39,7 +39,7 @@ class ModelStatus:
     @property
     def failure(self) -> str | None:
         """Why its engine failed, or could not be brought off the GPU; None if neither."""
-        return self.state.reason if isinstance(self.state, Failed | Stuck) else None
+        return str(self.state.reason) if isinstance(self.state, Failed | Stuck) else None
 
 
 @dataclass(frozen=True, slots=True)

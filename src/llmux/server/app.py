@@ -23,7 +23,7 @@ from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
-from llmux.hosts.local import connections_that_fit
+from llmux.hosts.local import connections_that_fit, url_of
 from llmux.observability.access_log import AccessLog
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
@@ -35,7 +35,6 @@ from llmux.server.build import (
     build_headroom,
     build_scheduler,
     engine_specs,
-    missing_programs,
     needs_criu,
 )
 from llmux.server.warmup import warm_up
@@ -75,7 +74,7 @@ class Server:
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
         for name, spec in engine_specs(settings).items():
-            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key)
+            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
             self._instances[name] = Instance(
                 spec,
                 self._endpoints[name],
@@ -106,8 +105,6 @@ class Server:
     async def start(self) -> None:
         """Warm up if configured, then listen. Raises LlmuxError."""
         settings = self.settings
-        for program, models in missing_programs(settings).items():
-            log.warning("no such program: install it or set vllm_command", program=program, models=models)
         if self._checkpointer is not None and needs_criu(settings):
             await self._checkpointer.check()
             for images in self._images.values():
@@ -128,13 +125,13 @@ class Server:
             return
         _collect_garbage_rarely()
         self._model_list.is_ready = True
-        log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
+        log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
 
     async def _listen(self, host: str, port: int) -> int:
         try:
             return await self.gateway.listen(host, port)
         except OSError as error:
-            raise ListenFailed(f"{host}:{port}", error.strerror or str(error)) from error
+            raise ListenFailed("port", host, port, error) from error
 
     def begin_shutdown(self, drain_seconds: float) -> None:
         """Stop accepting requests, give those in flight ``drain_seconds``, then stop all engines.

@@ -1,8 +1,6 @@
 """Builds parts from settings: the scheduler and its policy, then what each engine needs, then checkpoints."""
 
 import os
-import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -25,6 +23,7 @@ from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
+from llmux.redaction import Redactor, secrets_in
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """Every how many wakes the canary is checked; None: never."""
@@ -91,6 +90,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     own = {settings.port, settings.metrics_port, settings.admin_port or 0}
     portless = [name for name, model in settings.models.items() if model.port is None]
     chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
+    redactor = build_redactor(settings)
     timeouts = ControlTimeouts(
         settings.sleep_timeout_seconds,
         settings.wake_timeout_seconds,
@@ -114,19 +114,16 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
+            redactor=redactor,
         )
         for name, model in settings.models.items()
     }
 
 
-def missing_programs(settings: Settings) -> Mapping[str, Sequence[str]]:
-    """Programs of engines that cannot be found, with the models that need them. They may be installed later."""
-    missing: dict[str, list[str]] = {}
-    for name, model in settings.models.items():
-        program = settings.command_of(name)
-        if shutil.which(program, path=model.env.get("PATH")) is None:
-            missing.setdefault(program, []).append(name)
-    return missing
+def build_redactor(settings: Settings) -> Redactor:
+    """Knows every secret of the configuration and of the environment: an engine inherits all of llmux's variables."""
+    secrets = set(secrets_in(os.environ)) | set(settings.secrets())
+    return Redactor(secrets)
 
 
 def build_headroom(settings: Settings, name: str) -> GpuHeadroom:

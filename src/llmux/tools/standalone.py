@@ -78,7 +78,7 @@ async def open_standalone(
         raise ModelNotFound(model, list(settings.models))
     spec = engine_specs(settings)[model]
     async with new_control_session() as session:
-        endpoints = EngineEndpoints(session, spec.port, spec.api_key)
+        endpoints = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
         headroom = build_headroom(settings, model)
         instance = Instance(spec, endpoints, lambda reason: None, store=images, headroom=headroom)
         try:

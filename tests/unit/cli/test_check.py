@@ -1,6 +1,7 @@
 """``llmux check`` reports every problem of a file, and ``llmux schema`` prints the committed schema."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def good(tmp_path: Path) -> Path:
     file = tmp_path / "good.yaml"
     file.write_text(
         "models: {a: {model_path: x, eviction: retain+cuda_suspend}, b: {model_path: y}}\nmax_sleeping: 1\n"
-        "policy: {policy_type: cost_aware}\ncheckpoint: {}\n"
+        f"policy: {{policy_type: cost_aware}}\ncheckpoint: {{}}\nvllm_command: {sys.executable}\n"
     )
     return file
 
@@ -45,8 +46,20 @@ def test_a_usable_file(good: Path, option: str) -> None:
 
 
 def test_a_single_model_is_counted_in_the_singular() -> None:
-    result = CliRunner().invoke(APP, ["-c", str(FIXTURES / "sleep.json")])
-    assert result.stdout == f"{FIXTURES / 'sleep.json'}: OK, 1 model, policy adaptive\n"
+    file = FIXTURES / "sleep.json"
+    first, note = CliRunner().invoke(APP, ["-c", str(file)]).stdout.splitlines()
+    assert first == f"{file}: OK, 1 model, policy adaptive"
+    assert note.startswith("  warning: vllm_command: the program '/opt/engines/bin/vllm' does not exist")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_with_strict_a_warning_makes_the_check_fail(tmp_path: Path, options: list[str]) -> None:
+    file = tmp_path / "llmux.yaml"
+    file.write_text(f"models: {{a: {{model_path: x}}}}\nvllm_command: {sys.executable}\n")
+    assert CliRunner().invoke(APP, ["-c", str(file), "--strict", *options]).exit_code == 0
+    file.write_text("models: {a: {model_path: /no/such/model}}\n")
+    assert CliRunner().invoke(APP, ["-c", str(file), *options]).exit_code == 0
+    assert CliRunner().invoke(APP, ["-c", str(file), "--strict", *options]).exit_code == 1
 
 
 def test_each_problem_has_its_line_on_stderr(bad: Path) -> None:

@@ -45,7 +45,94 @@ def test_a_port_problem_names_the_other_use() -> None:
     assert problem.message == "8001 is already used by models.a.port"
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--max-num-seqs 4", "two words in one (write --max-num-seqs and 4 as two items)"),
+        ("-tp 2", "two words in one (write -tp and 2 as two items)"),
+        ("--port\t9000", "two words in one (write --port and 9000 as two items)"),
+        ('--hf-overrides {"a": 1}', 'two words in one (write --hf-overrides and {"a": 1} as two items)'),
+        ("--api-key hush", "two words in one (write --api-key and its value as two items)"),
+        ("--seed ", "--seed has a blank at its end (remove it)"),
+        (" --seed 1", "two words in one (write --seed and 1 as two items)"),
+        ("--seed 1 --port 2", "several words in one, the first of them --seed (write each word as an item of its own)"),
+    ],
+)
+def test_several_words_in_one_are_refused(word: str, expected: str) -> None:
+    (problem,) = problems({"a": {"extra_args": ["--enforce-eager", word]}})
+    assert str(problem) == f"models.a.extra_args.1: {expected}"
+
+
+@pytest.mark.parametrize("word", ["--x=a b", "a -b c", "- be brief", "-1 2", "--x", '{"a": 1}', "--x={a b=c}"])
+def test_one_word_with_blanks_is_one_word(word: str) -> None:
+    assert problems({"a": {"extra_args": ["--y", word]}}) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "full"),
+    [("--hos", "--host"), ("--po=1", "--port"), ("--ud", "--uds"), ("--h", "--host"), ("--por", "--port")],
+)
+def test_abbreviations_of_flags_that_llmux_sets_are_refused(word: str, full: str) -> None:
+    (problem,) = problems({"a": {"extra_args": [word, "0.0.0.0"]}})
+    assert problem.path == "models.a.extra_args"
+    assert f"would be read as {full}" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "remedy"),
+    [
+        (["--tensor-parallel", "2"], "models.a.extra_args", "write --tensor-parallel-size"),
+        (["--max_num_seq=2"], "models.a.extra_args", "write --max-num-seqs"),
+        (["max-model-len", "2"], "models.a.extra_args.0", "begin with a flag, such as --max-model-len"),
+        (["--x=a --seed 1"], "models.a.extra_args.0", "write each flag as an item of its own"),
+    ],
+)
+def test_arguments_that_are_probably_meant_otherwise(words: list[str], path: str, remedy: str) -> None:
+    (warning,) = checks.warnings(settings({"a": {"extra_args": words}}))
+    assert (warning.path, warning.remedy) == (path, remedy)
+
+
+def test_usual_arguments_are_no_reason_to_warn() -> None:
+    words = ["--max-model-len", "4096", "-tp", "2", "--gpu-memory-utilization=0.9", "--chat-template", "a --b"]
+    assert list(checks.warnings(settings({"a": {"extra_args": words}}))) == []
+
+
+def test_a_models_path_is_no_flag() -> None:
+    assert paths({"a": {"model_path": "--host=0.0.0.0"}}) == ["models.a.model_path"]
+    assert paths({"a": {"model_path": "./--host"}}) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "*", "localhost", "a-b.example"])
+def test_hosts(host: str) -> None:
+    assert paths({"a": {}}, host=host) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [
+        ("[::1]", "write ::1"),
+        ("[::1]:3000", "write ::1"),
+        ("http://0.0.0.0", "write 0.0.0.0, and the port into port"),
+        ("http://[::1]:80/", "write ::1, and the port into port"),
+        ("127.0.0.1:3000", "write 127.0.0.1, and 3000 into port"),
+        ("localhost:80", "write localhost, and 80 into port"),
+        ("300.1.1.1", None),
+        ("a b", None),
+        (" 127.0.0.1", None),
+        ("127.0.0.1, ::1", None),
+        ("/run/llmux.sock", None),
+        (":3000", None),
+        ("x" * 64, None),
+        ("a..b", None),
+    ],
+)
+def test_what_is_no_host(host: str, remedy: str | None) -> None:
+    (problem,) = problems({"a": {}}, host=host)
+    assert problem.path == "host"
+    assert problem.remedy == (remedy or "write 127.0.0.1 for this machine only, 0.0.0.0 for all")
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
 def test_unusable_names(name: str) -> None:
     (problem,) = problems({name: {}})
     assert problem.message.startswith("not usable as a model's name: ")
@@ -135,13 +222,8 @@ def test_a_body_must_fit_into_the_queue() -> None:
 
 
 def test_warnings() -> None:
-    models = {"a": {"command": "python -m engine"}, "b": {"command": "/opt/engine"}}
-    top = {"vllm_command": "sudo vllm", "policy": {"policy_type": "time_slice", "drain_before_switch": False}}
-    assert [warning.path for warning in checks.warnings(settings(models, **top))] == [
-        "policy.drain_before_switch",
-        "vllm_command",
-        "models.a.command",
-    ]
+    top = {"policy": {"policy_type": "time_slice", "drain_before_switch": False}}
+    assert [warning.path for warning in checks.warnings(settings({"a": {}}, **top))] == ["policy.drain_before_switch"]
     assert list(checks.warnings(settings({"a": {}}, policy={"drain_before_switch": False}))) == []
 
 

@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llmux.config.load import FILE_BYTES_MAX, load, loads, removed, replaced, resolve_secrets, value_at
+from llmux.config.load import FILE_BYTES_MAX, load, loads, removed, replaced, value_at
 from llmux.errors import ConfigError, Problem
 
 MINIMAL = "models: {a: {model_path: x}}\n"
-ENVIRONMENT = {"A_KEY": "one", "B_KEY": "two", "EMPTY": ""}
 DATA = {"a": {"b": [1, {"c": 2}]}, "d": 3}
 
 
@@ -147,6 +145,13 @@ def test_several_models_may_share_a_section() -> None:
     )
 
 
+def test_top_level_keys_for_anchors_are_ignored() -> None:
+    text = "x-defaults: &d {model_path: x, env: {A: '${NOT_SET}'}}\nmodels: {a: {<<: *d, env: {}}}\n"
+    assert loads(text, environment={}).settings.models["a"].model_path == "x"
+    assert paths(MINIMAL + "x_defaults: {}\n") == ["x_defaults"]
+    assert paths("models: {a: {model_path: x, x-defaults: {}}}\n") == ["models.a.x-defaults"]
+
+
 def test_warnings_are_returned() -> None:
     loaded = loads(MINIMAL + "max_sleeping: 2\npolicy: {min_quantum_ms: 100, eviction: retain+keep_running}\n")
     assert [warning.path for warning in loaded.warnings] == ["max_sleeping", "policy.min_quantum_ms", "policy.eviction"]
@@ -160,40 +165,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as caught:
             load(tmp_path / name)
         assert caught.value.source == str(tmp_path / name)
-
-
-def test_every_secret_is_resolved() -> None:
-    data: dict[str, Any] = {
-        "admin_key": "${A_KEY}",
-        "api_keys": ["${A_KEY}", "plain", "${B_KEY}"],
-        "checkpoint": {"object_store": {"access_key": "${A_KEY}", "secret_key": "${B_KEY}", "bucket": "${A_KEY}"}},
-    }
-    resolved, missing = resolve_secrets(data, ENVIRONMENT)
-    assert resolved == {
-        "admin_key": "one",
-        "api_keys": ["one", "plain", "two"],
-        "checkpoint": {"object_store": {"access_key": "one", "secret_key": "two", "bucket": "${A_KEY}"}},
-    }
-    assert missing == ()
-    assert data["admin_key"] == "${A_KEY}"
-
-
-@pytest.mark.parametrize("name", ["ABSENT", "EMPTY"])
-def test_a_missing_or_empty_variable_is_a_problem(name: str) -> None:
-    _, (found,) = resolve_secrets({"api_keys": ["x", f"${{{name}}}"]}, ENVIRONMENT)
-    assert found.path == "api_keys.1"
-    assert found.message == f"the environment variable {name} is not set"
-
-
-@pytest.mark.parametrize("value", ["${A_KEY} ", "${A_KEY}${B_KEY}", "${}", "${1}", "${A_KEY"])
-def test_a_reference_is_the_whole_value(value: str) -> None:
-    _, (found,) = resolve_secrets({"admin_key": value}, ENVIRONMENT)
-    assert found.message == "begins with ${ but is not ${NAME}"
-
-
-@pytest.mark.parametrize("value", ["$A_KEY", "a${A_KEY}", 5, None])
-def test_a_secret_that_is_no_reference_is_used_literally(value: object) -> None:
-    assert resolve_secrets({"admin_key": value}, ENVIRONMENT) == ({"admin_key": value}, ())
 
 
 def test_value_at() -> None:

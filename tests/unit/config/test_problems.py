@@ -40,13 +40,35 @@ def texts(model: dict[str, Any] | None = None, **top: Any) -> list[str]:
             "models.a.eviction.process: the key is required and missing (add it)",
         ),
         ({"port": 0}, {}, "models.a.port: must be greater than or equal to 1"),
-        ({"extra_args": "-tp 2"}, {}, "models.a.extra_args: must be a list"),
+        (
+            {"extra_args": "-tp 2"},
+            {},
+            'models.a.extra_args: must be a list (write a list with one word an item: [--max-model-len, "4096"])',
+        ),
+        (
+            {"env": ["A=B"]},
+            {},
+            'models.a.env: must be a mapping of keys to values (write env: {NAME: "value"})',
+        ),
+        (
+            {},
+            {"models": [{"name": "a"}]},
+            "models: must be a mapping of keys to values "
+            "(write models: {NAME: {model_path: PATH}}, the name as the key)",
+        ),
+        ({}, {"api_keys": "k"}, 'api_keys: must be a list (write a list: ["${NAME}"])'),
+        ({}, {"policy": "fifo"}, "policy: must be a mapping of keys to values (write policy: {policy_type: adaptive})"),
+        (
+            {},
+            {"checkpoint": True},
+            "checkpoint: must be a mapping of keys to values (write checkpoint: {} for its defaults)",
+        ),
         ({"env": {"": "x"}}, {}, "models.a.env.'': the name of a variable must neither be empty nor contain '='"),
         ({}, {"port": "3000"}, "port: must be a whole number (write it without quotes)"),
         ({}, {"warmup": "true"}, "warmup: must be true or false (write it without quotes)"),
         ({}, {"host": 5}, "host: must be a text (put it into quotes)"),
         ({}, {"models": {}}, "models: must not be empty (add at least one model)"),
-        ({}, {"models": {"a": None}}, "models.a: must be a mapping of keys to values"),
+        ({}, {"models": {"a": None}}, "models.a: must be a mapping of keys to values (write a: {model_path: PATH})"),
         ({}, {"admin_key": ""}, "admin_key: must not be empty"),
     ],
 )

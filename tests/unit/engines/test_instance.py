@@ -19,9 +19,11 @@ from llmux.engines.health import Health
 from llmux.engines.instance import Instance
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.engines.process import EngineProcess
-from llmux.errors import ProcessStuck
+from llmux.errors import EngineReport, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory
 from llmux.hosts.local import choose_ports
+from llmux.observability.logging import configure_logging
+from llmux.redaction import Redactor
 from tests.support.processes import until
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -29,9 +31,9 @@ OFFLOAD = Eviction.parse("offload+keep_running")
 
 @asynccontextmanager
 async def instance_of(*flags: str, headroom: GpuHeadroom | None = None, **fields: Any) -> AsyncIterator[Instance]:
+    fields.setdefault("program", str(Path(sys.executable).with_name("llmux-sim-engine")))
     spec = EngineSpec(
         model="m",
-        program=str(Path(sys.executable).with_name("llmux-sim-engine")),
         model_path="m",
         port=choose_ports(1)[0],
         served_names=("m",),
@@ -70,6 +72,41 @@ async def test_a_failed_start_says_how_the_engine_ended() -> None:
         assert not outcome.is_out_of_memory and not outcome.is_mismatch
         await instance.end()
         assert instance.pid is None
+
+
+def talking_engine(directory: Path, line: str) -> str:
+    """A program that prints a line, its arguments and its environment, and fails."""
+    program = directory / "engine"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\nprint({line!r}, sys.argv, dict(os.environ))\nsys.exit(1)\n"
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+async def test_what_an_engine_prints_is_redacted_and_not_for_clients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(verbose=True)
+    try:
+        program = talking_engine(tmp_path, "torch.OutOfMemoryError: CUDA out of memory")
+        redactor = Redactor(["swordfish", "opensesame"])
+        environment = {"PLAIN": "opensesame", "UNKNOWN_TOKEN": "abracadabra"}
+        async with instance_of(
+            "--api-key", "swordfish", program=program, environment=environment, redactor=redactor
+        ) as instance:
+            error = (await instance.wake()).error
+            await instance.end()
+            kept = " ".join(instance.output_tail)
+    finally:
+        configure_logging()
+    assert isinstance(error, EngineReport)
+    assert error.cause == "the engine ended with exit code 1: out of GPU memory"
+    logged = capsys.readouterr().err
+    for text in (error, kept, logged):
+        assert "CUDA out of memory" in text
+        assert "***" in text
+        assert not any(secret in text for secret in ("swordfish", "opensesame", "abracadabra"))
 
 
 async def test_a_mismatch_is_not_an_ordinary_error() -> None:

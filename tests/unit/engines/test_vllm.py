@@ -14,6 +14,26 @@ TIMEOUTS = vllm.ControlTimeouts()
 DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (
+            ["torch.OutOfMemoryError: CUDA out of memory.", "RuntimeError: Engine core initialization failed."],
+            "out of GPU memory",
+        ),
+        (["vllm: error: unrecognized arguments: --max-num-seqs 4"], "wrong extra_args"),
+        (["OSError: [Errno 98] Address already in use"], "its port is taken"),
+        (["huggingface_hub.errors.GatedRepoError: 401 Client Error."], "no access to its weights"),
+        (["OSError: x is not a local folder and is not a valid model identifier"], "its model_path is not found"),
+        (["CUDA error: an illegal memory access", "OSError: [Errno 28] No space left on device"], "the disk is full"),
+        (["INFO: started"], None),
+        ([], None),
+    ],
+)
+def test_what_the_last_lines_tell(lines: list[str], cause: str | None) -> None:
+    assert vllm.known_cause(lines) == cause
+
+
 def test_command_line() -> None:
     line = vllm.command_line("vllm", "org/model", 8001, ("name", "org/model"), ("--max-model-len", "4096"))
     assert line == (

@@ -137,6 +137,22 @@ def test_the_weights_of_a_model_on_a_hub_have_no_known_size(tmp_path: Path) -> N
     assert weights_mib(str(tmp_path / "meta-llama" / "Llama-3.1-8B")) == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://0.0.0.0:80"),
+        ("*", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("fe80::1%eth0", "http://[fe80::1%25eth0]:80"),
+        ("name", "http://name:80"),
+    ],
+)
+def test_the_url_of_a_listener(host: str, url: str) -> None:
+    assert local.url_of(host, 80) == url
+
+
 def test_some_memory_is_available() -> None:
     assert available_mib() > 0
 

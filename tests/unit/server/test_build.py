@@ -1,32 +1,37 @@
 """From settings to what is built of them."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import Settings
-from llmux.server.build import build_policy, missing_programs
+from llmux.server.build import build_policy, build_redactor
 from tests.support.core_scenarios import POLICIES
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def test_programs_that_are_not_there_are_named_with_their_models(tmp_path: Path) -> None:
-    program = tmp_path / "engine"
-    program.write_text("")
-    program.chmod(0o755)
-    models = {
-        "a": {},
-        "b": {},
-        "c": {"command": sys.executable},
-        "d": {"command": "engine", "env": {"PATH": str(tmp_path)}},
-        "e": {"command": "engine"},
+def test_every_secret_is_known_to_the_redactor(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [f"a-secret-{number}" for number in range(9)]
+    monkeypatch.setenv("INHERITED_TOKEN", secrets[0])
+    model = {
+        "model_path": "x",
+        "env": {"SOME_PASSWORD": secrets[1]},
+        "extra_args": ["--api-key", secrets[2], secrets[3]],
     }
-    described = {name: {"model_path": "x", **keys} for name, keys in models.items()}
-    settings = Settings.model_validate({"models": described, "vllm_command": "/nowhere/vllm"})
-    assert missing_programs(settings) == {"/nowhere/vllm": ["a", "b"], "engine": ["e"]}
+    store = {"endpoint": "http://x", "bucket": "b", "access_key": secrets[4], "secret_key": secrets[5]}
+    settings = Settings.model_validate(
+        {
+            "models": {"a": model},
+            "admin_key": secrets[6],
+            "api_keys": [secrets[7]],
+            "batch_api_keys": [secrets[8]],
+            "checkpoint": {"object_store": store},
+        }
+    )
+    redactor = build_redactor(settings)
+    assert [redactor.redact(secret) for secret in secrets] == ["***"] * 9
 
 
 @pytest.mark.parametrize("name", list(PolicyType))
