@@ -1,5 +1,6 @@
 """Checks across keys. Each yields all of its problems; those within one key are the settings' own business."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,11 +15,15 @@ IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 """Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
+_INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
+_OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
+
 
 def problems(settings: Settings) -> Iterator[Problem]:
     """Every combination that cannot work. Reads the disk: ``checkpoint_path`` must exist."""
     yield from names(settings)
     yield from ports(settings)
+    yield from inference_paths(settings)
     yield from extra_arguments(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
@@ -51,6 +56,19 @@ def ports(settings: Settings) -> Iterator[Problem]:
             remedy = "choose another, or leave it out: a free one is chosen" if path.startswith("models.") else ""
             yield Problem(path, f"{port} is already used by {first[port]}", remedy or "choose another")
         first.setdefault(port, path)
+
+
+def inference_paths(settings: Settings) -> Iterator[Problem]:
+    """Paths must be written as engines' routers compare them."""
+    for index, path in enumerate(settings.inference_paths):
+        if not _INFERENCE_PATH.fullmatch(path):
+            yield Problem(
+                dotted(("inference_paths", index)),
+                f"'{path}' is not a path as requests have it",
+                "write it as /v1/videos: from the first slash on, without query, pattern or slash at the end",
+            )
+        elif path.startswith(_OWN_TREES):
+            yield Problem(dotted(("inference_paths", index)), f"'{path}' is llmux's own", "remove it")
 
 
 def extra_arguments(settings: Settings) -> Iterator[Problem]:

@@ -98,6 +98,11 @@ class Settings(Section):
         description="API keys whose requests have the priority batch: they are served after the model's interactive "
         "requests, except those that arrive max_wait_seconds later.",
     )
+    inference_paths: tuple[Text, ...] = Field(
+        default=(),
+        description="Paths of the engines' own beside the usual ones, as /v1/videos, for which a POST wakes its model. "
+        "Others that llmux does not know are forwarded only to a model that is on the GPU.",
+    )
     vllm_command: Text = Field(
         default="vllm",
         description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",

@@ -31,6 +31,7 @@ from llmux.gateway.errors import (
     RequestStalled,
     RequestTooLarge,
     UnknownPath,
+    UnsupportedMediaType,
     UpgradeRefused,
 )
 from llmux.gateway.options import LocalAnswer
@@ -62,6 +63,7 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     UnknownPath: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "unknown_path"),
     MethodNotAllowed: ErrorShape(HTTPStatus.METHOD_NOT_ALLOWED, _INVALID, "method_not_allowed"),
     RequestStalled: ErrorShape(HTTPStatus.REQUEST_TIMEOUT, _INVALID, "request_timeout"),
+    UnsupportedMediaType: ErrorShape(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _INVALID, "unsupported_media_type"),
     RequestTooLarge: ErrorShape(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _INVALID, "request_too_large"),
     HeadTooLarge: ErrorShape(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _INVALID, "headers_too_large"),
     QueueFull: ErrorShape(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", retry_after_seconds=5),
@@ -104,7 +106,9 @@ def _message(error: RequestError) -> str:
 def error_body(error: RequestError) -> bytes:
     """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``."""
     shape = shape_of(error)
-    envelope = {"message": _message(error), "type": shape.type, "param": shape.param, "code": shape.code}
+    # What a client wrote may be no text.
+    message = _message(error).encode("utf-8", "backslashreplace").decode()
+    envelope = {"message": message, "type": shape.type, "param": shape.param, "code": shape.code}
     return msgspec.json.encode({"error": envelope})
 
 

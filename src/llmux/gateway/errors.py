@@ -17,13 +17,14 @@ class InvalidJson(MalformedRequest):
 
 
 class MissingModel(RequestError):
-    """The request names no model."""
+    """The request names no model; ``remedy`` says how it can."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            'the request names no model: put a top-level "model" into the JSON body, a form field "model", '
-            "a model-override header, or use /upstream/MODEL/..."
-        )
+    def __init__(
+        self,
+        remedy: str = 'put a top-level "model" into the JSON body, a form field "model", a model-override header, or '
+        "use /upstream/MODEL/...",
+    ) -> None:
+        super().__init__(f"the request names no model: {remedy}")
 
 
 class InvalidApiKey(RequestError):
@@ -41,10 +42,18 @@ class PathForbidden(RequestError):
 
 
 class UnknownPath(RequestError):
-    """No route has this path."""
+    """No route has this path; ``hint`` is what the client may have meant, in sentences."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"no such path: {path[:200]}; inference is under /v1, or under /upstream/MODEL")
+    def __init__(self, path: str, hint: str = "") -> None:
+        super().__init__(f"no such path: {path[:200]}. {hint}".rstrip(" ."))
+
+
+class UnsupportedMediaType(RequestError):
+    """The endpoint takes bodies of another type; ``wanted`` says of which."""
+
+    def __init__(self, content_type: str, wanted: str) -> None:
+        given = f"is {content_type[:100]}" if content_type else "is missing"
+        super().__init__(f"the Content-Type {given}; this endpoint takes {wanted}")
 
 
 class MethodNotAllowed(RequestError):

@@ -43,6 +43,8 @@ class GatewayOptions:
     """Makes the protocol that takes over a connection with a request for a control path; None: these are 404."""
     control_paths: tuple[str, ...] = DEFAULT_CONTROL_PATHS
     """Each stands for itself and everything below it, except ``/``, which stands for itself only."""
+    inference_paths: tuple[str, ...] = ()
+    """Further paths of engines, for which a POST wakes its model."""
     api_keys: frozenset[str] = frozenset()
     """If no key of either set is configured, any Authorization header is accepted and ignored."""
     batch_api_keys: frozenset[str] = frozenset()

@@ -78,7 +78,7 @@ class GatewayState:
         self.statistics = statistics
         self._on_empty = on_empty
         self.keys = ApiKeys(options.api_keys, options.batch_api_keys)
-        self.router = Router(options.control_paths, access.knows, lambda: access.models)
+        self.router = Router(options.control_paths, lambda: access.names, options.inference_paths)
         self.connections: set[OpenConnection] = set()
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""

@@ -162,6 +162,7 @@ class Server:
                 ready=self._model_list.ready, models=self._model_list.models, model=self._model_list.model
             ),
             control_protocol_factory=self._control.protocol_factory,
+            inference_paths=self.settings.inference_paths,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
             max_body_bytes=self.settings.max_body_bytes,

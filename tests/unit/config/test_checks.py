@@ -45,6 +45,36 @@ def test_a_port_problem_names_the_other_use() -> None:
     assert problem.message == "8001 is already used by models.a.port"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "v1/x",
+        "/",
+        "",
+        "/v1/x/",
+        "/v1//x",
+        "/v1/x?a=b",
+        "/v1/*",
+        "/v1/../x",
+        "/v1/%41",
+        "/a b",
+        "/ä",
+        "/control/x",
+        "/v1/models",
+    ],
+)
+def test_unusable_inference_paths(path: str) -> None:
+    if path:
+        assert paths({"a": {}}, inference_paths=["/generate", path]) == ["inference_paths.1"]
+    else:
+        with pytest.raises(ValueError, match="inference_paths"):
+            settings({"a": {}}, inference_paths=[path])
+
+
+def test_usable_inference_paths() -> None:
+    assert paths({"a": {}}, inference_paths=["/generate", "/v1/videos", "/v1/a.b-c_d/...x"]) == []
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
 def test_unusable_names(name: str) -> None:
     (problem,) = problems({name: {}})

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import cast
 
 from llmux.core.request import Priority, Request
-from llmux.errors import ModelNotFound, QueueFull, RequestError
+from llmux.errors import QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
 from llmux.gateway.errors import (
     HeadTooLarge,
@@ -25,11 +25,9 @@ from llmux.gateway.keys import requested_priority
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
-from llmux.gateway.routing import Destination, Route, answer_locally, find_model
+from llmux.gateway.routing import Destination, Route, answer_locally, check_request, explain, find_model
 from llmux.gateway.state import GatewayState
 
-_WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Methods of requests for something that an engine already has: an engine just woken would not have it."""
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
 _NEVER = math.inf
 
@@ -172,6 +170,9 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._close()
 
+    def explained(self, error: RequestError) -> RequestError:
+        return explain(error, self.head, self._route) if self._route is not None else error
+
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
         keep_alive = self._may_keep_alive()
@@ -281,7 +282,12 @@ class ClientConnection(asyncio.Protocol):
     def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
         """Decide by the head alone how the request goes on; raises RequestError."""
         state, head = self._state, self.head
-        route = self._route = state.router.find(head.path)
+        try:
+            route = self._route = state.router.find(head.path)
+        except RequestError:
+            # An error about the path may tell which models there are.
+            state.keys.authenticate(head)
+            raise
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
@@ -289,6 +295,7 @@ class ClientConnection(asyncio.Protocol):
             return b""
         if route.destination not in _WITHOUT_KEY:
             self._allowed_priority = state.keys.authenticate(head)
+            check_request(head, route)
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
@@ -331,9 +338,7 @@ class ClientConnection(asyncio.Protocol):
             if route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
                 return
-            model, body, streams = find_model(head, route, body)
-            if not state.access.knows(model):
-                raise ModelNotFound(model, state.access.models)
+            model, body, streams = find_model(head, route, body, state.access.names)
             priority = self._allowed_priority
             if head.priority is not None:
                 priority = requested_priority(head.priority, priority)
@@ -348,7 +353,7 @@ class ClientConnection(asyncio.Protocol):
             model,
             priority=priority,
             streams=streams,
-            may_wake=head.method not in _WITHOUT_WAKING,
+            may_wake=route.may_wake and head.method == b"POST",
             size_bytes=len(body) + len(head.forwarded),
             session=head.session,
         )

@@ -36,6 +36,9 @@ class RequestingClient(Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The whole answer has been written."""
 
+    def explained(self, error: RequestError) -> RequestError:
+        """The error as this request's client is to be told it."""
+
     def refused(self, error: RequestError, request_id: bytes) -> None:
         """The request is to be answered with an error; nothing has been written yet."""
 
@@ -333,6 +336,7 @@ class Exchange:
         self._state.access.give_back(self._request, self, reason)
 
     def _refuse(self, error: RequestError) -> None:
+        error = self._client.explained(error)
         self._phase = _OVER
         self._finish(shape_of(error).status)
         self._client.refused(error, self._request_id)
