@@ -9,6 +9,7 @@ from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction, Process
+from llmux.core.names import NameKind
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
@@ -16,6 +17,7 @@ MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 """Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
+_NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
 _OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
 
 
@@ -34,10 +36,24 @@ def problems(settings: Settings) -> Iterator[Problem]:
 
 
 def names(settings: Settings) -> Iterator[Problem]:
-    """Names must be usable in URLs, headers and file names."""
-    for name in settings.models:
+    """Names must be usable in URLs, headers and file names, and each must stand for one model."""
+    for name, model in settings.models.items():
         if reason := _wrong_name(name):
             yield Problem(dotted(("models", name)), f"not usable as a model's name: {reason}", "rename it")
+        for index, alias in enumerate(model.aliases):
+            if reason := _wrong_name(alias):
+                path = dotted(("models", name, "aliases", index))
+                yield Problem(path, f"not usable as a model's name: {reason}", "rename it")
+    owners = {name: name for name in settings.models}
+    for key, model in settings.models.items():
+        for named in model.names(key):
+            owner = owners.setdefault(named.name, key)
+            if owner != key:
+                yield Problem(
+                    dotted(("models", key, _NAMED_BY[named.kind])),
+                    f"'{named.name}' stands for '{key}' here, and for '{owner}' too",
+                    "a name can stand for one model only: rename one",
+                )
 
 
 def ports(settings: Settings) -> Iterator[Problem]:
@@ -136,6 +152,7 @@ def warnings(settings: Settings) -> Iterator[Problem]:
     if len(settings.models) == 1:
         for path in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    yield from _same_weights(settings)
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)
         if model.drain is Drain.FREEZE and not eviction.keeps_process:
@@ -154,6 +171,19 @@ def warnings(settings: Settings) -> Iterator[Problem]:
                 path,
                 f"is taken as the one program {shlex.quote(program)} and not split into words",
                 "put further words into extra_args, or write a small script",
+            )
+
+
+def _same_weights(settings: Settings) -> Iterator[Problem]:
+    first: dict[tuple[object, ...], str] = {}
+    for name, model in settings.models.items():
+        engine = (model.model_path, settings.command_of(name), model.engine_arguments, tuple(sorted(model.env.items())))
+        other = first.setdefault(engine, name)
+        if other != name:
+            yield Problem(
+                dotted(("models", name)),
+                f"has the same weights and arguments as '{other}': two engines of one model that evict each other",
+                f"give '{other}' the alias '{name}' instead",
             )
 
 

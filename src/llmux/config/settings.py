@@ -5,6 +5,8 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from llmux.config.fields import Count, Directory, Flag, Port, PositiveSeconds, S
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
+from llmux.core.names import ModelName, NameKind, register
 
 DEFAULT_MAX_IN_FLIGHT = 256
 """For engines without ``--max-num-seqs``. Requests beyond it wait in llmux, where a switch can leave them behind."""
@@ -174,6 +177,18 @@ class Settings(Section):
         description="File to which one JSON line is appended for each inference request; llmux simulate and replay "
         "read it. Default: none.",
     )
+
+    def names(self) -> Mapping[str, ModelName]:
+        """Every name by which clients can ask for a model: those in the file, then each path that one model has."""
+        found = [name for key, model in self.models.items() for name in model.names(key)]
+        # A model's own name goes before anything that another model is called.
+        found.sort(key=lambda name: name.kind is not NameKind.MODEL)
+        paths = Counter(model.model_path for model in self.models.values())
+        for key, model in self.models.items():
+            path = model.model_path
+            if paths[path] == 1:
+                found.append(ModelName(path, key, path, NameKind.PATH, path))
+        return register(found)
 
     def eviction_of(self, name: str) -> Eviction:
         """How the model leaves the GPU: its own eviction, else the policy's."""

@@ -86,12 +86,19 @@ class Server:
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
-        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
+        names = settings.names()
+        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
         self.controller.attach(instances, dispatcher)
         self.operations = Operations(
-            self._scheduler, self.controller, self._instances, has_images=self._checkpointer is not None
+            self._scheduler,
+            self.controller,
+            self._instances,
+            has_images=self._checkpointer is not None,
+            names=names,
         )
-        self._model_list = ModelList(self.operations)
+        self._model_list = ModelList(
+            self.operations, {name: model.max_model_length for name, model in settings.models.items()}
+        )
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,

@@ -112,7 +112,7 @@ async def test_the_list_of_models_starts_nothing(bench: Bench, path: str) -> Non
     assert document["object"] == "list"
     assert [entry["id"] for entry in document["data"]] == ["a", "b"]
     for entry in document["data"]:
-        assert (entry["object"], entry["owned_by"], entry["state"]) == ("model", "None", "not_started")
+        assert (entry["object"], entry["owned_by"], entry["state"]) == ("model", "llmux", "not_started")
         assert isinstance(entry["created"], int)
     assert await bench.state() == "idle"
 

@@ -81,6 +81,42 @@ def test_unusable_names(name: str) -> None:
     assert problem.message.startswith("not usable as a model's name: ")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "/a", "a/", ".."])
+def test_unusable_aliases(name: str) -> None:
+    assert paths({"a": {"aliases": ["fine", name]}}) == ["models.a.aliases.1"]
+
+
+@pytest.mark.parametrize(
+    ("models", "path", "name"),
+    [
+        ({"a": {"aliases": ["x"]}, "b": {"aliases": ["x"]}}, "models.b.aliases", "x"),
+        ({"a": {"aliases": ["b"]}, "b": {}}, "models.a.aliases", "b"),
+        ({"a": {"extra_args": ["--served-model-name", "x"]}, "b": {"aliases": ["x"]}}, "models.b.aliases", "x"),
+        ({"a": {}, "b": {"extra_args": ["--served-model-name", "a"]}}, "models.b.extra_args", "a"),
+        ({"a": {"aliases": ["sql"]}, "b": {"extra_args": ["--lora-modules", "sql=/l"]}}, "models.b.extra_args", "sql"),
+    ],
+)
+def test_a_name_stands_for_one_model(models: dict[str, Any], path: str, name: str) -> None:
+    (problem,) = problems(models)
+    assert problem.path == path
+    assert problem.message == f"'{name}' stands for '{path[7]}' here, and for '{'ab'.replace(path[7], '')}' too"
+
+
+def test_names_that_do_not_collide() -> None:
+    same = ["--served-model-name", "a", "x", "--lora-modules", "l=/l"]
+    assert paths({"a": {"aliases": ["a", "x", "y"], "extra_args": same}, "x/y": {"aliases": ["other"]}}) == []
+    assert paths({"a": {"model_path": "b"}, "b": {"model_path": "a"}}) == [], "a path is no name that was given"
+
+
+def test_two_engines_of_one_model_are_warned_of() -> None:
+    (warning,) = checks.warnings(settings({"a": {}, "b": {}, "c": {"extra_args": ["--seed", "1"]}}))
+    assert (warning.path, warning.remedy) == ("models.b", "give 'a' the alias 'b' instead")
+    served = {"extra_args": ["--served-model-name", "x"]}
+    assert len(list(checks.warnings(settings({"a": {}, "b": served})))) == 1, "that is but a name"
+    for differs in ({"model_path": "y"}, {"env": {"A": "1"}}, {"command": "other"}, {"extra_args": ["--seed", 1]}):
+        assert list(checks.warnings(settings({"a": {}, "b": differs}))) == []
+
+
 @pytest.mark.parametrize("name", ["a", "org/model", "qwen2.5:7b", "Größe", "a b", "...", "v1..2"])
 def test_usable_names(name: str) -> None:
     assert problems({name: {}}) == []
