@@ -18,6 +18,8 @@ MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+/?")
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
 
 
@@ -26,6 +28,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from names(settings)
     yield from ports(settings)
     yield from inference_paths(settings)
+    yield from origins(settings)
     yield from extra_arguments(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
@@ -85,6 +88,18 @@ def inference_paths(settings: Settings) -> Iterator[Problem]:
             )
         elif path.startswith(_OWN_TREES):
             yield Problem(dotted(("inference_paths", index)), f"'{path}' is llmux's own", "remove it")
+
+
+def origins(settings: Settings) -> Iterator[Problem]:
+    """Origins and hosts are compared with what browsers send."""
+    for index, origin in enumerate(settings.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            remedy = 'write it as https://chat.example.org, with the port if there is one and without a path; or "*"'
+            yield Problem(dotted(("cors_origins", index)), f"'{origin}' is not an origin", remedy)
+    for index, host in enumerate(settings.allowed_hosts):
+        if not _HOST.fullmatch(host):
+            remedy = "write it as llm.example.org, without scheme, port and path"
+            yield Problem(dotted(("allowed_hosts", index)), f"'{host}' is not a host's name", remedy)
 
 
 def extra_arguments(settings: Settings) -> Iterator[Problem]:

@@ -101,6 +101,16 @@ class Settings(Section):
         description="API keys whose requests have the priority batch: they are served after the model's interactive "
         "requests, except those that arrive max_wait_seconds later.",
     )
+    cors_origins: tuple[Text, ...] = Field(
+        default=(),
+        description='Origins of web pages that may use the data plane, as https://chat.example.org; ["*"]: all. '
+        "Browsers are answered accordingly (CORS), their preflights without a key.",
+    )
+    allowed_hosts: tuple[Text, ...] = Field(
+        default=(),
+        description="Names of this machine beside localhost, its addresses and host. Without api_keys, requests to a "
+        "loopback address that call it otherwise in their Host header are refused, as are those of foreign web pages.",
+    )
     inference_paths: tuple[Text, ...] = Field(
         default=(),
         description="Paths of the engines' own beside the usual ones, as /v1/videos, for which a POST wakes its model. "

@@ -22,11 +22,13 @@ from llmux.errors import (
 from llmux.gateway.errors import (
     BadGateway,
     HeadTooLarge,
+    HostNotAllowed,
     InvalidApiKey,
     InvalidJson,
     MalformedRequest,
     MethodNotAllowed,
     MissingModel,
+    OriginNotAllowed,
     PathForbidden,
     RequestStalled,
     RequestTooLarge,
@@ -59,6 +61,8 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     MissingModel: ErrorShape(HTTPStatus.BAD_REQUEST, _INVALID, "missing_model", param="model"),
     InvalidApiKey: ErrorShape(HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"),
     PathForbidden: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "path_forbidden"),
+    OriginNotAllowed: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "origin_not_allowed"),
+    HostNotAllowed: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "host_not_allowed"),
     ModelNotFound: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "model_not_found", param="model"),
     UnknownPath: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "unknown_path"),
     MethodNotAllowed: ErrorShape(HTTPStatus.METHOD_NOT_ALLOWED, _INVALID, "method_not_allowed"),
@@ -150,13 +154,27 @@ def _answer(status: int, headers: bytes, body: bytes, *, keep_alive: bool, head_
     return _status_line(status) + headers + connection + length + (b"" if head_only else body)
 
 
-def error_answer(error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+def error_answer(
+    error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool, cors_fields: bytes = b""
+) -> bytes:
     """The whole answer for an error."""
     headers = b"content-type: application/json\r\n" + error_headers(error) + b"x-request-id: " + request_id + b"\r\n"
+    headers += cors_fields
     return _answer(shape_of(error).status, headers, error_body(error), keep_alive=keep_alive, head_only=head_only)
 
 
-def local_answer(answer: LocalAnswer, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+def preflight_answer(fields: bytes, request_id: bytes, *, keep_alive: bool) -> bytes:
+    """The whole answer to a browser that asks whether a page may send a request."""
+    connection = b"" if keep_alive else b"connection: close\r\n"
+    return (
+        _status_line(HTTPStatus.NO_CONTENT) + fields + b"x-request-id: " + request_id + b"\r\n" + connection + b"\r\n"
+    )
+
+
+def local_answer(
+    answer: LocalAnswer, request_id: bytes, *, keep_alive: bool, head_only: bool, cors_fields: bytes = b""
+) -> bytes:
     """The whole answer for one of llmux's own paths."""
     headers = f"content-type: {answer.content_type}\r\n".encode() + b"x-request-id: " + request_id + b"\r\n"
+    headers += cors_fields
     return _answer(answer.status, headers, answer.body, keep_alive=keep_alive, head_only=head_only)

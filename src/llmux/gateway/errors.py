@@ -34,6 +34,26 @@ class InvalidApiKey(RequestError):
         super().__init__("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
 
 
+class OriginNotAllowed(RequestError):
+    """A web page sent the request, no key is needed, and the page is neither of this machine nor allowed."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"the request comes from a web page of {origin[:200]}, which may not use llmux: list its origin under "
+            "cors_origins, or set api_keys"
+        )
+
+
+class HostNotAllowed(RequestError):
+    """The request calls this machine by a name that is not known to be its own, and no key is needed."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"the Host header names {host[:200]}, which llmux does not know as a name of this machine: list it under "
+            "allowed_hosts, or set api_keys"
+        )
+
+
 class PathForbidden(RequestError):
     """A control path of engines, which is never forwarded: a client could sleep or stop the engine with it."""
 

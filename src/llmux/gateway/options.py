@@ -49,6 +49,11 @@ class GatewayOptions:
     """If no key of either set is configured, any Authorization header is accepted and ignored."""
     batch_api_keys: frozenset[str] = frozenset()
     """Further keys, whose requests have batch priority."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the data plane; ``*``: all."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names of this machine. Without keys, requests to loopback by other names, or from foreign pages, are refused.
+    None: they are not."""
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
     max_pipelined_bytes: int = 256 * 1024

@@ -22,6 +22,7 @@ from llmux.engines.instance import Instance
 from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
+from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
 from llmux.observability.access_log import AccessLog
@@ -104,6 +105,8 @@ class Server:
             self.operations,
             registry,
             settings.admin_key.get_secret_value() if settings.admin_key else None,
+            [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
+            PagePolicy(settings.cors_origins, self._own_names()),
         )
         self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
         registry.register(self.metrics)
@@ -163,6 +166,9 @@ class Server:
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
+    def _own_names(self) -> tuple[str, ...]:
+        return (self.settings.host, *self.settings.allowed_hosts)
+
     def _gateway_options(self) -> GatewayOptions:
         return GatewayOptions(
             local_routes=LocalRoutes(
@@ -172,6 +178,8 @@ class Server:
             inference_paths=self.settings.inference_paths,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
+            cors_origins=self.settings.cors_origins,
+            allowed_hosts=self._own_names(),
             max_body_bytes=self.settings.max_body_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,

@@ -75,6 +75,33 @@ def test_usable_inference_paths() -> None:
     assert paths({"a": {}}, inference_paths=["/generate", "/v1/videos", "/v1/a.b-c_d/...x"]) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "usable", "unusable"),
+    [
+        (
+            "cors_origins",
+            ["*", "null", "https://chat.example.org", "http://localhost:5173/", "app://obsidian.md", "http://[::1]:80"],
+            [
+                "chat.example.org",
+                "https://",
+                "https://a.example/path",
+                "https://*.example",
+                "https://u@a",
+                "https://a b",
+            ],
+        ),
+        (
+            "allowed_hosts",
+            ["box", "llm.example.org", "a_b-c"],
+            ["http://box", "box:3000", "box/x", "*.example", "a b", "::1", ".a"],
+        ),
+    ],
+)
+def test_origins_and_hosts(key: str, usable: list[str], unusable: list[str]) -> None:
+    assert paths({"a": {}}, **{key: usable}) == []
+    assert paths({"a": {}}, **{key: unusable}) == [f"{key}.{index}" for index in range(len(unusable))]
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
 def test_unusable_names(name: str) -> None:
     (problem,) = problems({name: {}})

@@ -73,6 +73,8 @@ def test_every_default_of_the_top_level() -> None:
         "keepalive_seconds": 15,
         "access_log": None,
         "inference_paths": (),
+        "cors_origins": (),
+        "allowed_hosts": (),
         "host_memory_reserve_mib": 1024,
         "max_body_bytes": 128 * 1024 * 1024,
         "queue_limit_requests": 10_000,

@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import cast
 
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
+from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
 from llmux.gateway.errors import (
     HeadTooLarge,
     MalformedRequest,
@@ -29,6 +30,7 @@ from llmux.gateway.routing import Destination, Route, answer_locally, check_requ
 from llmux.gateway.state import GatewayState
 
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
+_CONTROL_API = b"/control"
 _NEVER = math.inf
 
 
@@ -73,6 +75,7 @@ class ClientConnection(asyncio.Protocol):
         "_route",
         "_state",
         "_transport",
+        "cors_fields",
         "counts",
         "deadline",
         "head",
@@ -106,6 +109,8 @@ class ClientConnection(asyncio.Protocol):
         self._repeatable = False
         """Whether a head that repeats the last one leads to the same route, with the same key."""
         self.request_line = b""
+        self.cors_fields = b""
+        """Header lines about CORS for the answer to the current request."""
         self.counts = state.statistics.of(b"", "other")
         self.started_at = 0.0
 
@@ -176,7 +181,9 @@ class ClientConnection(asyncio.Protocol):
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
         keep_alive = self._may_keep_alive()
-        self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
+        head_only = self.head.method == b"HEAD"
+        cors_fields = self.cors_fields
+        self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors_fields))
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -282,19 +289,27 @@ class ClientConnection(asyncio.Protocol):
     def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
         """Decide by the head alone how the request goes on; raises RequestError."""
         state, head = self._state, self.head
+        if state.pages is not None:
+            self.cors_fields = state.pages.fields_for(head.origin)
+            preflight = state.pages.preflight_fields(head)
+            if preflight is not None and not state.router.is_control(head.path):
+                self._answer_preflight(preflight)
+                return rest
         try:
             route = self._route = state.router.find(head.path)
         except RequestError:
             # An error about the path may tell which models there are.
-            state.keys.authenticate(head)
+            self._authorize(head)
             raise
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
+            if not route.path.startswith(_CONTROL_API):  # It has its own, stricter rules.
+                self._refuse_foreign_pages(head)
             self._hand_over(head_bytes, rest)
             return b""
         if route.destination not in _WITHOUT_KEY:
-            self._allowed_priority = state.keys.authenticate(head)
+            self._authorize(head)
             check_request(head, route)
         length = head.content_length
         if not head.chunked and not length:
@@ -306,6 +321,20 @@ class ClientConnection(asyncio.Protocol):
             self.write(CONTINUE)
         self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
         return rest
+
+    def _authorize(self, head: RequestHead) -> None:
+        """Raises InvalidApiKey, OriginNotAllowed or HostNotAllowed."""
+        self._refuse_foreign_pages(head)
+        self._allowed_priority = self._state.keys.authenticate(head)
+
+    def _refuse_foreign_pages(self, head: RequestHead) -> None:
+        pages = self._state.pages
+        if pages is not None:
+            assert self._transport is not None
+            own_address = self._transport.get_extra_info("sockname")
+            refusal = pages.refusal(head.host, head.origin, head.fetch_site, own_address)
+            if refusal is not None:
+                raise refusal
 
     def _take_body(self, data: bytes) -> bytes:
         reader = self._body
@@ -366,8 +395,20 @@ class ClientConnection(asyncio.Protocol):
         keep_alive = self._may_keep_alive()
         request_id = head.request_id or self._state.new_request_id()
         head_only = head.method == b"HEAD"
-        self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only))
+        cors_fields = self.cors_fields
+        self.write(
+            local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors_fields)
+        )
         self._count(answer.status, len(answer.body))
+        self.answered(keep_alive=keep_alive)
+
+    def _answer_preflight(self, fields: bytes) -> None:
+        head = self.head
+        self._phase = _ANSWERING
+        head.finish(b"")
+        keep_alive = self._may_keep_alive()
+        self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
+        self._count(HTTPStatus.NO_CONTENT, 0)
         self.answered(keep_alive=keep_alive)
 
     def _answer_error(self, error: RequestError) -> None:
@@ -383,7 +424,7 @@ class ClientConnection(asyncio.Protocol):
             self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
-        self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
+        self.write(error_answer(error, request_id, keep_alive=False, head_only=False, cors_fields=self.cors_fields))
         self._head_buffer.clear()
         self._body = None
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.

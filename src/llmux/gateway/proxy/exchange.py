@@ -12,6 +12,7 @@ from llmux.gateway.answers import error_event, shape_of
 from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
+from llmux.gateway.pages import without_cors
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -29,6 +30,8 @@ class RequestingClient(Protocol):
     started_at: float
     """When (monotonic time) the request's head was complete."""
     counts: EndpointCounts
+    cors_fields: bytes
+    """Header lines about CORS for the answer's head, if the request comes from a web page."""
     write: Callable[[bytes], None]
     is_full: bool
     """Whether the client reads more slowly than it is written to."""
@@ -327,6 +330,9 @@ class Exchange:
         if client.is_full:
             engine.flow.pause(PauseReason.CLIENT_FULL)
         own_fields = b"x-request-id: " + self._request_id + times
+        if client.cors_fields:
+            own_fields += client.cors_fields
+            fields = without_cors(fields)
         engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
 
     def _give_back(self, reason: str) -> None:
