@@ -1,4 +1,4 @@
-"""llmux's own answers as bytes: errors, as status, headers and OpenAI's envelope, and the paths it serves itself."""
+"""llmux's own answers as bytes: errors, as status, headers and the API's envelope, and the paths it serves itself."""
 
 import math
 from dataclasses import dataclass
@@ -84,6 +84,17 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
 }
 """Every kind of RequestError: a test fails if one is missing."""
 
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
+}
+"""Anthropic's words by status. Their overload is a 529; here it is 503, upon which their clients try again as well."""
+
 _UNMAPPED = ErrorShape(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, "internal_error")
 
 
@@ -107,18 +118,38 @@ def _message(error: RequestError) -> str:
             return str(error)
 
 
-def error_body(error: RequestError) -> bytes:
-    """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``."""
+def is_anthropic(path: bytes) -> bool:
+    """Whether the clients of a path expect errors as Anthropic's API has them."""
+    if b"messages" not in path:
+        return False
+    segments = [segment for segment in path.split(b"/") if segment]
+    if segments[-1] in (b"count_tokens", b"render"):
+        segments.pop()
+    match segments:
+        case [b"messages"] | [*_, b"v1", b"messages"] | [b"upstream", _, *_, b"messages"]:
+            return True
+        case _:
+            return False
+
+
+def error_body(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:
+    """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``; Anthropic's where ``path`` is theirs."""
     shape = shape_of(error)
     # What a client wrote may be no text.
     message = _message(error).encode("utf-8", "backslashreplace").decode()
-    envelope = {"message": message, "type": shape.type, "param": shape.param, "code": shape.code}
-    return msgspec.json.encode({"error": envelope})
+    if is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(shape.status, "invalid_request_error" if shape.status < 500 else "api_error")
+        envelope = {"type": kind, "message": message}
+        return msgspec.json.encode({"type": "error", "error": envelope, "request_id": request_id.decode()})
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": shape.type, "param": shape.param, "code": shape.code}}
+    )
 
 
-def error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:
     """The error as the last event of a stream; the blank line before it ends an event that was cut short."""
-    return b"\n\ndata: " + error_body(error) + b"\n\n"
+    name = b"event: error\n" if is_anthropic(path) else b""
+    return b"\n\n" + name + b"data: " + error_body(error, path, request_id) + b"\n\n"
 
 
 def error_headers(error: RequestError) -> bytes:
@@ -155,12 +186,19 @@ def _answer(status: int, headers: bytes, body: bytes, *, keep_alive: bool, head_
 
 
 def error_answer(
-    error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool, cors_fields: bytes = b""
+    error: RequestError,
+    request_id: bytes,
+    *,
+    keep_alive: bool,
+    head_only: bool,
+    path: bytes = b"",
+    cors_fields: bytes = b"",
 ) -> bytes:
-    """The whole answer for an error."""
+    """The whole answer for an error, in the shape that clients of ``path`` expect."""
     headers = b"content-type: application/json\r\n" + error_headers(error) + b"x-request-id: " + request_id + b"\r\n"
     headers += cors_fields
-    return _answer(shape_of(error).status, headers, error_body(error), keep_alive=keep_alive, head_only=head_only)
+    body = error_body(error, path, request_id)
+    return _answer(shape_of(error).status, headers, body, keep_alive=keep_alive, head_only=head_only)
 
 
 def preflight_answer(fields: bytes, request_id: bytes, *, keep_alive: bool) -> bytes:

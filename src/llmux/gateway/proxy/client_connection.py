@@ -181,9 +181,7 @@ class ClientConnection(asyncio.Protocol):
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
         keep_alive = self._may_keep_alive()
-        head_only = self.head.method == b"HEAD"
-        cors_fields = self.cors_fields
-        self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors_fields))
+        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -416,6 +414,16 @@ class ClientConnection(asyncio.Protocol):
         self._count(shape_of(error).status, 0)
         self.refused(error, self.head.request_id or self._state.new_request_id())
 
+    def _error_answer(self, error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+        return error_answer(
+            error,
+            request_id,
+            keep_alive=keep_alive,
+            head_only=head_only,
+            path=self.head.path,
+            cors_fields=self.cors_fields,
+        )
+
     def _refuse_and_close(self, error: RequestError) -> None:
         """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
         transport = self._transport
@@ -424,7 +432,7 @@ class ClientConnection(asyncio.Protocol):
             self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
-        self.write(error_answer(error, request_id, keep_alive=False, head_only=False, cors_fields=self.cors_fields))
+        self.write(self._error_answer(error, request_id, keep_alive=False, head_only=False))
         self._head_buffer.clear()
         self._body = None
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.

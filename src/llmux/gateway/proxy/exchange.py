@@ -352,7 +352,10 @@ class Exchange:
         assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
-        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.is_event_stream else b"")
+        final_event = b""
+        if self._answer.is_event_stream:
+            final_event = engine.frame_event(error_event(error, self._client.head.path, self._request_id))
+        self._client.cut_off(final_event)
 
     def _drop_engine(self) -> EngineConnection | None:
         """Close the connection to the engine, which ends its work; returns the connection."""
