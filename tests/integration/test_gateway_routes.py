@@ -90,6 +90,26 @@ async def test_a_body_that_engines_refuse_wakes_nothing(body: bytes) -> None:
         assert bench.access.asked == []
 
 
+@pytest.mark.parametrize(
+    ("content_type", "forwarded"),
+    [
+        ("application/json", b"application/json"),
+        ("Application/JSON; charset=utf-8", b"Application/JSON; charset=utf-8"),
+        ("application/json ; charset=utf-8", b"application/json"),
+        ("application/problem+json", b"application/json"),
+    ],
+)
+async def test_json_is_forwarded_by_a_type_that_vllm_takes(content_type: str, forwarded: bytes) -> None:
+    async with running_gateway() as bench:
+        body = b'{"model":"m","text":"\\r\\ncontent-type: x"}'
+        client = await bench.client()
+        for _ in range(2):
+            client.send(typed(content_type, body, "X-After: content-type: x"))
+            assert (await client.answer()).body == body
+            seen = bench.engine.seen[-1]
+            assert (seen.get("content-type"), seen.get("x-after")) == (forwarded, b"content-type: x")
+
+
 async def test_an_unknown_path_reaches_a_model_that_serves() -> None:
     async with running_gateway() as bench:
         body = b'{"model":"m"}'

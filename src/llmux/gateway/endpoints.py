@@ -17,7 +17,7 @@ class MediaType(Enum):
     OTHER = "another type"
 
 
-_JSON = frozenset((MediaType.JSON,))
+JSON = frozenset((MediaType.JSON,))
 _FORM = frozenset((MediaType.FORM,))
 _ANY = frozenset(MediaType)
 
@@ -28,7 +28,7 @@ class Endpoint:
 
     path: str
     methods: tuple[str, ...] = ("POST",)
-    media_types: frozenset[MediaType] = _JSON
+    media_types: frozenset[MediaType] = JSON
     """Of a POST that has a body."""
     model_in_body: bool = True
     """False: the body, if any, names no model; header, path or query does."""
@@ -53,7 +53,7 @@ ENDPOINTS = {
     for endpoint in (
         *(Endpoint(path) for path in _JSON_PATHS),
         *(Endpoint(path, media_types=_FORM) for path in _FORM_PATHS),
-        Endpoint("/v1/images/edits", media_types=_FORM | _JSON),
+        Endpoint("/v1/images/edits", media_types=_FORM | JSON),
         # An engine's own list, under /upstream/MODEL.
         Endpoint("/v1/models", ("GET", "HEAD"), model_in_body=False, may_wake=False),
     )
@@ -117,6 +117,11 @@ def _likeness(path: str, known: str) -> float:
     while suffix < shorter - prefix and path[-1 - suffix] == known[-1 - suffix]:
         suffix += 1
     return (prefix + suffix) / longer
+
+
+def is_plain_json(content_type: bytes) -> bool:
+    """Whether vLLM takes a Content-Type for JSON: it compares what stands before the semicolon."""
+    return content_type.partition(b";")[0].lower() == b"application/json"
 
 
 def media_type(content_type: bytes) -> MediaType:

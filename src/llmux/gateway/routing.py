@@ -224,7 +224,10 @@ def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:
 
 
 def check_request(head: RequestHead, route: Route) -> None:
-    """Refuse by its head what an engine is certain to refuse; raises MethodNotAllowed or UnsupportedMediaType."""
+    """Refuse by its head what an engine is certain to refuse, and spell JSON's type as vLLM does.
+
+    Raises MethodNotAllowed or UnsupportedMediaType.
+    """
     rules = route.rules
     if rules is None:
         return
@@ -234,6 +237,8 @@ def check_request(head: RequestHead, route: Route) -> None:
     # A body without a type is judged when it is there: what is wrong with its framing says more.
     if method == "POST" and head.content_type and (head.content_length or head.chunked):
         _check_media_type(head, rules)
+        if rules.media_types is endpoints.JSON and not endpoints.is_plain_json(head.content_type):
+            head.send_as_json()
 
 
 def _check_media_type(head: RequestHead, rules: Endpoint) -> None:
