@@ -110,7 +110,7 @@ def _running(command: Sequence[str], cpu: str) -> Iterator[subprocess.Popen[byte
 async def _ask(port: int, model: str) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"model":"%b"}' % model.encode()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n")
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n")
     writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     answer = b""
     try:

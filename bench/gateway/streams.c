@@ -63,7 +63,7 @@ static int start(int fd, struct sockaddr_in *address, int model) {
     int length = sprintf(body,
         "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],\"stream\":true,\"model\":\"model-%02d\"}", text, model);
     int size = sprintf(request,
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Content-Length: %d\r\n\r\n%s", length, body);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return !connect(fd, (struct sockaddr *)address, sizeof *address) && send(fd, request, size, MSG_NOSIGNAL) == size;

@@ -7,11 +7,12 @@ A request holds a lease from ``RequestHolder.admitted`` until exactly one of ``M
 ``ModelAccess.give_back`` and ``RequestHolder.revoked``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from llmux.core.names import ModelName
 from llmux.core.request import Request
 from llmux.errors import RequestError
 
@@ -77,11 +78,8 @@ class ModelAccess(Protocol):
     """The runtime's side: where the gateway asks for leases and ends them."""
 
     @property
-    def models(self) -> Sequence[str]:
-        """Every configured model, in the file's order."""
-
-    def knows(self, model: str) -> bool:
-        """Whether the model is configured."""
+    def names(self) -> Mapping[str, ModelName]:
+        """Every name by which clients can ask for a model. Requests carry the model's key."""
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:
         """Ask for a lease. ``holder`` may be called back before this returns."""

@@ -11,6 +11,7 @@ configuration keys, but neither paths nor headers: the gateway, which renders er
 
 import errno
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,18 @@ class ModelNotFound(RequestError):
         self.known = tuple(known)
         shown = ", ".join(self.known[:20]) + (", ..." if len(self.known) > 20 else "")
         remedy = f"; configured models: {shown}" if known else ""
-        super().__init__(f"the model '{model[:200]}' does not exist{remedy}")
+        alike = next((name for name in self.known if _without_blanks(name) == _without_blanks(model)), None)
+        if alike is None:
+            super().__init__(f"the model '{model[:200]}' does not exist{remedy}")
+        else:
+            super().__init__(
+                f"the model {model[:200]!a} does not exist, but {alike!a} does: they differ only in white space or in "
+                "how Unicode writes a character"
+            )
+
+
+def _without_blanks(name: str) -> str:
+    return unicodedata.normalize("NFKC", "".join(name[:400].split()))
 
 
 class QueueFull(RequestError):

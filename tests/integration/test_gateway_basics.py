@@ -183,7 +183,8 @@ async def test_stream_reaches_the_client_chunk_by_chunk() -> None:
 
 async def test_chunked_request_is_forwarded_with_its_length() -> None:
     async with running_gateway() as bench:
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
         client = await bench.client()
         for _ in range(2):
             client.send(head + b'9;x=y\r\n{"model":\r\n4\r\n"m"}\r\n0\r\nTrailer: 1\r\n\r\n')
@@ -209,7 +210,10 @@ async def test_http10_client_gets_a_decoded_answer_that_ends_with_the_connection
 
     async with running_gateway(script) as bench:
         client = await bench.client()
-        client.send(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
+        client.send(
+            b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(BODY), BODY)
+        )
         answer = await client.answer()
         assert answer.get("transfer-encoding") is None
         assert answer.get("connection") == b"close"

@@ -139,6 +139,37 @@ async def test_broken_stream_ends_with_an_error_event_and_not_cleanly(reset: boo
         assert bench.access.ended == [(1, Outcome.BROKEN)]
 
 
+async def test_anthropics_clients_get_errors_in_their_shape() -> None:
+    go_on = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        engine.begin_stream()
+        engine.chunk(b"event: ping\ndata: {}\n\n")
+        await go_on.wait()
+        engine.reset()
+
+    async with running_gateway(script) as bench:
+        for request, status, kind in (
+            (post(b"{}", path="/v1/messages"), 400, "invalid_request_error"),
+            (post(b'{"model":"nobody"}', path="/messages"), 404, "not_found_error"),
+            (post(b"{}", path="/upstream/nobody/v1/messages/"), 404, "not_found_error"),
+            (get("/v1/messages"), 405, "invalid_request_error"),
+        ):
+            answer = await bench.ask(request)
+            document = json.loads(answer.body)
+            assert (answer.status, document["type"], document["error"]["type"]) == (status, "error", kind)
+            assert document["request_id"].encode() == answer.get("x-request-id")
+        client = await bench.client()
+        client.send(post(BODY, path="/v1/messages"))
+        head = await client.read_head()
+        await client.chunk()
+        go_on.set()
+        name, data = (await client.chunk()).strip().split(b"\n")
+        assert name == b"event: error"
+        document = json.loads(data.removeprefix(b"data: "))
+        assert (document["error"]["type"], document["request_id"].encode()) == ("api_error", head.get("x-request-id"))
+
+
 async def test_stream_broken_within_a_chunk_gets_no_error_event() -> None:
     go_on = asyncio.Event()
 

@@ -31,7 +31,7 @@ def code(answer: Message) -> str:
     return str(error["code"])
 
 
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MALFORMED = {
     "garbage": b"\x16\x03\x01 hello\r\n\r\n",
     "lengths and chunks": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",

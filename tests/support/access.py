@@ -1,11 +1,12 @@
 """A ``ModelAccess`` whose every decision is the test's."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmux.access import Outcome, RequestHolder, Upstream
+from llmux.core.names import ModelName, own_names, register
 from llmux.core.request import Request
 from llmux.errors import ModelNotLoaded, RequestError
 
@@ -46,12 +47,12 @@ class FakeAccess:
     problems: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def models(self) -> Sequence[str]:
-        return [*self.awake, *self.asleep]
+    further_names: Sequence[ModelName] = ()
+    """Beside the models' own."""
 
-    def knows(self, model: str) -> bool:
-        return model in self.awake or model in self.asleep
+    @property
+    def names(self) -> Mapping[str, ModelName]:
+        return {**own_names([*self.awake, *self.asleep]), **register(self.further_names)}
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:
         asked = Asked(request, holder)

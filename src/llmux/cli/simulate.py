@@ -30,7 +30,7 @@ from llmux.simulation.plots import Report, check_plot_file, write_plot
 from llmux.simulation.tables import document, render
 from llmux.simulation.traffic import TrafficRequest, models_of
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.scenario import build_scenario, check_models, study
+from llmux.simulation.virtual.scenario import build_scenario, by_key, study
 
 DEFAULT_EVICTION = "offload+keep_running"
 """The cheapest switch that every engine can do, for those who give no configuration."""
@@ -124,7 +124,7 @@ def simulate(
             check_plot_file(file)
         requests = read_requests(traces, selection_of(seed, thin, stretch, skip, seconds, align))
         settings = load_settings(config, starts_engines=False) if config is not None else default_settings(requests)
-        check_models(settings, requests)
+        requests = by_key(settings, requests)
         scenario = build_scenario(
             settings, costs or (), speed, batch_limit=batch_limit, request_timeout_seconds=request_timeout
         )

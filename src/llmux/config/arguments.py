@@ -3,6 +3,7 @@
 ``--flag VALUE`` and ``--flag=VALUE`` are equal, ``_`` equals ``-`` in a long flag, and the last occurrence wins.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,28 @@ MAX_IN_FLIGHT = ("--max-num-seqs",)
 GPU_SHARE = ("--gpu-memory-utilization",)
 KV_CACHE_BYTES = ("--kv-cache-memory-bytes", "--kv-cache-memory")
 SERVED_NAMES = ("--served-model-name",)
+LORA_MODULES = ("--lora-modules",)
+MAX_MODEL_LENGTH = ("--max-model-len",)
 API_KEY = ("--api-key",)
 RESERVED = ("--port", "--host", "--uds")
 """Flags that llmux sets itself."""
 
-READ = (*TENSOR_PARALLEL_SIZE[:1], *MAX_IN_FLIGHT, *GPU_SHARE, *KV_CACHE_BYTES, *SERVED_NAMES, *API_KEY)
+READ = (
+    *TENSOR_PARALLEL_SIZE[:1],
+    *MAX_IN_FLIGHT,
+    *GPU_SHARE,
+    *KV_CACHE_BYTES,
+    *SERVED_NAMES,
+    *LORA_MODULES,
+    *MAX_MODEL_LENGTH,
+    *API_KEY,
+)
 """Long flags that llmux reads, by their full names."""
 _FLAG_AND_MORE = re.compile(r"\s*(--?[A-Za-z][A-Za-z0-9._-]*)\s+(.*)", re.DOTALL)
 _SECOND_FLAG = re.compile(r"\s(--[a-z][a-z0-9-]*)(?:[\s=]|$)")
+_LENGTH = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kmgtKMGT])?")
+_UNITS = {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
+_UNITS |= {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,47 @@ def served_names(arguments: Sequence[str]) -> tuple[str, ...]:
         if option.flag in SERVED_NAMES:
             found = option.values
     return found
+
+
+def lora_modules(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Name and path of each adapter after ``--lora-modules``, written as ``name=path`` or as a JSON object.
+
+    What vLLM does not read either is left out.
+    """
+    words: tuple[str, ...] = ()
+    for option in options(arguments):
+        if option.flag in LORA_MODULES:
+            words = option.values
+    return tuple(module for word in words if (module := _lora_module(word)) is not None)
+
+
+def _lora_module(word: str) -> tuple[str, str] | None:
+    if "=" in word and "," not in word:
+        name, _, path = word.partition("=")
+        return (name, path) if name else None
+    try:
+        module = json.loads(word)
+    except (ValueError, RecursionError):
+        return None
+    match module:
+        case {"name": str(name), "path": str(path)} if name:
+            return name, path
+        case _:
+            return None
+
+
+def max_model_length(arguments: Sequence[str]) -> int | None:
+    """The value of ``--max-model-len`` in tokens, read as vLLM does: 8k is 8000, 8K is 8192, 25.6k is 25600.
+
+    None if it is absent, left to the engine (-1, auto), or no such number.
+    """
+    match = _LENGTH.fullmatch((value(arguments, MAX_MODEL_LENGTH) or "").strip())
+    if match is None:
+        return None
+    number, unit = match[1], match[2]
+    if "." not in number:
+        return int(number) * (_UNITS[unit] if unit else 1)
+    return int(float(number) * _UNITS[unit]) if unit and unit.islower() else None
 
 
 def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction, Process
+from llmux.core.names import NameKind
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
@@ -19,6 +20,11 @@ MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)\w(?:[\w-]{0,61}\w)?(?:\.\w(?:[\w-]{0,61}\w)?)*\.?")
 _SECRET_FLAG = re.compile("key|token|password|secret")
+_INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
+_NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+/?")
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
 
 
 def problems(settings: Settings) -> Iterator[Problem]:
@@ -26,6 +32,8 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from names(settings)
     yield from listeners(settings)
     yield from weights(settings)
+    yield from inference_paths(settings)
+    yield from origins(settings)
     yield from extra_arguments(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
@@ -36,10 +44,24 @@ def problems(settings: Settings) -> Iterator[Problem]:
 
 
 def names(settings: Settings) -> Iterator[Problem]:
-    """Names must be usable in URLs, headers and file names."""
-    for name in settings.models:
+    """Names must be usable in URLs, headers and file names, and each must stand for one model."""
+    for name, model in settings.models.items():
         if reason := _wrong_name(name):
             yield Problem(dotted(("models", name)), f"not usable as a model's name: {reason}", "rename it")
+        for index, alias in enumerate(model.aliases):
+            if reason := _wrong_name(alias):
+                path = dotted(("models", name, "aliases", index))
+                yield Problem(path, f"not usable as a model's name: {reason}", "rename it")
+    owners = {name: name for name in settings.models}
+    for key, model in settings.models.items():
+        for named in model.names(key):
+            owner = owners.setdefault(named.name, key)
+            if owner != key:
+                yield Problem(
+                    dotted(("models", key, _NAMED_BY[named.kind])),
+                    f"'{named.name}' stands for '{key}' here, and for '{owner}' too",
+                    "a name can stand for one model only: rename one",
+                )
 
 
 def listeners(settings: Settings) -> Iterator[Problem]:
@@ -73,6 +95,31 @@ def ports(settings: Settings) -> Iterator[Problem]:
             remedy = "choose another, or leave it out: a free one is chosen" if path.startswith("models.") else ""
             yield Problem(path, f"{port} is already used by {first[port]}", remedy or "choose another")
         first.setdefault(port, path)
+
+
+def inference_paths(settings: Settings) -> Iterator[Problem]:
+    """Paths must be written as engines' routers compare them."""
+    for index, path in enumerate(settings.inference_paths):
+        if not _INFERENCE_PATH.fullmatch(path):
+            yield Problem(
+                dotted(("inference_paths", index)),
+                f"'{path}' is not a path as requests have it",
+                "write it as /v1/videos: from the first slash on, without query, pattern or slash at the end",
+            )
+        elif path.startswith(_OWN_TREES):
+            yield Problem(dotted(("inference_paths", index)), f"'{path}' is llmux's own", "remove it")
+
+
+def origins(settings: Settings) -> Iterator[Problem]:
+    """Origins and hosts are compared with what browsers send."""
+    for index, origin in enumerate(settings.cors_origins):
+        if not _ORIGIN.fullmatch(origin):
+            remedy = 'write it as https://chat.example.org, with the port if there is one and without a path; or "*"'
+            yield Problem(dotted(("cors_origins", index)), f"'{origin}' is not an origin", remedy)
+    for index, host in enumerate(settings.allowed_hosts):
+        if not _HOST.fullmatch(host):
+            remedy = "write it as llm.example.org, without scheme, port and path"
+            yield Problem(dotted(("allowed_hosts", index)), f"'{host}' is not a host's name", remedy)
 
 
 def extra_arguments(settings: Settings) -> Iterator[Problem]:
@@ -145,6 +192,7 @@ def warnings(settings: Settings) -> Iterator[Problem]:
     if len(settings.models) == 1:
         for path in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    yield from _same_weights(settings)
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)
         if model.drain is Drain.FREEZE and not eviction.keeps_process:
@@ -180,6 +228,19 @@ def _joined(flag: str, rest: str) -> tuple[str, str]:
         return f"several words in one, the first of them {flag}", "write each word as an item of its own"
     shown = "its value" if _SECRET_FLAG.search(flag) or len(rest) > 60 else rest
     return "two words in one", f"write {flag} and {shown} as two items"
+
+
+def _same_weights(settings: Settings) -> Iterator[Problem]:
+    first: dict[tuple[object, ...], str] = {}
+    for name, model in settings.models.items():
+        engine = (model.model_path, settings.command_of(name), model.engine_arguments, tuple(sorted(model.env.items())))
+        other = first.setdefault(engine, name)
+        if other != name:
+            yield Problem(
+                dotted(("models", name)),
+                f"has the same weights and arguments as '{other}': two engines of one model that evict each other",
+                f"give '{other}' the alias '{name}' instead",
+            )
 
 
 def _unsupported(settings: Settings) -> Iterator[Problem]:

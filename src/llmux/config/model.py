@@ -1,5 +1,7 @@
 """One entry of the section ``models``: its weights, its engine, and how it leaves the GPU."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from llmux.config import arguments
@@ -12,10 +14,12 @@ from llmux.config.fields import (
     PositiveFactor,
     Seconds,
     Section,
+    Text,
     VariableName,
     Word,
 )
 from llmux.core.eviction import Drain
+from llmux.core.names import ModelName, NameKind
 
 DEFAULT_GPU_SHARE = 0.92
 """vLLM's default of ``--gpu-memory-utilization``."""
@@ -25,6 +29,11 @@ class ModelSettings(Section):
     """One model that clients can ask for."""
 
     model_path: PathText = Field(description="Hugging Face id, or directory, of the weights.")
+    aliases: tuple[Text, ...] = Field(
+        default=(),
+        description="Further names that clients can ask for. They are llmux's own: the engine gets the model's name "
+        "instead. The engine's own names, from --served-model-name and --lora-modules, need no alias.",
+    )
     port: EnginePort | None = Field(default=None, description="The engine's port on loopback. Default: a free one.")
     extra_args: tuple[Word, ...] = Field(
         default=(),
@@ -69,6 +78,25 @@ class ModelSettings(Section):
         The configured name goes first because vLLM puts the first one into its answers.
         """
         return tuple(dict.fromkeys((name, self.model_path, *arguments.served_names(self.extra_args))))
+
+    def names(self, name: str) -> Iterator[ModelName]:
+        """All names that stand for the model ``name`` or for an adapter of it, but for the path of its weights.
+
+        An engine's own come before aliases: they need not be replaced.
+        """
+        path = self.model_path
+        yield ModelName(name, name, name, root=path)
+        for served in arguments.served_names(self.extra_args):
+            yield ModelName(served, name, served, NameKind.SERVED, path)
+        for adapter, adapter_path in arguments.lora_modules(self.extra_args):
+            yield ModelName(adapter, name, adapter, NameKind.ADAPTER, adapter_path)
+        for alias in self.aliases:
+            yield ModelName(alias, name, name, NameKind.ALIAS, path)
+
+    @property
+    def max_model_length(self) -> int | None:
+        """How many tokens a request may have, from ``--max-model-len``; None if the arguments do not tell."""
+        return arguments.max_model_length(self.extra_args)
 
     @property
     def engine_arguments(self) -> tuple[str, ...]:

@@ -5,7 +5,8 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from llmux.config.fields import (
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.core.eviction import Drain, Eviction
+from llmux.core.names import ModelName, NameKind, register
 from llmux.redaction import secrets_in
 
 DEFAULT_MAX_IN_FLIGHT = 256
@@ -117,6 +119,21 @@ class Settings(Section):
         description="API keys whose requests have the priority batch: they are served after the model's interactive "
         "requests, except those that arrive max_wait_seconds later.",
     )
+    cors_origins: tuple[Text, ...] = Field(
+        default=(),
+        description='Origins of web pages that may use the data plane, as https://chat.example.org; ["*"]: all. '
+        "Browsers are answered accordingly (CORS), their preflights without a key.",
+    )
+    allowed_hosts: tuple[Text, ...] = Field(
+        default=(),
+        description="Names of this machine beside localhost, its addresses and host. Without api_keys, requests to a "
+        "loopback address that call it otherwise in their Host header are refused, as are those of foreign web pages.",
+    )
+    inference_paths: tuple[Text, ...] = Field(
+        default=(),
+        description="Paths of the engines' own beside the usual ones, as /v1/videos, for which a POST wakes its model. "
+        "Others that llmux does not know are forwarded only to a model that is on the GPU.",
+    )
     vllm_command: PathText = Field(
         default="vllm",
         description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",
@@ -188,6 +205,18 @@ class Settings(Section):
         description="File to which one JSON line is appended for each inference request; llmux simulate and replay "
         "read it. Default: none.",
     )
+
+    def names(self) -> Mapping[str, ModelName]:
+        """Every name by which clients can ask for a model: those in the file, then each path that one model has."""
+        found = [name for key, model in self.models.items() for name in model.names(key)]
+        # A model's own name goes before anything that another model is called.
+        found.sort(key=lambda name: name.kind is not NameKind.MODEL)
+        paths = Counter(model.model_path for model in self.models.values())
+        for key, model in self.models.items():
+            path = model.model_path
+            if paths[path] == 1:
+                found.append(ModelName(path, key, path, NameKind.PATH, path))
+        return register(found)
 
     def eviction_of(self, name: str) -> Eviction:
         """How the model leaves the GPU: its own eviction, else the policy's."""

@@ -1,5 +1,6 @@
 """The control API as aiohttp applications: routes, errors as JSON, and the check of who may use it."""
 
+from collections.abc import Collection
 from importlib.resources import files
 
 import structlog
@@ -8,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from llmux.control.authorization import check_access
+from llmux.control.authorization import Denied, check_access, check_metrics
 from llmux.control.bodies import (
     MAX_BODY_BYTES,
     BadBody,
@@ -23,11 +24,13 @@ from llmux.control.bodies import (
 )
 from llmux.control.status import eviction_document, history_document, logs_document, process_state, status_document
 from llmux.errors import CommandFailed, EvictionRefused, ModelNotFound
+from llmux.gateway.pages import PagePolicy
 from llmux.runtime.operations import Operations
 
 log = structlog.get_logger("llmux.control")
 
 CONTROL_PREFIX = "/control"
+METRICS_PATH = "/metrics"
 MODES = {"auto": False, "manual": True}
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -35,9 +38,21 @@ PAGE_POLICY = (
 )
 
 
-def new_application(admin_key: str | None) -> web.Application:
-    """An application without routes that answers errors in JSON and denies ``/control`` to those who may not use it."""
-    return web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_errors, _authorize(admin_key)])
+def new_application(
+    admin_key: str | None, metrics_keys: Collection[str] = (), pages: PagePolicy | None = None
+) -> web.Application:
+    """An application without routes that answers errors in JSON and denies its paths to those who may not use them.
+
+    With ``metrics_keys``, ``/metrics`` needs one of them; with ``pages``, foreign web pages are refused there.
+    """
+    authorize = _authorize(admin_key, metrics_keys, pages)
+    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_errors, authorize])
+    application.on_response_prepare.append(_drop_server)
+    return application
+
+
+async def _drop_server(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.pop("Server", None)  # Versions of libraries are of use to attackers only.
 
 
 def add_control(application: web.Application, operations: Operations) -> None:
@@ -61,13 +76,13 @@ def add_control(application: web.Application, operations: Operations) -> None:
 
 
 def add_metrics(application: web.Application, registry: CollectorRegistry) -> None:
-    """Add ``/metrics``. It needs no key, since scrapers usually send none."""
+    """Add ``/metrics``."""
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
-    application.router.add_get("/metrics", metrics)
+    application.router.add_get(METRICS_PATH, metrics)
 
 
 def add_page(application: web.Application) -> None:
@@ -175,19 +190,37 @@ def _http_error_response(request: web.Request, error: web.HTTPException) -> web.
             return error_response(error.status, error.reason)
 
 
-def _authorize(admin_key: str | None) -> Middleware:
+def _authorize(admin_key: str | None, metrics_keys: Collection[str], pages: PagePolicy | None) -> Middleware:
+    def denial(request: web.Request) -> Denied | None:
+        if request.path == CONTROL_PREFIX or request.path.startswith(f"{CONTROL_PREFIX}/"):
+            return check_access(request.headers, _peer(request), admin_key)
+        if request.path != METRICS_PATH:
+            return None
+        refusal = _page_refusal(request, pages)
+        return refusal or check_metrics(request.headers, metrics_keys)
+
     @web.middleware
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path == CONTROL_PREFIX or request.path.startswith(f"{CONTROL_PREFIX}/"):
-            denied = check_access(request.headers, _peer(request), admin_key)
-            if denied is not None:
-                response = error_response(denied.status, denied.reason)
-                if denied.status == 401:
-                    response.headers["WWW-Authenticate"] = "Bearer"
-                return response
-        return await handler(request)
+        denied = denial(request)
+        if denied is None:
+            return await handler(request)
+        response = error_response(denied.status, denied.reason)
+        if denied.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     return authorize
+
+
+def _page_refusal(request: web.Request, pages: PagePolicy | None) -> Denied | None:
+    if pages is None or request.transport is None:
+        return None
+    host, origin, site = (
+        value.encode("utf-8", "surrogateescape") if value is not None else None
+        for value in (request.headers.get(name) for name in ("Host", "Origin", "Sec-Fetch-Site"))
+    )
+    refusal = pages.refusal(host, origin, site, request.transport.get_extra_info("sockname"))
+    return None if refusal is None else Denied(403, str(refusal))
 
 
 def _peer(request: web.Request) -> str | None:

@@ -1,35 +1,43 @@
 """The bodies that the data port serves from llmux's own state: ``/v1/models`` and ``/ready``."""
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, assert_never
 
 import msgspec
 
 from llmux.control.status import process_state
-from llmux.errors import ModelNotFound
+from llmux.core.eviction import Eviction, Process
+from llmux.core.names import ModelName, NameKind
+from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 from llmux.gateway.options import LocalAnswer
-from llmux.runtime.operations import ModelStatus, Operations
+from llmux.runtime.operations import Operations
 
 
 class ModelList:
     """The bodies of ``/v1/models`` and ``/ready``."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, max_lengths: Mapping[str, int | None]) -> None:
+        """``max_lengths`` are how many tokens a request of each model may have; None where that is not known."""
         self._operations = operations
+        self._max_lengths = max_lengths
+        self._created = int(time.time())
         self.is_ready = False
         """True while requests are accepted: from the end of the start until shutdown begins."""
 
     def models(self) -> LocalAnswer:
-        """Every configured model with its state. Never wakes a model: clients list models all the time."""
-        data = [_entry(model) for model in self._operations.status().models]
+        """Every name with its model's state. Never wakes a model: clients list models all the time.
+
+        Only the paths of weights are left out, which would show each model twice.
+        """
+        names = self._operations.names.values()
+        data = [self._entry(name) for name in names if name.kind is not NameKind.PATH]
         return LocalAnswer(msgspec.json.encode({"object": "list", "data": data}))
 
     def model(self, name: str) -> LocalAnswer | None:
-        """One model's entry; None if it is not configured."""
-        try:
-            return LocalAnswer(msgspec.json.encode(_entry(self._operations.model_status(name))))
-        except ModelNotFound:
-            return None
+        """The entry of one name; None if there is no such name."""
+        found = self._operations.names.get(name)
+        return None if found is None else LocalAnswer(msgspec.json.encode(self._entry(found)))
 
     def ready(self) -> LocalAnswer:
         """200 while requests are accepted, else 503."""
@@ -37,15 +45,38 @@ class ModelList:
             return LocalAnswer(b'{"status":"ready"}')
         return LocalAnswer(b'{"status":"not ready"}', status=503)
 
+    def _entry(self, name: ModelName) -> dict[str, Any]:
+        """vLLM's fields, and llmux's own from ``status`` on. ``parent`` is the model that the name belongs to."""
+        model = self._operations.model_status(name.model)
+        max_length = self._max_lengths.get(name.model)
+        return {
+            "id": name.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "llmux",
+            "root": name.root,
+            "parent": None if name.kind is NameKind.MODEL else name.model,
+            **({} if max_length is None else {"max_model_len": max_length}),
+            "status": {"value": status_word(model.state)},
+            "state": process_state(model.state, for_clients=True),
+            "on_gpu": model.on_gpu,
+            "in_flight": model.in_flight,
+            "queue_depth": model.queue_depth,
+        }
 
-def _entry(model: ModelStatus) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "None",
-        "state": process_state(model.state, for_clients=True),
-        "on_gpu": model.on_gpu,
-        "in_flight": model.in_flight,
-        "queue_depth": model.queue_depth,
-    }
+
+def status_word(state: State) -> str:
+    """A model's state in the words of llama.cpp's model list, which user interfaces know."""
+    match state:
+        case Cold() | Evicting(eviction=Eviction(process=Process.STOP)):
+            return "unloaded"
+        case Waking():
+            return "loading"
+        case Serving() | Draining():
+            return "loaded"
+        case Asleep() | Evicting():
+            return "sleeping"
+        case Failed() | Stuck():
+            return "failed"
+        case _:
+            assert_never(state)

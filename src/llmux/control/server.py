@@ -1,12 +1,14 @@
 """Serves the control applications on connections that the gateway hands over, and on listeners of their own."""
 
 import asyncio
+from collections.abc import Collection
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from llmux.control.application import add_control, add_metrics, add_page, new_application
 from llmux.errors import ListenFailed
+from llmux.gateway.pages import PagePolicy
 from llmux.runtime.operations import Operations
 
 CLOSE_SECONDS = 2.0
@@ -18,8 +20,21 @@ KEEP_ALIVE_SECONDS = 75.0
 class ControlServer:
     """Status page, control routes and metrics. ``start`` must come first and ``close`` last."""
 
-    def __init__(self, operations: Operations, registry: CollectorRegistry, admin_key: str | None) -> None:
-        everything, admin, metrics = (new_application(admin_key) for _ in range(3))
+    def __init__(
+        self,
+        operations: Operations,
+        registry: CollectorRegistry,
+        admin_key: str | None,
+        api_keys: Collection[str] = (),
+        pages: PagePolicy | None = None,
+    ) -> None:
+        """``api_keys`` are those of the data plane, and ``pages`` says which web pages may read the metrics port.
+
+        Where there are such keys, the main port's metrics need one, too; the metrics port never does.
+        """
+        metrics_keys = [*api_keys, *([admin_key] if admin_key is not None else [])] if api_keys else []
+        everything = new_application(admin_key, metrics_keys)
+        admin, metrics = new_application(admin_key), new_application(None, pages=pages)
         add_control(everything, operations)
         add_metrics(everything, registry)
         add_page(everything)

@@ -1,4 +1,4 @@
-"""llmux's own answers as bytes: errors, as status, headers and OpenAI's envelope, and the paths it serves itself."""
+"""llmux's own answers as bytes: errors, as status, headers and the API's envelope, and the paths it serves itself."""
 
 import math
 from dataclasses import dataclass
@@ -22,15 +22,18 @@ from llmux.errors import (
 from llmux.gateway.errors import (
     BadGateway,
     HeadTooLarge,
+    HostNotAllowed,
     InvalidApiKey,
     InvalidJson,
     MalformedRequest,
     MethodNotAllowed,
     MissingModel,
+    OriginNotAllowed,
     PathForbidden,
     RequestStalled,
     RequestTooLarge,
     UnknownPath,
+    UnsupportedMediaType,
     UpgradeRefused,
 )
 from llmux.gateway.options import LocalAnswer
@@ -58,10 +61,13 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     MissingModel: ErrorShape(HTTPStatus.BAD_REQUEST, _INVALID, "missing_model", param="model"),
     InvalidApiKey: ErrorShape(HTTPStatus.UNAUTHORIZED, "authentication_error", "invalid_api_key"),
     PathForbidden: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "path_forbidden"),
+    OriginNotAllowed: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "origin_not_allowed"),
+    HostNotAllowed: ErrorShape(HTTPStatus.FORBIDDEN, _INVALID, "host_not_allowed"),
     ModelNotFound: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "model_not_found", param="model"),
     UnknownPath: ErrorShape(HTTPStatus.NOT_FOUND, _INVALID, "unknown_path"),
     MethodNotAllowed: ErrorShape(HTTPStatus.METHOD_NOT_ALLOWED, _INVALID, "method_not_allowed"),
     RequestStalled: ErrorShape(HTTPStatus.REQUEST_TIMEOUT, _INVALID, "request_timeout"),
+    UnsupportedMediaType: ErrorShape(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _INVALID, "unsupported_media_type"),
     RequestTooLarge: ErrorShape(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _INVALID, "request_too_large"),
     HeadTooLarge: ErrorShape(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _INVALID, "headers_too_large"),
     QueueFull: ErrorShape(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", retry_after_seconds=5),
@@ -77,6 +83,17 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     QueueTimeout: ErrorShape(HTTPStatus.GATEWAY_TIMEOUT, _SERVER, "queue_timeout"),
 }
 """Every kind of RequestError: a test fails if one is missing."""
+
+_ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
+}
+"""Anthropic's words by status. Their overload is a 529; here it is 503, upon which their clients try again as well."""
 
 _UNMAPPED = ErrorShape(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, "internal_error")
 
@@ -103,16 +120,38 @@ def _message(error: RequestError) -> str:
             return str(error)
 
 
-def error_body(error: RequestError) -> bytes:
-    """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``."""
+def is_anthropic(path: bytes) -> bool:
+    """Whether the clients of a path expect errors as Anthropic's API has them."""
+    if b"messages" not in path:
+        return False
+    segments = [segment for segment in path.split(b"/") if segment]
+    if segments[-1] in (b"count_tokens", b"render"):
+        segments.pop()
+    match segments:
+        case [b"messages"] | [*_, b"v1", b"messages"] | [b"upstream", _, *_, b"messages"]:
+            return True
+        case _:
+            return False
+
+
+def error_body(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:
+    """OpenAI's envelope, ``{"error": {"message", "type", "param", "code"}}``; Anthropic's where ``path`` is theirs."""
     shape = shape_of(error)
-    envelope = {"message": _message(error), "type": shape.type, "param": shape.param, "code": shape.code}
-    return msgspec.json.encode({"error": envelope})
+    # What a client wrote may be no text.
+    message = _message(error).encode("utf-8", "backslashreplace").decode()
+    if is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(shape.status, "invalid_request_error" if shape.status < 500 else "api_error")
+        envelope = {"type": kind, "message": message}
+        return msgspec.json.encode({"type": "error", "error": envelope, "request_id": request_id.decode()})
+    return msgspec.json.encode(
+        {"error": {"message": message, "type": shape.type, "param": shape.param, "code": shape.code}}
+    )
 
 
-def error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:
     """The error as the last event of a stream; the blank line before it ends an event that was cut short."""
-    return b"\n\ndata: " + error_body(error) + b"\n\n"
+    name = b"event: error\n" if is_anthropic(path) else b""
+    return b"\n\n" + name + b"data: " + error_body(error, path, request_id) + b"\n\n"
 
 
 def error_headers(error: RequestError) -> bytes:
@@ -148,13 +187,34 @@ def _answer(status: int, headers: bytes, body: bytes, *, keep_alive: bool, head_
     return _status_line(status) + headers + connection + length + (b"" if head_only else body)
 
 
-def error_answer(error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
-    """The whole answer for an error."""
+def error_answer(
+    error: RequestError,
+    request_id: bytes,
+    *,
+    keep_alive: bool,
+    head_only: bool,
+    path: bytes = b"",
+    cors_fields: bytes = b"",
+) -> bytes:
+    """The whole answer for an error, in the shape that clients of ``path`` expect."""
     headers = b"content-type: application/json\r\n" + error_headers(error) + b"x-request-id: " + request_id + b"\r\n"
-    return _answer(shape_of(error).status, headers, error_body(error), keep_alive=keep_alive, head_only=head_only)
+    headers += cors_fields
+    body = error_body(error, path, request_id)
+    return _answer(shape_of(error).status, headers, body, keep_alive=keep_alive, head_only=head_only)
 
 
-def local_answer(answer: LocalAnswer, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+def preflight_answer(fields: bytes, request_id: bytes, *, keep_alive: bool) -> bytes:
+    """The whole answer to a browser that asks whether a page may send a request."""
+    connection = b"" if keep_alive else b"connection: close\r\n"
+    return (
+        _status_line(HTTPStatus.NO_CONTENT) + fields + b"x-request-id: " + request_id + b"\r\n" + connection + b"\r\n"
+    )
+
+
+def local_answer(
+    answer: LocalAnswer, request_id: bytes, *, keep_alive: bool, head_only: bool, cors_fields: bytes = b""
+) -> bytes:
     """The whole answer for one of llmux's own paths."""
     headers = f"content-type: {answer.content_type}\r\n".encode() + b"x-request-id: " + request_id + b"\r\n"
+    headers += cors_fields
     return _answer(answer.status, headers, answer.body, keep_alive=keep_alive, head_only=head_only)

@@ -1,18 +1,20 @@
-"""The model's name in a request's body, as JSON or as a form: reading it, and replacing it."""
+"""What the gateway reads in a JSON body, ``model`` and ``stream``, and how the model is replaced in it."""
 
+import json
+import re
 from typing import Any, NamedTuple
 
 import msgspec
-from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import parse_options_header
 
-from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel
+from llmux.gateway.errors import InvalidJson, MalformedRequest
 
-_MAX_MODEL_NAME_BYTES = 1024
-_MAX_FORM_PARTS = 256
-_TRUE = frozenset((b"true", b"1", b"yes", b"on", b"t", b"y"))
+TRUE = frozenset((b"true", b"1", b"yes", b"on", b"t", b"y"))
 """What pydantic, with which engines validate, takes for true in a field of type bool, in lower case."""
+
+_MAX_LENIENT_BYTES = 4 << 20
+"""Larger bodies are not read a second time, with Python's parser: it takes ten times as long."""
+_BOM = b"\xef\xbb\xbf"
+_MSGSPEC_PLACE = re.compile(r"(?:JSON is malformed: )?(.*) \(byte (\d+)\)")
 
 
 class _Fields(msgspec.Struct):
@@ -30,111 +32,80 @@ class JsonBody(NamedTuple):
     model: str | None
     streams: bool
     """Whether the answer is to come as a stream."""
+    text: bytes
+    """The body, without a byte order mark."""
+
+    def with_model(self, model: str) -> bytes:
+        """The body with its top-level ``model`` replaced; raises InvalidJson."""
+        return replace_model(self.text, model)
 
 
-def model_in_json(body: bytes) -> tuple[str, bool]:
-    """The top-level string ``model``, and whether ``stream`` is true.
+def read_json(body: bytes) -> JsonBody:
+    """Read a body as engines do, whose parser is Python's: NaN, Infinity, lone surrogates and a byte order mark pass.
 
-    Raises InvalidJson, MissingModel or MalformedRequest.
+    Raises InvalidJson, which says what is wrong and where, or MalformedRequest.
     """
-    if not body:
-        raise MissingModel
     try:
         fields = _decoder.decode(body)
     except msgspec.ValidationError:
-        raise MalformedRequest('the body must be a JSON object whose "model" is a string') from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidJson("the body is not valid JSON") from None
-    if not fields.model:
-        raise MissingModel
-    return fields.model, _is_true(fields.stream)
+        raise _not_an_object() from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _read_leniently(body, error)
+    return JsonBody(fields.model, bytes(fields.stream).strip(b'"').lower() in TRUE, body)
 
 
-def peek_json(body: bytes) -> JsonBody | None:
-    """Like ``model_in_json`` for a body that may lack a model; None if it cannot be parsed."""
+def _read_leniently(body: bytes, first_error: Exception) -> JsonBody:
+    if body.startswith(_BOM):
+        return read_json(body.removeprefix(_BOM))
+    fields = _parse(body, first_error)
+    model, stream = fields.get("model"), fields.get("stream", False)
+    if not isinstance(model, str | None):
+        raise _not_an_object()
+    return JsonBody(model, str(stream).lower().encode("utf-8", "replace") in TRUE, body)
+
+
+def _parse(body: bytes, first_error: Exception) -> dict[str, Any]:
+    """The object that Python's parser reads in the body. ``first_error`` is msgspec's, for one that is too large."""
+    if not body:
+        raise InvalidJson("the body is empty; a JSON object is needed here")
+    if len(body) > _MAX_LENIENT_BYTES:
+        place = _MSGSPEC_PLACE.fullmatch(str(first_error))
+        raise _invalid(place[1] if place else str(first_error), int(place[2]) if place else None)
     try:
-        fields = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return JsonBody(fields.model, _is_true(fields.stream))
+        fields = json.loads(body)
+    except json.JSONDecodeError as error:
+        raise _invalid(error.msg, len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))) from None
+    except UnicodeDecodeError as error:
+        raise _invalid(f"not {error.encoding}", error.start) from None
+    except RecursionError:
+        raise _invalid("nested too deeply") from None
+    except ValueError as error:  # A number of more digits than Python reads.
+        raise _invalid(str(error)) from None
+    if not isinstance(fields, dict):
+        raise _not_an_object()
+    return fields
 
 
-def _is_true(value: msgspec.Raw) -> bool:
-    return bytes(value).strip(b'"').lower() in _TRUE
+def _invalid(what: str, at_byte: int | None = None) -> InvalidJson:
+    what = what[:200].removesuffix(" at")
+    return InvalidJson(f"the body is not valid JSON: {what}" + ("" if at_byte is None else f" at byte {at_byte}"))
+
+
+def _not_an_object() -> MalformedRequest:
+    return MalformedRequest('the body must be a JSON object whose "model" is a string')
 
 
 def replace_model(body: bytes, model: str) -> bytes:
-    """The JSON object with its top-level ``model`` replaced; every other value keeps its spelling."""
-    fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    """The JSON object with its top-level ``model`` replaced; every other value keeps its spelling, if msgspec reads it.
+
+    Raises InvalidJson.
+    """
+    fields: dict[str, Any]
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fields = _parse(body, error)
+        fields["model"] = model
+        return json.dumps(fields, separators=(",", ":")).encode()
     fields["model"] = model
     return msgspec.json.encode(fields)
-
-
-class _FormModel:
-    """Callbacks of a multipart parser that collect the field ``model``."""
-
-    def __init__(self) -> None:
-        self.model: bytes | None = None
-        self._parts = 0
-        self._header_name = b""
-        self._header_value = b""
-        self._is_model = False
-
-    def on_part_begin(self) -> None:
-        self._is_model = False
-        self._parts += 1
-        if self._parts > _MAX_FORM_PARTS:
-            raise MalformedRequest(f"the form has more than {_MAX_FORM_PARTS} fields")
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def on_header_end(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            _, parameters = parse_options_header(self._header_value)
-            self._is_model = parameters.get(b"name") == b"model" and b"filename" not in parameters
-        self._header_name = self._header_value = b""
-
-    def on_headers_finished(self) -> None:
-        if self._is_model:
-            self.model = b""
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._is_model and self.model is not None:
-            self.model += data[start:end]
-            if len(self.model) > _MAX_MODEL_NAME_BYTES:
-                raise MalformedRequest('the form\'s field "model" is too long')
-
-
-def model_in_form(body: bytes, content_type: bytes) -> str:
-    """The last field ``model`` of a multipart form; raises MalformedRequest or MissingModel."""
-    _, parameters = parse_options_header(content_type)
-    boundary = parameters.get(b"boundary")
-    if not boundary:
-        raise MalformedRequest("the multipart body's Content-Type names no boundary")
-    form = _FormModel()
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": form.on_part_begin,
-            "on_part_data": form.on_part_data,
-            "on_header_field": form.on_header_field,
-            "on_header_value": form.on_header_value,
-            "on_header_end": form.on_header_end,
-            "on_headers_finished": form.on_headers_finished,
-        },
-    )
-    try:
-        parser.write(body)
-        parser.finalize()
-    except MultipartParseError:
-        raise MalformedRequest("the multipart body is malformed") from None
-    if not form.model:
-        raise MissingModel
-    try:
-        return form.model.decode()
-    except UnicodeDecodeError:
-        raise MalformedRequest('the form\'s field "model" is not UTF-8') from None

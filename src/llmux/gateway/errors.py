@@ -17,13 +17,14 @@ class InvalidJson(MalformedRequest):
 
 
 class MissingModel(RequestError):
-    """The request names no model."""
+    """The request names no model; ``remedy`` says how it can."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            'the request names no model: put a top-level "model" into the JSON body, a form field "model", '
-            "a model-override header, or use /upstream/MODEL/..."
-        )
+    def __init__(
+        self,
+        remedy: str = 'put a top-level "model" into the JSON body, a form field "model", a model-override header, or '
+        "use /upstream/MODEL/...",
+    ) -> None:
+        super().__init__(f"the request names no model: {remedy}")
 
 
 class InvalidApiKey(RequestError):
@@ -31,6 +32,26 @@ class InvalidApiKey(RequestError):
 
     def __init__(self) -> None:
         super().__init__("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
+
+
+class OriginNotAllowed(RequestError):
+    """A web page sent the request, no key is needed, and the page is neither of this machine nor allowed."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"the request comes from a web page of {origin[:200]}, which may not use llmux: list its origin under "
+            "cors_origins, or set api_keys"
+        )
+
+
+class HostNotAllowed(RequestError):
+    """The request calls this machine by a name that is not known to be its own, and no key is needed."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"the Host header names {host[:200]}, which llmux does not know as a name of this machine: list it under "
+            "allowed_hosts, or set api_keys"
+        )
 
 
 class PathForbidden(RequestError):
@@ -41,10 +62,18 @@ class PathForbidden(RequestError):
 
 
 class UnknownPath(RequestError):
-    """No route has this path."""
+    """No route has this path; ``hint`` is what the client may have meant, in sentences."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"no such path: {path[:200]}; inference is under /v1, or under /upstream/MODEL")
+    def __init__(self, path: str, hint: str = "") -> None:
+        super().__init__(f"no such path: {path[:200]}. {hint}".rstrip(" ."))
+
+
+class UnsupportedMediaType(RequestError):
+    """The endpoint takes bodies of another type; ``wanted`` says of which."""
+
+    def __init__(self, content_type: str, wanted: str) -> None:
+        given = f"is {content_type[:100]}" if content_type else "is missing"
+        super().__init__(f"the Content-Type {given}; this endpoint takes {wanted}")
 
 
 class MethodNotAllowed(RequestError):

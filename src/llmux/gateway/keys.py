@@ -12,6 +12,10 @@ class ApiKeys:
 
     __slots__ = ("_keys",)
 
+    def __bool__(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self._keys)
+
     def __init__(self, keys: frozenset[str], batch_keys: frozenset[str] = frozenset()) -> None:
         # Batch last: a key that is in both sets is a batch key.
         self._keys = [(key.encode(), Priority.INTERACTIVE) for key in keys]
@@ -25,9 +29,11 @@ class ApiKeys:
         if not self._keys:
             return Priority.INTERACTIVE
         scheme, _, token = (head.authorization or b"").partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else (head.x_api_key or b"").strip()
-        # Every key is compared, in constant time: how long it takes tells nothing about how close a guess was.
-        matches = [priority for key, priority in self._keys if compare_digest(given, key)]
+        bearer = token.strip() if scheme.lower() == b"bearer" else b""
+        other = (head.x_api_key or b"").strip()
+        # Every key is compared, in constant time: how long it takes tells nothing about how close a guess was. Clients
+        # that must send some Authorization, and have their key in x-api-key, send both.
+        matches = [priority for key, priority in self._keys if compare_digest(bearer, key) | compare_digest(other, key)]
         if not matches:
             raise InvalidApiKey
         return matches[-1]

@@ -43,10 +43,17 @@ class GatewayOptions:
     """Makes the protocol that takes over a connection with a request for a control path; None: these are 404."""
     control_paths: tuple[str, ...] = DEFAULT_CONTROL_PATHS
     """Each stands for itself and everything below it, except ``/``, which stands for itself only."""
+    inference_paths: tuple[str, ...] = ()
+    """Further paths of engines, for which a POST wakes its model."""
     api_keys: frozenset[str] = frozenset()
     """If no key of either set is configured, any Authorization header is accepted and ignored."""
     batch_api_keys: frozenset[str] = frozenset()
     """Further keys, whose requests have batch priority."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the data plane; ``*``: all."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Names of this machine. Without keys, requests to loopback by other names, or from foreign pages, are refused.
+    None: they are not."""
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
     max_pipelined_bytes: int = 256 * 1024

@@ -1,14 +1,26 @@
 """Routing: what a path means, which paths never reach an engine, and which model a request is for."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qs, unquote_to_bytes
 
-from llmux.errors import ModelNotFound
-from llmux.gateway.body_model import model_in_form, model_in_json, peek_json, replace_model
-from llmux.gateway.errors import MalformedRequest, MethodNotAllowed, MissingModel, PathForbidden, UnknownPath
+from llmux.core.names import ModelName, NameKind
+from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
+from llmux.gateway import endpoints
+from llmux.gateway.body_model import JsonBody, read_json, replace_model
+from llmux.gateway.endpoints import Endpoint, MediaType
+from llmux.gateway.errors import (
+    MalformedRequest,
+    MethodNotAllowed,
+    MissingModel,
+    PathForbidden,
+    UnknownPath,
+    UnsupportedMediaType,
+)
+from llmux.gateway.form import FormBody, read_form
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 
@@ -34,7 +46,11 @@ class Route:
     path: bytes
     """The path that the engine gets, without the query."""
     model: str | None = None
-    """The model that the path names, if any."""
+    """The name of the model in the path, if there is one."""
+    rules: Endpoint | None = None
+    """What the engine takes there; None if llmux does not know the path, or answers it itself."""
+    may_wake: bool = False
+    """Whether a POST wakes its model."""
 
 
 _LOCAL = {
@@ -43,39 +59,38 @@ _LOCAL = {
     "/health": Destination.HEALTH,
     "/ready": Destination.READY,
 }
-_INFERENCE = frozenset(
-    ("/tokenize", "/detokenize", "/pooling", "/score", "/rerank", "/invocations", "/classify", "/generative_scoring")
-)
-_INFERENCE_TREES = ("/v1/", "/v2/", "/inference/")
 _ENGINE_CONTROL = frozenset(
     """
-    sleep wake_up is_sleeping is_paused pause resume collective_rpc server_info abort_request abort_requests
-    release_kv_cache_memory weight_info weight_checker get_world_size scale_elastic_ep is_scaling_elastic_ep
-    start_profile stop_profile shutdown flush_cache release_memory_occupation resume_memory_occupation
-    pause_generation continue_generation kv_event_sources
+    sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
+    abort_requests release_kv_cache_memory weight_info weight_checker get_world_size scale_elastic_ep
+    is_scaling_elastic_ep start_profile stop_profile shutdown flush_cache release_memory_occupation
+    resume_memory_occupation pause_generation continue_generation kv_event_sources load_lora_adapter
+    unload_lora_adapter fault_tolerance start_weight_update start_draft_weight_update finish_weight_update
+    shutdown_weight_transfer_engine
     """.split()  # noqa: SIM905
 )
 _ENGINE_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight", "set_internal")
-_OPENAI_ENDPOINTS = frozenset(
-    """
-    /v1/chat/completions /v1/chat/completions/batch /v1/completions /v1/responses /v1/messages
-    /v1/messages/count_tokens /v1/embeddings /v1/score /v1/rerank /v2/rerank /v2/embed /v1/audio/transcriptions
-    /v1/audio/translations /v1/audio/speech /v1/images/generations
-    """.split()  # noqa: SIM905
-)
-_KNOWN_ENDPOINTS = _OPENAI_ENDPOINTS | _INFERENCE | _LOCAL.keys()
 _UPSTREAM = b"/upstream/"
-_ONE_MODEL = b"/v1/models/"
-_FORBIDDEN_OCTETS = frozenset(b"\\%#")
-_MAX_CACHED = 1024
-_MAX_CACHED_PATH_BYTES = 256
+_ONE_MODEL = (b"/v1/models/", b"/models/")
+_FORBIDDEN_OCTET = re.compile(rb"[\x00-\x20\x7f\\%#]")
+_DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
+_MAX_PATH_BYTES = 4096
+"""Decoding takes a third of a microsecond per escape, and a head may be 64 KiB of them."""
 _MAX_MODEL_SEGMENTS = 16
+_MAX_QUERY_FIELDS = 256
+
+
+def _shortest(raw: bytes) -> bytes:
+    """The path without empty segments: base URLs are often written with a slash too many."""
+    if b"//" not in raw and not raw.endswith(b"/"):
+        return raw
+    return b"/" + b"/".join(filter(None, raw.split(b"/")))
 
 
 def _decode(raw: bytes) -> str:
     """The path as an engine's router sees it. Refuses every spelling that two programs could interpret differently."""
     decoded = unquote_to_bytes(raw)
-    if any(byte <= 32 or byte == 127 or byte in _FORBIDDEN_OCTETS for byte in decoded):
+    if _FORBIDDEN_OCTET.search(decoded):
         raise MalformedRequest("the path contains a character that is not allowed in it")
     if decoded.count(b"/") != raw.count(b"/"):
         raise MalformedRequest("the path contains an encoded slash; it is only allowed in a model's name")
@@ -83,10 +98,9 @@ def _decode(raw: bytes) -> str:
         text = decoded.decode()
     except UnicodeDecodeError:
         raise MalformedRequest("the path is not UTF-8") from None
-    segments = text.split("/")[1:]
-    if any(segment in (".", "..") for segment in segments) or "" in segments[:-1]:
-        raise MalformedRequest("the path contains '//', '/./' or '/../'; write it in its shortest form")
-    if raw != decoded and any(segment.startswith(".") for segment in segments):
+    if _DOT_SEGMENT.search(text):
+        raise MalformedRequest("the path contains '/./' or '/../'; write it in its shortest form")
+    if raw != decoded and "/." in text:
         raise MalformedRequest("the path contains an encoded dot segment")
     return text
 
@@ -99,31 +113,33 @@ def _decode_name(raw: bytes) -> str:
         raise MalformedRequest("the path is not UTF-8") from None
 
 
-def _engine_route(raw: bytes, model: str | None) -> Route:
-    path = _decode(raw)
-    first = path.split("/")[1]
-    if first in _ENGINE_CONTROL or first.startswith(_ENGINE_CONTROL_PREFIXES):
-        raise PathForbidden(path)
-    last = path.rstrip("/").rpartition("/")[2]
-    if path.startswith(_INFERENCE_TREES):
-        if last in _ENGINE_CONTROL or last.startswith(_ENGINE_CONTROL_PREFIXES):
-            raise PathForbidden(path)
-    elif path not in _INFERENCE:
-        raise UnknownPath(path)
-    endpoint = path if path in _KNOWN_ENDPOINTS else "other"
-    return Route(Destination.ENGINE, endpoint, raw, model)
+def _is_engine_control(path: str) -> bool:
+    first, last = path.split("/")[1], path.rpartition("/")[2]
+    names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) else (first,)
+    return any(name in _ENGINE_CONTROL or name.startswith(_ENGINE_CONTROL_PREFIXES) for name in names)
+
+
+def _refuse_doubled_slashes(raw: bytes) -> None:
+    """For paths of power, which have one spelling only."""
+    if b"//" in raw:
+        raise MalformedRequest("the path contains '//'; write it in its shortest form")
 
 
 class Router:
     """Finds routes, and caches those that do not depend on which models are configured."""
 
     def __init__(
-        self, control_paths: Sequence[str], knows: Callable[[str], bool], models: Callable[[], Sequence[str]]
+        self,
+        control_paths: Sequence[str],
+        names: Callable[[], Mapping[str, ModelName]],
+        inference_paths: Sequence[str] = (),
     ) -> None:
-        self._knows = knows
-        self._models = models
+        """``inference_paths`` are further ones that engines have and a request may wake its model for."""
+        self._names = names
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
+        self._endpoints = endpoints.with_further(inference_paths)
+        self._cacheable = self._endpoints.keys() | _LOCAL.keys()
         self._cached: dict[bytes, Route] = {}
 
     def find(self, path: bytes) -> Route:
@@ -134,76 +150,239 @@ class Router:
         route = self._cached.get(path)
         if route is not None:
             return route
-        if path.startswith(_UPSTREAM):
-            return self._find_upstream(path)
-        route = self._find(path)
-        if len(self._cached) < _MAX_CACHED and len(path) <= _MAX_CACHED_PATH_BYTES:
+        if len(path) > _MAX_PATH_BYTES:
+            raise MalformedRequest(f"the path is longer than {_MAX_PATH_BYTES} bytes")
+        if not path.startswith(b"/"):
+            raise UnknownPath(path.decode("latin-1"))
+        shortest = _shortest(path)
+        if shortest.startswith(_UPSTREAM) or path.startswith(_UPSTREAM):
+            return self._find_upstream(path, shortest)
+        route = self._find(path, shortest)
+        # Of these there are only so many, so that nobody can fill the cache with others.
+        if route.endpoint in self._cacheable and b"%" not in path and b"//" not in path:
             self._cached[path] = route
         return route
 
-    def _find(self, raw: bytes) -> Route:
-        if not raw.startswith(b"/"):
-            raise UnknownPath(raw.decode("latin-1"))
-        if raw.startswith(_ONE_MODEL):
-            return Route(Destination.ONE_MODEL, "/v1/models/{model}", raw, _decode_name(raw.removeprefix(_ONE_MODEL)))
-        path = _decode(raw)
+    def is_control(self, path: bytes) -> bool:
+        """Whether a path is the control plane's."""
+        try:
+            return self.find(path).destination is Destination.CONTROL
+        except RequestError:
+            return False
+
+    def _find(self, raw: bytes, shortest: bytes) -> Route:
+        for prefix in _ONE_MODEL:
+            if shortest.startswith(prefix):
+                name = _decode_name(shortest.removeprefix(prefix))
+                return Route(Destination.ONE_MODEL, "/v1/models/{model}", shortest, name)
+        path = _decode(shortest)
         if path in self._control_exactly or path.startswith(self._control_trees):
+            _refuse_doubled_slashes(raw)
             return Route(Destination.CONTROL, "control", raw)
         local = _LOCAL.get(path)
         if local is not None:
-            return Route(local, path, raw)
-        return _engine_route(raw, None)
+            return Route(local, path, shortest)
+        return self._engine_route(raw, shortest, path, None)
 
-    def _find_upstream(self, raw: bytes) -> Route:
-        segments = raw.removeprefix(_UPSTREAM).split(b"/")
-        names = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in segments[:_MAX_MODEL_SEGMENTS]]
-        for count in range(min(len(names), len(segments) - 1), 0, -1):
-            model = "/".join(names[:count])
-            if self._knows(model):
-                return _engine_route(b"/" + b"/".join(segments[count:]), model)
-        name = "/".join(names)
-        if self._knows(name):
-            raise UnknownPath(raw.decode("latin-1"))
-        raise ModelNotFound(name, self._models())
+    def _find_upstream(self, raw: bytes, shortest: bytes) -> Route:
+        segments = shortest[len(_UPSTREAM) :].split(b"/")
+        parts = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in segments[:_MAX_MODEL_SEGMENTS]]
+        names = self._names()
+        for count in range(min(len(parts), len(segments) - 1), 0, -1):
+            model = "/".join(parts[:count])
+            if model in names:
+                rest = b"/" + b"/".join(segments[count:])
+                return self._engine_route(raw, rest, _decode(rest), model)
+        name = "/".join(parts)
+        if name in names:
+            raise UnknownPath(raw.decode("latin-1"), f"add the engine's path, as /upstream/{name}/v1/chat/completions")
+        raise ModelNotFound(name, models_of(names))
+
+    def _engine_route(self, raw: bytes, shortest: bytes, path: str, model: str | None) -> Route:
+        if _is_engine_control(path):
+            _refuse_doubled_slashes(raw)
+            raise PathForbidden(path)
+        rules = self._rules(path)
+        if rules is None:
+            # A base URL without /v1.
+            rules = self._rules(f"/v1{path}")
+            if rules is not None:
+                path, shortest = f"/v1{path}", b"/v1" + shortest
+            elif not endpoints.may_exist(path):
+                raise UnknownPath(path, endpoints.hint_for(path))
+        label = path if rules is not None and rules.path == path else "other"
+        may_wake = rules is not None and rules.may_wake
+        return Route(Destination.ENGINE, label, shortest, model, rules, may_wake)
+
+    def _rules(self, path: str) -> Endpoint | None:
+        return self._endpoints.get(path) or endpoints.with_identifier(path)
+
+
+def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:
+    """The models that a register has names for."""
+    return list(dict.fromkeys(name.model for name in names.values()))
+
+
+def check_request(head: RequestHead, route: Route) -> None:
+    """Refuse by its head what an engine is certain to refuse, and spell JSON's type as vLLM does.
+
+    Raises MethodNotAllowed or UnsupportedMediaType.
+    """
+    rules = route.rules
+    if rules is None:
+        return
+    method = head.method.decode("latin-1")
+    if method not in rules.methods:
+        raise MethodNotAllowed(method, route.path.decode("latin-1"), rules.methods)
+    # A body without a type is judged when it is there: what is wrong with its framing says more.
+    if method == "POST" and head.content_type and (head.content_length or head.chunked):
+        _check_media_type(head, rules)
+        if rules.media_types is endpoints.JSON and not endpoints.is_plain_json(head.content_type):
+            head.send_as_json()
+
+
+def _check_media_type(head: RequestHead, rules: Endpoint) -> None:
+    if endpoints.media_type(head.content_type) not in rules.media_types:
+        wanted = " or ".join(kind.value for kind in MediaType if kind in rules.media_types)
+        raise UnsupportedMediaType(head.content_type.decode("latin-1"), wanted)
+
+
+def explain(error: RequestError, head: RequestHead, route: Route) -> RequestError:
+    """The error as the client is to be told it: of a path that llmux does not know, that is what matters most.
+
+    A GET asks for something that a running engine may have, and there ``model_not_loaded`` is the better answer.
+    """
+    if isinstance(error, ModelNotLoaded) and route.rules is None and head.method not in (b"GET", b"HEAD"):
+        return unknown_path(route)
+    return error
+
+
+def unknown_path(route: Route) -> UnknownPath:
+    """The error about a path that llmux does not know, for a request that cannot be forwarded all the same."""
+    path = route.path.decode("latin-1")
+    return UnknownPath(
+        path,
+        f"{endpoints.hint_for(path)} Paths that llmux does not know are forwarded only to a model that is named and on "
+        "the GPU; if the engine has this one, list it under inference_paths.",
+    )
 
 
 class EngineCall(NamedTuple):
     """What is to be sent to which model."""
 
     model: str
+    """The model's key."""
     body: bytes
     streams: bool
     """Whether the answer is to come as a stream."""
 
 
-def find_model(head: RequestHead, route: Route, body: bytes) -> EngineCall:
+def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
     """The model that a request is for, and the body that its engine gets.
 
-    The header takes precedence over the path, and the path over the body. The body is changed only if it is JSON and
-    names another model than header or path. Raises MissingModel, InvalidJson or MalformedRequest.
+    The header takes precedence over the path, and the path over the body. The body is changed only if it names the
+    model in a way that the engine does not know, or another model than header or path. Uses nothing that changes, so
+    that it may run in a thread. Raises RequestError.
     """
-    if head.model_override is not None:
-        try:
-            name = head.model_override.decode().strip()
-        except UnicodeDecodeError:
-            raise MalformedRequest("the model-override header is not UTF-8") from None
-        if not name:
+    rules = route.rules
+    if not head.content_type and body and rules is not None:
+        _check_media_type(head, rules)
+    if head.model_override is not None or route.model is not None or rules is None or not rules.model_in_body:
+        return _find_by_more_than_the_body(head, route, body, names)
+    if not body:
+        name = _model_in_query(head)
+        if head.method == b"POST" or name is None:
             raise MissingModel
-    elif route.model is not None:
-        name = route.model
-    elif head.is_form:
-        return EngineCall(model_in_form(body, head.content_type), body, streams=False)
-    else:
-        name, streams = model_in_json(body)
-        return EngineCall(name, body, streams)
-    streams = False
-    if body and not head.is_form:
-        fields = peek_json(body)
-        if fields is not None:
-            streams = fields.streams
-            if fields.model is not None and fields.model != name:
-                body = replace_model(body, name)
-    return EngineCall(name, body, streams)
+        return EngineCall(_known(name, names).model, body, streams=False)
+    if head.is_form:
+        form = read_form(body, head.content_type)
+        asked = _known(form.model, names)
+        if asked.served != form.model:
+            body = form.with_model(asked.served)
+        return EngineCall(asked.model, body, form.streams)
+    model, streams, body = read_json(body)
+    asked_for = names.get(model) if model else None
+    if asked_for is None:
+        asked_for = _known(model, names)
+    if asked_for.served != model:
+        body = replace_model(body, asked_for.served)
+    return EngineCall(asked_for.model, body, streams)
+
+
+def _find_by_more_than_the_body(
+    head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]
+) -> EngineCall:
+    rules = route.rules
+    name = _model_in_header(head) or route.model or _model_in_query(head)
+    is_strict = rules is not None and rules.model_in_body and MediaType.OTHER not in rules.media_types
+    read = _read(head, body) if is_strict else _peek(head, body)
+    if rules is None and name not in names:
+        name = name or (read.model if read is not None else None)
+        if name not in names:
+            raise unknown_path(route)
+    if not name:
+        raise MissingModel("put ?model=MODEL behind the path, send a model-override header, or use /upstream/MODEL/...")
+    asked_for = _known(name, names)
+    if read is None:
+        return EngineCall(asked_for.model, body, streams=False)
+    replacement = _replacement(read.model, asked_for, names)
+    text = read.text if replacement is None else read.with_model(replacement)
+    return EngineCall(asked_for.model, text, read.streams)
+
+
+def _replacement(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelName]) -> str | None:
+    """What the body is to name instead; None if it may stay as it is.
+
+    Header or path choose the engine, and the body may choose among what that one serves, unless they name an adapter.
+    """
+    is_adapter = asked_for.kind is NameKind.ADAPTER
+    if in_body is None:
+        return asked_for.served if is_adapter else None
+    own = names.get(in_body)
+    if own is not None and own.model == asked_for.model and not is_adapter:
+        asked_for = own
+    return None if asked_for.served == in_body else asked_for.served
+
+
+def _known(name: str | None, names: Mapping[str, ModelName]) -> ModelName:
+    if not name:
+        raise MissingModel
+    found = names.get(name)
+    if found is None:
+        raise ModelNotFound(name, models_of(names))
+    return found
+
+
+def _model_in_header(head: RequestHead) -> str | None:
+    if head.model_override is None:
+        return None
+    try:
+        name = head.model_override.decode().strip()
+    except UnicodeDecodeError:
+        raise MalformedRequest("the model-override header is not UTF-8") from None
+    if not name:
+        raise MissingModel
+    return name
+
+
+def _model_in_query(head: RequestHead) -> str | None:
+    try:
+        values = parse_qs(head.query[1:].decode(), max_num_fields=_MAX_QUERY_FIELDS).get("model")
+    except ValueError:
+        raise MalformedRequest("the query is not UTF-8, or has too many fields") from None
+    return values[-1] if values else None
+
+
+def _read(head: RequestHead, body: bytes) -> JsonBody | FormBody:
+    return read_form(body, head.content_type) if head.is_form else read_json(body)
+
+
+def _peek(head: RequestHead, body: bytes) -> JsonBody | FormBody | None:
+    """Read a body that may be anything."""
+    try:
+        return _read(head, body) if body else None
+    except MalformedRequest:
+        return None
 
 
 def answer_locally(method: bytes, route: Route, routes: LocalRoutes) -> LocalAnswer:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from llmux.access import ModelAccess
 from llmux.gateway.keys import ApiKeys
 from llmux.gateway.options import GatewayOptions
+from llmux.gateway.pages import PagePolicy
 from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.routing import Router
 from llmux.gateway.statistics import GatewayStatistics
@@ -54,6 +55,7 @@ class GatewayState:
         "new_request_number",
         "now",
         "options",
+        "pages",
         "pools",
         "router",
         "spawn",
@@ -78,7 +80,9 @@ class GatewayState:
         self.statistics = statistics
         self._on_empty = on_empty
         self.keys = ApiKeys(options.api_keys, options.batch_api_keys)
-        self.router = Router(options.control_paths, access.knows, lambda: access.models)
+        pages = PagePolicy(options.cors_origins, None if self.keys else options.allowed_hosts)
+        self.pages = pages if pages.does_anything else None
+        self.router = Router(options.control_paths, lambda: access.names, options.inference_paths)
         self.connections: set[OpenConnection] = set()
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""

@@ -1,12 +1,13 @@
 """Where the gateway's requests wait: passes them to the scheduler, and its decisions to their holders."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from llmux.access import Outcome, RequestHolder
 from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
+from llmux.core.names import ModelName, own_names
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.engines.health import Health
@@ -29,7 +30,9 @@ class Dispatcher:
         controller: Controller,
         instances: Mapping[str, ManagedInstance],
         metrics: RuntimeMetrics,
+        names: Mapping[str, ModelName] | None = None,
     ) -> None:
+        self.names = own_names(instances) if names is None else names
         self._scheduler = scheduler
         self._controller = controller
         self._instances = instances
@@ -40,13 +43,6 @@ class Dispatcher:
         self._now = controller.now
         self._waiting: dict[Request, RequestHolder] = {}
         self._leases: dict[Request, RequestHolder] = {}
-
-    @property
-    def models(self) -> Sequence[str]:
-        return list(self._instances)
-
-    def knows(self, model: str) -> bool:
-        return model in self._instances
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:
         model = request.model

@@ -7,6 +7,7 @@ from typing import Protocol
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
+from llmux.core.names import ModelName, own_names
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
 from llmux.engines.steps import steps_of
@@ -78,9 +79,16 @@ class Operations:
     """Commands return when they have ended. Cancelling the caller does not cancel the command: it is the server's."""
 
     def __init__(
-        self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine], *, has_images: bool = False
+        self,
+        scheduler: Scheduler,
+        controller: Controller,
+        engines: Mapping[str, Engine],
+        *,
+        has_images: bool = False,
+        names: Mapping[str, ModelName] | None = None,
     ) -> None:
-        """``has_images`` says whether engines can be dumped into images."""
+        """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``."""
+        self.names = own_names(engines) if names is None else names
         self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
@@ -101,7 +109,7 @@ class Operations:
 
     def model_status(self, name: str) -> ModelStatus:
         """The state of one model. Raises ModelNotFound."""
-        self._check(name)
+        name = self._model(name)
         record = self._scheduler.model(name)
         return ModelStatus(
             name,
@@ -117,27 +125,27 @@ class Operations:
 
     def history(self, name: str) -> Sequence[Transition]:
         """A model's latest transitions, oldest first. Raises ModelNotFound."""
-        self._check(name)
+        name = self._model(name)
         return self._scheduler.history(name)
 
     def output_tail(self, name: str) -> tuple[str, ...]:
         """The last lines of output of a model's engine, oldest first. Raises ModelNotFound."""
-        self._check(name)
+        name = self._model(name)
         return self._engines[name].output_tail
 
     async def switch(self, name: str) -> None:
         """Bring a model onto the GPU. In manual mode the pin moves to it. Raises ModelNotFound, CommandFailed."""
-        self._check(name)
+        name = self._model(name)
         await self._controller.command(lambda number: SwitchRequested(number, name))
 
     async def pin(self, name: str) -> None:
         """Bring a model onto the GPU and serve only it. A failure leaves the mode as it was. Raises as ``switch``."""
-        self._check(name)
+        name = self._model(name)
         await self._controller.command(lambda number: SwitchRequested(number, name, pin=True))
 
     async def wake(self, name: str) -> None:
         """Bring a model onto the GPU. Raises as ``switch``."""
-        self._check(name)
+        name = self._model(name)
         await self._controller.command(lambda number: WakeRequested(number, name))
 
     async def sleep(self, name: str, eviction: Eviction | None = None) -> None:
@@ -145,7 +153,7 @@ class Operations:
 
         Stopping a model that is in an image deletes its images, so that its next start is a cold one.
         """
-        self._check(name)
+        name = self._model(name)
         if eviction is not None:
             self._check_eviction(eviction)
         state = self._scheduler.state(name)
@@ -163,7 +171,7 @@ class Operations:
 
         Raises ModelNotFound, EvictionRefused.
         """
-        self._check(name)
+        name = self._model(name)
         self._check_eviction(eviction)
         self._controller.feed(EvictionChanged(name, eviction))
 
@@ -183,6 +191,9 @@ class Operations:
                 "use offload or discard with keep_running, or any with stop"
             )
 
-    def _check(self, name: str) -> None:
-        if name not in self._engines:
+    def _model(self, name: str) -> str:
+        """The key of the model that has this name."""
+        found = self.names.get(name)
+        if found is None:
             raise ModelNotFound(name, list(self._engines))
+        return found.model

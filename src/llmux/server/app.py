@@ -22,6 +22,7 @@ from llmux.engines.instance import Instance
 from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
+from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit, url_of
 from llmux.observability.access_log import AccessLog
@@ -85,17 +86,26 @@ class Server:
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
-        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
+        names = settings.names()
+        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
         self.controller.attach(instances, dispatcher)
         self.operations = Operations(
-            self._scheduler, self.controller, self._instances, has_images=self._checkpointer is not None
+            self._scheduler,
+            self.controller,
+            self._instances,
+            has_images=self._checkpointer is not None,
+            names=names,
         )
-        self._model_list = ModelList(self.operations)
+        self._model_list = ModelList(
+            self.operations, {name: model.max_model_length for name, model in settings.models.items()}
+        )
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,
             registry,
             settings.admin_key.get_secret_value() if settings.admin_key else None,
+            [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
+            PagePolicy(settings.cors_origins, self._own_names()),
         )
         self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
         registry.register(self.metrics)
@@ -153,14 +163,20 @@ class Server:
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
+    def _own_names(self) -> tuple[str, ...]:
+        return (self.settings.host, *self.settings.allowed_hosts)
+
     def _gateway_options(self) -> GatewayOptions:
         return GatewayOptions(
             local_routes=LocalRoutes(
                 ready=self._model_list.ready, models=self._model_list.models, model=self._model_list.model
             ),
             control_protocol_factory=self._control.protocol_factory,
+            inference_paths=self.settings.inference_paths,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
+            cors_origins=self.settings.cors_origins,
+            allowed_hosts=self._own_names(),
             max_body_bytes=self.settings.max_body_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,

@@ -59,6 +59,46 @@ def test_present_finds_both_spellings() -> None:
     assert arguments.present(["--port=1", "--uds", "/x"], arguments.RESERVED) == ("--port", "--uds")
 
 
+@pytest.mark.parametrize(
+    ("words", "modules"),
+    [
+        (["--lora-modules", "sql=/lora/sql", "b=org/b=c"], [("sql", "/lora/sql"), ("b", "org/b=c")]),
+        (["--lora-modules", '{"name": "sql", "path": "/l", "base_model_name": "base"}'], [("sql", "/l")]),
+        (["--lora_modules=sql=/l"], [("sql", "/l")]),
+        (["--lora-modules", "a=/a", "--lora-modules", "b=/b"], [("b", "/b")]),
+        (["--lora-modules", "", "=x", "no", "[1]", '{"name": 1, "path": "/"}', '{"a=b,"'], []),
+        (["--enable-lora"], []),
+    ],
+)
+def test_adapters(words: list[str], modules: list[tuple[str, str]]) -> None:
+    assert list(arguments.lora_modules(words)) == modules
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("16384", 16384),
+        ("8k", 8000),
+        ("8K", 8192),
+        ("25.6k", 25600),
+        ("1m", 1_000_000),
+        ("1M", 1 << 20),
+        ("2g", 2 * 10**9),
+        ("-1", None),
+        ("auto", None),
+        ("8.5K", None),
+        ("8.5", None),
+        ("k", None),
+        ("", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_lengths_are_read_as_vllm_reads_them(text: str, tokens: int | None) -> None:
+    assert arguments.max_model_length(["--max-model-len", text]) == tokens
+    assert arguments.max_model_length([f"--max_model_len={text}"]) == tokens
+    assert arguments.max_model_length(["--seed", "1"]) is None
+
+
 def test_several_served_names_are_read_and_can_be_removed() -> None:
     words = ["--seed", "1", "--served-model-name", "a", "b", "--enforce-eager", "--served_model_name=c"]
     assert arguments.served_names(words[:6]) == ("a", "b")

@@ -132,10 +132,103 @@ def test_what_is_no_host(host: str, remedy: str | None) -> None:
     assert problem.remedy == (remedy or "write 127.0.0.1 for this machine only, 0.0.0.0 for all")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "v1/x",
+        "/",
+        "",
+        "/v1/x/",
+        "/v1//x",
+        "/v1/x?a=b",
+        "/v1/*",
+        "/v1/../x",
+        "/v1/%41",
+        "/a b",
+        "/ä",
+        "/control/x",
+        "/v1/models",
+    ],
+)
+def test_unusable_inference_paths(path: str) -> None:
+    if path:
+        assert paths({"a": {}}, inference_paths=["/generate", path]) == ["inference_paths.1"]
+    else:
+        with pytest.raises(ValueError, match="inference_paths"):
+            settings({"a": {}}, inference_paths=[path])
+
+
+def test_usable_inference_paths() -> None:
+    assert paths({"a": {}}, inference_paths=["/generate", "/v1/videos", "/v1/a.b-c_d/...x"]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "usable", "unusable"),
+    [
+        (
+            "cors_origins",
+            ["*", "null", "https://chat.example.org", "http://localhost:5173/", "app://obsidian.md", "http://[::1]:80"],
+            [
+                "chat.example.org",
+                "https://",
+                "https://a.example/path",
+                "https://*.example",
+                "https://u@a",
+                "https://a b",
+            ],
+        ),
+        (
+            "allowed_hosts",
+            ["box", "llm.example.org", "a_b-c"],
+            ["http://box", "box:3000", "box/x", "*.example", "a b", "::1", ".a"],
+        ),
+    ],
+)
+def test_origins_and_hosts(key: str, usable: list[str], unusable: list[str]) -> None:
+    assert paths({"a": {}}, **{key: usable}) == []
+    assert paths({"a": {}}, **{key: unusable}) == [f"{key}.{index}" for index in range(len(unusable))]
+
+
 @pytest.mark.parametrize("name", ["", "-a", "a\nb", "a\x7f", "\ud800", "/a", "a/", "a//b", ".", "..", "a/../b", "./a"])
 def test_unusable_names(name: str) -> None:
     (problem,) = problems({name: {}})
     assert problem.message.startswith("not usable as a model's name: ")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "-a", "/a", "a/", ".."])
+def test_unusable_aliases(name: str) -> None:
+    assert paths({"a": {"aliases": ["fine", name]}}) == ["models.a.aliases.1"]
+
+
+@pytest.mark.parametrize(
+    ("models", "path", "name"),
+    [
+        ({"a": {"aliases": ["x"]}, "b": {"aliases": ["x"]}}, "models.b.aliases", "x"),
+        ({"a": {"aliases": ["b"]}, "b": {}}, "models.a.aliases", "b"),
+        ({"a": {"extra_args": ["--served-model-name", "x"]}, "b": {"aliases": ["x"]}}, "models.b.aliases", "x"),
+        ({"a": {}, "b": {"extra_args": ["--served-model-name", "a"]}}, "models.b.extra_args", "a"),
+        ({"a": {"aliases": ["sql"]}, "b": {"extra_args": ["--lora-modules", "sql=/l"]}}, "models.b.extra_args", "sql"),
+    ],
+)
+def test_a_name_stands_for_one_model(models: dict[str, Any], path: str, name: str) -> None:
+    (problem,) = problems(models)
+    assert problem.path == path
+    assert problem.message == f"'{name}' stands for '{path[7]}' here, and for '{'ab'.replace(path[7], '')}' too"
+
+
+def test_names_that_do_not_collide() -> None:
+    same = ["--served-model-name", "a", "x", "--lora-modules", "l=/l"]
+    assert paths({"a": {"aliases": ["a", "x", "y"], "extra_args": same}, "x/y": {"aliases": ["other"]}}) == []
+    assert paths({"a": {"model_path": "b"}, "b": {"model_path": "a"}}) == [], "a path is no name that was given"
+
+
+def test_two_engines_of_one_model_are_warned_of() -> None:
+    (warning,) = checks.warnings(settings({"a": {}, "b": {}, "c": {"extra_args": ["--seed", "1"]}}))
+    assert (warning.path, warning.remedy) == ("models.b", "give 'a' the alias 'b' instead")
+    served = {"extra_args": ["--served-model-name", "x"]}
+    assert len(list(checks.warnings(settings({"a": {}, "b": served})))) == 1, "that is but a name"
+    for differs in ({"model_path": "y"}, {"env": {"A": "1"}}, {"command": "other"}, {"extra_args": ["--seed", 1]}):
+        assert list(checks.warnings(settings({"a": {}, "b": differs}))) == []
 
 
 @pytest.mark.parametrize("name", ["a", "org/model", "qwen2.5:7b", "Größe", "a b", "...", "v1..2"])

@@ -17,6 +17,35 @@ def settings(**top: Any) -> Settings:
     return Settings.model_validate({"models": {"a": {"model_path": "org/a"}}} | top)
 
 
+def test_the_register_of_names() -> None:
+    given = {
+        "qwen": {
+            "model_path": "Qwen/Q",
+            "extra_args": ["--served-model-name", "gpt-4", "mini"],
+            "aliases": ["fast", "mini"],
+        },
+        "base": {"model_path": "x/base", "extra_args": ["--lora-modules", "sql=/lora/sql"]},
+        "one": {"model_path": "twice"},
+        "two": {"model_path": "twice"},
+        "x/base": {"model_path": "other"},
+    }
+    names = Settings.model_validate({"models": given}).names()
+    assert [(name.name, name.model, name.served, name.kind.name) for name in names.values()] == [
+        ("qwen", "qwen", "qwen", "MODEL"),
+        ("base", "base", "base", "MODEL"),
+        ("one", "one", "one", "MODEL"),
+        ("two", "two", "two", "MODEL"),
+        ("x/base", "x/base", "x/base", "MODEL"),
+        ("gpt-4", "qwen", "gpt-4", "SERVED"),
+        ("mini", "qwen", "mini", "SERVED"),
+        ("fast", "qwen", "qwen", "ALIAS"),
+        ("sql", "base", "sql", "ADAPTER"),
+        ("Qwen/Q", "qwen", "Qwen/Q", "PATH"),
+        ("other", "x/base", "other", "PATH"),
+    ]
+    assert names["sql"].root == "/lora/sql"
+
+
 def test_every_default_of_the_top_level() -> None:
     values = dict(settings())
     assert values.pop("models").keys() == {"a"}
@@ -43,6 +72,9 @@ def test_every_default_of_the_top_level() -> None:
         "canary": CanaryMode.ALWAYS,
         "keepalive_seconds": 15,
         "access_log": None,
+        "inference_paths": (),
+        "cors_origins": (),
+        "allowed_hosts": (),
         "host_memory_reserve_mib": 1024,
         "max_body_bytes": 128 * 1024 * 1024,
         "queue_limit_requests": 10_000,
@@ -79,6 +111,7 @@ def test_the_default_of_min_active_seconds_depends_on_the_policy(policy: dict[st
 def test_every_default_of_a_model() -> None:
     assert settings().models["a"].model_dump() == {
         "model_path": "org/a",
+        "aliases": (),
         "port": None,
         "extra_args": (),
         "eviction": None,

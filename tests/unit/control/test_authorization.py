@@ -3,7 +3,7 @@
 import pytest
 from multidict import CIMultiDict
 
-from llmux.control.authorization import Denied, check_access
+from llmux.control.authorization import Denied, check_access, check_metrics
 
 LOCAL = {"Host": "localhost:3000"}
 
@@ -53,7 +53,20 @@ def test_a_missing_and_a_doubled_host_are_denied() -> None:
     assert check_access(doubled, "127.0.0.1", None) is not None
 
 
-@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "x-forwarded-proto", "X-FORWARDED-ANYTHING"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Forwarded",
+        "X-Forwarded-For",
+        "x-forwarded-proto",
+        "X-FORWARDED-ANYTHING",
+        "Via",
+        "CF-Connecting-IP",
+        "True-Client-IP",
+        "X-Client-IP",
+        "X-Real-IP",
+    ],
+)
 def test_a_proxy_is_denied(header: str) -> None:
     assert check({**LOCAL, header: "for=127.0.0.1"}) == 403
 
@@ -119,3 +132,22 @@ def test_the_reason_names_the_remedy() -> None:
     denied = check_access(CIMultiDict(LOCAL), "10.0.0.1", None)
     assert isinstance(denied, Denied)
     assert "admin_key" in denied.reason
+
+
+@pytest.mark.parametrize(
+    ("headers", "keys", "is_allowed"),
+    [
+        ({}, (), True),
+        ({}, ("key",), False),
+        ({"Authorization": "Bearer key"}, ("other", "key"), True),
+        ({"X-Api-Key": "key", "Authorization": "Bearer dummy"}, ("key",), True),
+        ({"Authorization": "Bearer wrong"}, ("key",), False),
+        ({"Authorization": "Basic key"}, ("key",), False),
+    ],
+)
+def test_metrics_need_a_key_where_there_are_keys(
+    headers: dict[str, str], keys: tuple[str, ...], is_allowed: bool
+) -> None:
+    denied = check_metrics(CIMultiDict(headers), keys)
+    assert (denied is None) is is_allowed
+    assert denied is None or denied.status == 401

@@ -4,9 +4,18 @@ import json
 
 import pytest
 
-from llmux.errors import EngineUnavailable, ModelNotAllowed, ModelNotFound, QueueFull, QueueTimeout, RequestError
+from llmux.errors import (
+    EngineDied,
+    EngineUnavailable,
+    ModelNotAllowed,
+    ModelNotFound,
+    QueueFull,
+    QueueTimeout,
+    RequestError,
+    ShuttingDown,
+)
 from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
-from llmux.gateway.errors import InvalidApiKey, MethodNotAllowed
+from llmux.gateway.errors import InvalidApiKey, MethodNotAllowed, MissingModel, PathForbidden, RequestTooLarge
 
 
 def every_kind() -> list[type[RequestError]]:
@@ -63,6 +72,42 @@ def test_error_event_is_one_line_between_blank_lines() -> None:
     assert event.startswith(b"\n\ndata: {")
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MissingModel(), "invalid_request_error"),
+        (InvalidApiKey(), "authentication_error"),
+        (PathForbidden("/sleep"), "permission_error"),
+        (ModelNotFound("x", ()), "not_found_error"),
+        (MethodNotAllowed("GET", "/v1/messages", ("POST",)), "invalid_request_error"),
+        (RequestTooLarge(1), "request_too_large"),
+        (QueueFull("10000 requests"), "rate_limit_error"),
+        (EngineDied("m"), "api_error"),
+        (ShuttingDown(), "overloaded_error"),
+        (EngineUnavailable("m", "x", 2.0), "overloaded_error"),
+        (QueueTimeout("m", 1.0), "timeout_error"),
+        (RequestError("unforeseen"), "api_error"),
+    ],
+)
+def test_anthropics_clients_get_their_envelope(error: RequestError, kind: str) -> None:
+    for path in (b"/v1/messages", b"/v1//messages/", b"/messages/count_tokens", b"/upstream/org/m/messages"):
+        body = json.loads(error_body(error, path, b"req-1"))
+        message = body["error"].pop("message")
+        assert message.startswith(str(error))
+        assert body == {"type": "error", "error": {"type": kind}, "request_id": "req-1"}
+        event = error_event(error, path, b"req-1")
+        assert event.startswith(b"\n\nevent: error\ndata: {")
+        assert event.endswith(b"}\n\n")
+        assert json.loads(event.partition(b"data: ")[2])["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"/", b"/v1/chat/completions", b"/v1/threads/t/messages", b"/v1/messages/x", b"*"]
+)
+def test_all_others_get_openais(path: bytes) -> None:
+    assert set(json.loads(error_body(MissingModel(), path))["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize(

@@ -1,54 +1,94 @@
-"""Reading and replacing the model's name in request bodies."""
+"""Reading and replacing the model's name in JSON bodies."""
 
 import json
 
 import pytest
 
-from llmux.gateway.body_model import model_in_form, model_in_json, replace_model
-from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel
-from llmux.gateway.http.bodies import is_form
-from llmux.gateway.http.request_head import RequestHead
-from llmux.gateway.routing import Destination, Route, find_model
-
-ROUTE = Route(Destination.ENGINE, "/v1/completions", b"/v1/completions")
+from llmux.gateway.body_model import read_json, replace_model
+from llmux.gateway.errors import InvalidJson, MalformedRequest
 
 
-def head(*fields: str) -> RequestHead:
-    parsed = RequestHead()
-    parsed.parse("\r\n".join(["POST /v1/completions HTTP/1.1", "Host: x", *fields, "", ""]).encode())
-    return parsed
+def read(body: bytes) -> tuple[str | None, bool]:
+    found = read_json(body)
+    return found.model, found.streams
 
 
 def test_only_the_top_level_model_is_read() -> None:
     body = b'{"tools":[{"model":"decoy"}],"messages":[{"model":"decoy"}],"model":"m"}'
-    assert model_in_json(body) == ("m", False)
-    assert model_in_json(b'{"model":"\\u006d"}') == ("m", False)
-    assert model_in_json(b'{"model":"a","model":"m"}') == ("m", False)
+    assert read(body) == ("m", False)
+    assert read(b'{"model":"\\u006d"}') == ("m", False)
+    assert read(b'{"model":"a","model":"m"}') == ("m", False)
+    assert read(b"{}") == read(b'{"model":null}') == (None, False)
+
+
+STREAMS = [
+    (b'{"stream":true,"model":"m"}', True),
+    (b'{"model":"m","stream": true }', True),
+    (b'{"model":"m","stream":false}', False),
+    (b'{"model":"m","stream":"True"}', True),
+    (b'{"model":"m","stream":1}', True),
+    (b'{"model":"m","stream":null}', False),
+    (b'{"model":"m","stream":"no"}', False),
+    (b'{"model":"m","stream":{"true":true}}', False),
+    (b'{"model":"m","options":{"stream":true}}', False),
+]
+
+
+@pytest.mark.parametrize(("body", "streams"), STREAMS)
+def test_stream_is_read_as_engines_read_it(body: bytes, streams: bool) -> None:
+    assert read(body) == ("m", streams)
+    assert read(body.removesuffix(b"}") + b',"x":NaN}') == ("m", streams), "by Python's parser, too"
 
 
 @pytest.mark.parametrize(
-    ("body", "streams"),
+    ("body", "where"),
     [
-        (b'{"stream":true,"model":"m"}', True),
-        (b'{"model":"m","stream": true }', True),
-        (b'{"model":"m","stream":false}', False),
-        (b'{"model":"m","stream":"True"}', True),
-        (b'{"model":"m","stream":1}', True),
-        (b'{"model":"m","stream":null}', False),
-        (b'{"model":"m","stream":"no"}', False),
-        (b'{"model":"m","stream":{"true":true}}', False),
-        (b'{"model":"m","options":{"stream":true}}', False),
+        (b'{"model":"m"}}', "Extra data at byte 13"),
+        (b"\xff", "not utf-8 at byte 0"),
+        (b'{"model":"\xff"}', "not utf-8 at byte 10"),
+        (b"{'model':'m'}", "Expecting property name enclosed in double quotes at byte 1"),
+        ('{"model":"ü","x":01}'.encode(), "Expecting ',' delimiter at byte 19"),
+        (b'{"model":"a\x01"}', "Invalid control character at byte 11"),
+        (b'{"model":"m"', "Expecting ',' delimiter at byte 12"),
+        (b"\xef\xbb\xbf{'", "Expecting property name enclosed in double quotes at byte 1"),
+        (b"", "the body is empty"),
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"x":NaN,"y":' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"model":"m","x":"' + b"x" * (5 << 20) + b'",}', f"byte {(5 << 20) + 20}"),
     ],
 )
-def test_stream_is_read_as_engines_read_it(body: bytes, streams: bool) -> None:
-    assert model_in_json(body) == ("m", streams)
-    assert find_model(head("model-override: m"), ROUTE, body).streams is streams
+def test_invalid_json_is_told_what_is_wrong_and_where(body: bytes, where: str) -> None:
+    with pytest.raises(InvalidJson) as raised:
+        read_json(body)
+    assert where in str(raised.value)
 
 
-@pytest.mark.parametrize("body", [b'{"model":"m"}}', b"\xff", b'{"model":"\xff"}', b"{'model':'m'}", b"\xef\xbb\xbf{}"])
-def test_invalid_json(body: bytes) -> None:
-    with pytest.raises(InvalidJson):
-        model_in_json(body)
+@pytest.mark.parametrize("body", [b"[1]", b'{"model":5}', b'{"model":["m"]}', b'"m"', b"NaN", b'{"model":5,"x":NaN}'])
+def test_what_is_no_object_with_a_name_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequest) as raised:
+        read_json(body)
+    assert type(raised.value) is MalformedRequest
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","logit_bias":{"5":-Infinity,"6":Infinity},"x":NaN}',
+        b'{"model":"m","text":"cut in the middle \\ud83d"}',
+        b'{"model":"m","text":"\\udc00\\ud83d"}',
+        '{"model":"m"}'.encode("utf-16"),
+        '{"model":"m"}'.encode("utf-32-be"),
+    ],
+)
+def test_what_pythons_json_reads_is_read_and_passed_on_as_it_is(body: bytes) -> None:
+    found = read_json(body)
+    assert (found.model, found.text) == ("m", body)
+    assert repr(json.loads(found.with_model("n"))) == repr(json.loads(body) | {"model": "n"}), "NaN equals nothing"
+
+
+def test_a_byte_order_mark_is_stripped() -> None:
+    found = read_json(b'\xef\xbb\xbf{"model":"m","stream":true}')
+    assert found == ("m", True, b'{"model":"m","stream":true}')
 
 
 def test_replacing_the_model_keeps_the_spelling_of_all_other_values() -> None:
@@ -59,60 +99,6 @@ def test_replacing_the_model_keeps_the_spelling_of_all_other_values() -> None:
         assert text in replaced
 
 
-@pytest.mark.parametrize(
-    ("fields", "body", "expected"),
-    [
-        (["model-override: m"], b'{"model":"other","x":1}', ("m", b'{"model":"m","x":1}')),
-        (["model-override: m"], b'{"x": 1}', ("m", b'{"x": 1}')),
-        (["model-override: m"], b'{"model": "m"}', ("m", b'{"model": "m"}')),
-        (["model-override: m"], b"", ("m", b"")),
-        (["model-override: m"], b"not json", ("m", b"not json")),
-        (["model-override: m"], b'{"model": ""}', ("m", b'{"model":"m"}')),
-        (["model-override: m"], b'{"model": 5}', ("m", b'{"model": 5}')),
-        ([], b'{"model": "m"}', ("m", b'{"model": "m"}')),
-        (["Content-Type: text/plain"], b'{"model": "m"}', ("m", b'{"model": "m"}')),
-    ],
-)
-def test_header_overrides_body_which_changes_only_where_necessary(
-    fields: list[str], body: bytes, expected: tuple[str, bytes]
-) -> None:
-    assert find_model(head(*fields), ROUTE, body) == (*expected, False)
-
-
-def test_path_overrides_body_and_header_overrides_path() -> None:
-    route = Route(Destination.ENGINE, "other", b"/v1/completions", "from-path")
-    assert find_model(head(), route, b'{"model":"b"}') == ("from-path", b'{"model":"from-path"}', False)
-    assert find_model(head("model-override: h"), route, b"{}") == ("h", b"{}", False)
-
-
-def form(*parts: str) -> bytes:
-    return "".join(f"--B\r\n{part}\r\n" for part in parts).encode() + b"--B--\r\n"
-
-
-MODEL = 'Content-Disposition: form-data; name="model"\r\n\r\nwhisper'
-FILE = 'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav\r\n\r\n"model":\x01'
-DECOY = 'Content-Disposition: form-data; name="model"; filename="x"\r\n\r\ndecoy'
-
-
-def test_form_field() -> None:
-    content_type = b'multipart/form-data; boundary="B"'
-    assert is_form(content_type)
-    assert model_in_form(form(FILE, MODEL, DECOY), content_type) == "whisper"
-    parsed = head('Content-Type: Multipart/Form-Data; boundary="B"')
-    assert find_model(parsed, ROUTE, form(MODEL)) == ("whisper", form(MODEL), False)
-    with pytest.raises(MissingModel):
-        model_in_form(form(FILE), content_type)
-
-
-@pytest.mark.parametrize(
-    ("body", "content_type"),
-    [
-        (form(MODEL), b"multipart/form-data"),
-        (b"no form at all", b"multipart/form-data; boundary=B"),
-        (form(*[FILE] * 300, MODEL), b"multipart/form-data; boundary=B"),
-        (form(MODEL + "x" * 2000), b"multipart/form-data; boundary=B"),
-    ],
-)
-def test_malformed_forms(body: bytes, content_type: bytes) -> None:
-    with pytest.raises(MalformedRequest):
-        model_in_form(body, content_type)
+def test_a_body_in_which_the_model_cannot_be_replaced_is_invalid() -> None:
+    with pytest.raises(InvalidJson):
+        replace_model(b'{"model":"a","\xff":1}', "m")

@@ -24,13 +24,25 @@ def head(*fields: str) -> RequestHead:
         ("X-Api-Key: job", Priority.BATCH),
         ("Api-Key: person", Priority.INTERACTIVE),
         ("X-Api-Key: both", Priority.BATCH),
+        ("Authorization: Bearer dummy\r\nX-Api-Key: person", Priority.INTERACTIVE),
+        ("Authorization: Bearer job\r\nX-Api-Key: dummy", Priority.BATCH),
+        ("Authorization: Basic person\r\nApi-Key: job", Priority.BATCH),
     ],
 )
 def test_a_key_allows_a_priority(field: str, allowed: Priority) -> None:
     assert KEYS.authenticate(head(field)) is allowed
 
 
-@pytest.mark.parametrize("fields", [[], ["X-Api-Key: perso"], ["Authorization: Basic person"], ["X-Api-Key: \xe9"]])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        ["X-Api-Key: perso"],
+        ["Authorization: Basic person"],
+        ["X-Api-Key: \xe9"],
+        ["Authorization: Bearer ", "X-Api-Key:"],
+    ],
+)
 def test_other_keys_are_refused(fields: list[str]) -> None:
     with pytest.raises(InvalidApiKey):
         KEYS.authenticate(head(*fields))

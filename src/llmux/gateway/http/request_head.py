@@ -34,8 +34,9 @@ _NOT_FORWARDED = frozenset(
     )
 )
 """Fields of one hop, credentials, and what llmux writes itself."""
-_READ_HERE = frozenset((*_NOT_FORWARDED, b"content-type", b"x-session-id"))
+_READ_HERE = frozenset((*_NOT_FORWARDED, b"content-type", b"x-session-id", b"origin", b"sec-fetch-site"))
 _AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_CONTENT_TYPE = re.compile(rb"((?:^|\r\n)content-type: )[^\r\n]*", re.IGNORECASE)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """Others are replaced, since the identifier is copied into response heads and logs."""
 
@@ -89,12 +90,15 @@ class RequestHead:
         "content_length",
         "content_type",
         "expects_continue",
+        "fetch_site",
         "forwarded",
+        "host",
         "http10",
         "is_form",
         "keep_alive",
         "method",
         "model_override",
+        "origin",
         "priority",
         "repeated",
         "request_id",
@@ -115,6 +119,9 @@ class RequestHead:
         self.method = b""
         self._kept.clear()
         self._hosts = 0
+        self.host: bytes | None = None
+        self.origin: bytes | None = None
+        self.fetch_site: bytes | None = None
         self._complete = False
         self._parser_awaits_body = True
         self.repeated.forget()
@@ -164,6 +171,11 @@ class RequestHead:
                 self._content_length = value
             case b"host":
                 self._hosts += 1
+                self.host = value
+            case b"origin":
+                self.origin = value
+            case b"sec-fetch-site":
+                self.fetch_site = value
             case b"content-type":
                 self.content_type = value
             case b"authorization":
@@ -242,6 +254,10 @@ class RequestHead:
         # With an identifier of the client's own, which changes with every request, no head would match.
         if self._content_length is not None and method == b"POST" and self.request_id is None:
             self.repeated.remember(head)
+
+    def send_as_json(self) -> None:
+        """Forward the request as ``application/json``: vLLM takes no other spelling of it."""
+        self.forwarded = _CONTENT_TYPE.sub(rb"\1application/json", self.forwarded)
 
     def finish(self, body: bytes) -> None:
         """Feed the body to the parser, which accepts another head only after it.

@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import cast
 
 from llmux.core.request import Priority, Request
-from llmux.errors import ModelNotFound, QueueFull, RequestError
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
+from llmux.errors import QueueFull, RequestError
+from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
 from llmux.gateway.errors import (
     HeadTooLarge,
     MalformedRequest,
@@ -25,12 +26,11 @@ from llmux.gateway.keys import requested_priority
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
-from llmux.gateway.routing import Destination, Route, answer_locally, find_model
+from llmux.gateway.routing import Destination, Route, answer_locally, check_request, explain, find_model
 from llmux.gateway.state import GatewayState
 
-_WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Methods of requests for something that an engine already has: an engine just woken would not have it."""
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
+_CONTROL_API = b"/control"
 _NEVER = math.inf
 
 
@@ -75,6 +75,7 @@ class ClientConnection(asyncio.Protocol):
         "_route",
         "_state",
         "_transport",
+        "cors_fields",
         "counts",
         "deadline",
         "head",
@@ -108,6 +109,8 @@ class ClientConnection(asyncio.Protocol):
         self._repeatable = False
         """Whether a head that repeats the last one leads to the same route, with the same key."""
         self.request_line = b""
+        self.cors_fields = b""
+        """Header lines about CORS for the answer to the current request."""
         self.counts = state.statistics.of(b"", "other")
         self.started_at = 0.0
 
@@ -172,10 +175,13 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._close()
 
+    def explained(self, error: RequestError) -> RequestError:
+        return explain(error, self.head, self._route) if self._route is not None else error
+
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
         keep_alive = self._may_keep_alive()
-        self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
+        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -281,14 +287,28 @@ class ClientConnection(asyncio.Protocol):
     def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
         """Decide by the head alone how the request goes on; raises RequestError."""
         state, head = self._state, self.head
-        route = self._route = state.router.find(head.path)
+        if state.pages is not None:
+            self.cors_fields = state.pages.fields_for(head.origin)
+            preflight = state.pages.preflight_fields(head)
+            if preflight is not None and not state.router.is_control(head.path):
+                self._answer_preflight(preflight)
+                return rest
+        try:
+            route = self._route = state.router.find(head.path)
+        except RequestError:
+            # An error about the path may tell which models there are.
+            self._authorize(head)
+            raise
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
+            if not route.path.startswith(_CONTROL_API):  # It has its own, stricter rules.
+                self._refuse_foreign_pages(head)
             self._hand_over(head_bytes, rest)
             return b""
         if route.destination not in _WITHOUT_KEY:
-            self._allowed_priority = state.keys.authenticate(head)
+            self._authorize(head)
+            check_request(head, route)
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
@@ -299,6 +319,20 @@ class ClientConnection(asyncio.Protocol):
             self.write(CONTINUE)
         self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
         return rest
+
+    def _authorize(self, head: RequestHead) -> None:
+        """Raises InvalidApiKey, OriginNotAllowed or HostNotAllowed."""
+        self._refuse_foreign_pages(head)
+        self._allowed_priority = self._state.keys.authenticate(head)
+
+    def _refuse_foreign_pages(self, head: RequestHead) -> None:
+        pages = self._state.pages
+        if pages is not None:
+            assert self._transport is not None
+            own_address = self._transport.get_extra_info("sockname")
+            refusal = pages.refusal(head.host, head.origin, head.fetch_site, own_address)
+            if refusal is not None:
+                raise refusal
 
     def _take_body(self, data: bytes) -> bytes:
         reader = self._body
@@ -331,9 +365,7 @@ class ClientConnection(asyncio.Protocol):
             if route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
                 return
-            model, body, streams = find_model(head, route, body)
-            if not state.access.knows(model):
-                raise ModelNotFound(model, state.access.models)
+            model, body, streams = find_model(head, route, body, state.access.names)
             priority = self._allowed_priority
             if head.priority is not None:
                 priority = requested_priority(head.priority, priority)
@@ -348,7 +380,7 @@ class ClientConnection(asyncio.Protocol):
             model,
             priority=priority,
             streams=streams,
-            may_wake=head.method not in _WITHOUT_WAKING,
+            may_wake=route.may_wake and head.method == b"POST",
             size_bytes=len(body) + len(head.forwarded),
             session=head.session,
         )
@@ -361,14 +393,36 @@ class ClientConnection(asyncio.Protocol):
         keep_alive = self._may_keep_alive()
         request_id = head.request_id or self._state.new_request_id()
         head_only = head.method == b"HEAD"
-        self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only))
+        cors_fields = self.cors_fields
+        self.write(
+            local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors_fields)
+        )
         self._count(answer.status, len(answer.body))
+        self.answered(keep_alive=keep_alive)
+
+    def _answer_preflight(self, fields: bytes) -> None:
+        head = self.head
+        self._phase = _ANSWERING
+        head.finish(b"")
+        keep_alive = self._may_keep_alive()
+        self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
+        self._count(HTTPStatus.NO_CONTENT, 0)
         self.answered(keep_alive=keep_alive)
 
     def _answer_error(self, error: RequestError) -> None:
         """Refuse a request that has been read completely."""
         self._count(shape_of(error).status, 0)
         self.refused(error, self.head.request_id or self._state.new_request_id())
+
+    def _error_answer(self, error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+        return error_answer(
+            error,
+            request_id,
+            keep_alive=keep_alive,
+            head_only=head_only,
+            path=self.head.path,
+            cors_fields=self.cors_fields,
+        )
 
     def _refuse_and_close(self, error: RequestError) -> None:
         """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
@@ -378,7 +432,7 @@ class ClientConnection(asyncio.Protocol):
             self.started_at = time.monotonic()
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
-        self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
+        self.write(self._error_answer(error, request_id, keep_alive=False, head_only=False))
         self._head_buffer.clear()
         self._body = None
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.

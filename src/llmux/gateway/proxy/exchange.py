@@ -12,6 +12,7 @@ from llmux.gateway.answers import error_event, shape_of
 from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
+from llmux.gateway.pages import without_cors
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -29,12 +30,17 @@ class RequestingClient(Protocol):
     started_at: float
     """When (monotonic time) the request's head was complete."""
     counts: EndpointCounts
+    cors_fields: bytes
+    """Header lines about CORS for the answer's head, if the request comes from a web page."""
     write: Callable[[bytes], None]
     is_full: bool
     """Whether the client reads more slowly than it is written to."""
 
     def answered(self, *, keep_alive: bool) -> None:
         """The whole answer has been written."""
+
+    def explained(self, error: RequestError) -> RequestError:
+        """The error as this request's client is to be told it."""
 
     def refused(self, error: RequestError, request_id: bytes) -> None:
         """The request is to be answered with an error; nothing has been written yet."""
@@ -324,6 +330,9 @@ class Exchange:
         if client.is_full:
             engine.flow.pause(PauseReason.CLIENT_FULL)
         own_fields = b"x-request-id: " + self._request_id + times
+        if client.cors_fields:
+            own_fields += client.cors_fields
+            fields = without_cors(fields)
         engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
 
     def _give_back(self, reason: str) -> None:
@@ -333,6 +342,7 @@ class Exchange:
         self._state.access.give_back(self._request, self, reason)
 
     def _refuse(self, error: RequestError) -> None:
+        error = self._client.explained(error)
         self._phase = _OVER
         self._finish(shape_of(error).status)
         self._client.refused(error, self._request_id)
@@ -342,7 +352,10 @@ class Exchange:
         assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
-        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.is_event_stream else b"")
+        final_event = b""
+        if self._answer.is_event_stream:
+            final_event = engine.frame_event(error_event(error, self._client.head.path, self._request_id))
+        self._client.cut_off(final_event)
 
     def _drop_engine(self) -> EngineConnection | None:
         """Close the connection to the engine, which ends its work; returns the connection."""

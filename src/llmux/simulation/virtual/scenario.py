@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmux.config.policy import PolicyType
@@ -59,14 +59,19 @@ def build_scenario(
     return Scenario(settings, parse_costs(costs, defaults), speed or EngineSpeed())
 
 
-def check_models(settings: Settings, requests: Sequence[TrafficRequest]) -> None:
-    """Raises ``UnknownModel`` if a request is for a model that is not configured."""
-    unknown = sorted({request.model for request in requests} - set(settings.models))
+def by_key(settings: Settings, requests: Sequence[TrafficRequest]) -> list[TrafficRequest]:
+    """The requests, which may name their models in any way that the configuration knows, by the models' keys.
+
+    Raises ``UnknownModel`` if one is for a model that is not configured.
+    """
+    names = settings.names()
+    unknown = sorted({request.model for request in requests} - names.keys())
     if unknown:
         raise UnknownModel(
             f"the trace asks for {', '.join(unknown[:10])}, which the configuration does not have; "
             f"it has {', '.join(list(settings.models)[:10])}. A file for one model can be given as NAME=FILE"
         )
+    return [replace(request, model=names[request.model].model) for request in requests]
 
 
 def simulate(

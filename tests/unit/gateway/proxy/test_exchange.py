@@ -3,9 +3,9 @@
 import pytest
 
 from llmux.access import Outcome
-from tests.support.gateway import InMemoryRelay
+from tests.support.gateway import InMemoryRelay, post
 
-REQUEST = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"model":"m"}'
+REQUEST = post(b'{"model":"m"}')
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nhello "
 ERROR = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"
 

@@ -17,10 +17,12 @@ def cuts(message: bytes) -> Iterator[list[bytes]]:
 
 ID = b"X-Request-Id: fixed\r\n"
 LENGTH = (
-    b'POST /v1/completions?a=b HTTP/1.1\r\nHost: x\r\n%bX-Kept: 1\r\nContent-Length: 19\r\n\r\n{"model":"m","n":1}' % ID
+    b"POST /v1/completions?a=b HTTP/1.1\r\nHost: x\r\n%bContent-Type: application/json\r\n"
+    b'X-Kept: 1\r\nContent-Length: 19\r\n\r\n{"model":"m","n":1}' % ID
 )
 CHUNKED = (
-    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%bTransfer-Encoding: chunked\r\n\r\n"
+    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%bContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
     b'5;a="b"\r\n{"mod\r\nC\r\nel":"m"    }\r\n0\r\nX: y\r\n\r\n' % ID
 )
 EMPTY = b"GET /v1/responses/1 HTTP/1.1\r\nHost: x\r\n%bmodel-override: m\r\n\r\n" % ID
@@ -49,7 +51,8 @@ SEQUENCES = {
     "pipelined": local(b"/health") + local(b"/nowhere") + local(b"/v1/models"),
     "body that is not wanted": b"POST /health HTTP/1.1\r\nHost: x\r\n%bContent-Length: 3\r\n\r\nabc" % ID
     + local(b"/ready"),
-    "no model": b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%bContent-Length: 2\r\n\r\n{}" % ID + local(b"/ready"),
+    "no model": b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n%bContent-Type: application/json\r\n"
+    b"Content-Length: 2\r\n\r\n{}" % ID + local(b"/ready"),
     "closing": local(b"/health", b"Connection: close\r\n") + local(b"/never"),
 }
 

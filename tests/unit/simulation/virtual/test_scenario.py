@@ -6,7 +6,7 @@ from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import SwitchCost, default_cost
-from llmux.simulation.virtual.scenario import UnknownModel, build_scenario, check_models, simulate, summarise
+from llmux.simulation.virtual.scenario import UnknownModel, build_scenario, by_key, simulate, summarise
 
 REQUESTS = [TrafficRequest(0.0, "a", 80, 41), TrafficRequest(1.0, "b", 80, 41)]
 
@@ -34,7 +34,13 @@ def test_limits_can_be_replaced() -> None:
 
 def test_models_that_are_not_configured_are_named() -> None:
     with pytest.raises(UnknownModel, match="asks for c, which the configuration does not have; it has a, b"):
-        check_models(settings(), [TrafficRequest(0.0, "c", 1, 1), *REQUESTS])
+        by_key(settings(), [TrafficRequest(0.0, "c", 1, 1), *REQUESTS])
+
+
+def test_a_trace_may_use_every_name_of_a_model() -> None:
+    named = Settings.model_validate({"models": {"a": {"model_path": "org/a", "aliases": ["gpt-4"]}}})
+    requests = [TrafficRequest(0.0, name, 1, 1) for name in ("a", "gpt-4", "org/a")]
+    assert [request.model for request in by_key(named, requests)] == ["a", "a", "a"]
 
 
 def test_the_figures_of_a_run_and_of_its_models() -> None:
