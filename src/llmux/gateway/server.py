@@ -8,6 +8,7 @@ from llmux.access import ModelAccess, Upstream
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.state import GatewayState, Spawn
 from llmux.gateway.statistics import GatewayStatistics
 
@@ -34,7 +35,8 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._pools = EnginePools(options, self.statistics)
         self._empty = asyncio.Event()
-        self._state = GatewayState(access, options, spawn, self._pools, self.statistics, self._empty.set)
+        turns = Turns(self._loop.call_soon)
+        self._state = GatewayState(access, options, spawn, self._pools, self.statistics, self._empty.set, turns)
         self._servers: list[asyncio.Server] = []
         shortest = min(
             options.head_timeout_seconds,

@@ -10,6 +10,7 @@ from llmux.access import ModelAccess
 from llmux.gateway.keys import ApiKeys
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.routing import Router
 from llmux.gateway.statistics import GatewayStatistics
 
@@ -59,6 +60,7 @@ class GatewayState:
         "spawn",
         "statistics",
         "stopping",
+        "turns",
     )
 
     def __init__(
@@ -69,6 +71,7 @@ class GatewayState:
         pools: EnginePools,
         statistics: GatewayStatistics,
         on_empty: Callable[[], None],
+        turns: Turns,
     ) -> None:
         """``on_empty`` is called whenever the last client connection has gone."""
         self.access = access
@@ -82,6 +85,7 @@ class GatewayState:
         self.connections: set[OpenConnection] = set()
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""
+        self.turns = turns
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""

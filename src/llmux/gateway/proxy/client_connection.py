@@ -7,26 +7,32 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import cast
 
+import structlog
+
 from llmux.core.request import Priority, Request
 from llmux.errors import ModelNotFound, QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer, shape_of
 from llmux.gateway.errors import (
     HeadTooLarge,
+    InternalError,
     MalformedRequest,
     RequestStalled,
     RequestTooLarge,
+    TooManyHeaders,
     UnknownPath,
     UpgradeRefused,
 )
 from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.http.chunks import FramingError
-from llmux.gateway.http.request_head import HeadBuffer, RequestHead
+from llmux.gateway.http.request_head import HeadBuffer, RequestHead, after_blank_lines
 from llmux.gateway.keys import requested_priority
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
 from llmux.gateway.routing import Destination, Route, answer_locally, find_model
 from llmux.gateway.state import GatewayState
+
+log = structlog.get_logger("llmux.gateway")
 
 _WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 """Methods of requests for something that an engine already has: an engine just woken would not have it."""
@@ -46,6 +52,14 @@ class _Phase(Enum):
     OVER = auto()
     """Closed, closing or handed over: data is discarded."""
 
+
+_STEPS_PER_TURN = 500
+"""How much of what a client sends is worked off before others are served; a step takes about a microsecond."""
+_STEPS_OF_A_HEAD = 50
+_STEPS_OF_A_PIECE = 5
+_HEAD_BYTES_PER_STEP = 64
+_BODY_BYTES_PER_STEP = 512
+"""Of finding the model's name in a body."""
 
 # Bound once, for speed: see the docstring of llmux.gateway.
 _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
@@ -71,10 +85,13 @@ class ClientConnection(asyncio.Protocol):
         "_flow",
         "_head_buffer",
         "_phase",
+        "_position",
         "_repeatable",
         "_route",
         "_state",
+        "_steps_left",
         "_transport",
+        "_unread",
         "counts",
         "deadline",
         "head",
@@ -96,8 +113,12 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _NEVER
         self._head_buffer = HeadBuffer()
         self._body: BodyReader | None = None
+        self._unread = b""
+        """What is being worked off, from ``_position`` on; empty only if nothing is left."""
+        self._position = 0
         self._backlog = bytearray()
-        """What the client has sent ahead of its answers."""
+        """What was received after that: the client is ahead of its answers, or others have their turn."""
+        self._steps_left = _STEPS_PER_TURN
         self._flow = FlowControl()
         self._advancing = False
         """Whether ``_advance`` is running: what it calls must not call it again."""
@@ -128,11 +149,14 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        repeated = (
-            self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
-        )
-        if not repeated:
-            self._advance(data)
+        try:
+            repeated = (
+                self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
+            )
+            if not repeated:
+                self._receive(data)
+        except Exception as error:
+            self._fail(error)
 
     def eof_received(self) -> None:
         # A half-close counts as leaving: clients that shut down only their sending side are not distinguishable from
@@ -147,7 +171,6 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _OVER
         self.write = write_nowhere
         self._state.forget(self)
-        self.head.release()
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -174,6 +197,8 @@ class ClientConnection(asyncio.Protocol):
 
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
+        # Only requests that wait for an engine may skip the budget of steps.
+        self._repeatable = False
         keep_alive = self._may_keep_alive()
         self.write(error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
@@ -195,12 +220,15 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        if self._phase is _HEAD and not self._head_buffer.pieces:
+        if self._phase is _HEAD and not self._head_buffer.pieces and not self._unread:
             self._close()
 
     def time_out(self) -> None:
         options, phase = self._state.options, self._phase
-        if phase is _HEAD and self._head_buffer.pieces:
+        if PauseReason.OTHERS_TURN in self._flow.reasons:
+            # The client has done its part.
+            self.deadline = time.monotonic() + options.head_timeout_seconds
+        elif phase is _HEAD and self._head_buffer.pieces:
             self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
         elif phase is _HEAD:
             self._close()
@@ -209,23 +237,69 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.abort()
 
-    # Reading requests. Each _take_... returns the data that it did not consume.
+    # Reading requests.
 
-    def _advance(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
+        if self._phase is _LINGERING or self._phase is _OVER:
+            return
+        if self._unread:
+            self._backlog += data
+            self._limit_backlog()
+        else:
+            self._unread = data
+            self._position = 0
+            self._advance()
+
+    def _advance(self) -> None:
+        """Work off what has been received until something must be waited for, be it the other connections' turn."""
         self._advancing = True
-        while data:
+        while self._position < len(self._unread) or self._refill():
             phase = self._phase
-            if phase is _HEAD:
-                data = self._take_head(data)
-            elif phase is _BODY:
-                data = self._take_body(data)
-            else:
-                if phase is _ANSWERING:
-                    self._backlog += data
-                    if len(self._backlog) > self._state.options.max_pipelined_bytes:
-                        self._flow.pause(PauseReason.BACKLOG_FULL)
+            if phase is not _HEAD and phase is not _BODY:
                 break
+            if self._steps_left <= 0:
+                self._flow.pause(PauseReason.OTHERS_TURN)
+                self._state.turns.put_off(self._take_turn)
+                break
+            if phase is _HEAD:
+                self._take_head()
+            else:
+                self._take_body()
         self._advancing = False
+        self._limit_backlog()
+
+    def _refill(self) -> bool:
+        self._unread = bytes(self._backlog)
+        self._position = 0
+        self._backlog.clear()
+        return bool(self._unread)
+
+    def _discard_received(self) -> None:
+        self._unread = b""
+        self._position = 0
+        self._backlog.clear()
+        self._head_buffer.clear()
+        self._body = None
+        self._limit_backlog()
+
+    def _limit_backlog(self) -> None:
+        waiting_bytes = len(self._unread) - self._position + len(self._backlog)
+        if waiting_bytes > self._state.options.max_pipelined_bytes:
+            self._flow.pause(PauseReason.BACKLOG_FULL)
+        else:
+            self._flow.resume(PauseReason.BACKLOG_FULL)
+
+    def _take_turn(self) -> None:
+        self._flow.resume(PauseReason.OTHERS_TURN)
+        self._steps_left = _STEPS_PER_TURN
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Continue with what has been received, outside ``data_received``."""
+        try:
+            self._advance()
+        except Exception as error:
+            self._fail(error)
 
     def _take_repeated(self, data: bytes) -> bool:
         """Fast path: the head repeats the previous one, and its whole body came in the same read.
@@ -248,75 +322,92 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         return True
 
-    def _take_head(self, data: bytes) -> bytes:
-        limit, buffer = self._state.options.max_head_bytes, self._head_buffer
-        if buffer.pieces or data.startswith(b"\r") or b"\r\n\r\n" not in data:
-            begins = not buffer.pieces
-            data = buffer.add(data, limit)
-            if not data:
-                if begins and buffer.pieces:
-                    self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
-                return b""
-        end = data.find(b"\r\n\r\n")
-        if not 0 <= end <= limit:
-            self._refuse_and_close(HeadTooLarge(limit))
-            return b""
-        head, rest = data[: end + 4], data[end + 4 :]
+    def _take_head(self) -> None:
+        options, buffer, data, begin = self._state.options, self._head_buffer, self._unread, self._position
+        if not buffer.pieces and data.startswith(b"\r\n", begin):
+            begin = self._position = after_blank_lines(data, begin)
+            self._steps_left -= len(data) // _HEAD_BYTES_PER_STEP
+        end = data.find(b"\r\n\r\n", begin)
+        try:
+            if buffer.pieces or end < 0:
+                begins = not buffer.pieces
+                self._position = len(data)
+                self._steps_left -= _STEPS_OF_A_PIECE
+                data = buffer.add(data[begin:], options.max_head_bytes)
+                if not data:
+                    if begins and buffer.pieces:
+                        self.deadline = time.monotonic() + options.head_timeout_seconds
+                    return
+                self._unread = data
+                begin = 0
+                end = data.find(b"\r\n\r\n")
+            if not 0 <= end - begin <= options.max_head_bytes:
+                raise HeadTooLarge(options.max_head_bytes)
+        except FramingError as error:
+            self._refuse_and_close(MalformedRequest(str(error)))
+            return
+        except HeadTooLarge as error:
+            self._refuse_and_close(error)
+            return
+        self._position = end + 4
         self._repeatable = False
         self._route = None
         self.started_at = time.monotonic()
+        self._parse_head(data[begin : end + 4])
+
+    def _parse_head(self, head_bytes: bytes) -> None:
+        head = self.head
+        self._steps_left -= _STEPS_OF_A_HEAD + len(head_bytes) // _HEAD_BYTES_PER_STEP
         try:
-            self.head.parse(head)
-            return self._open_request(head, rest)
+            head.parse(head_bytes)
+            self._open_request(head_bytes)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
         except RequestError as error:
-            if self.head.chunked or self.head.content_length or isinstance(error, UpgradeRefused):
+            if head.chunked or head.content_length or isinstance(error, UpgradeRefused | TooManyHeaders):
                 self._refuse_and_close(error)
             else:
                 self._answer_error(error)
-                return rest
-        return b""
 
-    def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
+    def _open_request(self, head_bytes: bytes) -> None:
         """Decide by the head alone how the request goes on; raises RequestError."""
         state, head = self._state, self.head
         route = self._route = state.router.find(head.path)
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
-            self._hand_over(head_bytes, rest)
-            return b""
+            self._hand_over(head_bytes, self._unread[self._position :] + self._backlog)
+            return
         if route.destination not in _WITHOUT_KEY:
             self._allowed_priority = state.keys.authenticate(head)
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
-            return rest
+            return
         self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
         self._phase = _BODY
-        if head.expects_continue and not rest and not head.http10:
+        if head.expects_continue and self._position == len(self._unread) and not head.http10:
             self.write(CONTINUE)
         self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
-        return rest
 
-    def _take_body(self, data: bytes) -> bytes:
+    def _take_body(self) -> None:
         reader = self._body
         assert reader is not None
         try:
-            end = reader.feed(data)
+            self._position, steps = reader.read(self._unread, self._position, self._steps_left)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
-            return b""
+            return
         except RequestTooLarge as error:
             self._refuse_and_close(error)
-            return b""
-        if end < 0:
+            return
+        self._steps_left -= steps
+        if reader.finished:
+            self._body = None
+            self._steps_left -= reader.size_bytes // _BODY_BYTES_PER_STEP
+            self._take_request(reader.take_body())
+        else:
             self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
-            return b""
-        self._body = None
-        self._take_request(reader.body)
-        return data[end:]
 
     # Answering.
 
@@ -324,7 +415,6 @@ class ClientConnection(asyncio.Protocol):
         """Answer a request that has arrived completely."""
         state, head, route = self._state, self.head, self._route
         assert route is not None
-        head.finish(body)
         self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
@@ -379,10 +469,9 @@ class ClientConnection(asyncio.Protocol):
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
         self.write(error_answer(error, request_id, keep_alive=False, head_only=False))
-        self._head_buffer.clear()
-        self._body = None
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
         self._phase = _LINGERING
+        self._discard_received()
         self.deadline = time.monotonic() + self._state.options.linger_seconds
         if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
@@ -407,7 +496,6 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _NEVER
         self.write = write_nowhere
         self._state.forget(self)
-        self.head.release()
         protocol = factory()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -417,6 +505,20 @@ class ClientConnection(asyncio.Protocol):
         protocol.data_received(_with_connection_close(head_bytes) + rest)
 
     # Ends.
+
+    def _fail(self, error: Exception) -> None:
+        """Answer a request in spite of an error in llmux itself."""
+        self._advancing = False
+        try:
+            if self._exchange is not None:
+                self._exchange.failed(error)
+                return
+            log.error("unexpected error while a request was read", exc_info=error, request=self.request_line)
+            if self._phase is not _LINGERING and self._phase is not _OVER:
+                self._refuse_and_close(InternalError())
+        except Exception:
+            log.exception("a request could not be answered")
+            self.abort()
 
     def _may_keep_alive(self) -> bool:
         return self.head.keep_alive and not self._state.stopping
@@ -429,15 +531,15 @@ class ClientConnection(asyncio.Protocol):
             return
         self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
-        if self._backlog and not self._advancing:
-            self._flow.resume(PauseReason.BACKLOG_FULL)
-            data = bytes(self._backlog)
-            self._backlog.clear()
-            self._advance(data)
+        if not self._advancing:
+            self._steps_left = _STEPS_PER_TURN
+            if self._unread:
+                self._go_on()
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
         self._phase = _OVER
+        self._discard_received()
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()

@@ -326,8 +326,7 @@ class EngineConnection(asyncio.Protocol):
             self._break(f"the engine's answer is malformed: {error}")
             return
         if chunks.payload is not None:
-            data = b"".join(chunks.payload)
-            chunks.payload.clear()
+            data = chunks.take_payload()
             if head or data:
                 write(head + data)
         elif end < 0 or end == len(data):

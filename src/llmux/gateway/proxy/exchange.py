@@ -5,11 +5,13 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+import structlog
+
 from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
-from llmux.gateway.errors import BadGateway
+from llmux.gateway.errors import BadGateway, InternalError
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -18,6 +20,8 @@ from llmux.gateway.proxy.pool import EnginePool
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
 from llmux.observability.access_log import FinishedRequest
+
+log = structlog.get_logger("llmux.gateway")
 
 
 class RequestingClient(Protocol):
@@ -193,6 +197,25 @@ class Exchange:
         """The client has caught up."""
         if self._engine is not None:
             self._engine.flow.resume(PauseReason.CLIENT_FULL)
+
+    def failed(self, error: Exception) -> None:
+        """An unexpected error in llmux itself: the request ends with an answer all the same."""
+        phase = self._phase
+        if phase is _OVER:
+            return
+        log.error("unexpected error while a request was served", exc_info=error, model=self._request.model)
+        self._client.head.keep_alive = False
+        self._end_suspension()
+        engine = self._drop_engine()
+        if phase is _RELAYING and engine is not None:
+            self._break_off(InternalError(), engine)
+        else:
+            self._refuse(InternalError())
+        if self._upstream is not None:
+            self._upstream = None
+            self._state.access.end(self._request, Outcome.BROKEN)
+        else:
+            self._state.access.cancel(self._request)
 
     # Called by the engine's connection.
 
