@@ -97,8 +97,8 @@ class InternalError(RequestError):
 class RequestStalled(RequestError):
     """The client did not send the rest of a request in time."""
 
-    def __init__(self, part: str, limit_seconds: float) -> None:
-        super().__init__(f"the request's {part} did not arrive within {limit_seconds:g} s")
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the request was not sent in time: {what}")
 
 
 class UpgradeRefused(RequestError):

@@ -56,6 +56,7 @@ class GatewayState:
         "now",
         "options",
         "pools",
+        "receiving_bytes",
         "router",
         "spawn",
         "statistics",
@@ -86,6 +87,8 @@ class GatewayState:
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""
         self.turns = turns
+        self.receiving_bytes = 0
+        """How much has been received of bodies that are not complete."""
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""

@@ -5,7 +5,7 @@ import re
 
 import httptools
 
-from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UpgradeRefused
+from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEncoding, UpgradeRefused
 from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.repeated_head import RepeatedHead
@@ -335,6 +335,13 @@ class RequestHead:
             raise MalformedRequest("the Connection header must not name Content-Type")
         if named:
             self._kept = [line for line in self._kept if line[: line.index(b":")].lower() not in named]
+
+
+def require_no_encoding(content_encoding: bytes) -> None:
+    """Raise UnsupportedEncoding for a body that is compressed."""
+    encodings = [encoding.strip().lower() for encoding in content_encoding.split(b",")]
+    if any(encoding not in (b"", b"identity") for encoding in encodings):
+        raise UnsupportedEncoding(content_encoding.decode("latin-1"))
 
 
 def _is_host(host: bytes) -> bool:

@@ -24,11 +24,12 @@ from llmux.gateway.errors import (
 )
 from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.http.chunks import FramingError
-from llmux.gateway.http.request_head import HeadBuffer, RequestHead, after_blank_lines
+from llmux.gateway.http.request_head import HeadBuffer, RequestHead, after_blank_lines, require_no_encoding
 from llmux.gateway.keys import requested_priority
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
+from llmux.gateway.proxy.handover import LastRequest, as_last_request
 from llmux.gateway.routing import Destination, Route, answer_locally, find_model
 from llmux.gateway.state import GatewayState
 
@@ -38,6 +39,9 @@ _WITHOUT_WAKING = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 """Methods of requests for something that an engine already has: an engine just woken would not have it."""
 _WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
 _NEVER = math.inf
+_MAX_REFUSALS = 64
+"""How many connections beyond the limit are told why they are refused. Each takes a descriptor until the client has
+read it, and the descriptors of engine connections must not go to them."""
 
 
 class _Phase(Enum):
@@ -66,13 +70,6 @@ _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
 _TO_ENGINE = Destination.ENGINE
 
 
-def _with_connection_close(head: bytes) -> bytes:
-    """The head of a request, with its Connection fields replaced by ``Connection: close``."""
-    lines = head[:-4].split(b"\r\n")
-    kept = [line for line in lines if line[:11].lower() != b"connection:"]
-    return b"\r\n".join([*kept, b"Connection: close", b"", b""])
-
-
 class ClientConnection(asyncio.Protocol):
     """Reads requests with keep-alive and bounded pipelining; answers strictly in order."""
 
@@ -81,6 +78,8 @@ class ClientConnection(asyncio.Protocol):
         "_allowed_priority",
         "_backlog",
         "_body",
+        "_body_began_at",
+        "_control_head",
         "_exchange",
         "_flow",
         "_head_buffer",
@@ -113,6 +112,9 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _NEVER
         self._head_buffer = HeadBuffer()
         self._body: BodyReader | None = None
+        self._body_began_at = 0.0
+        self._control_head = b""
+        """The head of a request for the control plane, as it came."""
         self._unread = b""
         """What is being worked off, from ``_position`` on; empty only if nothing is left."""
         self._position = 0
@@ -141,6 +143,9 @@ class ClientConnection(asyncio.Protocol):
         self.write = self._transport.write
         if len(state.connections) >= state.options.max_connections:
             state.statistics.connections_refused += 1
+            if len(state.connections) >= state.options.max_connections + _MAX_REFUSALS:
+                self.abort()
+                return
             state.connections.add(self)
             self._refuse_and_close(QueueFull("max_connections"))
             return
@@ -169,6 +174,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_exchange()
         self._phase = _OVER
+        self._drop_body()
         self.write = write_nowhere
         self._state.forget(self)
 
@@ -229,11 +235,13 @@ class ClientConnection(asyncio.Protocol):
             # The client has done its part.
             self.deadline = time.monotonic() + options.head_timeout_seconds
         elif phase is _HEAD and self._head_buffer.pieces:
-            self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
+            self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
         elif phase is _BODY:
-            self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
+            idle, rate = options.body_idle_timeout_seconds, options.min_body_bytes_per_second
+            what = f"nothing of its body arrived for {idle:g} s, or less than {rate:g} bytes/s of it"
+            self._refuse_and_close(RequestStalled(what))
         else:
             self.abort()
 
@@ -279,8 +287,13 @@ class ClientConnection(asyncio.Protocol):
         self._position = 0
         self._backlog.clear()
         self._head_buffer.clear()
-        self._body = None
+        self._drop_body()
         self._limit_backlog()
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._state.receiving_bytes -= self._body.size_bytes
+            self._body = None
 
     def _limit_backlog(self) -> None:
         waiting_bytes = len(self._unread) - self._position + len(self._backlog)
@@ -376,10 +389,13 @@ class ClientConnection(asyncio.Protocol):
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
         if route.destination is Destination.CONTROL:
-            self._hand_over(head_bytes, self._unread[self._position :] + self._backlog)
-            return
-        if route.destination not in _WITHOUT_KEY:
+            if state.options.control_protocol_factory is None:
+                raise UnknownPath(head.path.decode("latin-1"))
+            self._control_head = head_bytes
+        elif route.destination not in _WITHOUT_KEY:
             self._allowed_priority = state.keys.authenticate(head)
+            if head.content_encoding:
+                require_no_encoding(head.content_encoding)
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
@@ -388,11 +404,13 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _BODY
         if head.expects_continue and self._position == len(self._unread) and not head.http10:
             self.write(CONTINUE)
-        self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
+        self._body_began_at = time.monotonic()
+        self.deadline = self._body_began_at + state.options.body_idle_timeout_seconds
 
     def _take_body(self) -> None:
-        reader = self._body
+        state, reader = self._state, self._body
         assert reader is not None
+        state.receiving_bytes -= reader.size_bytes
         try:
             self._position, steps = reader.read(self._unread, self._position, self._steps_left)
         except FramingError as error:
@@ -401,13 +419,23 @@ class ClientConnection(asyncio.Protocol):
         except RequestTooLarge as error:
             self._refuse_and_close(error)
             return
+        finally:
+            state.receiving_bytes += reader.size_bytes
         self._steps_left -= steps
         if reader.finished:
-            self._body = None
+            self._drop_body()
             self._steps_left -= reader.size_bytes // _BODY_BYTES_PER_STEP
             self._take_request(reader.take_body())
+        elif state.receiving_bytes > state.options.max_receiving_bytes:
+            self._refuse_and_close(QueueFull("max_receiving_bytes"))
         else:
-            self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
+            self._set_body_deadline(reader.size_bytes)
+
+    def _set_body_deadline(self, size_bytes: int) -> None:
+        options = self._state.options
+        idle_seconds = options.body_idle_timeout_seconds
+        at_least_until = self._body_began_at + idle_seconds + size_bytes / options.min_body_bytes_per_second
+        self.deadline = min(time.monotonic() + idle_seconds, at_least_until)
 
     # Answering.
 
@@ -418,6 +446,9 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
+            if route.destination is Destination.CONTROL:
+                self._hand_over(body)
+                return
             if route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
                 return
@@ -482,27 +513,23 @@ class ClientConnection(asyncio.Protocol):
         counts.pending += 1
         counts.finish(status, time.monotonic() - self.started_at, body_bytes)
 
-    def _hand_over(self, head_bytes: bytes, rest: bytes) -> None:
-        """Give the connection to the control plane's HTTP server, beginning with the current request.
-
-        Raises UnknownPath if there is none.
-        """
-        factory = self._state.options.control_protocol_factory
-        if factory is None:
-            raise UnknownPath(self.head.path.decode("latin-1"))
-        transport = self._transport
+    def _hand_over(self, body: bytes) -> None:
+        """Give the connection to the control plane's HTTP server, with the current request and no other."""
+        factory, transport = self._state.options.control_protocol_factory, self._transport
+        assert factory is not None
         assert transport is not None
         self._phase = _OVER
         self.deadline = _NEVER
         self.write = write_nowhere
         self._state.forget(self)
+        self._discard_received()
+        self._flow.clear()
         protocol = factory()
-        transport.set_protocol(protocol)
+        transport.set_protocol(LastRequest(protocol))
         protocol.connection_made(transport)
         if self.is_full:
             protocol.pause_writing()
-        # Kept open, the connection could bring a request for a model to a server that has none.
-        protocol.data_received(_with_connection_close(head_bytes) + rest)
+        protocol.data_received(as_last_request(self._control_head, body))
 
     # Ends.
 
