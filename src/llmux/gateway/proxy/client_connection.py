@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
+from socket import SO_ERROR, SOL_SOCKET
 from typing import cast
 
 import structlog
@@ -65,6 +66,9 @@ _HEAD_BYTES_PER_STEP = 64
 _BODY_BYTES_PER_STEP = 512
 """Of finding the model's name in a body."""
 
+_PROBES = 4
+"""How often, about a second apart, a client that sends no more is looked at: a reset takes a round trip."""
+
 # Bound once, for speed: see the docstring of llmux.gateway.
 _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
 _TO_ENGINE = Destination.ENGINE
@@ -82,9 +86,11 @@ class ClientConnection(asyncio.Protocol):
         "_control_head",
         "_exchange",
         "_flow",
+        "_half_closed",
         "_head_buffer",
         "_phase",
         "_position",
+        "_probes_left",
         "_repeatable",
         "_route",
         "_state",
@@ -124,6 +130,9 @@ class ClientConnection(asyncio.Protocol):
         self._flow = FlowControl()
         self._advancing = False
         """Whether ``_advance`` is running: what it calls must not call it again."""
+        self._half_closed = False
+        """Whether the client sends no more. It gets the answers to what it has sent, unless it has left altogether."""
+        self._probes_left = 0
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._allowed_priority = Priority.INTERACTIVE
@@ -163,13 +172,31 @@ class ClientConnection(asyncio.Protocol):
         except Exception as error:
             self._fail(error)
 
-    def eof_received(self) -> None:
-        # A half-close counts as leaving: clients that shut down only their sending side are not distinguishable from
-        # those that are gone, and serving the latter would be wasted work.
-        if self._exchange is not None:
+    def eof_received(self) -> bool:
+        # Closing and shutting down the sending side look alike: see _probe.
+        if self._phase is not _ANSWERING or self.head.http10:
+            self.abort() if self._exchange is not None else self._close()
+            return False
+        self._half_closed = True
+        if self._exchange is not None and not self.is_full:
+            self.write(self._exchange.probe())
+            self._probes_left = _PROBES
+            self._state.turns.put_off(self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Find out whether the client has left or only sends no more.
+
+        What was written since makes the host of a client that is gone answer with a reset. It would be noticed by
+        itself only when more is written, which may be much later.
+        """
+        if self._exchange is None or self._transport is None or not self._probes_left:
+            return
+        self._probes_left -= 1
+        self.deadline = self._state.now if self._probes_left else _NEVER
+        socket = self._transport.get_extra_info("socket")
+        if socket is not None and socket.getsockopt(SOL_SOCKET, SO_ERROR):
             self.abort()
-        else:
-            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_exchange()
@@ -238,6 +265,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
+        elif self._probes_left:
+            self._probe()
         elif phase is _BODY:
             idle, rate = options.body_idle_timeout_seconds, options.min_body_bytes_per_second
             what = f"nothing of its body arrived for {idle:g} s, or less than {rate:g} bytes/s of it"
@@ -275,6 +304,8 @@ class ClientConnection(asyncio.Protocol):
                 self._take_body()
         self._advancing = False
         self._limit_backlog()
+        if self._half_closed and (self._phase is _HEAD or self._phase is _BODY) and not self._unread:
+            self._close()
 
     def _refill(self) -> bool:
         self._unread = bytes(self._backlog)
@@ -560,7 +591,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
         if not self._advancing:
             self._steps_left = _STEPS_PER_TURN
-            if self._unread:
+            if self._unread or self._half_closed:
                 self._go_on()
 
     def _close(self) -> None:
