@@ -4,11 +4,12 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from llmux.access import Outcome
 from llmux.core.request import Priority
@@ -451,6 +452,40 @@ async def test_control_connections_are_handed_over() -> None:
         assert answer.get("connection") == b"close"
         assert await client.rest() == b""
         assert bench.gateway.connection_count == 0
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        get("/metrics"),
+        get("/"),
+        post(b"{}", path="/control/unpin"),
+        b"POST /control/unpin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_follows_a_control_request_is_dropped(request_bytes: bytes, later: bool) -> None:
+    async with with_control() as bench:
+        client = await bench.client()
+        client.send(request_bytes + (b"" if later else get("/metrics") + b"garbage"))
+        if later:
+            client.send(get("/metrics"), b"garbage")
+        with capture_logs() as logs:
+            answer = await client.answer()
+        assert (answer.status, answer.get("connection")) == (200, b"close")
+        assert json.loads(answer.body)["body"] == ("{}" if request_bytes.startswith(b"POST") else "")
+        with suppress(ConnectionError):
+            assert await client.rest() == b""
+        assert logs == []
+
+
+async def test_a_control_request_may_expect_to_be_told_to_continue() -> None:
+    async with with_control() as bench:
+        client = await bench.client()
+        client.send(post(b"{}", "Expect: 100-continue", path="/control/unpin")[:-2])
+        assert (await client.read_head()).status == 100
+        client.send(b"{}")
+        assert json.loads((await client.answer()).body)["body"] == "{}"
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/control/status", "/control"])

@@ -273,6 +273,7 @@ class InMemoryRelay:
     """One client's connection and one idle connection to the engine of the model ``m``, without sockets."""
 
     access: FakeAccess = field(default_factory=lambda: FakeAccess(awake={"m": IN_MEMORY_UPSTREAM}))
+    options: GatewayOptions = field(default_factory=GatewayOptions)
     client: ClientConnection = field(init=False)
     client_side: FakeTransport = field(default_factory=FakeTransport)
     engine: EngineConnection = field(init=False)
@@ -281,7 +282,7 @@ class InMemoryRelay:
     """What the event loop was asked to call in its next iteration."""
 
     def __post_init__(self) -> None:
-        options, statistics = GatewayOptions(), GatewayStatistics()
+        options, statistics = self.options, GatewayStatistics()
         pools = EnginePools(options, statistics)
         state = GatewayState(
             self.access, options, spawn_nothing, pools, statistics, lambda: None, Turns(self.soon.append)

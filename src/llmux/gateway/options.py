@@ -51,6 +51,8 @@ class GatewayOptions:
     max_body_bytes: int = 64 * 1024 * 1024
     max_receiving_bytes: int = 1 << 30
     """How many bytes of bodies may be incomplete at once, over all connections."""
+    spool_bytes: int = 8 * 1024 * 1024
+    """Bodies from this size on wait in a temporary file."""
     max_pipelined_bytes: int = 256 * 1024
     """How much a client may send ahead of its answers before reading from it is paused."""
     max_connections: int = 20_000

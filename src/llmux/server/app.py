@@ -165,6 +165,8 @@ class Server:
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
             max_body_bytes=self.settings.max_body_bytes,
+            max_receiving_bytes=self.settings.max_receiving_bytes,
+            spool_bytes=self.settings.spool_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,

@@ -48,7 +48,7 @@ _REQUEST_LINE = re.compile(rb"[A-Z-]{1,24} [!-~\x80-\xff]+ HTTP/1\.[01]")
 _REQUEST_LINE_BEGINS = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-_TLS_HANDSHAKE = b"\x16\x03"
+_TLS_HANDSHAKE = b"\x16"
 _NO_REQUEST = "this is not an HTTP/1.1 request"
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """Others are replaced, since the identifier is copied into response heads and logs."""
