@@ -268,6 +268,10 @@ def spawn_nothing(coroutine: Coroutine[Any, Any, None]) -> None:
     raise AssertionError("a task was started although an idle connection was there")
 
 
+def run_in_no_thread(*_arguments: Any) -> asyncio.Future[Any]:
+    raise AssertionError("a body was taken for a large one")
+
+
 @dataclass(slots=True)
 class InMemoryRelay:
     """One client's connection and one idle connection to the engine of the model ``m``, without sockets."""
@@ -285,7 +289,14 @@ class InMemoryRelay:
         options, statistics = self.options, GatewayStatistics()
         pools = EnginePools(options, statistics)
         state = GatewayState(
-            self.access, options, spawn_nothing, pools, statistics, lambda: None, Turns(self.soon.append)
+            self.access,
+            options,
+            spawn_nothing,
+            pools,
+            statistics,
+            lambda: None,
+            Turns(self.soon.append),
+            run_in_no_thread,
         )
         self.engine = EngineConnection(pools.of(IN_MEMORY_UPSTREAM))
         self.engine.connection_made(self.engine_side)

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 from llmux.errors import ModelNotFound
 from llmux.gateway.body_model import model_in_form, model_in_json, peek_json, replace_model
 from llmux.gateway.errors import MalformedRequest, MethodNotAllowed, MissingModel, PathForbidden, UnknownPath
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 
@@ -171,7 +172,7 @@ class EngineCall(NamedTuple):
     """What is to be sent to which model."""
 
     model: str
-    body: bytes
+    body: Body
     streams: bool
     """Whether the answer is to come as a stream."""
 

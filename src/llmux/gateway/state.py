@@ -1,5 +1,6 @@
 """What all connections of one gateway share, and the periodic check of their deadlines."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,9 @@ from llmux.gateway.statistics import GatewayStatistics
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 """Runs a coroutine as a task that the server owns."""
+
+RunInThread = Callable[..., asyncio.Future[Any]]
+"""Runs a function with arguments in one of the server's few threads for work that would stall the event loop."""
 
 
 class OpenConnection(Protocol):
@@ -58,6 +62,7 @@ class GatewayState:
         "pools",
         "receiving_bytes",
         "router",
+        "run_in_thread",
         "spawn",
         "statistics",
         "stopping",
@@ -73,6 +78,7 @@ class GatewayState:
         statistics: GatewayStatistics,
         on_empty: Callable[[], None],
         turns: Turns,
+        run_in_thread: RunInThread,
     ) -> None:
         """``on_empty`` is called whenever the last client connection has gone."""
         self.access = access
@@ -87,6 +93,7 @@ class GatewayState:
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""
         self.turns = turns
+        self.run_in_thread = run_in_thread
         self.receiving_bytes = 0
         """How much has been received of bodies that are not complete."""
         self.stopping = False

@@ -5,6 +5,9 @@ from io import BytesIO
 from llmux.gateway.errors import RequestTooLarge
 from llmux.gateway.http.chunks import ChunkReader, FramingError
 
+Body = bytes | memoryview
+"""A whole request body; one that waits in a file is a view of the file's memory."""
+
 _MAX_FRAMING_BYTES = 100_000
 _MAX_FRAMING_PER_BYTE = 4
 """A chunked body with more framing than both allow is refused, as by Go since CVE-2023-39326: it costs far more work

@@ -1,4 +1,4 @@
-"""The head of a client's request: buffered until complete, validated by llhttp, its fields read, dropped or kept."""
+"""The head of a client's request: validated by llhttp, its fields read, dropped or kept."""
 
 import ipaddress
 import re
@@ -8,6 +8,7 @@ import httptools
 from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEncoding, UpgradeRefused
 from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.chunks import FramingError
+from llmux.gateway.http.head_buffer import require_beginning
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 _NOT_FORWARDED = frozenset(
@@ -44,77 +45,8 @@ _AUTHORITY = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _HOST = re.compile(rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
 """RFC 9110, 7.2 with RFC 3986, 3.2.2. An empty one, which is for targets without an authority, is refused, as by
 nginx: no client of llmux has such a target."""
-_REQUEST_LINE = re.compile(rb"[A-Z-]{1,24} [!-~\x80-\xff]+ HTTP/1\.[01]")
-_REQUEST_LINE_BEGINS = re.compile(rb"[A-Z-]{1,24}(?: |\Z)")
-_LINE_ENDS = re.compile(rb"[\r\n]*")
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-_TLS_HANDSHAKE = b"\x16"
-_NO_REQUEST = "this is not an HTTP/1.1 request"
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """Others are replaced, since the identifier is copied into response heads and logs."""
-
-
-class HeadBuffer:
-    """Collects a head that arrives in pieces."""
-
-    __slots__ = ("pieces",)
-
-    def __init__(self) -> None:
-        self.pieces = bytearray()
-        """Empty unless a head has begun."""
-
-    def clear(self) -> None:
-        """Drop what was collected."""
-        self.pieces.clear()
-
-    def add(self, data: bytes, limit_bytes: int) -> bytes:
-        """Add a piece; returns everything once the head is complete or exceeds the limit, and nothing before.
-
-        Empty lines before the request line are skipped (RFC 9112, 2.2). Raises FramingError as soon as no more data
-        could make this a request: a client that speaks something else would otherwise wait for an answer.
-        """
-        pieces = self.pieces
-        searched = max(0, len(pieces) - 3)
-        pieces += data
-        if not searched:
-            del pieces[: after_blank_lines(pieces, 0)]
-        if pieces.find(b"\r\n\r\n", searched) < 0 and len(pieces) <= limit_bytes:
-            _require_beginning(pieces, searched)
-            return b""
-        joined = bytes(pieces)
-        pieces.clear()
-        return joined
-
-
-def after_blank_lines(data: bytes | bytearray, position: int) -> int:
-    """The offset after the empty lines that begin at ``position``."""
-    match = _LINE_ENDS.match(data, position)
-    assert match is not None
-    count = (match.end() - position) // 2
-    return position + 2 * count if data.startswith(b"\r\n" * count, position) else position
-
-
-def _require_beginning(data: bytearray, searched: int) -> None:
-    """Raise FramingError unless ``data``, an incomplete head, can be continued to one; ``searched`` is the length of
-    what was examined before."""
-    if not data or data == b"\r":
-        return
-    line_end = data.find(b"\r\n")
-    if line_end < 0:
-        begins = _REQUEST_LINE_BEGINS.match(data[:32]) is not None
-    else:
-        begins = line_end < searched or _REQUEST_LINE.fullmatch(data, 0, line_end) is not None
-    if not begins:
-        raise FramingError(why_no_request(data))
-    if _BARE_LINE_FEED.search(data, max(0, searched - 1)):
-        raise FramingError("a line of the request's head ends in a bare LF; lines end in CRLF")
-
-
-def why_no_request(data: bytes | bytearray) -> str:
-    """What to tell a client whose first bytes are no request line."""
-    if data.startswith(_TLS_HANDSHAKE):
-        return f"{_NO_REQUEST} but TLS: this port speaks plain HTTP, use http:// instead of https://"
-    return f"{_NO_REQUEST}: this port speaks plain HTTP/1.1"
 
 
 class RequestHead:
@@ -290,8 +222,7 @@ class RequestHead:
         except httptools.HttpParserUpgrade:
             pass  # What is offered or asked for is judged by the fields.
         except httptools.HttpParserError as error:
-            if _REQUEST_LINE_BEGINS.match(head[:32]) is None:
-                raise FramingError(why_no_request(head)) from None
+            require_beginning(head)
             raise FramingError(f"the request's head is malformed: {error}") from None
         if not self._complete:
             raise FramingError("the request's head is malformed")

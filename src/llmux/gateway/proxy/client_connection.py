@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
-from socket import SO_ERROR, SOL_SOCKET
 from typing import cast
 
 import structlog
@@ -23,15 +22,19 @@ from llmux.gateway.errors import (
     UnknownPath,
     UpgradeRefused,
 )
-from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.http.chunks import FramingError
-from llmux.gateway.http.request_head import HeadBuffer, RequestHead, after_blank_lines, require_no_encoding
+from llmux.gateway.http.head_buffer import HeadBuffer
+from llmux.gateway.http.request_head import RequestHead, require_no_encoding
 from llmux.gateway.keys import requested_priority
+from llmux.gateway.large_bodies import is_large, read_large
+from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
 from llmux.gateway.proxy.handover import LastRequest, as_last_request
-from llmux.gateway.routing import Destination, Route, answer_locally, find_model
+from llmux.gateway.proxy.inbox import Inbox
+from llmux.gateway.proxy.receiving import ReceivedBody
+from llmux.gateway.routing import Destination, EngineCall, Route, answer_locally, find_model
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
@@ -66,9 +69,6 @@ _HEAD_BYTES_PER_STEP = 64
 _BODY_BYTES_PER_STEP = 512
 """Of finding the model's name in a body."""
 
-_PROBES = 4
-"""How often, about a second apart, a client that sends no more is looked at: a reset takes a round trip."""
-
 # Bound once, for speed: see the docstring of llmux.gateway.
 _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
 _TO_ENGINE = Destination.ENGINE
@@ -80,23 +80,20 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_advancing",
         "_allowed_priority",
-        "_backlog",
         "_body",
-        "_body_began_at",
         "_control_head",
+        "_departure",
         "_exchange",
         "_flow",
-        "_half_closed",
         "_head_buffer",
+        "_inbox",
         "_phase",
-        "_position",
-        "_probes_left",
+        "_reading",
         "_repeatable",
         "_route",
         "_state",
         "_steps_left",
         "_transport",
-        "_unread",
         "counts",
         "deadline",
         "head",
@@ -117,22 +114,18 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
         self._head_buffer = HeadBuffer()
-        self._body: BodyReader | None = None
-        self._body_began_at = 0.0
+        self._body: ReceivedBody | None = None
+        """That of the current request, until the model in it is known."""
+        self._reading: asyncio.Future[EngineCall] | None = None
+        """A thread that looks for the model in a large body."""
         self._control_head = b""
         """The head of a request for the control plane, as it came."""
-        self._unread = b""
-        """What is being worked off, from ``_position`` on; empty only if nothing is left."""
-        self._position = 0
-        self._backlog = bytearray()
-        """What was received after that: the client is ahead of its answers, or others have their turn."""
+        self._inbox = Inbox()
         self._steps_left = _STEPS_PER_TURN
         self._flow = FlowControl()
         self._advancing = False
         """Whether ``_advance`` is running: what it calls must not call it again."""
-        self._half_closed = False
-        """Whether the client sends no more. It gets the answers to what it has sent, unless it has left altogether."""
-        self._probes_left = 0
+        self._departure = Departure()
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._allowed_priority = Priority.INTERACTIVE
@@ -173,30 +166,16 @@ class ClientConnection(asyncio.Protocol):
             self._fail(error)
 
     def eof_received(self) -> bool:
-        # Closing and shutting down the sending side look alike: see _probe.
-        if self._phase is not _ANSWERING or self.head.http10:
-            self.abort() if self._exchange is not None else self._close()
-            return False
-        self._half_closed = True
-        if self._exchange is not None and not self.is_full:
-            self.write(self._exchange.probe())
-            self._probes_left = _PROBES
-            self._state.turns.put_off(self._probe)
-        return True
-
-    def _probe(self) -> None:
-        """Find out whether the client has left or only sends no more.
-
-        What was written since makes the host of a client that is gone answer with a reset. It would be noticed by
-        itself only when more is written, which may be much later.
-        """
-        if self._exchange is None or self._transport is None or not self._probes_left:
-            return
-        self._probes_left -= 1
-        self.deadline = self._state.now if self._probes_left else _NEVER
-        socket = self._transport.get_extra_info("socket")
-        if socket is not None and socket.getsockopt(SOL_SOCKET, SO_ERROR):
+        if self._phase is _ANSWERING and not self.head.http10:
+            self._departure.half_closed = True
+            self._probe()
+            return True
+        if self._exchange is not None:
+            # An HTTP/1.0 client could not be probed: it knows of no interim answers.
             self.abort()
+        else:
+            self._close()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_exchange()
@@ -253,7 +232,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        if self._phase is _HEAD and not self._head_buffer.pieces and not self._unread:
+        if self._phase is _HEAD and not self._head_buffer.pieces and not self._inbox.pending_bytes:
             self._close()
 
     def time_out(self) -> None:
@@ -265,32 +244,44 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
-        elif self._probes_left:
-            self._probe()
+        elif phase is _ANSWERING and self._departure.in_doubt():
+            self._look()
         elif phase is _BODY:
-            idle, rate = options.body_idle_timeout_seconds, options.min_body_bytes_per_second
-            what = f"nothing of its body arrived for {idle:g} s, or less than {rate:g} bytes/s of it"
-            self._refuse_and_close(RequestStalled(what))
+            assert self._body is not None
+            self._refuse_and_close(self._body.stalled())
         else:
             self.abort()
+
+    def _probe(self) -> None:
+        if self._phase is _ANSWERING and not self.is_full:
+            self.write(self._exchange.probe() if self._exchange is not None else CONTINUE)
+            self._departure.probed()
+            self._state.turns.put_off(self._look)
+
+    def _look(self) -> None:
+        if self._phase is not _ANSWERING or self._transport is None or not self._departure.in_doubt():
+            return
+        if self._departure.look(self._transport):
+            self.abort()
+        else:
+            self.deadline = self._state.now if self._departure.in_doubt() else _NEVER
 
     # Reading requests.
 
     def _receive(self, data: bytes) -> None:
         if self._phase is _LINGERING or self._phase is _OVER:
             return
-        if self._unread:
-            self._backlog += data
-            self._limit_backlog()
+        must_wait = self._inbox.pending_bytes
+        self._inbox.add(data)
+        if must_wait:
+            self._limit_inbox()
         else:
-            self._unread = data
-            self._position = 0
             self._advance()
 
     def _advance(self) -> None:
         """Work off what has been received until something must be waited for, be it the other connections' turn."""
         self._advancing = True
-        while self._position < len(self._unread) or self._refill():
+        while self._inbox.has_more():
             phase = self._phase
             if phase is not _HEAD and phase is not _BODY:
                 break
@@ -303,32 +294,16 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._take_body()
         self._advancing = False
-        self._limit_backlog()
-        if self._half_closed and (self._phase is _HEAD or self._phase is _BODY) and not self._unread:
+        self._limit_inbox()
+        if (
+            self._departure.half_closed
+            and (self._phase is _HEAD or self._phase is _BODY)
+            and not self._inbox.pending_bytes
+        ):
             self._close()
 
-    def _refill(self) -> bool:
-        self._unread = bytes(self._backlog)
-        self._position = 0
-        self._backlog.clear()
-        return bool(self._unread)
-
-    def _discard_received(self) -> None:
-        self._unread = b""
-        self._position = 0
-        self._backlog.clear()
-        self._head_buffer.clear()
-        self._drop_body()
-        self._limit_backlog()
-
-    def _drop_body(self) -> None:
-        if self._body is not None:
-            self._state.receiving_bytes -= self._body.size_bytes
-            self._body = None
-
-    def _limit_backlog(self) -> None:
-        waiting_bytes = len(self._unread) - self._position + len(self._backlog)
-        if waiting_bytes > self._state.options.max_pipelined_bytes:
+    def _limit_inbox(self) -> None:
+        if self._inbox.pending_bytes > self._state.options.max_pipelined_bytes:
             self._flow.pause(PauseReason.BACKLOG_FULL)
         else:
             self._flow.resume(PauseReason.BACKLOG_FULL)
@@ -344,6 +319,18 @@ class ClientConnection(asyncio.Protocol):
             self._advance()
         except Exception as error:
             self._fail(error)
+
+    def _discard_received(self) -> None:
+        self._inbox.clear()
+        self._head_buffer.clear()
+        self._drop_body()
+        self._limit_inbox()
+
+    def _drop_body(self) -> None:
+        self._reading = None
+        if self._body is not None:
+            self._body.release()
+            self._body = None
 
     def _take_repeated(self, data: bytes) -> bool:
         """Fast path: the head repeats the previous one, and its whole body came in the same read.
@@ -367,41 +354,30 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _take_head(self) -> None:
-        options, buffer, data, begin = self._state.options, self._head_buffer, self._unread, self._position
-        if not buffer.pieces and data.startswith(b"\r\n", begin):
-            begin = self._position = after_blank_lines(data, begin)
-            self._steps_left -= len(data) // _HEAD_BYTES_PER_STEP
-        end = data.find(b"\r\n\r\n", begin)
+        options, buffer, inbox = self._state.options, self._head_buffer, self._inbox
+        begins = not buffer.pieces
+        pending_bytes = inbox.pending_bytes
         try:
-            if buffer.pieces or end < 0:
-                begins = not buffer.pieces
-                self._position = len(data)
-                self._steps_left -= _STEPS_OF_A_PIECE
-                data = buffer.add(data[begin:], options.max_head_bytes)
-                if not data:
-                    if begins and buffer.pieces:
-                        self.deadline = time.monotonic() + options.head_timeout_seconds
-                    return
-                self._unread = data
-                begin = 0
-                end = data.find(b"\r\n\r\n")
-            if not 0 <= end - begin <= options.max_head_bytes:
-                raise HeadTooLarge(options.max_head_bytes)
+            head, inbox.data, inbox.position = buffer.take(inbox.data, inbox.position, options.max_head_bytes)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
         except HeadTooLarge as error:
             self._refuse_and_close(error)
             return
-        self._position = end + 4
-        self._repeatable = False
-        self._route = None
-        self.started_at = time.monotonic()
-        self._parse_head(data[begin : end + 4])
+        read_bytes = max(0, pending_bytes - inbox.pending_bytes)
+        self._steps_left -= _STEPS_OF_A_PIECE + read_bytes // _HEAD_BYTES_PER_STEP
+        if head:
+            self._repeatable = False
+            self._route = None
+            self.started_at = time.monotonic()
+            self._parse_head(head)
+        elif begins and buffer.pieces:
+            self.deadline = time.monotonic() + options.head_timeout_seconds
 
     def _parse_head(self, head_bytes: bytes) -> None:
         head = self.head
-        self._steps_left -= _STEPS_OF_A_HEAD + len(head_bytes) // _HEAD_BYTES_PER_STEP
+        self._steps_left -= _STEPS_OF_A_HEAD
         try:
             head.parse(head_bytes)
             self._open_request(head_bytes)
@@ -431,42 +407,30 @@ class ClientConnection(asyncio.Protocol):
         if not head.chunked and not length:
             self._take_request(b"")
             return
-        self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
+        self._body = ReceivedBody(state, None if head.chunked else length)
         self._phase = _BODY
-        if head.expects_continue and self._position == len(self._unread) and not head.http10:
+        if head.expects_continue and not self._inbox.pending_bytes and not head.http10:
             self.write(CONTINUE)
-        self._body_began_at = time.monotonic()
-        self.deadline = self._body_began_at + state.options.body_idle_timeout_seconds
+        self.deadline = self._body.deadline
 
     def _take_body(self) -> None:
-        state, reader = self._state, self._body
-        assert reader is not None
-        state.receiving_bytes -= reader.size_bytes
+        body = self._body
+        assert body is not None
         try:
-            self._position, steps = reader.read(self._unread, self._position, self._steps_left)
+            self._steps_left -= body.read(self._inbox, self._steps_left)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
-        except RequestTooLarge as error:
+        except (RequestTooLarge, QueueFull) as error:
             self._refuse_and_close(error)
             return
-        finally:
-            state.receiving_bytes += reader.size_bytes
-        self._steps_left -= steps
-        if reader.finished:
+        if not body.finished:
+            self.deadline = body.deadline
+            return
+        self._steps_left -= body.size_bytes // _BODY_BYTES_PER_STEP
+        self._take_request(body.take())
+        if self._reading is None:
             self._drop_body()
-            self._steps_left -= reader.size_bytes // _BODY_BYTES_PER_STEP
-            self._take_request(reader.take_body())
-        elif state.receiving_bytes > state.options.max_receiving_bytes:
-            self._refuse_and_close(QueueFull("max_receiving_bytes"))
-        else:
-            self._set_body_deadline(reader.size_bytes)
-
-    def _set_body_deadline(self, size_bytes: int) -> None:
-        options = self._state.options
-        idle_seconds = options.body_idle_timeout_seconds
-        at_least_until = self._body_began_at + idle_seconds + size_bytes / options.min_body_bytes_per_second
-        self.deadline = min(time.monotonic() + idle_seconds, at_least_until)
 
     # Answering.
 
@@ -479,19 +443,40 @@ class ClientConnection(asyncio.Protocol):
         try:
             if route.destination is Destination.CONTROL:
                 self._hand_over(body)
-                return
-            if route.destination is not _TO_ENGINE:
+            elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
-                return
-            model, body, streams = find_model(head, route, body)
-            if not state.access.knows(model):
-                raise ModelNotFound(model, state.access.models)
-            priority = self._allowed_priority
-            if head.priority is not None:
-                priority = requested_priority(head.priority, priority)
+            elif is_large(head, len(body)):
+                self._reading = state.run_in_thread(read_large, head, route, body, state.options.spool_bytes)
+                self._reading.add_done_callback(self._large_body_read)
+            else:
+                self._ask_for_model(route, find_model(head, route, body))
         except RequestError as error:
             self._answer_error(error)
-            return
+
+    def _large_body_read(self, reading: asyncio.Future[EngineCall]) -> None:
+        if self._reading is not reading:
+            return  # The client has left.
+        self._drop_body()
+        try:
+            assert self._route is not None
+            if reading.cancelled():
+                self.abort()
+            else:
+                self._ask_for_model(self._route, reading.result())
+        except RequestError as error:
+            self._answer_error(error)
+        except Exception as error:
+            self._fail(error)
+
+    def _ask_for_model(self, route: Route, call: EngineCall) -> None:
+        """Ask for a lease on the model; raises RequestError."""
+        state, head = self._state, self.head
+        model, body, streams = call
+        if not state.access.knows(model):
+            raise ModelNotFound(model, state.access.models)
+        priority = self._allowed_priority
+        if head.priority is not None:
+            priority = requested_priority(head.priority, priority)
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
@@ -506,6 +491,8 @@ class ClientConnection(asyncio.Protocol):
         )
         exchange = self._exchange = Exchange(state, self, request, body)
         state.access.acquire(request, exchange)
+        if self._departure.half_closed:
+            self._probe()
 
     def _answer_locally(self, route: Route) -> None:
         head = self.head
@@ -591,7 +578,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
         if not self._advancing:
             self._steps_left = _STEPS_PER_TURN
-            if self._unread or self._half_closed:
+            if self._inbox.pending_bytes or self._departure.half_closed:
                 self._go_on()
 
     def _close(self) -> None:

@@ -12,6 +12,7 @@ from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
 from llmux.gateway.errors import BadGateway, InternalError
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -97,11 +98,11 @@ class Exchange:
         "_upstream",
     )
 
-    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: bytes) -> None:
+    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: Body) -> None:
         self._state = state
         self._client = client
         self._request = request
-        self._body = body
+        self._body: Body = body
         """Kept until the answer begins, since until then the request may have to be sent again."""
         self._request_id = client.head.request_id or state.new_request_id()
         self._phase = _QUEUED

@@ -162,7 +162,7 @@ PLACES = [
     "llmux.gateway.proxy.client_connection.find_model",
     "llmux.gateway.proxy.client_connection.answer_locally",
     "llmux.gateway.http.request_head.RequestHead.parse",
-    "llmux.gateway.proxy.client_connection.BodyReader",
+    "llmux.gateway.proxy.receiving.BodyReader",
     "llmux.gateway.proxy.exchange.Exchange._begin",
     "llmux.gateway.proxy.exchange.Exchange._send",
     "tests.support.access.FakeAccess.knows",

@@ -1,0 +1,45 @@
+"""Large bodies: read by a thread, and kept in a file while their requests wait."""
+
+import mmap
+import tempfile
+
+import structlog
+
+from llmux.gateway.http.bodies import Body
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.routing import EngineCall, Route, find_model
+
+log = structlog.get_logger("llmux.gateway")
+
+LARGE_FORM_BYTES = 256 * 1024
+LARGE_JSON_BYTES = 1024 * 1024
+"""From these sizes on, finding the model takes more than about 2 ms."""
+
+
+def is_large(head: RequestHead, size_bytes: int) -> bool:
+    """Whether a body must not be read on the event loop."""
+    return size_bytes >= LARGE_FORM_BYTES and (head.is_form or size_bytes >= LARGE_JSON_BYTES)
+
+
+def read_large(head: RequestHead, route: Route, body: bytes, spool_bytes: int) -> EngineCall:
+    """Like ``find_model``, to be run in a thread; a body of ``spool_bytes`` or more is returned as a file's memory."""
+    call = find_model(head, route, body)
+    return call if len(call.body) < spool_bytes else call._replace(body=_spooled(call.body))
+
+
+def _spooled(body: Body) -> Body:
+    """The same bytes, mapped from a temporary file without a name, which is freed with the last reference to them."""
+    try:
+        with tempfile.TemporaryFile(prefix="llmux-", buffering=0) as file:
+            rest = memoryview(body)
+            while rest:
+                rest = rest[file.write(rest) :]
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        log.warning(
+            "a large request waits in memory, since it could not be written to a temporary file; free some space, or "
+            "set TMPDIR or spool_bytes",
+            error=str(error),
+            size_bytes=len(body),
+        )
+        return body
