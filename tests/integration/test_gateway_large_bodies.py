@@ -134,6 +134,13 @@ async def test_a_large_body_is_refused_like_a_small_one(body: bytes, status: int
         assert bench.gateway._state.receiving_bytes == 0
 
 
+async def test_the_model_in_a_large_body_is_replaced_in_its_place() -> None:
+    body = LARGE.replace(b'"x"', b'"u":1.10e5,"x"')
+    async with running_gateway(options=OPTIONS) as bench:
+        answer = await bench.ask(post(body, path="/upstream/m/v1/completions"))
+        assert answer.body == body.replace(b'"cold"', b'"m"')
+
+
 async def test_a_client_that_leaves_while_its_body_is_read_asks_for_nothing(blocked: threading.Event) -> None:
     async with running_gateway(options=OPTIONS) as bench:
         client = await bench.client()

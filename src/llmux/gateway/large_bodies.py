@@ -3,9 +3,11 @@
 import mmap
 import tempfile
 
+import msgspec
 import structlog
 
 from llmux.gateway.http.bodies import Body
+from llmux.gateway.http.json_outline import outline_of, replace_values
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.routing import EngineCall, Route, find_model
 
@@ -22,9 +24,25 @@ def is_large(head: RequestHead, size_bytes: int) -> bool:
 
 
 def read_large(head: RequestHead, route: Route, body: bytes, spool_bytes: int) -> EngineCall:
-    """Like ``find_model``, to be run in a thread; a body of ``spool_bytes`` or more is returned as a file's memory."""
-    call = find_model(head, route, body)
+    """Like ``find_model``, to be run in a thread; a body of ``spool_bytes`` or more is returned as a file's memory.
+
+    Of a large JSON body only the structure is validated. Raises RequestError.
+    """
+    call = _read_json(head, route, body) if not head.is_form else find_model(head, route, body)
     return call if len(call.body) < spool_bytes else call._replace(body=_spooled(call.body))
+
+
+def _read_json(head: RequestHead, route: Route, body: bytes) -> EngineCall:
+    outline = outline_of(body)
+    call = find_model(head, route, outline.text)
+    if call.body == outline.text:
+        return call._replace(body=body)
+    new_model = msgspec.json.decode(call.body, type=_Model).model
+    return call._replace(body=replace_values(body, outline.model_places, msgspec.json.encode(new_model)))
+
+
+class _Model(msgspec.Struct):
+    model: str
 
 
 def _spooled(body: Body) -> Body:
