@@ -81,7 +81,7 @@ def test_long_values_are_left_out() -> None:
 
 
 def test_deep_nesting_needs_no_stack() -> None:
-    for brackets in (b"[" * 50_000 + b"]" * 50_000, b'[{"a":' * 20_000 + b"1" + b"}]" * 20_000, b'{"a":[]}'):
+    for brackets in (b"[" * 5_000 + b"]" * 5_000, b'[{"a":' * 2_000 + b"1" + b"}]" * 2_000, b'{"a":[]}'):
         assert outline_of(b'{"a":' + brackets + b',"model":"m"}').text == b'{"model":"m"}'
     with pytest.raises(InvalidJson):
-        outline_of(b'{"a":' + b"[" * 50_000 + b"}")
+        outline_of(b'{"a":' + b"[" * 5_000 + b"}")
