@@ -26,7 +26,7 @@ from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import HeadBuffer
 from llmux.gateway.http.request_head import RequestHead, require_no_encoding
 from llmux.gateway.keys import requested_priority
-from llmux.gateway.large_bodies import is_large, read_large
+from llmux.gateway.large_bodies import LARGE_FORM_BYTES, is_large, read_large
 from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
@@ -244,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
-        elif phase is _ANSWERING and self._departure.in_doubt():
+        elif phase is _ANSWERING and self._departure.in_doubt() and not self.is_full:
             self._look()
         elif phase is _BODY:
             assert self._body is not None
@@ -259,7 +259,7 @@ class ClientConnection(asyncio.Protocol):
             self._state.turns.put_off(self._look)
 
     def _look(self) -> None:
-        if self._phase is not _ANSWERING or self._transport is None or not self._departure.in_doubt():
+        if self._phase is not _ANSWERING or self._transport is None or self.is_full or not self._departure.in_doubt():
             return
         if self._departure.look(self._transport):
             self.abort()
@@ -295,11 +295,7 @@ class ClientConnection(asyncio.Protocol):
                 self._take_body()
         self._advancing = False
         self._limit_inbox()
-        if (
-            self._departure.half_closed
-            and (self._phase is _HEAD or self._phase is _BODY)
-            and not self._inbox.pending_bytes
-        ):
+        if self._departure.half_closed and not self._inbox.pending_bytes and self._phase in (_HEAD, _BODY):
             self._close()
 
     def _limit_inbox(self) -> None:
@@ -445,7 +441,7 @@ class ClientConnection(asyncio.Protocol):
                 self._hand_over(body)
             elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
-            elif is_large(head, len(body)):
+            elif len(body) >= LARGE_FORM_BYTES and is_large(head, len(body)):
                 self._reading = state.run_in_thread(read_large, head, route, body, state.options.spool_bytes)
                 self._reading.add_done_callback(self._large_body_read)
             else:

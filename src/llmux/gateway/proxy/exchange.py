@@ -125,7 +125,10 @@ class Exchange:
             return
         self._upstream = upstream
         self._retried = False
-        self._guard(self._begin, upstream)
+        try:
+            self._begin(upstream)
+        except Exception as error:
+            self.failed(error)
 
     def rejected(self, error: RequestError) -> None:
         if self._phase is _QUEUED:
@@ -233,7 +236,10 @@ class Exchange:
 
     def answer_began(self, head: ResponseHead) -> None:
         if head.status < 500:
-            self._guard(self._relay, head)
+            try:
+                self._relay(head)
+            except Exception as error:
+                self.failed(error)
             return
         engine, request = self._engine, self._request
         assert engine is not None
