@@ -4,11 +4,12 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from llmux.access import Outcome
 from llmux.core.request import Priority
@@ -160,10 +161,19 @@ async def test_upgrades_are_refused() -> None:
         assert (answer.status, code(answer)) == (501, "upgrade_not_supported")
         answer = await bench.ask(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
         assert answer.status == 501
-        answer = await bench.ask(get("/v1/realtime", "Connection: Upgrade", "Upgrade: h2c, websocket"))
-        assert answer.status == 501
         answer = await bench.ask(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
         assert answer.status == 501
+
+
+@pytest.mark.parametrize("offer", ["TLS/1.0", "h2c, websocket", "h2c", "foo/2", "websocket/13"])
+async def test_offers_of_other_protocols_are_ignored(offer: str) -> None:
+    """As by nginx and HAProxy: a client that offers goes on without the upgrade. One for a WebSocket alone cannot."""
+    async with running_gateway() as bench:
+        client = await bench.client()
+        for _ in range(2):
+            client.send(post(BODY, "Connection: Upgrade", f"Upgrade: {offer}"))
+            assert (await client.answer()).body == BODY
+        assert bench.engine.seen[0].get("upgrade") is None
 
 
 async def test_an_offer_of_h2c_is_ignored() -> None:
@@ -237,6 +247,30 @@ async def test_connections_are_limited() -> None:
         answer = await refused.answer()
         assert (answer.status, code(answer)) == (429, "queue_full")
         assert answer.get("retry-after") is not None
+
+
+FLOODS = {
+    "answers": get("/health", "X-Request-Id: flood") * 4000,
+    "errors": get("/nowhere", "X-Request-Id: flood") * 4000,
+    "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"2\r\n  \r\n" * 100_000 + b"0\r\n\r\n"),
+    "headers": (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 200 + b"\r\n") * 2000,
+}
+
+
+@pytest.mark.parametrize("name", list(FLOODS))
+async def test_others_are_served_while_one_client_floods(name: str) -> None:
+    async with running_gateway() as bench:
+        flooding, other = await bench.client(), await bench.client()
+        other.send(get("/health"))
+        await other.answer()
+        flooding.send(FLOODS[name], get("/ready", "Connection: close"))
+        async with asyncio.TaskGroup() as tasks:
+            flood = tasks.create_task(flooding.rest())
+            for _ in range(5):
+                other.send(get("/health"))
+                assert (await other.answer()).status == 200
+            assert not flood.done()
+        assert b"HTTP/1.1 200 OK" in flood.result()[-300:]
 
 
 async def test_slow_requests_time_out() -> None:
@@ -418,6 +452,40 @@ async def test_control_connections_are_handed_over() -> None:
         assert answer.get("connection") == b"close"
         assert await client.rest() == b""
         assert bench.gateway.connection_count == 0
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        get("/metrics"),
+        get("/"),
+        post(b"{}", path="/control/unpin"),
+        b"POST /control/unpin HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_follows_a_control_request_is_dropped(request_bytes: bytes, later: bool) -> None:
+    async with with_control() as bench:
+        client = await bench.client()
+        client.send(request_bytes + (b"" if later else get("/metrics") + b"garbage"))
+        if later:
+            client.send(get("/metrics"), b"garbage")
+        with capture_logs() as logs:
+            answer = await client.answer()
+        assert (answer.status, answer.get("connection")) == (200, b"close")
+        assert json.loads(answer.body)["body"] == ("{}" if request_bytes.startswith(b"POST") else "")
+        with suppress(ConnectionError):
+            assert await client.rest() == b""
+        assert logs == []
+
+
+async def test_a_control_request_may_expect_to_be_told_to_continue() -> None:
+    async with with_control() as bench:
+        client = await bench.client()
+        client.send(post(b"{}", "Expect: 100-continue", path="/control/unpin")[:-2])
+        assert (await client.read_head()).status == 100
+        client.send(b"{}")
+        assert json.loads((await client.answer()).body)["body"] == "{}"
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/control/status", "/control"])

@@ -11,6 +11,7 @@ from llmux.gateway import Gateway, GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import GatewayStatistics
 from tests.support.access import DEADLINE_SECONDS, FakeAccess
@@ -267,25 +268,52 @@ def spawn_nothing(coroutine: Coroutine[Any, Any, None]) -> None:
     raise AssertionError("a task was started although an idle connection was there")
 
 
+def run_in_no_thread(*_arguments: Any) -> asyncio.Future[Any]:
+    raise AssertionError("a body was taken for a large one")
+
+
 @dataclass(slots=True)
 class InMemoryRelay:
     """One client's connection and one idle connection to the engine of the model ``m``, without sockets."""
 
     access: FakeAccess = field(default_factory=lambda: FakeAccess(awake={"m": IN_MEMORY_UPSTREAM}))
+    options: GatewayOptions = field(default_factory=GatewayOptions)
     client: ClientConnection = field(init=False)
     client_side: FakeTransport = field(default_factory=FakeTransport)
     engine: EngineConnection = field(init=False)
     engine_side: FakeTransport = field(default_factory=FakeTransport)
+    soon: list[Callable[[], None]] = field(default_factory=list)
+    """What the event loop was asked to call in its next iteration."""
 
     def __post_init__(self) -> None:
-        options, statistics = GatewayOptions(), GatewayStatistics()
+        options, statistics = self.options, GatewayStatistics()
         pools = EnginePools(options, statistics)
-        state = GatewayState(self.access, options, spawn_nothing, pools, statistics, lambda: None)
+        state = GatewayState(
+            self.access,
+            options,
+            spawn_nothing,
+            pools,
+            statistics,
+            lambda: None,
+            Turns(self.soon.append),
+            run_in_no_thread,
+        )
         self.engine = EngineConnection(pools.of(IN_MEMORY_UPSTREAM))
         self.engine.connection_made(self.engine_side)
         self.engine.become_idle()
         self.client = ClientConnection(state)
         self.client.connection_made(self.client_side)
+
+    def receive(self, data: bytes) -> None:
+        """Let the client's connection receive ``data`` and work all of it off."""
+        self.client.data_received(data)
+        while self.soon:
+            self.next_iteration()
+
+    def next_iteration(self) -> None:
+        calls, self.soon[:] = self.soon[:], []
+        for call in calls:
+            call()
 
 
 @asynccontextmanager

@@ -174,6 +174,16 @@ class Settings(Section):
         "is attempted anyway, and a warning names the processes that hold the memory. 0: do not check.",
     )
     max_body_bytes: Count = Field(default=128 << 20, description="The largest request body that is accepted, in bytes.")
+    max_receiving_bytes: Count = Field(
+        default=1 << 30,
+        description="How many bytes of request bodies may be under way in total, received and not complete; a client "
+        "that sends more is answered with 429. Complete ones count against queue_limit_bytes.",
+    )
+    spool_bytes: Count = Field(
+        default=8 << 20,
+        description="Request bodies from this size on wait in a file in the directory for temporary files (TMPDIR) "
+        "instead of in memory. Without room there, they wait in memory.",
+    )
     queue_limit_requests: Count = Field(
         default=10_000, description="How many requests may wait in total; one more is answered with 429."
     )

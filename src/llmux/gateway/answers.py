@@ -23,6 +23,7 @@ from llmux.gateway.errors import (
     BadGateway,
     HeadTooLarge,
     HostNotAllowed,
+    InternalError,
     InvalidApiKey,
     InvalidJson,
     MalformedRequest,
@@ -32,7 +33,9 @@ from llmux.gateway.errors import (
     PathForbidden,
     RequestStalled,
     RequestTooLarge,
+    TooManyHeaders,
     UnknownPath,
+    UnsupportedEncoding,
     UnsupportedMediaType,
     UpgradeRefused,
 )
@@ -70,7 +73,10 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     UnsupportedMediaType: ErrorShape(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _INVALID, "unsupported_media_type"),
     RequestTooLarge: ErrorShape(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _INVALID, "request_too_large"),
     HeadTooLarge: ErrorShape(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _INVALID, "headers_too_large"),
+    TooManyHeaders: ErrorShape(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _INVALID, "headers_too_large"),
+    UnsupportedEncoding: ErrorShape(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, _INVALID, "unsupported_encoding"),
     QueueFull: ErrorShape(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", retry_after_seconds=5),
+    InternalError: ErrorShape(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, "internal_error"),
     UpgradeRefused: ErrorShape(HTTPStatus.NOT_IMPLEMENTED, _INVALID, "upgrade_not_supported"),
     EngineError: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "bad_gateway"),
     BadGateway: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "bad_gateway"),
@@ -168,6 +174,8 @@ def error_headers(error: RequestError) -> bytes:
             lines += b'www-authenticate: Bearer realm="llmux"\r\n'
         case MethodNotAllowed():
             lines += b"allow: " + ", ".join(error.allowed).encode() + b"\r\n"
+        case UnsupportedEncoding():
+            lines += b"accept-encoding: identity\r\n"
         case _:
             pass
     return lines

@@ -92,6 +92,13 @@ class HeadTooLarge(RequestError):
         super().__init__(f"the request's headers are larger than {limit_bytes} bytes")
 
 
+class TooManyHeaders(RequestError):
+    """The head has more fields than any client sends."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request has more than {limit} headers")
+
+
 class RequestTooLarge(RequestError):
     """The body exceeds ``max_body_bytes``."""
 
@@ -100,11 +107,27 @@ class RequestTooLarge(RequestError):
         super().__init__(f"the request body is larger than {limit_bytes} bytes (max_body_bytes)")
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed; engines read it as it comes."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"the request body's Content-Encoding '{encoding[:100]}' is not supported: send the body uncompressed"
+        )
+
+
+class InternalError(RequestError):
+    """An error in llmux itself, which its log explains."""
+
+    def __init__(self) -> None:
+        super().__init__("unexpected error in llmux, see its log")
+
+
 class RequestStalled(RequestError):
     """The client did not send the rest of a request in time."""
 
-    def __init__(self, part: str, limit_seconds: float) -> None:
-        super().__init__(f"the request's {part} did not arrive within {limit_seconds:g} s")
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the request was not sent in time: {what}")
 
 
 class UpgradeRefused(RequestError):

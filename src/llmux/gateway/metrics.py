@@ -40,6 +40,11 @@ class HttpMetrics:
                 labels = (counts.method, str(status), counts.endpoint)
                 requests.add_metric(labels, histogram.count)
                 durations.add_metric(labels, histogram.buckets(), histogram.total)
+        refused = CounterMetricFamily(
+            "llmux_http_connections_refused", "Connections refused because too many were open."
+        )
+        refused.add_metric((), self._statistics.connections_refused)
+        yield refused
         yield requests
         yield durations
         yield pending

@@ -56,11 +56,17 @@ class GatewayOptions:
     None: they are not."""
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_receiving_bytes: int = 1 << 30
+    """How many bytes of bodies may be incomplete at once, over all connections."""
+    spool_bytes: int = 8 * 1024 * 1024
+    """Bodies from this size on wait in a temporary file."""
     max_pipelined_bytes: int = 256 * 1024
     """How much a client may send ahead of its answers before reading from it is paused."""
     max_connections: int = 20_000
     head_timeout_seconds: float = 10.0
     body_idle_timeout_seconds: float = 30.0
+    min_body_bytes_per_second: float = 1024.0
+    """The least average rate of a body that takes longer than ``body_idle_timeout_seconds``."""
     keep_alive_seconds: float = 75.0
     client_stall_timeout_seconds: float = 300.0
     """How long a client may leave its answer unread while the write buffer is full."""

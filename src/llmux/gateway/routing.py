@@ -21,6 +21,7 @@ from llmux.gateway.errors import (
     UnsupportedMediaType,
 )
 from llmux.gateway.form import FormBody, read_form
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 
@@ -272,7 +273,7 @@ class EngineCall(NamedTuple):
 
     model: str
     """The model's key."""
-    body: bytes
+    body: Body
     streams: bool
     """Whether the answer is to come as a stream."""
 

@@ -3,16 +3,22 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from llmux.access import ModelAccess, Upstream
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.state import GatewayState, Spawn
 from llmux.gateway.statistics import GatewayStatistics
 
 _LISTEN_BACKLOG = 4096
 """Clients that connect at once must not be refused; the kernel caps it at net.core.somaxconn (4096 by default)."""
+_THREADS = 2
+"""Large bodies are read by so many at a time; more would only take turns on the interpreter's lock."""
 _SWEEPS_PER_LIMIT = 4
 """A deadline is then noticed at most a quarter of the shortest limit late."""
 _MIN_SWEEP_SECONDS = 0.01
@@ -34,7 +40,11 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._pools = EnginePools(options, self.statistics)
         self._empty = asyncio.Event()
-        self._state = GatewayState(access, options, spawn, self._pools, self.statistics, self._empty.set)
+        turns = Turns(self._loop.call_soon)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmux-gateway")
+        self._state = GatewayState(
+            access, options, spawn, self._pools, self.statistics, self._empty.set, turns, self._run_in_thread
+        )
         self._servers: list[asyncio.Server] = []
         shortest = min(
             options.head_timeout_seconds,
@@ -83,6 +93,7 @@ class Gateway:
                 connection.abort()
             self._pools.close()
             self._sweep_timer.cancel()
+            self._threads.shutdown(wait=False, cancel_futures=True)
         await self._until_empty(_ABORT_SECONDS)
         if self._options.access_log is not None:
             self._options.access_log.flush()
@@ -93,6 +104,9 @@ class Gateway:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit_seconds):
                     await self._empty.wait()
+
+    def _run_in_thread(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return self._loop.run_in_executor(self._threads, work, *arguments)
 
     def _accept(self) -> ClientConnection:
         return ClientConnection(self._state)

@@ -1,5 +1,6 @@
 """What all connections of one gateway share, and the periodic check of their deadlines."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -11,11 +12,15 @@ from llmux.gateway.keys import ApiKeys
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.pages import PagePolicy
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.routing import Router
 from llmux.gateway.statistics import GatewayStatistics
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 """Runs a coroutine as a task that the server owns."""
+
+RunInThread = Callable[..., asyncio.Future[Any]]
+"""Runs a function with arguments in one of the server's few threads for work that would stall the event loop."""
 
 
 class OpenConnection(Protocol):
@@ -57,10 +62,13 @@ class GatewayState:
         "options",
         "pages",
         "pools",
+        "receiving_bytes",
         "router",
+        "run_in_thread",
         "spawn",
         "statistics",
         "stopping",
+        "turns",
     )
 
     def __init__(
@@ -71,6 +79,8 @@ class GatewayState:
         pools: EnginePools,
         statistics: GatewayStatistics,
         on_empty: Callable[[], None],
+        turns: Turns,
+        run_in_thread: RunInThread,
     ) -> None:
         """``on_empty`` is called whenever the last client connection has gone."""
         self.access = access
@@ -86,6 +96,10 @@ class GatewayState:
         self.connections: set[OpenConnection] = set()
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""
+        self.turns = turns
+        self.run_in_thread = run_in_thread
+        self.receiving_bytes = 0
+        """How much has been received of bodies that are not complete."""
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""

@@ -34,6 +34,11 @@ class EndpointCounts:
             durations = self.durations[status] = Histogram(DURATION_BOUNDS_SECONDS)
         durations.observe(seconds)
 
+    def count(self, status: int, seconds: float, body_bytes: int) -> None:
+        """Count a request that was answered at once."""
+        self.pending += 1
+        self.finish(status, seconds, body_bytes)
+
 
 @dataclass(slots=True)
 class GatewayStatistics:

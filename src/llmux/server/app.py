@@ -178,6 +178,8 @@ class Server:
             cors_origins=self.settings.cors_origins,
             allowed_hosts=self._own_names(),
             max_body_bytes=self.settings.max_body_bytes,
+            max_receiving_bytes=self.settings.max_receiving_bytes,
+            spool_bytes=self.settings.spool_bytes,
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,

@@ -77,6 +77,8 @@ def test_every_default_of_the_top_level() -> None:
         "allowed_hosts": (),
         "host_memory_reserve_mib": 1024,
         "max_body_bytes": 128 * 1024 * 1024,
+        "max_receiving_bytes": 1 << 30,
+        "spool_bytes": 8 << 20,
         "queue_limit_requests": 10_000,
         "queue_limit_bytes": 1024 * 1024 * 1024,
         "memory_wait_seconds": 10,

@@ -46,3 +46,9 @@ def test_invented_methods_share_one_series() -> None:
         'llmux_http_requests_total{endpoint="other",method="other",status="404"} 2.0',
         'llmux_http_requests_total{endpoint="other",method="GET",status="404"} 1.0',
     ]
+
+
+def test_refused_connections_are_exposed() -> None:
+    statistics = GatewayStatistics()
+    statistics.connections_refused = 3
+    assert "llmux_http_connections_refused_total 3.0" in rendered(statistics)

@@ -1,6 +1,9 @@
 """The chunked transfer coding: following it, or decoding it."""
 
+import re
+import sys
 from enum import Enum, auto
+from io import BytesIO
 from typing import Final
 
 
@@ -16,12 +19,17 @@ class _State(Enum):
     FINISHED = auto()
 
 
+# Bound once, for speed: see the docstring of llmux.gateway.
+_SIZE, _, _, _, _FINISHED = _State
+
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _MAX_SIZE_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 16 * 1024
 _MAX_SIZE_DIGITS = 15
 _MAX_CACHED_SIZES = 4096
 _SMALL_CHUNK_BYTES = 4096
+
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 _cached_sizes: dict[bytes, int] = {}
 """Size lines already validated, for all connections: engines send few different ones. Bounded by _MAX_CACHED_SIZES."""
@@ -41,7 +49,7 @@ def _parse_size(line: bytes) -> int:
     digits = digits.rstrip(b" \t") if extension else digits
     if not 0 < len(digits) <= _MAX_SIZE_DIGITS or not _HEX.issuperset(digits):
         raise FramingError("a chunk size is not a hexadecimal number")
-    if any(byte < 32 and byte != 9 for byte in extension):
+    if any((byte < 32 and byte != 9) or byte == 127 for byte in extension):
         raise FramingError("a chunk extension contains a control character")
     size = int(digits, 16)
     if not extension and len(_cached_sizes) < _MAX_CACHED_SIZES:
@@ -63,14 +71,34 @@ def _skip_whole_chunks(data: bytes) -> int:
         position = end
 
 
+def _take_whole_chunks(data: bytes, position: int, limit: int, payload: BytesIO) -> tuple[int, int]:
+    """Like ``_skip_whole_chunks``, for at most ``limit`` chunks, whose data is written to ``payload``.
+
+    Returns the offset of the rest and the number of chunks.
+    """
+    find, size_of, write = data.find, _cached_sizes.get, payload.write
+    for count in range(limit):
+        line_end = find(b"\r\n", position, position + _MAX_SIZE_DIGITS + 2)
+        size = size_of(data[position:line_end]) if line_end >= 0 else None
+        if not size:
+            return position, count
+        begin = line_end + 2
+        end = begin + size
+        if data[end : end + 2] != b"\r\n":
+            return position, count
+        write(data[begin:end])
+        position = end + 2
+    return position, limit
+
+
 class ChunkReader:
     """Incremental reader of one chunked body.
 
-    With ``collect`` the decoded data is appended to ``payload``; without, only the framing is followed and ``payload``
+    With ``collect`` the decoded data is written to ``payload``; without, only the framing is followed and ``payload``
     is None. Chunk extensions and trailers are validated and dropped.
     """
 
-    __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "between_chunks", "collected_bytes", "payload")
+    __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "between_chunks", "payload")
 
     def __init__(self, *, collect: bool = False) -> None:
         self._state = _State.SIZE
@@ -80,8 +108,19 @@ class ChunkReader:
         self._trailer_bytes = 0
         self.between_chunks = True
         """Whether another chunk could be inserted at this point of the body."""
-        self.collected_bytes = 0
-        self.payload: list[bytes] | None = [] if collect else None
+        # One buffer, since thousands of small pieces would take many times their size.
+        self.payload = BytesIO() if collect else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the body has ended."""
+        return self._state is _FINISHED
+
+    def take_payload(self) -> bytes:
+        """What has been collected since the last call."""
+        collected, self.payload = self.payload, BytesIO()
+        assert collected is not None
+        return collected.getvalue()
 
     def feed(self, data: bytes) -> int:
         """Read on; returns the offset in ``data`` where the body ended, or -1 if it goes on. Raises FramingError."""
@@ -92,27 +131,37 @@ class ChunkReader:
             if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
                 return -1
             position = _skip_whole_chunks(data)
-        end = self._feed(data, position)
-        self.between_chunks = self._state is _State.SIZE and not self._line
-        return end
+        end, _ = self.read(data, position, sys.maxsize)
+        return end if self._state is _FINISHED else -1
 
-    def _feed(self, data: bytes, position: int) -> int:
+    def read(self, data: bytes, position: int, limit: int) -> tuple[int, int]:
+        """Read on from ``position`` until the body ends or ``limit`` chunks and lines of trailers have been read.
+
+        Returns the offset reached and their number. Raises FramingError.
+        """
         length = len(data)
-        while position < length:
+        count = 0
+        while position < length and count < limit:
             match self._state:
                 case _State.SIZE:
+                    if self.payload is not None and not self._line:
+                        position, taken = _take_whole_chunks(data, position, limit - count, self.payload)
+                        count += taken
+                        if position == length or count == limit:
+                            break
                     position = self._read_size(data, position)
+                    count += 1
                 case _State.DATA:
                     position = self._read_data(data, position)
                 case _State.DATA_END:
                     position = self._read_data_end(data, position)
                 case _State.TRAILER:
-                    position, finished = self._read_trailer(data, position)
-                    if finished:
-                        return position
+                    position = self._read_trailer(data, position)
+                    count += 1
                 case _State.FINISHED:
-                    return position
-        return -1
+                    break
+        self.between_chunks = self._state is _SIZE and not self._line
+        return position, count
 
     def _read_line(self, data: bytes, position: int, limit: int) -> tuple[bytes | None, int]:
         """The line without its CRLF (None while it is incomplete) and the offset after it."""
@@ -147,8 +196,7 @@ class ChunkReader:
         taken = end - position
         self._remaining -= taken
         if self.payload is not None:
-            self.payload.append(data[position:end])
-            self.collected_bytes += taken
+            self.payload.write(data[position:end])
         if not self._remaining:
             self._state = _State.DATA_END
         return end
@@ -163,13 +211,13 @@ class ChunkReader:
             self._state = _State.SIZE
         return position + len(piece)
 
-    def _read_trailer(self, data: bytes, position: int) -> tuple[int, bool]:
+    def _read_trailer(self, data: bytes, position: int) -> int:
         line, after = self._read_line(data, position, _MAX_TRAILER_BYTES)
         self._trailer_bytes += after - position
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
             raise FramingError("the trailers of the chunked body are too long")
         if line == b"":
             self._state = _State.FINISHED
-        elif line is not None and (line[:1] in b" \t" or b":" not in line):
+        elif line is not None and _TRAILER.fullmatch(line) is None:
             raise FramingError("a trailer of the chunked body is malformed")
-        return after, line == b""
+        return after

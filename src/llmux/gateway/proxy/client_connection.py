@@ -8,30 +8,43 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import cast
 
+import structlog
+
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
 from llmux.gateway.errors import (
     HeadTooLarge,
+    InternalError,
     MalformedRequest,
     RequestStalled,
     RequestTooLarge,
-    UnknownPath,
+    TooManyHeaders,
     UpgradeRefused,
 )
-from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.http.chunks import FramingError
-from llmux.gateway.http.request_head import HeadBuffer, RequestHead
+from llmux.gateway.http.head_buffer import HeadBuffer
+from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import requested_priority
+from llmux.gateway.large_bodies import LARGE_FORM_BYTES, is_large, read_large
+from llmux.gateway.proxy import turns
+from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
-from llmux.gateway.routing import Destination, Route, answer_locally, check_request, explain, find_model
+from llmux.gateway.proxy.handover import hand_over
+from llmux.gateway.proxy.inbox import Inbox
+from llmux.gateway.proxy.receiving import ReceivedBody
+from llmux.gateway.refusals import admit, find_route
+from llmux.gateway.routing import Destination, EngineCall, Route, answer_locally, explain, find_model
 from llmux.gateway.state import GatewayState
 
-_WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
-_CONTROL_API = b"/control"
+log = structlog.get_logger("llmux.gateway")
+
 _NEVER = math.inf
+_MAX_REFUSALS = 64
+"""How many connections beyond the limit are told why they are refused. Each takes a descriptor until the client has
+read it, and the descriptors of engine connections must not go to them."""
 
 
 class _Phase(Enum):
@@ -52,28 +65,25 @@ _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
 _TO_ENGINE = Destination.ENGINE
 
 
-def _with_connection_close(head: bytes) -> bytes:
-    """The head of a request, with its Connection fields replaced by ``Connection: close``."""
-    lines = head[:-4].split(b"\r\n")
-    kept = [line for line in lines if line[:11].lower() != b"connection:"]
-    return b"\r\n".join([*kept, b"Connection: close", b"", b""])
-
-
 class ClientConnection(asyncio.Protocol):
     """Reads requests with keep-alive and bounded pipelining; answers strictly in order."""
 
     __slots__ = (
         "_advancing",
         "_allowed_priority",
-        "_backlog",
         "_body",
+        "_control_head",
+        "_departure",
         "_exchange",
         "_flow",
         "_head_buffer",
+        "_inbox",
         "_phase",
+        "_reading",
         "_repeatable",
         "_route",
         "_state",
+        "_steps_left",
         "_transport",
         "cors_fields",
         "counts",
@@ -96,12 +106,18 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
         self._head_buffer = HeadBuffer()
-        self._body: BodyReader | None = None
-        self._backlog = bytearray()
-        """What the client has sent ahead of its answers."""
+        self._body: ReceivedBody | None = None
+        """That of the current request, until the model in it is known."""
+        self._reading: asyncio.Future[EngineCall] | None = None
+        """A thread that looks for the model in a large body."""
+        self._control_head = b""
+        """The head of a request for the control plane, as it came."""
+        self._inbox = Inbox()
+        self._steps_left = turns.STEPS_PER_TURN
         self._flow = FlowControl()
         self._advancing = False
         """Whether ``_advance`` is running: what it calls must not call it again."""
+        self._departure = Departure()
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._allowed_priority = Priority.INTERACTIVE
@@ -123,6 +139,9 @@ class ClientConnection(asyncio.Protocol):
         self.write = self._transport.write
         if len(state.connections) >= state.options.max_connections:
             state.statistics.connections_refused += 1
+            if len(state.connections) >= state.options.max_connections + _MAX_REFUSALS:
+                self.abort()
+                return
             state.connections.add(self)
             self._refuse_and_close(QueueFull("max_connections"))
             return
@@ -131,26 +150,33 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = time.monotonic() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        repeated = (
-            self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
-        )
-        if not repeated:
-            self._advance(data)
+        try:
+            repeated = (
+                self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
+            )
+            if not repeated:
+                self._receive(data)
+        except Exception as error:
+            self._fail(error)
 
-    def eof_received(self) -> None:
-        # A half-close counts as leaving: clients that shut down only their sending side are not distinguishable from
-        # those that are gone, and serving the latter would be wasted work.
+    def eof_received(self) -> bool:
+        if self._phase is _ANSWERING and not self.head.http10:
+            self._departure.half_closed = True
+            self._probe()
+            return True
         if self._exchange is not None:
+            # An HTTP/1.0 client could not be probed: it knows of no interim answers.
             self.abort()
         else:
             self._close()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_exchange()
         self._phase = _OVER
+        self._drop_body()
         self.write = write_nowhere
         self._state.forget(self)
-        self.head.release()
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -180,6 +206,8 @@ class ClientConnection(asyncio.Protocol):
 
     def refused(self, error: RequestError, request_id: bytes) -> None:
         self._exchange = None
+        # Only requests that wait for an engine may skip the budget of steps.
+        self._repeatable = False
         keep_alive = self._may_keep_alive()
         self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
         self.answered(keep_alive=keep_alive)
@@ -201,37 +229,101 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        if self._phase is _HEAD and not self._head_buffer.pieces:
+        if self._phase is _HEAD and not self._head_buffer.pieces and not self._inbox.pending_bytes:
             self._close()
 
     def time_out(self) -> None:
         options, phase = self._state.options, self._phase
-        if phase is _HEAD and self._head_buffer.pieces:
-            self._refuse_and_close(RequestStalled("head", options.head_timeout_seconds))
+        if PauseReason.OTHERS_TURN in self._flow.reasons:
+            # The client has done its part.
+            self.deadline = time.monotonic() + options.head_timeout_seconds
+        elif phase is _HEAD and self._head_buffer.pieces:
+            self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
+        elif phase is _ANSWERING and self._departure.in_doubt() and not self.is_full:
+            self._look()
         elif phase is _BODY:
-            self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
+            assert self._body is not None
+            self._refuse_and_close(self._body.stalled())
         else:
             self.abort()
 
-    # Reading requests. Each _take_... returns the data that it did not consume.
+    def _probe(self) -> None:
+        if self._phase is _ANSWERING and not self.is_full:
+            self.write(self._exchange.probe() if self._exchange is not None else CONTINUE)
+            self._departure.probed()
+            self._state.turns.put_off(self._look)
 
-    def _advance(self, data: bytes) -> None:
+    def _look(self) -> None:
+        if self._phase is not _ANSWERING or self._transport is None or self.is_full or not self._departure.in_doubt():
+            return
+        if self._departure.look(self._transport):
+            self.abort()
+        else:
+            self.deadline = self._state.now if self._departure.in_doubt() else _NEVER
+
+    # Reading requests.
+
+    def _receive(self, data: bytes) -> None:
+        if self._phase is _LINGERING or self._phase is _OVER:
+            return
+        must_wait = self._inbox.pending_bytes
+        self._inbox.add(data)
+        if must_wait:
+            self._limit_inbox()
+        else:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Work off what has been received until something must be waited for, be it the other connections' turn."""
         self._advancing = True
-        while data:
+        while self._inbox.has_more():
             phase = self._phase
-            if phase is _HEAD:
-                data = self._take_head(data)
-            elif phase is _BODY:
-                data = self._take_body(data)
-            else:
-                if phase is _ANSWERING:
-                    self._backlog += data
-                    if len(self._backlog) > self._state.options.max_pipelined_bytes:
-                        self._flow.pause(PauseReason.BACKLOG_FULL)
+            if phase is not _HEAD and phase is not _BODY:
                 break
+            if self._steps_left <= 0:
+                self._flow.pause(PauseReason.OTHERS_TURN)
+                self._state.turns.put_off(self._take_turn)
+                break
+            if phase is _HEAD:
+                self._take_head()
+            else:
+                self._take_body()
         self._advancing = False
+        self._limit_inbox()
+        if self._departure.half_closed and not self._inbox.pending_bytes and self._phase in (_HEAD, _BODY):
+            self._close()
+
+    def _limit_inbox(self) -> None:
+        if self._inbox.pending_bytes > self._state.options.max_pipelined_bytes:
+            self._flow.pause(PauseReason.BACKLOG_FULL)
+        else:
+            self._flow.resume(PauseReason.BACKLOG_FULL)
+
+    def _take_turn(self) -> None:
+        self._flow.resume(PauseReason.OTHERS_TURN)
+        self._steps_left = turns.STEPS_PER_TURN
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Continue with what has been received, outside ``data_received``."""
+        try:
+            self._advance()
+        except Exception as error:
+            self._fail(error)
+
+    def _discard_received(self) -> None:
+        self._inbox.clear()
+        self._head_buffer.clear()
+        self._drop_body()
+        self._limit_inbox()
+
+    def _drop_body(self) -> None:
+        self._reading = None
+        if self._body is not None:
+            self._body.release()
+            self._body = None
 
     def _take_repeated(self, data: bytes) -> bool:
         """Fast path: the head repeats the previous one, and its whole body came in the same read.
@@ -254,103 +346,87 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         return True
 
-    def _take_head(self, data: bytes) -> bytes:
-        limit, buffer = self._state.options.max_head_bytes, self._head_buffer
-        if buffer.pieces or data.startswith(b"\r") or b"\r\n\r\n" not in data:
-            begins = not buffer.pieces
-            data = buffer.add(data, limit)
-            if not data:
-                if begins and buffer.pieces:
-                    self.deadline = time.monotonic() + self._state.options.head_timeout_seconds
-                return b""
-        end = data.find(b"\r\n\r\n")
-        if not 0 <= end <= limit:
-            self._refuse_and_close(HeadTooLarge(limit))
-            return b""
-        head, rest = data[: end + 4], data[end + 4 :]
-        self._repeatable = False
-        self._route = None
-        self.started_at = time.monotonic()
+    def _take_head(self) -> None:
+        options, buffer, inbox = self._state.options, self._head_buffer, self._inbox
+        begins = not buffer.pieces
+        pending_bytes = inbox.pending_bytes
         try:
-            self.head.parse(head)
-            return self._open_request(head, rest)
+            head, inbox.data, inbox.position = buffer.take(inbox.data, inbox.position, options.max_head_bytes)
+        except FramingError as error:
+            self._refuse_and_close(MalformedRequest(str(error)))
+            return
+        except HeadTooLarge as error:
+            self._refuse_and_close(error)
+            return
+        read_bytes = max(0, pending_bytes - inbox.pending_bytes)
+        self._steps_left -= turns.STEPS_OF_A_PIECE + read_bytes // turns.HEAD_BYTES_PER_STEP
+        if head:
+            self._repeatable = False
+            self._route = None
+            self.started_at = time.monotonic()
+            self._parse_head(head)
+        elif begins and buffer.pieces:
+            self.deadline = time.monotonic() + options.head_timeout_seconds
+
+    def _parse_head(self, head_bytes: bytes) -> None:
+        head = self.head
+        self._steps_left -= turns.STEPS_OF_A_HEAD
+        try:
+            head.parse(head_bytes)
+            self._open_request(head_bytes)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
         except RequestError as error:
-            if self.head.chunked or self.head.content_length or isinstance(error, UpgradeRefused):
+            if head.chunked or head.content_length or isinstance(error, UpgradeRefused | TooManyHeaders):
                 self._refuse_and_close(error)
             else:
                 self._answer_error(error)
-                return rest
-        return b""
 
-    def _open_request(self, head_bytes: bytes, rest: bytes) -> bytes:
+    def _open_request(self, head_bytes: bytes) -> None:
         """Decide by the head alone how the request goes on; raises RequestError."""
-        state, head = self._state, self.head
+        state, head, transport = self._state, self.head, self._transport
+        assert transport is not None
         if state.pages is not None:
             self.cors_fields = state.pages.fields_for(head.origin)
             preflight = state.pages.preflight_fields(head)
             if preflight is not None and not state.router.is_control(head.path):
                 self._answer_preflight(preflight)
-                return rest
-        try:
-            route = self._route = state.router.find(head.path)
-        except RequestError:
-            # An error about the path may tell which models there are.
-            self._authorize(head)
-            raise
+                return
+        own_address = transport.get_extra_info("sockname")
+        route = self._route = find_route(state, head, own_address)
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
+        self._allowed_priority = admit(state, head, route, own_address)
         if route.destination is Destination.CONTROL:
-            if not route.path.startswith(_CONTROL_API):  # It has its own, stricter rules.
-                self._refuse_foreign_pages(head)
-            self._hand_over(head_bytes, rest)
-            return b""
-        if route.destination not in _WITHOUT_KEY:
-            self._authorize(head)
-            check_request(head, route)
+            self._control_head = head_bytes
         length = head.content_length
         if not head.chunked and not length:
             self._take_request(b"")
-            return rest
-        self._body = BodyReader(None if head.chunked else length, state.options.max_body_bytes)
+            return
+        self._body = ReceivedBody(state, None if head.chunked else length)
         self._phase = _BODY
-        if head.expects_continue and not rest and not head.http10:
+        if head.expects_continue and not self._inbox.pending_bytes and not head.http10:
             self.write(CONTINUE)
-        self.deadline = time.monotonic() + state.options.body_idle_timeout_seconds
-        return rest
+        self.deadline = self._body.deadline
 
-    def _authorize(self, head: RequestHead) -> None:
-        """Raises InvalidApiKey, OriginNotAllowed or HostNotAllowed."""
-        self._refuse_foreign_pages(head)
-        self._allowed_priority = self._state.keys.authenticate(head)
-
-    def _refuse_foreign_pages(self, head: RequestHead) -> None:
-        pages = self._state.pages
-        if pages is not None:
-            assert self._transport is not None
-            own_address = self._transport.get_extra_info("sockname")
-            refusal = pages.refusal(head.host, head.origin, head.fetch_site, own_address)
-            if refusal is not None:
-                raise refusal
-
-    def _take_body(self, data: bytes) -> bytes:
-        reader = self._body
-        assert reader is not None
+    def _take_body(self) -> None:
+        body = self._body
+        assert body is not None
         try:
-            end = reader.feed(data)
+            self._steps_left -= body.read(self._inbox, self._steps_left)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
-            return b""
-        except RequestTooLarge as error:
+            return
+        except (RequestTooLarge, QueueFull) as error:
             self._refuse_and_close(error)
-            return b""
-        if end < 0:
-            self.deadline = time.monotonic() + self._state.options.body_idle_timeout_seconds
-            return b""
-        self._body = None
-        self._take_request(reader.body)
-        return data[end:]
+            return
+        if not body.finished:
+            self.deadline = body.deadline
+            return
+        self._steps_left -= body.size_bytes // turns.BODY_BYTES_PER_STEP
+        self._take_request(body.take())
+        if self._reading is None:
+            self._drop_body()
 
     # Answering.
 
@@ -358,20 +434,45 @@ class ClientConnection(asyncio.Protocol):
         """Answer a request that has arrived completely."""
         state, head, route = self._state, self.head, self._route
         assert route is not None
-        head.finish(body)
         self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
-            if route.destination is not _TO_ENGINE:
+            if route.destination is Destination.CONTROL:
+                self._hand_over(body)
+            elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
-                return
-            model, body, streams = find_model(head, route, body, state.access.names)
-            priority = self._allowed_priority
-            if head.priority is not None:
-                priority = requested_priority(head.priority, priority)
+            elif len(body) >= LARGE_FORM_BYTES and is_large(head, len(body)):
+                self._reading = state.run_in_thread(
+                    read_large, head, route, body, state.access.names, state.options.spool_bytes
+                )
+                self._reading.add_done_callback(self._large_body_read)
+            else:
+                self._ask_for_model(route, find_model(head, route, body, state.access.names))
         except RequestError as error:
             self._answer_error(error)
-            return
+
+    def _large_body_read(self, reading: asyncio.Future[EngineCall]) -> None:
+        if self._reading is not reading:
+            return  # The client has left.
+        self._drop_body()
+        try:
+            assert self._route is not None
+            if reading.cancelled():
+                self.abort()
+            else:
+                self._ask_for_model(self._route, reading.result())
+        except RequestError as error:
+            self._answer_error(error)
+        except Exception as error:
+            self._fail(error)
+
+    def _ask_for_model(self, route: Route, call: EngineCall) -> None:
+        """Ask for a lease on the model; raises RequestError."""
+        state, head = self._state, self.head
+        model, body, streams = call
+        priority = self._allowed_priority
+        if head.priority is not None:
+            priority = requested_priority(head.priority, priority)
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
@@ -386,24 +487,22 @@ class ClientConnection(asyncio.Protocol):
         )
         exchange = self._exchange = Exchange(state, self, request, body)
         state.access.acquire(request, exchange)
+        if self._departure.half_closed:
+            self._probe()
 
     def _answer_locally(self, route: Route) -> None:
         head = self.head
         answer = answer_locally(head.method, route, self._state.options.local_routes)
         keep_alive = self._may_keep_alive()
         request_id = head.request_id or self._state.new_request_id()
-        head_only = head.method == b"HEAD"
-        cors_fields = self.cors_fields
-        self.write(
-            local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors_fields)
-        )
+        head_only, cors = head.method == b"HEAD", self.cors_fields
+        self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors))
         self._count(answer.status, len(answer.body))
         self.answered(keep_alive=keep_alive)
 
     def _answer_preflight(self, fields: bytes) -> None:
         head = self.head
         self._phase = _ANSWERING
-        head.finish(b"")
         keep_alive = self._may_keep_alive()
         self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
         self._count(HTTPStatus.NO_CONTENT, 0)
@@ -415,13 +514,9 @@ class ClientConnection(asyncio.Protocol):
         self.refused(error, self.head.request_id or self._state.new_request_id())
 
     def _error_answer(self, error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
+        path, cors_fields = self.head.path, self.cors_fields
         return error_answer(
-            error,
-            request_id,
-            keep_alive=keep_alive,
-            head_only=head_only,
-            path=self.head.path,
-            cors_fields=self.cors_fields,
+            error, request_id, keep_alive=keep_alive, head_only=head_only, path=path, cors_fields=cors_fields
         )
 
     def _refuse_and_close(self, error: RequestError) -> None:
@@ -433,44 +528,47 @@ class ClientConnection(asyncio.Protocol):
         self._count(shape_of(error).status, 0)
         request_id = self._state.new_request_id()
         self.write(self._error_answer(error, request_id, keep_alive=False, head_only=False))
-        self._head_buffer.clear()
-        self._body = None
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
         self._phase = _LINGERING
+        self._discard_received()
         self.deadline = time.monotonic() + self._state.options.linger_seconds
         if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
 
     def _count(self, status: int, body_bytes: int) -> None:
         endpoint = self._route.endpoint if self._route is not None else "other"
-        counts = self._state.statistics.of(self.head.method, endpoint)
-        counts.pending += 1
-        counts.finish(status, time.monotonic() - self.started_at, body_bytes)
+        self._state.statistics.of(self.head.method, endpoint).count(
+            status, time.monotonic() - self.started_at, body_bytes
+        )
 
-    def _hand_over(self, head_bytes: bytes, rest: bytes) -> None:
-        """Give the connection to the control plane's HTTP server, beginning with the current request.
-
-        Raises UnknownPath if there is none.
-        """
-        factory = self._state.options.control_protocol_factory
-        if factory is None:
-            raise UnknownPath(self.head.path.decode("latin-1"))
-        transport = self._transport
+    def _hand_over(self, body: bytes) -> None:
+        """Give the connection to the control plane's HTTP server, with the current request and no other."""
+        factory, transport = self._state.options.control_protocol_factory, self._transport
+        assert factory is not None
         assert transport is not None
         self._phase = _OVER
         self.deadline = _NEVER
         self.write = write_nowhere
         self._state.forget(self)
-        self.head.release()
-        protocol = factory()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        if self.is_full:
-            protocol.pause_writing()
-        # Kept open, the connection could bring a request for a model to a server that has none.
-        protocol.data_received(_with_connection_close(head_bytes) + rest)
+        self._discard_received()
+        self._flow.clear()
+        hand_over(transport, factory(), self._control_head, body, is_full=self.is_full)
 
     # Ends.
+
+    def _fail(self, error: Exception) -> None:
+        """Answer a request in spite of an error in llmux itself."""
+        self._advancing = False
+        try:
+            if self._exchange is not None:
+                self._exchange.failed(error)
+                return
+            log.error("unexpected error while a request was read", exc_info=error, request=self.request_line)
+            if self._phase is not _LINGERING and self._phase is not _OVER:
+                self._refuse_and_close(InternalError())
+        except Exception:
+            log.exception("a request could not be answered")
+            self.abort()
 
     def _may_keep_alive(self) -> bool:
         return self.head.keep_alive and not self._state.stopping
@@ -483,15 +581,15 @@ class ClientConnection(asyncio.Protocol):
             return
         self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.keep_alive_seconds
-        if self._backlog and not self._advancing:
-            self._flow.resume(PauseReason.BACKLOG_FULL)
-            data = bytes(self._backlog)
-            self._backlog.clear()
-            self._advance(data)
+        if not self._advancing:
+            self._steps_left = turns.STEPS_PER_TURN
+            if self._inbox.pending_bytes or self._departure.half_closed:
+                self._go_on()
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
         self._phase = _OVER
+        self._discard_received()
         self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol, cast
 
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.chunks import ChunkReader, FramingError
 from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHeadReader
 from llmux.gateway.proxy.flow_control import FlowControl
@@ -64,7 +65,7 @@ _IDLE, _AWAITING_HEAD, _HEAD_REPORTED, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _CLOSED 
 _WITHOUT_BODY, _BY_LENGTH, _BY_CHUNKS, _ = Framing
 
 
-def write_nowhere(_data: bytes) -> None:
+def write_nowhere(_data: Body) -> None:
     """Stands in for the ``write`` of a transport that is not open."""
 
 
@@ -97,7 +98,7 @@ class EngineConnection(asyncio.Protocol):
     def __init__(self, owner: ConnectionOwner) -> None:
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._send_bytes: Callable[[bytes], None] = write_nowhere
+        self._send_bytes: Callable[[Body], None] = write_nowhere
         self._receiver: AnswerReceiver | None = None
         self._phase = _IDLE
         self._head: ResponseHead | None = None
@@ -144,7 +145,7 @@ class EngineConnection(asyncio.Protocol):
         piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
         return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
 
-    def send(self, receiver: AnswerReceiver, head: bytes, body: bytes, *, to_head_request: bool) -> None:
+    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool) -> None:
         """Send a request; ``receiver`` is called back with its answer."""
         self._receiver = receiver
         self._phase = _AWAITING_HEAD
@@ -326,8 +327,7 @@ class EngineConnection(asyncio.Protocol):
             self._break(f"the engine's answer is malformed: {error}")
             return
         if chunks.payload is not None:
-            data = b"".join(chunks.payload)
-            chunks.payload.clear()
+            data = chunks.take_payload()
             if head or data:
                 write(head + data)
         elif end < 0 or end == len(data):

@@ -1,15 +1,18 @@
 """One request, from the lease to the end of its answer, with everything that can go wrong on the way."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol
+
+import structlog
 
 from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
-from llmux.gateway.answers import error_event, shape_of
-from llmux.gateway.errors import BadGateway
+from llmux.gateway.answers import CONTINUE, error_event, shape_of
+from llmux.gateway.errors import BadGateway, InternalError
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
@@ -19,6 +22,10 @@ from llmux.gateway.proxy.pool import EnginePool
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
 from llmux.observability.access_log import FinishedRequest
+
+P = ParamSpec("P")
+
+log = structlog.get_logger("llmux.gateway")
 
 
 class RequestingClient(Protocol):
@@ -97,11 +104,11 @@ class Exchange:
         "_upstream",
     )
 
-    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: bytes) -> None:
+    def __init__(self, state: GatewayState, client: RequestingClient, request: Request, body: Body) -> None:
         self._state = state
         self._client = client
         self._request = request
-        self._body = body
+        self._body: Body = body
         """Kept until the answer begins, since until then the request may have to be sent again."""
         self._request_id = client.head.request_id or state.new_request_id()
         self._phase = _QUEUED
@@ -124,7 +131,10 @@ class Exchange:
             return
         self._upstream = upstream
         self._retried = False
-        self._begin(upstream)
+        try:
+            self._begin(upstream)
+        except Exception as error:
+            self.failed(error)
 
     def rejected(self, error: RequestError) -> None:
         if self._phase is _QUEUED:
@@ -157,9 +167,9 @@ class Exchange:
         engine, upstream = self._engine, self._upstream
         if engine is not None:
             engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
-            self._relay_withheld(engine)
+            self._guard(self._relay_withheld, engine)
         elif self._phase is _AWAITING_THAW and upstream is not None:
-            self._begin(upstream)
+            self._guard(self._begin, upstream)
 
     # Called by the sweep of the gateway's state.
 
@@ -200,11 +210,42 @@ class Exchange:
         if self._engine is not None:
             self._engine.flow.resume(PauseReason.CLIENT_FULL)
 
+    def probe(self) -> bytes:
+        """What may be written to the client now without disturbing it; nothing where anything would."""
+        if self._phase is not _RELAYING:
+            return CONTINUE
+        engine, answer = self._engine, self._answer
+        if engine is None or answer is None or not answer.is_event_stream:
+            return b""
+        return engine.frame_comment(_COMMENT)
+
+    def failed(self, error: Exception) -> None:
+        """An unexpected error in llmux itself: the request ends with an answer all the same."""
+        log.error("unexpected error while a request was served", exc_info=error, model=self._request.model)
+        phase = self._phase
+        if phase is _OVER:
+            return
+        self._client.head.keep_alive = False
+        self._end_suspension()
+        engine = self._drop_engine()
+        if phase is _RELAYING and engine is not None:
+            self._break_off(InternalError(), engine)
+        else:
+            self._refuse(InternalError())
+        if self._upstream is not None:
+            self._upstream = None
+            self._state.access.end(self._request, Outcome.BROKEN)
+        else:
+            self._state.access.cancel(self._request)
+
     # Called by the engine's connection.
 
     def answer_began(self, head: ResponseHead) -> None:
         if head.status < 500:
-            self._relay(head)
+            try:
+                self._relay(head)
+            except Exception as error:
+                self.failed(error)
             return
         engine, request = self._engine, self._request
         assert engine is not None
@@ -216,7 +257,7 @@ class Exchange:
                 return  # Meanwhile the client left, or the lease was revoked.
             if alive:
                 engine.flow.resume(PauseReason.CHECKING_HEALTH)
-                self._relay_withheld(engine)
+                self._guard(self._relay_withheld, engine)
             else:
                 self._drop_engine()
                 self._give_back("the engine answered with an error and is dead")
@@ -271,7 +312,7 @@ class Exchange:
         if self._last_comment_at is not None:
             self._phase = _AWAITING_THAW
             return False
-        self._send(engine, self._state.pools.of(upstream))
+        self._guard(self._send, engine, self._state.pools.of(upstream))
         return True
 
     def connect_failed(self, reason: str, attempt: int) -> None:
@@ -279,6 +320,13 @@ class Exchange:
             self._give_back(reason)
 
     # Steps.
+
+    def _guard(self, step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> None:
+        """Take a step that nobody who calls the exchange could answer for if it raised."""
+        try:
+            step(*arguments, **options)
+        except Exception as error:
+            self.failed(error)
 
     def _begin(self, upstream: Upstream) -> None:
         pool = self._state.pools.of(upstream)
@@ -290,7 +338,14 @@ class Exchange:
 
     def _connect(self, pool: EnginePool) -> None:
         self._phase = _CONNECTING
-        self._state.spawn(pool.connect(self, self._request.attempts))
+        self._state.spawn(self._run(pool.connect(self, self._request.attempts)))
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task of the server's on behalf of the request: an error in it must not end the server."""
+        try:
+            await work
+        except Exception as error:
+            self.failed(error)
 
     def _send(self, engine: EngineConnection, pool: EnginePool) -> None:
         self._phase = _SENT

@@ -15,6 +15,8 @@ class PauseReason(Enum):
     """Engine side: the engine answered with a 5xx status, and whether it is dying is being found out."""
     BACKLOG_FULL = auto()
     """Client side: more than enough pipelined requests are waiting for their turn."""
+    OTHERS_TURN = auto()
+    """Client side: enough of what it sent has been worked off for now; other connections are served in between."""
 
 
 class FlowControl:

@@ -32,13 +32,13 @@ REQUESTS = {"length": LENGTH, "chunked": CHUNKED, "empty": EMPTY, "blank lines f
 @pytest.mark.parametrize("name", list(REQUESTS))
 def test_requests_do_not_depend_on_how_they_are_split(name: str) -> None:
     whole = InMemoryRelay()
-    whole.client.data_received(REQUESTS[name])
+    whole.receive(REQUESTS[name])
     assert whole.engine_side.written.startswith((b"POST /v1/completions", b"GET /v1/responses/1"))
     for pieces in cuts(REQUESTS[name]):
         split = InMemoryRelay()
         for piece in pieces:
             assert split.engine_side.written == b""
-            split.client.data_received(piece)
+            split.receive(piece)
         assert split.engine_side.written == whole.engine_side.written, pieces
         assert split.client_side.written == b""
 
@@ -60,12 +60,12 @@ SEQUENCES = {
 @pytest.mark.parametrize("name", list(SEQUENCES))
 def test_pipelined_local_requests_do_not_depend_on_how_they_are_split(name: str) -> None:
     whole = InMemoryRelay()
-    whole.client.data_received(SEQUENCES[name])
+    whole.receive(SEQUENCES[name])
     assert b"HTTP/1.1 200 OK" in whole.client_side.written
     for pieces in cuts(SEQUENCES[name]):
         split = InMemoryRelay()
         for piece in pieces:
-            split.client.data_received(piece)
+            split.receive(piece)
         assert split.client_side.written == whole.client_side.written, pieces
         assert split.client_side.closed == whole.client_side.closed
 
@@ -82,7 +82,7 @@ def test_malformed_requests_are_refused_however_they_are_split(name: str) -> Non
     for pieces in cuts(MALFORMED[name]):
         split = InMemoryRelay()
         for piece in pieces:
-            split.client.data_received(piece)
+            split.receive(piece)
         assert split.client_side.written.count(b"HTTP/1.1 400 ") == 1, pieces
         assert split.engine_side.written == b""
 
@@ -106,7 +106,7 @@ ANSWERS = {
 
 def answer(pieces: list[bytes], request: bytes = LENGTH) -> InMemoryRelay:
     setup = InMemoryRelay()
-    setup.client.data_received(request)
+    setup.receive(request)
     for piece in pieces:
         setup.engine.data_received(piece)
     return setup

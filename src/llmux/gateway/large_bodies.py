@@ -1,0 +1,67 @@
+"""Large bodies: read by a thread, and kept in a file while their requests wait."""
+
+import mmap
+import tempfile
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+
+from llmux.core.names import ModelName
+from llmux.gateway.http.bodies import Body
+from llmux.gateway.http.json_outline import outline_of, replace_values
+from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.routing import EngineCall, Route, find_model
+
+log = structlog.get_logger("llmux.gateway")
+
+LARGE_FORM_BYTES = 256 * 1024
+LARGE_JSON_BYTES = 1024 * 1024
+"""From these sizes on, finding the model takes more than about 2 ms."""
+
+
+def is_large(head: RequestHead, size_bytes: int) -> bool:
+    """Whether a body must not be read on the event loop."""
+    return size_bytes >= LARGE_FORM_BYTES and (head.is_form or size_bytes >= LARGE_JSON_BYTES)
+
+
+def read_large(
+    head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName], spool_bytes: int
+) -> EngineCall:
+    """Like ``find_model``, to be run in a thread; a body of ``spool_bytes`` or more is returned as a file's memory.
+
+    Of a large JSON body only the structure is validated. Raises RequestError.
+    """
+    call = _read_json(head, route, body, names) if not head.is_form else find_model(head, route, body, names)
+    return call if len(call.body) < spool_bytes else call._replace(body=_spooled(call.body))
+
+
+def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
+    outline = outline_of(body)
+    call = find_model(head, route, outline.text, names)
+    if call.body == outline.text:
+        return call._replace(body=body)
+    new_model = msgspec.json.decode(call.body, type=_Model).model
+    return call._replace(body=replace_values(body, outline.model_places, msgspec.json.encode(new_model)))
+
+
+class _Model(msgspec.Struct):
+    model: str
+
+
+def _spooled(body: Body) -> Body:
+    """The same bytes, mapped from a temporary file without a name, which is freed with the last reference to them."""
+    try:
+        with tempfile.TemporaryFile(prefix="llmux-", buffering=0) as file:
+            rest = memoryview(body)
+            while rest:
+                rest = rest[file.write(rest) :]
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        log.warning(
+            "a large request waits in memory, since it could not be written to a temporary file; free some space, or "
+            "set TMPDIR or spool_bytes",
+            error=str(error),
+            size_bytes=len(body),
+        )
+        return body

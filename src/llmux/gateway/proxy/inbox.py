@@ -1,0 +1,41 @@
+"""What a client's connection has received and not worked off yet."""
+
+
+class Inbox:
+    """Data that is read from an offset on, so that the rest is not copied for each request in it."""
+
+    __slots__ = ("_backlog", "data", "position")
+
+    def __init__(self) -> None:
+        self.data = b""
+        """What is being worked off, from ``position`` on."""
+        self.position = 0
+        self._backlog = bytearray()
+        """What was received after that."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much has not been worked off."""
+        return len(self.data) - self.position + len(self._backlog)
+
+    def add(self, data: bytes) -> None:
+        """Receive more."""
+        if self.position < len(self.data):
+            self._backlog += data
+        else:
+            self.data = data
+            self.position = 0
+
+    def has_more(self) -> bool:
+        """Whether anything is left, which ``data`` then has at ``position``."""
+        if self.position >= len(self.data):
+            self.data = bytes(self._backlog)
+            self.position = 0
+            self._backlog.clear()
+        return bool(self.data)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.data = b""
+        self.position = 0
+        self._backlog.clear()

@@ -1,0 +1,54 @@
+"""Taking turns: what a connection puts off so that the others are served in between."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+_TURN_SECONDS = 0.001
+"""How long the connections that have put something off may work in one iteration of the event loop."""
+
+STEPS_PER_TURN = 500
+"""How much of what a client sends is worked off before others are served; a step takes about a microsecond."""
+STEPS_OF_A_HEAD = 50
+STEPS_OF_A_PIECE = 5
+HEAD_BYTES_PER_STEP = 64
+BODY_BYTES_PER_STEP = 512
+"""Of finding the model's name in a body."""
+
+
+class Turns:
+    """Runs what was put off, in order and a little at a time, in later iterations of the event loop.
+
+    Without this, whoever sends most would be served most: a ready socket is read many times in one iteration, and
+    everything read would be worked off before any other connection has its turn.
+    """
+
+    __slots__ = ("_call_soon", "_scheduled", "_waiting")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        """``call_soon`` is the event loop's."""
+        self._call_soon = call_soon
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def put_off(self, work: Callable[[], None]) -> None:
+        """Run ``work``, which must be short, in a later iteration of the loop."""
+        self._waiting.append(work)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        until = time.perf_counter() + _TURN_SECONDS
+        try:
+            # What is put off again meanwhile waits for the next iteration.
+            for _ in range(len(self._waiting)):
+                self._waiting.popleft()()
+                if time.perf_counter() >= until:
+                    break
+        finally:
+            self._schedule()

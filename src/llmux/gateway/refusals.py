@@ -1,0 +1,50 @@
+"""What is refused by a request's head alone, before its body is read: by key, web page, method, type and encoding."""
+
+from llmux.core.request import Priority
+from llmux.errors import RequestError
+from llmux.gateway.errors import UnknownPath
+from llmux.gateway.http.request_head import RequestHead, require_no_encoding
+from llmux.gateway.routing import Destination, Route, check_request
+from llmux.gateway.state import GatewayState
+
+_WITHOUT_KEY = frozenset((Destination.HEALTH, Destination.READY))
+_CONTROL_API = b"/control"
+
+
+def find_route(state: GatewayState, head: RequestHead, own_address: object) -> Route:
+    """The route of a request that came to ``own_address``, a socket's name. Raises RequestError."""
+    try:
+        return state.router.find(head.path)
+    except RequestError:
+        # An error about the path may tell which models there are.
+        _authorize(state, head, own_address)
+        raise
+
+
+def admit(state: GatewayState, head: RequestHead, route: Route, own_address: object) -> Priority:
+    """The highest priority that the request may have. Raises RequestError."""
+    if route.destination in _WITHOUT_KEY:
+        return Priority.INTERACTIVE
+    if route.destination is Destination.CONTROL:
+        if not route.path.startswith(_CONTROL_API):  # It has its own, stricter rules.
+            _refuse_foreign_pages(state, head, own_address)
+        if state.options.control_protocol_factory is None:
+            raise UnknownPath(head.path.decode("latin-1"))
+        return Priority.INTERACTIVE
+    priority = _authorize(state, head, own_address)
+    check_request(head, route)
+    if head.content_encoding:
+        require_no_encoding(head.content_encoding)
+    return priority
+
+
+def _authorize(state: GatewayState, head: RequestHead, own_address: object) -> Priority:
+    _refuse_foreign_pages(state, head, own_address)
+    return state.keys.authenticate(head)
+
+
+def _refuse_foreign_pages(state: GatewayState, head: RequestHead, own_address: object) -> None:
+    if state.pages is not None:
+        refusal = state.pages.refusal(head.host, head.origin, head.fetch_site, own_address)
+        if refusal is not None:
+            raise refusal

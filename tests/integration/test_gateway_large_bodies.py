@@ -1,0 +1,212 @@
+"""Large bodies: read by a thread, and kept in a file while their requests wait."""
+
+import asyncio
+import errno
+import json
+import mmap
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from llmux.access import Outcome
+from llmux.gateway import GatewayOptions, large_bodies
+from llmux.gateway.proxy import client_connection
+from tests.support.access import FakeAccess
+from tests.support.bench import eventually
+from tests.support.gateway import EngineSide, Message, get, post, running_gateway
+
+OPTIONS = GatewayOptions(spool_bytes=2_000_000)
+LARGE = b'{"model":"cold","x":"%b"}' % (b"y" * 3_000_000)
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture
+def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Threads that read a large body wait for this event first."""
+    go_on = threading.Event()
+
+    def read(*arguments: Any) -> Any:
+        go_on.wait(20)
+        return large_bodies.read_large(*arguments)
+
+    monkeypatch.setattr(client_connection, "read_large", read)
+    yield go_on
+    go_on.set()
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_large_body_waits_in_a_file_without_a_name(is_chunked: bool) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        client = await bench.client()
+        if is_chunked:
+            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            client.send(
+                *(
+                    b"%x\r\n%b\r\n" % (len(LARGE[at : at + 999]), LARGE[at : at + 999])
+                    for at in range(0, len(LARGE), 999)
+                )
+            )
+            client.send(b"0\r\n\r\n")
+        else:
+            client.send(post(LARGE))
+        await bench.access.until(lambda: len(bench.access.waiting) == 1)
+        assert bench.access.asked[0].request.size_bytes >= len(LARGE)
+        body = bench.access.asked[0].holder._body  # type: ignore[attr-defined]
+        assert isinstance(body, memoryview) and isinstance(body.obj, mmap.mmap)
+        assert bench.gateway._state.receiving_bytes == 0
+        bench.access.awake["cold"] = bench.engine.upstream
+        bench.access.admit(1)
+        assert (await client.answer()).body == LARGE
+        client.send(get("/health"))
+        assert (await client.answer()).status == 200
+        del body
+
+
+async def test_a_large_body_can_be_sent_again() -> None:
+    async def script(request: Message, engine: EngineSide) -> None:
+        if len(bench.engine.seen) == 1:
+            engine.reset()
+        else:
+            engine.answer(request.body)
+
+    def grant_again(access: FakeAccess, number: int) -> None:
+        access.admit(number)
+
+    body = LARGE.replace(b"cold", b"m")
+    async with running_gateway(script, options=OPTIONS, access=FakeAccess(on_give_back=grant_again)) as bench:
+        assert (await bench.ask(post(body))).body == body
+        assert [len(seen.body) for seen in bench.engine.seen] == [len(body)] * 2
+
+
+@pytest.mark.parametrize("where", ["opening", "writing", "mapping"])
+async def test_without_room_for_a_file_the_body_waits_in_memory(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_error: object) -> None: ...
+
+        def write(self, data: memoryview) -> int:
+            fail()
+            return len(data)
+
+    match where:
+        case "opening":
+            monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+        case "writing":
+            monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_options: Full())
+        case _:
+            monkeypatch.setattr(mmap, "mmap", fail)
+    body = LARGE.replace(b"cold", b"m")
+    with capture_logs() as logs:
+        async with running_gateway(options=OPTIONS) as bench:
+            assert (await bench.ask(post(body))).body == body
+    assert ["No space left" in entry["error"] for entry in logs] == [True]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (LARGE[:-1], 400, "invalid_json"),
+        (LARGE.replace(b"model", b"other"), 400, "missing_model"),
+        (LARGE.replace(b"cold", b"nope"), 404, "model_not_found"),
+    ],
+)
+async def test_a_large_body_is_refused_like_a_small_one(body: bytes, status: int, code: str) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        client = await bench.client()
+        client.send(post(body), get("/health"))
+        answer = await client.answer()
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (status, code)
+        assert (await client.answer()).body == b'{"status":"ok"}'
+        assert bench.access.asked == []
+        assert bench.gateway._state.receiving_bytes == 0
+
+
+async def test_the_model_in_a_large_body_is_replaced_in_its_place() -> None:
+    body = LARGE.replace(b'"x"', b'"u":1.10e5,"x"')
+    async with running_gateway(options=OPTIONS) as bench:
+        answer = await bench.ask(post(body, path="/upstream/m/v1/completions"))
+        assert answer.body == body.replace(b'"cold"', b'"m"')
+
+
+async def test_a_client_that_leaves_while_its_body_is_read_asks_for_nothing(blocked: threading.Event) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        client = await bench.client()
+        client.send(post(LARGE))
+        state = bench.gateway._state
+        await eventually(lambda: any(one._reading for one in state.connections), "a thread reads the body")  # type: ignore[attr-defined]
+        assert state.receiving_bytes == len(LARGE)
+        await client.close()
+        await eventually(lambda: bench.gateway.connection_count == 0, "the connection is closed")
+        assert state.receiving_bytes == 0
+        blocked.set()
+        assert (await bench.ask(post(LARGE.replace(b"cold", b"m")))).status == 200
+        assert [asked.request.model for asked in bench.access.asked] == ["m"]
+
+
+async def test_others_are_served_while_a_body_is_read(blocked: threading.Event) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        client = await bench.client()
+        client.send(post(LARGE.replace(b"cold", b"m")), get("/health"))
+        await eventually(lambda: any(one._reading for one in bench.gateway._state.connections), "a thread reads")  # type: ignore[attr-defined]
+        assert (await bench.ask(get("/health"))).status == 200
+        blocked.set()
+        assert len((await client.answer()).body) > 3_000_000
+        assert (await client.answer()).body == b'{"status":"ok"}'
+
+
+async def test_an_error_in_the_thread_is_answered_and_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_arguments: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(client_connection, "read_large", read)
+    with capture_logs() as logs:
+        async with running_gateway(options=OPTIONS) as bench:
+            client = await bench.client()
+            client.send(post(LARGE))
+            answer = await client.answer()
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
+            assert await client.rest() == b""
+    assert [type(entry["exc_info"]) for entry in logs] == [ZeroDivisionError]
+
+
+async def test_a_gateway_can_be_closed_while_bodies_are_read(blocked: threading.Event) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        for _ in range(4):
+            (await bench.client()).send(post(LARGE))
+        state = bench.gateway._state
+        await eventually(
+            lambda: sum(one._reading is not None for one in state.connections) == 4,  # type: ignore[attr-defined]
+            "all bodies have arrived",
+        )
+        await bench.gateway.close(0.0)
+        assert bench.gateway.connection_count == 0
+        blocked.set()
+        await asyncio.sleep(0)
+        assert bench.access.asked == []
+
+
+async def test_a_task_that_fails_ends_its_request_and_not_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(*_arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("llmux.gateway.proxy.pool.EnginePool.connect", connect)
+    with capture_logs() as logs:
+        async with running_gateway() as bench:
+            answer = await bench.ask(post(b'{"model":"m"}'))
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
+            assert bench.access.ended == [(1, Outcome.BROKEN)]
+            assert (await bench.ask(get("/health"))).status == 200
+    assert [type(entry["exc_info"]) for entry in logs] == [ZeroDivisionError]
