@@ -1,6 +1,5 @@
 """The simulated engine's front, compared with what vLLM 0.32's does: redirects, methods, keys, origins, sockets."""
 
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -111,10 +110,3 @@ async def test_it_listens_on_a_unix_socket_and_leaves_the_file(tmp_path: Path) -
     async with launched("serve", "m", "--uds", str(path)) as model:
         assert await model.exit_code() == 1
         assert "Address already in use" in model.stderr()
-
-
-async def test_a_port_in_use_ends_it_with_code_1() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        async with launched("serve", "m", "--port", str(taken.getsockname()[1])) as model:
-            assert await model.exit_code() == 1
-            assert "Address already in use" in model.stderr()
