@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
+from urllib.parse import quote
 
 from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
 from llmux.gateway.errors import BadGateway
+from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -61,6 +63,7 @@ class _Phase(Enum):
 _QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
 _, _, _CHUNKED, _UNTIL_CLOSE = Framing
 
+_UPSTREAM = b"/upstream/"
 _NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
 _COMMENT = b": keep-alive\n\n"
 
@@ -310,6 +313,8 @@ class Exchange:
         self._phase = _RELAYING
         self._answer = head
         self._body = b""
+        if head.has_addresses and not self._hide_addresses(head):
+            return
         fields = head.fields
         keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
         unchunk = client.head.http10 and head.framing is _CHUNKED
@@ -325,6 +330,25 @@ class Exchange:
             engine.flow.pause(PauseReason.CLIENT_FULL)
         own_fields = b"x-request-id: " + self._request_id + times
         engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
+
+    def _hide_addresses(self, head: ResponseHead) -> bool:
+        """Make the engine's references to itself lead through llmux; the answer is refused where that cannot be."""
+        upstream, model = self._upstream, self._request.model
+        assert upstream is not None
+        by_upstream = self._client.head.path.startswith(_UPSTREAM)
+        prefix = _UPSTREAM + quote(model, safe="").encode() if by_upstream else b""
+        try:
+            head.fields = self._state.pools.of(upstream).address.hide(head.fields, prefix)
+        except AddressExposed as exposed:
+            self._drop_engine()
+            self._end_suspension()
+            self._upstream = None
+            # First the lease, as in ``answer_ended``.
+            self._state.access.end(self._request, Outcome.BROKEN)
+            self._answer = None
+            self._refuse(BadGateway(model, f"the answer of the engine of '{model}' is not passed on: {exposed}"))
+            return False
+        return True
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()

@@ -5,6 +5,7 @@ import time
 from typing import Protocol
 
 from llmux.access import Upstream
+from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
@@ -35,6 +36,7 @@ class EnginePool:
         "_open_count",
         "_options",
         "_statistics",
+        "address",
         "fixed_headers",
         "heads",
         "upstream",
@@ -52,7 +54,9 @@ class EnginePool:
         self._now = now
         """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
         host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
-        self.fixed_headers = f"host: {host}:{upstream.port}\r\n".encode()
+        host_header = f"{host}:{upstream.port}".encode()
+        self.address = EngineAddress(host_header.lower(), upstream.port)
+        self.fixed_headers = b"host: %b\r\n" % host_header
         """The header lines that every request to this engine gets."""
         if upstream.api_key:
             self.fixed_headers += f"authorization: Bearer {upstream.api_key}\r\n".encode()
