@@ -24,7 +24,7 @@ class Outcome(Enum):
     CLIENT_GONE = auto()
     """The client left; the engine's work was cancelled by closing its connection."""
     BROKEN = auto()
-    """The engine's answer broke off after bytes of it had reached the client, or was not fit to be passed on."""
+    """The client gets no whole answer, and did not leave: it broke off, cannot be passed on, or was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

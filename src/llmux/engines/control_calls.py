@@ -1,16 +1,21 @@
 """Calls to an engine's own endpoints, outside the data path: each has a time limit, each failure its reason."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import aiohttp
 
 from llmux.access import Upstream
-from llmux.errors import ControlCallFailed
+from llmux.errors import ControlCallFailed, is_own_shortage
 
 BODY_SHOWN_BYTES = 2000
+SHORTAGE_SECONDS = 5.0
+"""How long a call is tried again while llmux lacks file descriptors: after a failed one the engine may be stopped."""
+SHORTAGE_POLL_SECONDS = 0.05
 
 
 def new_control_session() -> aiohttp.ClientSession:
@@ -44,22 +49,33 @@ class EngineEndpoints:
 
     async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
         call = f"{method} {path}"
-        try:
-            async with self._session.request(
-                method,
-                f"http://{self.upstream.host}:{self.upstream.port}{path}",
-                json=document,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
-            ) as response:
-                body = await response.read()
-        except TimeoutError:
-            raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
-        if not 200 <= response.status < 300:
-            raise ControlCallFailed(call, f"status {response.status}: {_shown(body)}", response.status)
+        give_up_at = monotonic() + min(timeout_seconds, SHORTAGE_SECONDS)
+        while True:
+            try:
+                status, body = await self._send(method, path, document, timeout_seconds)
+                break
+            except TimeoutError:
+                raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
+            except (aiohttp.ClientError, OSError) as error:
+                if not is_own_shortage(error) or monotonic() >= give_up_at:
+                    raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
+            # No connection could be opened, so nothing has been sent.
+            await asyncio.sleep(SHORTAGE_POLL_SECONDS)
+        if not 200 <= status < 300:
+            raise ControlCallFailed(call, f"status {status}: {_shown(body)}", status)
         return _document(body)
+
+    async def _send(
+        self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float
+    ) -> tuple[int, bytes]:
+        async with self._session.request(
+            method,
+            f"http://{self.upstream.host}:{self.upstream.port}{path}",
+            json=document,
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        ) as response:
+            return response.status, await response.read()
 
 
 def _document(body: bytes) -> Any:

@@ -40,6 +40,11 @@ class HttpMetrics:
                 labels = (counts.method, str(status), counts.endpoint)
                 requests.add_metric(labels, histogram.count)
                 durations.add_metric(labels, histogram.buckets(), histogram.total)
+        yield CounterMetricFamily(
+            "llmux_out_of_descriptors",
+            "Attempts to connect to an engine for which llmux lacked a file descriptor, memory or a port.",
+            value=self._statistics.engine_connections_short,
+        )
         yield requests
         yield durations
         yield pending

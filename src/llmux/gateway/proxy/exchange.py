@@ -10,7 +10,7 @@ from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
-from llmux.gateway.errors import BadGateway
+from llmux.gateway.errors import BadGateway, OutOfDescriptors
 from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
@@ -275,6 +275,15 @@ class Exchange:
         if self._phase is _CONNECTING and self._request.attempts == attempt:
             self._give_back(reason)
 
+    def connect_short(self, reason: str, attempt: int) -> None:
+        if self._phase is not _CONNECTING or self._request.attempts != attempt:
+            return
+        if self._last_comment_at is not None:
+            self._phase = _AWAITING_THAW
+            return
+        self._end_lease()
+        self._refuse(OutOfDescriptors(reason))
+
     # Steps.
 
     def _begin(self, upstream: Upstream) -> None:
@@ -342,13 +351,16 @@ class Exchange:
         except AddressExposed as exposed:
             self._drop_engine()
             self._end_suspension()
-            self._upstream = None
-            # First the lease, as in ``answer_ended``.
-            self._state.access.end(self._request, Outcome.BROKEN)
             self._answer = None
+            self._end_lease()
             self._refuse(BadGateway(model, f"the answer of the engine of '{model}' is not passed on: {exposed}"))
             return False
         return True
+
+    def _end_lease(self) -> None:
+        """End it without an answer, before the client is refused, as in ``answer_ended``."""
+        self._upstream = None
+        self._state.access.end(self._request, Outcome.BROKEN)
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()
