@@ -38,6 +38,20 @@ class Upstream:
     port: int
     api_key: str | None = None
     """Sent as a bearer token where the engine was started with ``--api-key``."""
+    socket_path: str | None = None
+    """The Unix socket that it listens on, instead of the port."""
+
+    @property
+    def authority(self) -> str:
+        """The value of ``Host`` in requests to it."""
+        if self.socket_path is not None:
+            return "localhost"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, for people."""
+        return self.authority if self.socket_path is None else f"unix:{self.socket_path}"
 
 
 class RequestHolder(Protocol):

@@ -3,7 +3,9 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -11,6 +13,7 @@ import aiohttp
 
 from llmux.access import Upstream
 from llmux.errors import ControlCallFailed, is_own_shortage
+from llmux.hosts.local import LOOPBACK
 
 BODY_SHOWN_BYTES = 2000
 SHORTAGE_SECONDS = 5.0
@@ -30,14 +33,22 @@ class EngineEndpoints:
     """The endpoints of one model's engine on this machine, and the only record of the address it listens on."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int, api_key: str | None = None) -> None:
-        self.upstream = Upstream("127.0.0.1", port, api_key)
+        self.upstream = Upstream(LOOPBACK, port, api_key)
         self._session = session
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def move_to(self, port: int) -> None:
         """Use another port from now on: an engine that was restored listens where it did when it was dumped."""
-        if port != self.upstream.port:
-            self.upstream = replace(self.upstream, port=port)
+        if port != self.upstream.port or self.upstream.socket_path is not None:
+            self.upstream = replace(self.upstream, port=port, socket_path=None)
+
+    def move_to_socket(self, path: Path) -> None:
+        """Use a Unix socket from now on."""
+        self.upstream = replace(self.upstream, socket_path=str(path))
+
+    def at_port(self) -> "EngineEndpoints":
+        """The same, but on the port, whatever is in use now."""
+        return EngineEndpoints(self._session, self.upstream.port, self.upstream.api_key)
 
     async def get(self, path: str, timeout_seconds: float) -> Any:
         """GET; returns the JSON document, or None if the body is not JSON. Raises ControlCallFailed."""
@@ -68,14 +79,24 @@ class EngineEndpoints:
     async def _send(
         self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float
     ) -> tuple[int, bytes]:
-        async with self._session.request(
-            method,
-            f"http://{self.upstream.host}:{self.upstream.port}{path}",
-            json=document,
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=timeout_seconds),
-        ) as response:
+        async with (
+            self._session_of_upstream() as session,
+            session.request(
+                method,
+                f"http://{self.upstream.authority}{path}",
+                json=document,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+            ) as response,
+        ):
             return response.status, await response.read()
+
+    def _session_of_upstream(self) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+        path = self.upstream.socket_path
+        if path is None:
+            return nullcontext(self._session)
+        # aiohttp binds a session to one socket, and each start of an engine has another one.
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, force_close=True))
 
 
 def _document(body: bytes) -> Any:

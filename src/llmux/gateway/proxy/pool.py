@@ -1,6 +1,7 @@
 """Connections to engines: an idle one is reused, the most recently used first; without one, a new one is made."""
 
 import asyncio
+import errno
 import time
 from typing import Protocol
 
@@ -60,9 +61,8 @@ class EnginePool:
         self._open_count = 0
         self._now = now
         """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
-        host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
-        host_header = f"{host}:{upstream.port}".encode()
-        self.address = EngineAddress(host_header.lower(), upstream.port)
+        host_header = upstream.authority.encode()
+        self.address = EngineAddress(host_header.lower(), upstream.port if upstream.socket_path is None else None)
         self.fixed_headers = b"host: %b\r\n" % host_header
         """The header lines that every request to this engine gets."""
         if upstream.api_key:
@@ -101,7 +101,7 @@ class EnginePool:
             self._connecting -= 1
 
     async def _find(self) -> EngineConnection:
-        """Open a connection, or, while that fails for want of descriptors, take one that has become idle.
+        """Open a connection, or, while that fails for the moment, take one that has become idle.
 
         Raises OSError, or TimeoutError if the engine does not accept it in time.
         """
@@ -113,10 +113,10 @@ class EnginePool:
                 async with asyncio.timeout(self._options.connect_timeout_seconds):
                     engine = await self._open(loop)
             except OSError as error:
-                if not is_own_shortage(error):
-                    raise
-                self._statistics.engine_connections_short += 1
-                if loop.time() >= give_up_at:
+                is_short = is_own_shortage(error)
+                self._statistics.engine_connections_short += is_short
+                # A Unix socket, other than a port, refuses at once while the engine's queue of connections is full.
+                if not (is_short or error.errno == errno.EAGAIN) or loop.time() >= give_up_at:
                     raise
             else:
                 self._statistics.engine_connections_opened += 1
@@ -128,7 +128,11 @@ class EnginePool:
                 return idle
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> EngineConnection:
-        _, engine = await loop.create_connection(lambda: EngineConnection(self), self.upstream.host, self.upstream.port)
+        upstream = self.upstream
+        if upstream.socket_path is None:
+            _, engine = await loop.create_connection(lambda: EngineConnection(self), upstream.host, upstream.port)
+        else:
+            _, engine = await loop.create_unix_connection(lambda: EngineConnection(self), upstream.socket_path)
         return engine
 
     def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
