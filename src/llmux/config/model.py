@@ -15,7 +15,9 @@ class ModelSettings(Section):
     """One model that clients can ask for."""
 
     model_path: Text = Field(description="Hugging Face id, or directory, of the weights.")
-    port: EnginePort | None = Field(default=None, description="The engine's port on loopback. Default: a free one.")
+    port: EnginePort | None = Field(
+        default=None, description="The engine's port on loopback. Default: a Unix socket, or a free port."
+    )
     extra_args: tuple[Word, ...] = Field(
         default=(),
         description="Further command-line arguments of the engine. --port, --host and --uds are set by llmux "
