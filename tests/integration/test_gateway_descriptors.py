@@ -14,7 +14,7 @@ import pytest
 from llmux.access import Outcome
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.health import Health, check_health
-from llmux.errors import ControlCallFailed
+from llmux.errors import ControlCallFailed, EngineDied
 from llmux.gateway import GatewayOptions
 from tests.support.gateway import Bench, Message, RawClient, post, running_gateway
 
@@ -135,6 +135,30 @@ async def test_every_kind_of_lack_is_tried_again(number: int, monkeypatch: pytes
         client.send(post(BODY))
         assert (await client.answer()).body == BODY
         assert bench.gateway.statistics.engine_connections_short == 2
+
+
+@pytest.mark.parametrize("times", [2, 1000])
+async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_fault(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Unix socket refuses at once what a port would let wait."""
+    async with running_gateway(options=GatewayOptions(connect_timeout_seconds=0.2)) as bench:
+        pool = bench.gateway._state.pools.of(bench.engine.upstream)
+        open_really = type(pool)._open
+
+        async def open_at_last(self: Any, loop: asyncio.AbstractEventLoop) -> Any:
+            nonlocal times
+            times -= 1
+            if times >= 0:
+                raise BlockingIOError(errno.EAGAIN, "full")
+            return await open_really(self, loop)
+
+        monkeypatch.setattr(type(pool), "_open", open_at_last)
+        bench.access.on_give_back = lambda access, number: access.reject(number, EngineDied("m"))
+        expected = 200 if times < 10 else 502
+        assert (await bench.ask(post(BODY))).status == expected
+        assert bench.gateway.statistics.engine_connections_short == 0
+        assert len(bench.access.given_back) == (expected == 502)
 
 
 async def test_control_calls_are_tried_again_too() -> None:

@@ -251,7 +251,9 @@ class Instance:
         process = engine.process
         log.info("engine started", model=self.spec.model, pid=process.pid, socket=str(socket_path))
         try:
-            await self._scope.run(self._find_started(process.pid), self.spec.start_timeout_seconds, "the start")
+            await self._scope.run(
+                self._find_started(process.pid, socket_path), self.spec.start_timeout_seconds, "the start"
+            )
         except EngineFailure:
             is_refusal = process.exit_status == USAGE_ERROR or vllm.refuses_socket(process.tail)
             if self._is_interrupted or process.exit_status is None or not is_refusal:
@@ -261,21 +263,19 @@ class Instance:
         await self._scope.run(self._probe_started(engine), None, "its first answer")
         return True
 
-    async def _find_started(self, pid: int) -> None:
+    async def _find_started(self, pid: int, socket_path: Path) -> None:
         """Wait until the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
-        on_port = self._endpoints.at_port()
+        port, model = self.spec.port, self.spec.model
         while await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:
-            if await check_health(on_port, PROBE_TIMEOUT_SECONDS) is Health.ALIVE and await asyncio.to_thread(
-                listens, pid, self.spec.port
-            ):
-                self._endpoints.move_to(self.spec.port)
-                log.warning(
-                    f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port",
-                    model=self.spec.model,
-                    port=self.spec.port,
-                )
+            if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
+                self._endpoints.move_to(port)
+                log.warning(f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port", model=model, port=port)
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _answers_on_port(self, pid: int, port: int) -> bool:
+        health = await check_health(self._endpoints.at_port(), PROBE_TIMEOUT_SECONDS)
+        return health is Health.ALIVE and await asyncio.to_thread(listens, pid, port)
 
     async def _spawn(self, fingerprint: str, directory: Path, socket_path: Path | None = None) -> RunningEngine:
         try:

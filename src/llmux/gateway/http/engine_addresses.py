@@ -17,7 +17,7 @@ _AUTHORITY = re.compile(rb"(?i)" + _BEFORE_AUTHORITY + rb"([^/\\?#\s<>\"',;]*)")
 _PATH = re.compile(rb"(?i)(\A\s*|<|\burl\s*=\s*[\"']?)(?=/(?![/\\]))")
 """Where a reference begins that is a path."""
 _LOCAL_NAMES = frozenset(("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"))
-_DEFAULT_PORT = 80
+_DEFAULT_PORT = "80"
 
 
 class AddressExposed(Exception):
@@ -74,12 +74,13 @@ class EngineAddress:
             is_loopback = True
         else:
             is_loopback = address is not None and (address.is_loopback or address.is_unspecified)
+        is_own_port = self.port is not None and port == str(self.port)
         if is_loopback:
-            if port not in ("", str(_DEFAULT_PORT), str(self.port)):
+            if not is_own_port and port not in ("", _DEFAULT_PORT):
                 # Another server of this machine, an engine perhaps: no path of llmux's leads there.
                 raise AddressExposed(line)
             return True
-        return port == str(self.port) and (address is not None or host == socket.gethostname().lower())
+        return is_own_port and (address is not None or host == socket.gethostname().lower())
 
 
 def _begins_with(value: bytes, prefix: bytes, position: int) -> bool:

@@ -12,6 +12,7 @@ from llmux.gateway.proxy.flow_control import FlowControl
 _MAX_HEAD_BYTES = 64 * 1024
 _LARGE_REQUEST_BYTES = 64 * 1024
 """Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
+_HEAD_TOO_LARGE = "the head of the engine's answer is too large"
 _MAX_INTERIM_ANSWERS = 16
 _TURN_BYTES = 8 * 1024
 _TURN_LINES = 512
@@ -301,7 +302,7 @@ class EngineConnection(asyncio.Protocol):
             searched_bytes = max(len(partial) - 3, 0)
             partial += data
             if partial.find(b"\r\n\r\n", searched_bytes) < 0:
-                self._check_head_size(len(partial))
+                self._keep_partial_head(b"")
                 return
             data = bytes(partial)
             partial.clear()
@@ -309,10 +310,10 @@ class EngineConnection(asyncio.Protocol):
         while True:
             end = data.find(b"\r\n\r\n", begin) + 4
             if end < 4:
-                partial += data[begin:]
-                self._check_head_size(len(partial))
+                self._keep_partial_head(data[begin:])
                 return
-            if not self._check_head_size(end - begin):
+            if end - begin > _MAX_HEAD_BYTES:
+                self._break(_HEAD_TOO_LARGE)
                 return
             try:
                 head = self._owner.heads.read(data[begin:end], to_head_request=self._to_head_request)
@@ -336,12 +337,10 @@ class EngineConnection(asyncio.Protocol):
         assert self._receiver is not None
         self._receiver.answer_began(head)
 
-    def _check_head_size(self, size_bytes: int) -> bool:
-        """Whether the head is small enough; the answer is broken off if it is not."""
-        if size_bytes > _MAX_HEAD_BYTES:
-            self._break("the head of the engine's answer is too large")
-            return False
-        return True
+    def _keep_partial_head(self, more: bytes) -> None:
+        self._partial_head += more
+        if len(self._partial_head) > _MAX_HEAD_BYTES:
+            self._break(_HEAD_TOO_LARGE)
 
     def _relay_length(self, data: bytes, head: bytes = b"") -> None:
         length = len(data)
