@@ -25,7 +25,7 @@ class Outcome(Enum):
     CLIENT_GONE = auto()
     """The client left; the engine's work was cancelled by closing its connection."""
     BROKEN = auto()
-    """The engine's answer broke off after bytes of it had reached the client."""
+    """The client gets no whole answer, and did not leave: it broke off, cannot be passed on, or was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,20 @@ class Upstream:
     port: int
     api_key: str | None = None
     """Sent as a bearer token where the engine was started with ``--api-key``."""
+    socket_path: str | None = None
+    """The Unix socket that it listens on, instead of the port."""
+
+    @property
+    def authority(self) -> str:
+        """The value of ``Host`` in requests to it."""
+        if self.socket_path is not None:
+            return "localhost"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, for people."""
+        return self.authority if self.socket_path is None else f"unix:{self.socket_path}"
 
 
 class RequestHolder(Protocol):

@@ -15,6 +15,16 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+
+
+def is_own_shortage(error: BaseException | None) -> bool:
+    """Whether llmux itself was refused a file descriptor, memory or a port by its machine.
+
+    When a connection fails for that reason, it says nothing about the peer, and it may succeed in a moment.
+    """
+    return isinstance(error, OSError) and error.errno in _SHORTAGES
+
 
 class EngineReport(str):
     """Why an engine failed, for the operator: with what it printed last and what it answered.

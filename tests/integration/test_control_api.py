@@ -27,6 +27,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 def entry(process_state: str, **more: Any) -> dict[str, Any]:
+    """A model's entry; a scripted engine has the number of its port for its pid."""
     return {
         "in_flight": 0,
         "queue_depth": 0,
@@ -34,6 +35,7 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "eviction": OFFLOAD_WORDS,
         "on_gpu": False,
         "pid": None,
+        "address": f"127.0.0.1:{more['pid']}" if more.get("pid") else None,
         "failure": None,
         "oldest_wait_seconds": 0.0,
         "frozen": 0,

@@ -45,7 +45,7 @@ async def sleep(model: EngineProcess, query: str = "level=2") -> None:
 
 
 async def test_it_answers_as_vllm_does() -> None:
-    async with engine("--served-model-name", "alias", "org/m", "--max-model-len", "64", "--foo", "bar") as model:
+    async with engine("--served-model-name", "alias", "org/m", "--max-model-len", "64", "--dtype", "auto") as model:
         assert (await model.get("/health"))[0] == 200
         assert "version" in (await model.get("/version"))[1]
         _, listed = await model.get("/v1/models")

@@ -135,7 +135,7 @@ async def test_a_start_that_hangs_is_ended_by_sigterm() -> None:
 async def test_a_port_in_use_fails_the_start() -> None:
     async with engine() as first, launched("serve", "m", "--port", str(first.port)) as second:
         assert await second.exit_code() == 1
-        assert "address already in use" in second.stderr()
+        assert "Address already in use" in second.stderr()
 
 
 async def test_a_failed_sleep_leaves_it_paused_and_a_wake_recovers_it() -> None:

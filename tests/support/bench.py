@@ -224,8 +224,13 @@ class Bench:
     async def engine_call(self, model: str, call: str, body: Any = None) -> Answer:
         """A call to the engine itself, past llmux, that has to succeed."""
         method, _, path = call.partition(" ")
-        url = f"http://127.0.0.1:{self._started(model)[1]}{path}"
-        async with self.session.request(method, url, json=body, headers={"Connection": "close"}) as response:
+        _, port, socket_path = self._started(model)
+        connector = aiohttp.UnixConnector(socket_path) if socket_path else aiohttp.TCPConnector()
+        url = f"http://127.0.0.1:{port or 80}{path}"
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(method, url, json=body, headers={"Connection": "close"}) as response,
+        ):
             assert response.status == 200, await response.text()
             return Answer(response.status, response.headers, await response.text())
 
@@ -251,10 +256,12 @@ class Bench:
         await self.engine_call(model, "POST /control/latency", {"latency_ms": 0, "token_ms": 0})
         await self.engine_call(model, "POST /resume")
 
-    def _started(self, model: str) -> tuple[str, str]:
-        started = self.server.find_in_log(rf"engine started .*model={model} .*pid=(\d+) port=(\d+)")
+    def _started(self, model: str) -> tuple[str, str | None, str | None]:
+        """The pid, the port and the path of the Unix socket of the engine started last."""
+        pattern = rf"engine started .*model={model} .*pid=(\d+) (?:port=(\d+)|socket=(\S+))"
+        started = self.server.find_in_log(pattern)
         assert started, f"no engine of {model} was started"
-        return started[-1][1], started[-1][2]
+        return started[-1][1], started[-1][2], started[-1][3]
 
 
 @asynccontextmanager

@@ -250,7 +250,14 @@ class StartedEngine:
 
     model: str
     pid: int
-    port: int
+    address: str
+    """Its port, or the path of its Unix socket."""
+
+    def open(self) -> aiohttp.ClientSession:
+        """A session for requests to it, with paths for URLs."""
+        if self.address.isdecimal():
+            return aiohttp.ClientSession(f"http://127.0.0.1:{self.address}")
+        return aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(self.address))
 
     def family(self) -> list[psutil.Process]:
         """The root and all of its descendants that live."""
@@ -274,8 +281,9 @@ def starts(server: LlmuxProcess, model: str | None = None) -> list[StartedEngine
     found = []
     for line in server.log:
         if "engine started" in line:
-            facts = dict(re.findall(r"(model|pid|port)=(\S+)", line))
-            found.append(StartedEngine(facts["model"], int(facts["pid"]), int(facts["port"])))
+            facts = dict(re.findall(r"(model|pid|port|socket)=(\S+)", line))
+            address = facts.get("socket") or facts["port"]
+            found.append(StartedEngine(facts["model"], int(facts["pid"]), address))
     return [one for one in found if model in (None, one.model)]
 
 

@@ -34,7 +34,9 @@ class ModelSettings(Section):
         description="Further names that clients can ask for. They are llmux's own: the engine gets the model's name "
         "instead. The engine's own names, from --served-model-name and --lora-modules, need no alias.",
     )
-    port: EnginePort | None = Field(default=None, description="The engine's port on loopback. Default: a free one.")
+    port: EnginePort | None = Field(
+        default=None, description="The engine's port on loopback. Default: a Unix socket, or a free port."
+    )
     extra_args: tuple[Word, ...] = Field(
         default=(),
         description="Further command-line arguments of the engine. --port, --host and --uds are set by llmux "

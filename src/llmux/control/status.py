@@ -81,6 +81,7 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "eviction": eviction_object(model.eviction),
         "on_gpu": model.on_gpu,
         "pid": model.pid,
+        "address": model.address,
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
         "frozen": model.frozen,

@@ -1,16 +1,24 @@
 """Calls to an engine's own endpoints, outside the data path: each has a time limit, each failure its reason."""
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import aiohttp
 
 from llmux.access import Upstream
-from llmux.errors import ControlCallFailed
+from llmux.errors import ControlCallFailed, is_own_shortage
+from llmux.hosts.local import LOOPBACK
 
 BODY_SHOWN_BYTES = 2000
+SHORTAGE_SECONDS = 5.0
+"""How long a call is tried again while llmux lacks file descriptors: after a failed one the engine may be stopped."""
+SHORTAGE_POLL_SECONDS = 0.05
 
 
 def new_control_session() -> aiohttp.ClientSession:
@@ -33,15 +41,23 @@ class EngineEndpoints:
         redact: Callable[[str], str] = str,
     ) -> None:
         """``redact`` takes secrets out of what the engine says in an error."""
-        self.upstream = Upstream("127.0.0.1", port, api_key)
+        self.upstream = Upstream(LOOPBACK, port, api_key)
         self._session = session
         self._redact = redact
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def move_to(self, port: int) -> None:
         """Use another port from now on: an engine that was restored listens where it did when it was dumped."""
-        if port != self.upstream.port:
-            self.upstream = replace(self.upstream, port=port)
+        if port != self.upstream.port or self.upstream.socket_path is not None:
+            self.upstream = replace(self.upstream, port=port, socket_path=None)
+
+    def move_to_socket(self, path: Path) -> None:
+        """Use a Unix socket from now on."""
+        self.upstream = replace(self.upstream, socket_path=str(path))
+
+    def at_port(self) -> "EngineEndpoints":
+        """The same, but on the port, whatever is in use now."""
+        return EngineEndpoints(self._session, self.upstream.port, self.upstream.api_key, redact=self._redact)
 
     async def get(self, path: str, timeout_seconds: float) -> Any:
         """GET; returns the JSON document, or None if the body is not JSON. Raises ControlCallFailed."""
@@ -53,22 +69,43 @@ class EngineEndpoints:
 
     async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
         call = f"{method} {path}"
-        try:
-            async with self._session.request(
+        give_up_at = monotonic() + min(timeout_seconds, SHORTAGE_SECONDS)
+        while True:
+            try:
+                status, body = await self._send(method, path, document, timeout_seconds)
+                break
+            except TimeoutError:
+                raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
+            except (aiohttp.ClientError, OSError) as error:
+                if not is_own_shortage(error) or monotonic() >= give_up_at:
+                    raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
+            # No connection could be opened, so nothing has been sent.
+            await asyncio.sleep(SHORTAGE_POLL_SECONDS)
+        if not 200 <= status < 300:
+            raise ControlCallFailed(call, f"status {status}: {self._shown(body)}", status)
+        return _document(body)
+
+    async def _send(
+        self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float
+    ) -> tuple[int, bytes]:
+        async with (
+            self._session_of_upstream() as session,
+            session.request(
                 method,
-                f"http://{self.upstream.host}:{self.upstream.port}{path}",
+                f"http://{self.upstream.authority}{path}",
                 json=document,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
-            ) as response:
-                body = await response.read()
-        except TimeoutError:
-            raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
-        if not 200 <= response.status < 300:
-            raise ControlCallFailed(call, f"status {response.status}: {self._shown(body)}", response.status)
-        return _document(body)
+            ) as response,
+        ):
+            return response.status, await response.read()
+
+    def _session_of_upstream(self) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+        path = self.upstream.socket_path
+        if path is None:
+            return nullcontext(self._session)
+        # aiohttp binds a session to one socket, and each start of an engine has another one.
+        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, force_close=True))
 
     def _shown(self, body: bytes) -> str:
         # More than is shown is redacted, so that a secret is not cut in two before.

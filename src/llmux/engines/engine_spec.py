@@ -15,9 +15,10 @@ from llmux.redaction import Redactor
 class EngineSpec:
     """How a model's engine is started and controlled.
 
-    ``checkpointable``: start it so that criu can dump it. ``freezes``: suspend its requests with it, if it can do that.
-    ``canary_every``: check its answers after one wake in so many; None: never. ``host_memory_reserve_mib``: host memory
-    that must stay free when its weights are offloaded.
+    ``prefers_socket``: let it listen on a Unix socket if it can, and else on ``port``. ``checkpointable``: start it so
+    that criu can dump it. ``freezes``: suspend its requests with it, if it can do that. ``canary_every``: check its
+    answers after one wake in so many; None: never. ``host_memory_reserve_mib``: host memory that must stay free when
+    its weights are offloaded.
     """
 
     model: str
@@ -28,6 +29,7 @@ class EngineSpec:
     extra_args: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     api_key: str | None = None
+    prefers_socket: bool = False
     start_timeout_seconds: float = 1800.0
     stop_timeout_seconds: float = 10.0
     timeouts: vllm.ControlTimeouts = field(default_factory=vllm.ControlTimeouts)
@@ -40,7 +42,7 @@ class EngineSpec:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """The engine's command line."""
+        """The engine's command line, on its port."""
         return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
 
     def fingerprint(self) -> str:
@@ -55,10 +57,13 @@ class EngineSpec:
         """Whether the weights can be offloaded now without touching the reserve; reads the disk."""
         return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
 
-    def launch_command(self, temporary_directory: Path) -> LaunchCommand:
+    def launch_command(self, temporary_directory: Path, socket_path: Path | None = None) -> LaunchCommand:
         """The command for the shim; ``temporary_directory`` belongs to the engine from then on."""
+        argv = vllm.command_line(
+            self.program, self.model_path, self.port, self.served_names, self.extra_args, socket_path=socket_path
+        )
         configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
         environment = vllm.environment(os.environ, configured, str(temporary_directory))
         return LaunchCommand(
-            self.argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
+            argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
         )

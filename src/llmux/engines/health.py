@@ -1,18 +1,15 @@
 """Whether an engine is healthy, and whether the process that listens on its port is really the engine."""
 
 import asyncio
-import errno
 from enum import Enum, auto
 
 import psutil
 
 from llmux.engines.control_calls import EngineEndpoints
-from llmux.errors import ControlCallFailed
+from llmux.errors import ControlCallFailed, is_own_shortage
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0
-LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
-"""Failures to connect whose cause is on llmux's side; they say nothing about the engine."""
 
 
 class Health(Enum):
@@ -29,8 +26,7 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> He
     try:
         await endpoints.get("/health", timeout_seconds)
     except ControlCallFailed as failure:
-        is_local_error = getattr(failure.__cause__, "errno", None) in LOCAL_ERRORS
-        return Health.SILENT if failure.is_timeout or is_local_error else Health.DEAD
+        return Health.SILENT if failure.is_timeout or is_own_shortage(failure.__cause__) else Health.DEAD
     return Health.ALIVE
 
 

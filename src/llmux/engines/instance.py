@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -13,11 +14,19 @@ from llmux.engines.canary import Canary, OutputMismatch
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.health import Health, check_health, listens, wait_until_healthy
+from llmux.engines.health import (
+    POLL_SECONDS,
+    PROBE_TIMEOUT_SECONDS,
+    Health,
+    check_health,
+    listens,
+    wait_until_healthy,
+)
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.engines.process import EngineProcess
 from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
+from llmux.engines.socketless import SocketlessPrograms
 from llmux.engines.steps import parse_step
 from llmux.errors import (
     CriuUnusable,
@@ -34,6 +43,10 @@ from llmux.hosts.local import create_temporary_directory, is_free, remove_tempor
 log = structlog.get_logger("engine")
 
 STUCK_RETRY_SECONDS = 5.0
+SOCKET_NAME = "http"
+"""In the engine's own directory, whose path is short enough for vLLM's longer names."""
+USAGE_ERROR = 2
+"""The exit code of argparse, and of most parsers of command lines, for arguments that they do not know."""
 RESTORED_HEALTHY_SECONDS = 30.0
 """A restored engine is healthy within milliseconds (measured); the rest is a safety margin."""
 
@@ -53,6 +66,7 @@ class Instance:
         store: CheckpointStore | None = None,
         headroom: GpuHeadroom | None = None,
         on_leaving: Callable[[Upstream], None] = lambda upstream: None,
+        socketless: SocketlessPrograms | None = None,
     ) -> None:
         """``on_leaving`` is called before the process ends, so that connections to it can be closed."""
         self.spec = spec
@@ -62,6 +76,7 @@ class Instance:
         self._headroom = headroom or GpuHeadroom(spec.model, None, None)
         self._on_exit = on_exit
         self._on_leaving = on_leaving
+        self._socketless = socketless or SocketlessPrograms()
         self._engine: RunningEngine | None = None
         self._scope = EngineScope(lambda: self._process)
         self._is_interrupted = False
@@ -209,15 +224,74 @@ class Instance:
         """Cold start; raises EngineFailure."""
         self._headroom.forget_freed()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
+        fingerprint = await asyncio.to_thread(self.spec.fingerprint)
+        program = self.spec.program
+        # No socket for an engine that may be dumped: each start has another one, and an image is restored with its own.
+        if self.spec.prefers_socket and self._store is None and program not in self._socketless:
+            if await self._start_on_socket(fingerprint):
+                return
+            await self._start_on_port(fingerprint)
+            self._socketless.add(program)
+            log.warning(
+                f"this program knows no {vllm.SOCKET_FLAG}: its engines listen on ports of loopback, "
+                "which every user of this machine can reach",
+                program=program,
+            )
+        else:
+            await self._start_on_port(fingerprint)
+
+    async def _start_on_port(self, fingerprint: str) -> None:
         port = self.spec.port
         self._endpoints.move_to(port)
         if not is_free(port):
             raise EngineFailure(f"port {port} is taken by another process; free it, or give the model another port")
-        fingerprint = await asyncio.to_thread(self.spec.fingerprint)
+        engine = await self._spawn(fingerprint, create_temporary_directory(self.spec.model))
+        log.info("engine started", model=self.spec.model, pid=engine.process.pid, port=port)
+        await self._scope.run(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
+        # What is healthy may be another server that took the port meanwhile.
+        if not await asyncio.to_thread(listens, engine.process.pid, port):
+            raise EngineFailure(f"port {port} is answered by another process than the engine")
+        await self._scope.run(self._probe_started(engine), None, "its first answer")
+
+    async def _start_on_socket(self, fingerprint: str) -> bool:
+        """False, and no engine, if it ended as if it did not know the flag for it."""
         directory = create_temporary_directory(self.spec.model)
+        socket_path = directory / SOCKET_NAME
+        self._endpoints.move_to_socket(socket_path)
+        engine = await self._spawn(fingerprint, directory, socket_path)
+        process = engine.process
+        log.info("engine started", model=self.spec.model, pid=process.pid, socket=str(socket_path))
+        try:
+            await self._scope.run(
+                self._find_started(process.pid, socket_path), self.spec.start_timeout_seconds, "the start"
+            )
+        except EngineFailure:
+            is_refusal = process.exit_status == USAGE_ERROR or vllm.refuses_socket(process.tail)
+            if self._is_interrupted or process.exit_status is None or not is_refusal:
+                raise
+            await self.end()
+            return False
+        await self._scope.run(self._probe_started(engine), None, "its first answer")
+        return True
+
+    async def _find_started(self, pid: int, socket_path: Path) -> None:
+        """Wait until the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
+        port, model = self.spec.port, self.spec.model
+        while await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:
+            if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
+                self._endpoints.move_to(port)
+                log.warning(f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port", model=model, port=port)
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _answers_on_port(self, pid: int, port: int) -> bool:
+        health = await check_health(self._endpoints.at_port(), PROBE_TIMEOUT_SECONDS)
+        return health is Health.ALIVE and await asyncio.to_thread(listens, pid, port)
+
+    async def _spawn(self, fingerprint: str, directory: Path, socket_path: Path | None = None) -> RunningEngine:
         try:
             process = await EngineProcess.spawn(
-                self.spec.launch_command(directory),
+                self.spec.launch_command(directory, socket_path),
                 on_line=self._on_line,
                 on_exit=self._on_process_exit,
                 redact=self.spec.redactor.redact_line,
@@ -225,13 +299,8 @@ class Instance:
         except SpawnFailed as failure:
             remove_temporary_directory(directory)
             raise EngineFailure(failure.reason) from failure
-        self._engine = engine = self._running(process, fingerprint)
-        log.info("engine started", model=self.spec.model, pid=process.pid, port=port)
-        await self._scope.run(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
-        # What is healthy may be another server that took the port meanwhile.
-        if not await asyncio.to_thread(listens, process.pid, port):
-            raise EngineFailure(f"port {port} is answered by another process than the engine")
-        await self._scope.run(self._probe_started(engine), None, "its first answer")
+        self._engine = self._running(process, fingerprint)
+        return self._engine
 
     async def _probe_started(self, engine: RunningEngine) -> None:
         """Find out what a started engine can do and what it answers; raises ControlCallFailed."""

@@ -1,12 +1,13 @@
 """vLLM: its command line and environment, and the calls that put it to sleep and wake it.
 
 Sleep mode's endpoints exist only in vLLM's development mode and are not authenticated, so every engine listens on
-loopback alone.
+loopback alone, or on a Unix socket in its own directory.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.steps import SleepLevel
@@ -17,6 +18,12 @@ KEEP_ALIVE_SECONDS = 3600
 
 WITHOUT_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
 """Keeps older uvloop and torch's stores from io_uring, which criu cannot dump. Newer uvloop needs the shim's filter."""
+
+SOCKET_FLAG = "--uds"
+_SOCKET_REFUSED = re.compile(
+    rf"(?:unrecogni[sz]ed|unknown|unexpected|invalid|no such) (?:arguments?|options?|flags?)\b.*{SOCKET_FLAG}\b",
+    re.IGNORECASE,
+)
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|less than desired GPU memory utilization|No available memory for the cache blocks",
@@ -57,9 +64,19 @@ class ControlTimeouts:
 
 
 def command_line(
-    program: str, model_path: str, port: int, served_names: Sequence[str], extra_args: Sequence[str]
+    program: str,
+    model_path: str,
+    port: int,
+    served_names: Sequence[str],
+    extra_args: Sequence[str],
+    *,
+    socket_path: Path | None = None,
 ) -> tuple[str, ...]:
-    """The command line of an engine. Its answers carry the first of the served names."""
+    """The command line of an engine. Its answers carry the first of the served names.
+
+    With a socket vLLM ignores the port; a program that ignores the socket instead listens there.
+    """
+    on_socket = () if socket_path is None else (SOCKET_FLAG, str(socket_path))
     return (
         program,
         "serve",
@@ -70,6 +87,7 @@ def command_line(
         "127.0.0.1",
         "--port",
         str(port),
+        *on_socket,
         "--enable-sleep-mode",
         *extra_args,
     )
@@ -88,6 +106,11 @@ def environment(
         "VLLM_RPC_BASE_PATH": temporary_directory,
         **configured,
     }
+
+
+def refuses_socket(lines: Sequence[str]) -> bool:
+    """Whether an engine's last lines of output say that it does not know the flag for a Unix socket."""
+    return any(_SOCKET_REFUSED.search(line) for line in lines)
 
 
 def reports_out_of_memory(lines: Sequence[str]) -> bool:

@@ -137,5 +137,15 @@ class UpgradeRefused(RequestError):
         super().__init__("protocol upgrades (WebSocket, CONNECT) are not supported; use plain HTTP/1.1")
 
 
+class OutOfDescriptors(RequestError):
+    """llmux lacks what a connection to an engine takes: a file descriptor, kernel memory or a local port."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"llmux could not open a connection to the engine, which runs: {reason}; "
+            "raise llmux's limit of open files (ulimit -n) or lower max_connections"
+        )
+
+
 class BadGateway(EngineError):
     """The engine could not be reached, or it broke off or garbled its response."""

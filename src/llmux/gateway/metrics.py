@@ -40,11 +40,16 @@ class HttpMetrics:
                 labels = (counts.method, str(status), counts.endpoint)
                 requests.add_metric(labels, histogram.count)
                 durations.add_metric(labels, histogram.buckets(), histogram.total)
-        refused = CounterMetricFamily(
-            "llmux_http_connections_refused", "Connections refused because too many were open."
+        yield CounterMetricFamily(
+            "llmux_http_connections_refused",
+            "Connections refused because too many were open.",
+            value=self._statistics.connections_refused,
         )
-        refused.add_metric((), self._statistics.connections_refused)
-        yield refused
+        yield CounterMetricFamily(
+            "llmux_out_of_descriptors",
+            "Attempts to connect to an engine for which llmux lacked a file descriptor, memory or a port.",
+            value=self._statistics.engine_connections_short,
+        )
         yield requests
         yield durations
         yield pending

@@ -73,6 +73,7 @@ class GatewayOptions:
     linger_seconds: float = 2.0
     """How long the rest of a refused request is read and discarded: closing earlier could destroy the refusal."""
     connect_timeout_seconds: float = 5.0
+    """How long an engine may take to accept a connection, and how long llmux may lack what it takes to open one."""
     engine_keep_alive_seconds: float = 4.0
     """Idle connections to engines are closed after this; keep it below the engine's own keep-alive (vLLM: 5 s)."""
     keepalive_seconds: float = 15.0

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llmux.access import Upstream
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
@@ -31,6 +32,8 @@ class ModelStatus:
     frozen: int = 0
     distrusted_evictions: tuple[Eviction, ...] = ()
     """Evictions after which its output differed from its output after the start; they are not used any more."""
+    address: str | None = None
+    """Where the engine listens; None if none runs."""
 
     @property
     def on_gpu(self) -> bool:
@@ -66,6 +69,10 @@ class Engine(Protocol):
     @property
     def pid(self) -> int | None:
         """Its root process."""
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where it listens, or did last."""
 
     @property
     def output_tail(self) -> tuple[str, ...]:
@@ -111,16 +118,18 @@ class Operations:
         """The state of one model. Raises ModelNotFound."""
         name = self._model(name)
         record = self._scheduler.model(name)
+        engine = self._engines[name]
         return ModelStatus(
             name,
             in_flight=len(record.in_flight),
             queue_depth=len(record.queue),
             state=record.state,
             eviction=record.eviction,
-            pid=self._engines[name].pid,
+            pid=engine.pid,
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
+            address=None if engine.pid is None else engine.upstream.address,
         )
 
     def history(self, name: str) -> Sequence[Transition]:

@@ -19,6 +19,7 @@ from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
 from llmux.engines.control_calls import EngineEndpoints, new_control_session
 from llmux.engines.instance import Instance
+from llmux.engines.socketless import SocketlessPrograms
 from llmux.errors import ConfigError, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
@@ -74,6 +75,7 @@ class Server:
         self._instances: dict[str, Instance] = {}
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
+        socketless = SocketlessPrograms()
         for name, spec in engine_specs(settings).items():
             self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
             self._instances[name] = Instance(
@@ -83,6 +85,7 @@ class Server:
                 store=self._images.get(name),
                 headroom=build_headroom(settings, name),
                 on_leaving=self._forget_upstream,
+                socketless=socketless,
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)

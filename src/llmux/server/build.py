@@ -85,7 +85,10 @@ def build_policy(settings: PolicySettings) -> Policy:
 
 
 def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
-    """What each engine is started with. A model without a port gets a free one, and keeps it until llmux ends."""
+    """What each engine is started with.
+
+    A model without a port gets a free one, and keeps it until llmux ends: for engines that cannot use a Unix socket.
+    """
     fixed = {model.port for model in settings.models.values() if model.port is not None}
     own = {settings.port, settings.metrics_port, settings.admin_port or 0}
     portless = [name for name, model in settings.models.items() if model.port is None]
@@ -106,6 +109,8 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             served_names=model.served_names(name),
             extra_args=model.engine_arguments,
             environment=dict(model.env),
+            # An engine that may be dumped must be found again where its image says.
+            prefers_socket=model.port is None and settings.checkpoint is None,
             api_key=model.engine_api_key or os.environ.get("VLLM_API_KEY") or None,
             start_timeout_seconds=settings.start_timeout_seconds,
             stop_timeout_seconds=settings.stop_timeout_seconds,

@@ -93,17 +93,17 @@ def events(stream: bytes) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-async def running(session: aiohttp.ClientSession, engine: StartedEngine) -> int:
+async def running(engine: StartedEngine) -> int:
     """How many requests the engine says it works on."""
-    async with session.get(f"http://127.0.0.1:{engine.port}/metrics") as response:
+    async with engine.open() as session, session.get("/metrics") as response:
         text = await response.text()
     values = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)
     assert values
     return round(sum(float(value) for value in values))
 
 
-async def is_sleeping(session: aiohttp.ClientSession, engine: StartedEngine) -> bool:
-    async with session.get(f"http://127.0.0.1:{engine.port}/is_sleeping") as response:
+async def is_sleeping(engine: StartedEngine) -> bool:
+    async with engine.open() as session, session.get("/is_sleeping") as response:
         return bool((await response.json())["is_sleeping"])
 
 
@@ -113,16 +113,16 @@ async def test_a_hundred_alternating_requests_get_the_engines_own_answers(
 ) -> None:
     config = real_config({name: real_model(name, eviction, kv_cache="256M") for name in "ab"})
     requests = alternating("ab", 100)
-    async with llmux_server(config, tmp_path) as server, openai_client(server) as client, http_client() as session:
+    async with llmux_server(config, tmp_path) as server, openai_client(server) as client:
         await check(client, alone, requests[0])
         (a,) = starts(server, "a")
         awake_mib = a.memory_mib()
         await check(client, alone, requests[1])
         asleep_mib = a.memory_mib()
         assert awake_mib - asleep_mib > 200, "the KV cache alone is 256 MiB"
-        assert await is_sleeping(session, a)
+        assert await is_sleeping(a)
         (b,) = starts(server, "b")
-        assert not await is_sleeping(session, b)
+        assert not await is_sleeping(b)
 
         for request in requests[2:60]:
             await check(client, alone, request)
@@ -274,17 +274,17 @@ async def test_a_client_that_leaves_and_a_switch_that_waits(alone: Alone, tmp_pa
         assert texts(events(received)) == texts(whole), "the answer that a switch waited for is not the whole one"
         assert DONE in received
         assert b'"abort"' not in received
-        assert await is_sleeping(session, c)
+        assert await is_sleeping(c)
 
 
 async def _leave_in_mid_stream(session: aiohttp.ClientSession, server: LlmuxProcess, engine: StartedEngine) -> None:
     body = chat("c", "Hello", stream=True, max_tokens=450, ignore_eos=True)
     async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
         await response.content.readany()
-        assert await running(session, engine) == 1
+        assert await running(engine) == 1
         response.close()
     left_at = monotonic()
-    while await running(session, engine):
+    while await running(engine):
         assert monotonic() - left_at < 2, "the engine works on for a client that has left"
         await asyncio.sleep(0.02)
 

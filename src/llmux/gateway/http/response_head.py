@@ -3,21 +3,28 @@
 import re
 from enum import Enum, auto
 
+from llmux.gateway.http import engine_addresses
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-_UNCOMMON = re.compile(
-    rb"\r\n(?=[ckptux \t])"
-    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|[ \t])"
+_WELL_FORMED = re.compile(
+    rb"HTTP/1\.1 [2-5][0-9][0-9] [^\x00-\x08\x0a-\x1f\x7f]*\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"
 )
-"""Fields of one hop or of llmux's own, and folded lines: none in most heads, which then pass as they are."""
+_UNCOMMON = re.compile(
+    rb"\r\n(?=[acklprtux])"
+    rb"(?:connection|keep-alive|proxy-|te:|trailer|transfer-encoding|upgrade|x-request-id|x-llmux-|alt-svc"
+    rb"|location|content-location|link|refresh)"
+)
+"""Fields of one hop, of llmux's own, or with addresses: none in most heads, which then pass as they are."""
 _COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
 _LENGTH_FIELD = b"\r\ncontent-length:"
 _MAX_LENGTH_DIGITS = 18
 _HOP_BY_HOP = frozenset(
     (
+        b"alt-svc",  # Of the connection's server, which for a client is llmux.
         b"connection",
         b"keep-alive",
         b"proxy-authenticate",
@@ -45,21 +52,26 @@ _WITHOUT_BODY, _BY_LENGTH, _, _ = Framing
 
 
 class ResponseHead:
-    """Status and framing of an answer, and the fields to be passed on, as they came."""
+    """Status and framing of an answer, and the fields to be passed on, as they came.
 
-    __slots__ = ("content_length", "fields", "framing", "reusable", "status", "status_line")
+    ``has_addresses``: some of them may refer to the engine by its address.
+    """
+
+    __slots__ = ("content_length", "fields", "framing", "has_addresses", "reusable", "status", "status_line")
 
     def __init__(self, head: bytes, *, to_head_request: bool) -> None:
         """Parse a whole head, the empty line included; raises FramingError."""
         line_end = head.find(b"\r\n") + 2
         status = _COMMON_STATUSES.get(head[:13])
         lower = head.lower()
-        if status is not None and not to_head_request and b" :" not in lower and not _UNCOMMON.search(lower):
+        is_plain = not _UNCOMMON.search(lower) and _WELL_FORMED.fullmatch(head)
+        if is_plain and status is not None and not to_head_request:
             at = lower.find(_LENGTH_FIELD)
             value = head[at + 17 : head.find(b"\r\n", at + 17)].strip()
             if at >= 0 and value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and lower.rfind(_LENGTH_FIELD) == at:
                 self.status = status
                 self.reusable = True
+                self.has_addresses = False
                 self.status_line = head[:line_end]
                 self.fields = head[line_end:-2]
                 self.content_length = length = int(value)
@@ -82,8 +94,12 @@ class ResponseHead:
         self.fields = head[line_end:-2]
         self.content_length = 0
         chunked, length_at, lower = self._read_fields()
-        bodiless = to_head_request or status < 200 or status in (204, 304)
-        self.framing = Framing.NONE if bodiless else self._find_framing(lower, chunked, length_at)
+        if to_head_request or status < 200 or status in (204, 304):
+            self.framing = Framing.NONE
+            if chunked:
+                self.fields = self.without_transfer_encoding()
+        else:
+            self.framing = self._find_framing(lower, chunked, length_at)
 
     def _find_framing(self, lower: bytes, chunked: bool, length_at: int) -> Framing:
         if chunked:
@@ -124,12 +140,13 @@ class ResponseHead:
         chunked = any(name == b"transfer-encoding" for name, _, _ in pairs)
         if chunked and any(name == b"content-length" for name, _, _ in pairs):
             raise FramingError("both Content-Length and Transfer-Encoding are given")
+        self.has_addresses = any(name in engine_addresses.FIELDS for name, _, _ in pairs)
         self.fields = b"".join(line + b"\r\n" for name, _, line in pairs if name not in dropped)
         lower = b"\r\n" + self.fields.lower() + b"\r\n"
         return chunked, lower.find(b"\r\ncontent-length:"), lower
 
     def without_transfer_encoding(self) -> bytes:
-        """The fields for an HTTP/1.0 client, which gets a chunked body decoded."""
+        """The fields for an HTTP/1.0 client, which gets a chunked body decoded, and for an answer without a body."""
         lines = self.fields.split(b"\r\n")[:-1]
         return b"".join(line + b"\r\n" for line in lines if not line.lower().startswith(b"transfer-encoding:"))
 
@@ -153,6 +170,7 @@ class ResponseHeadReader:
             read = ResponseHead.__new__(ResponseHead)
             read.status = last.status
             read.reusable = True
+            read.has_addresses = False
             read.status_line = last.status_line
             read.fields = head[len(last.status_line) : -2]
             read.content_length = length
@@ -160,7 +178,8 @@ class ResponseHeadReader:
             return read
         read = ResponseHead(head, to_head_request=to_head_request)
         # Only a head that is passed on whole can be rebuilt from its bytes, as above.
-        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head[:-2]:
+        is_whole = read.status_line + read.fields == head[:-2] and not read.has_addresses
+        if read.framing is _BY_LENGTH and read.reusable and is_whole:
             self._repeated.remember(head)
             self._last = read
         return read

@@ -13,6 +13,11 @@ from llmux.gateway.proxy.flow_control import FlowControl
 _MAX_HEAD_BYTES = 64 * 1024
 _LARGE_REQUEST_BYTES = 64 * 1024
 """Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
+_HEAD_TOO_LARGE = "the head of the engine's answer is too large"
+_MAX_INTERIM_ANSWERS = 16
+_TURN_BYTES = 8 * 1024
+_TURN_LINES = 512
+"""A read with more lines of chunk framing than that is relayed piece by piece, so that other connections get a turn."""
 
 
 class AnswerReceiver(Protocol):
@@ -74,11 +79,15 @@ class EngineConnection(asyncio.Protocol):
 
     __slots__ = (
         "_awaits_first_bytes",
+        "_backlog",
         "_chunks",
         "_head",
+        "_interim_answers",
+        "_is_backlog_scheduled",
         "_is_large_request",
         "_last_piece",
         "_owner",
+        "_partial_head",
         "_phase",
         "_receiver",
         "_remaining",
@@ -102,8 +111,14 @@ class EngineConnection(asyncio.Protocol):
         self._receiver: AnswerReceiver | None = None
         self._phase = _IDLE
         self._head: ResponseHead | None = None
+        self._partial_head = bytearray()
+        self._interim_answers = 0
+        """How many 1xx answers have come before the current one."""
         self._unread = b""
-        """An incomplete head, or what has arrived of the body before ``relay`` was called."""
+        """What has arrived of the body before ``relay`` was called."""
+        self._backlog = b""
+        """What has been read of a chunked body and is left for later turns of the event loop."""
+        self._is_backlog_scheduled = False
         self._last_piece = b""
         """The data relayed last, where a comment may have to be inserted after it."""
         self._chunks: ChunkReader | None = None
@@ -195,6 +210,7 @@ class EngineConnection(asyncio.Protocol):
         """Close at once, without any further call of the receiver."""
         self._receiver = None
         self._write = None
+        self._backlog = b""
         self._phase = _CLOSED
         if self._transport is not None:
             self._transport.abort()
@@ -207,6 +223,21 @@ class EngineConnection(asyncio.Protocol):
         self.reused = True
         self._owner.put(self)
 
+    # Called by the flow control.
+
+    def is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._backlog:
+            self._schedule_backlog()
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -215,7 +246,7 @@ class EngineConnection(asyncio.Protocol):
         # any order. Requests admitted together must reach the engine in the order of their admission.
         self._transport.set_write_buffer_limits(high=0)
         self._send_bytes = self._transport.write
-        self.flow.attach(self._transport)
+        self.flow.attach(self)
         self._owner.opened()
 
     def data_received(self, data: bytes) -> None:
@@ -224,7 +255,7 @@ class EngineConnection(asyncio.Protocol):
             self._relay_chunked(data)
         elif phase is _AWAITING_HEAD:
             self.has_answered = True
-            self._take_head(self._unread + data if self._unread else data)
+            self._take_head(data)
         elif phase is _LENGTH:
             self._relay_length(data)
         elif phase is _UNTIL_CLOSE:
@@ -251,6 +282,7 @@ class EngineConnection(asyncio.Protocol):
         phase, self._phase = self._phase, _CLOSED
         receiver, self._receiver = self._receiver, None
         self._write = None
+        self._backlog = b""
         if phase is _IDLE:
             self._owner.discard(self)
         elif receiver is None:
@@ -265,29 +297,51 @@ class EngineConnection(asyncio.Protocol):
     # The answer.
 
     def _take_head(self, data: bytes) -> None:
+        partial = self._partial_head
+        if partial:
+            # Offsets instead of joined pieces: a head that comes byte by byte must not cost the square of its size.
+            searched_bytes = max(len(partial) - 3, 0)
+            partial += data
+            if partial.find(b"\r\n\r\n", searched_bytes) < 0:
+                self._keep_partial_head(b"")
+                return
+            data = bytes(partial)
+            partial.clear()
+        begin = 0
         while True:
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                self._unread = data
-                if len(data) > _MAX_HEAD_BYTES:
-                    self._break("the head of the engine's answer is too large")
+            end = data.find(b"\r\n\r\n", begin) + 4
+            if end < 4:
+                self._keep_partial_head(data[begin:])
+                return
+            if end - begin > _MAX_HEAD_BYTES:
+                self._break(_HEAD_TOO_LARGE)
                 return
             try:
-                head = self._owner.heads.read(data[: end + 4], to_head_request=self._to_head_request)
+                head = self._owner.heads.read(data[begin:end], to_head_request=self._to_head_request)
             except FramingError as error:
                 self._break(f"the engine's answer is malformed: {error}")
                 return
-            data = data[end + 4 :]
+            begin = end
             if head.status >= 200:
                 break
             if head.status == 101:
                 self._break("the engine changed the protocol without being asked to")
                 return
+            self._interim_answers += 1
+            if self._interim_answers > _MAX_INTERIM_ANSWERS:
+                self._break(f"the engine sent more than {_MAX_INTERIM_ANSWERS} interim answers (1xx)")
+                return
+        self._interim_answers = 0
         self._head = head
-        self._unread = data
+        self._unread = data[begin:]
         self._phase = _HEAD_REPORTED
         assert self._receiver is not None
         self._receiver.answer_began(head)
+
+    def _keep_partial_head(self, more: bytes) -> None:
+        self._partial_head += more
+        if len(self._partial_head) > _MAX_HEAD_BYTES:
+            self._break(_HEAD_TOO_LARGE)
 
     def _relay_length(self, data: bytes, head: bytes = b"") -> None:
         length = len(data)
@@ -316,6 +370,8 @@ class EngineConnection(asyncio.Protocol):
         assert write is not None
         if self._awaits_first_bytes and data:
             self._report_first_bytes()
+        if len(data) > _TURN_BYTES and data.count(b"\r\n") > _TURN_LINES:
+            data = self._leave_for_later(data)
         self.body_bytes += len(data)
         self._last_piece = data
         try:
@@ -326,6 +382,7 @@ class EngineConnection(asyncio.Protocol):
                 write(head)
             self._break(f"the engine's answer is malformed: {error}")
             return
+        is_clean = end == len(data) and not self._backlog
         if chunks.payload is not None:
             data = chunks.take_payload()
             if head or data:
@@ -335,7 +392,28 @@ class EngineConnection(asyncio.Protocol):
         else:
             write(head + data[:end])
         if end >= 0:
-            self._complete(clean=end == len(data) or chunks.payload is not None)
+            self._complete(clean=is_clean)
+
+    def _leave_for_later(self, data: bytes) -> bytes:
+        """Keep all but the first part for later turns, without reading on meanwhile; returns that part."""
+        self._backlog = data[_TURN_BYTES:]
+        self.pause_reading()
+        self._schedule_backlog()
+        return data[:_TURN_BYTES]
+
+    def _schedule_backlog(self) -> None:
+        if not self._is_backlog_scheduled:
+            self._is_backlog_scheduled = True
+            asyncio.get_running_loop().call_soon(self._relay_backlog)
+
+    def _relay_backlog(self) -> None:
+        self._is_backlog_scheduled = False
+        data = self._backlog
+        # Where there is a reason to pause, ``resume_reading`` will follow.
+        if data and not self.flow.reasons:
+            self._backlog = b""
+            self.resume_reading()
+            self._relay_chunked(data)
 
     def _report_first_bytes(self) -> None:
         self._awaits_first_bytes = False

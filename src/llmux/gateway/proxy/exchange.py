@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any, ParamSpec, Protocol
+from urllib.parse import quote
 
 import structlog
 
@@ -11,8 +12,9 @@ from llmux.access import Outcome, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
-from llmux.gateway.errors import BadGateway, InternalError
+from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
+from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
@@ -74,6 +76,7 @@ class _Phase(Enum):
 _QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
 _, _, _CHUNKED, _UNTIL_CLOSE = Framing
 
+_UPSTREAM = b"/upstream/"
 _NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
 _COMMENT = b": keep-alive\n\n"
 
@@ -319,6 +322,15 @@ class Exchange:
         if self._phase is _CONNECTING and self._request.attempts == attempt:
             self._give_back(reason)
 
+    def connect_short(self, reason: str, attempt: int) -> None:
+        if self._phase is not _CONNECTING or self._request.attempts != attempt:
+            return
+        if self._last_comment_at is not None:
+            self._phase = _AWAITING_THAW
+            return
+        self._end_lease()
+        self._refuse(OutOfDescriptors(reason))
+
     # Steps.
 
     def _guard(self, step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> None:
@@ -371,6 +383,8 @@ class Exchange:
         self._phase = _RELAYING
         self._answer = head
         self._body = b""
+        if head.has_addresses and not self._hide_addresses(head):
+            return
         fields = head.fields
         keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
         unchunk = client.head.http10 and head.framing is _CHUNKED
@@ -389,6 +403,28 @@ class Exchange:
             own_fields += client.cors_fields
             fields = without_cors(fields)
         engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
+
+    def _hide_addresses(self, head: ResponseHead) -> bool:
+        """Make the engine's references to itself lead through llmux; the answer is refused where that cannot be."""
+        upstream, model = self._upstream, self._request.model
+        assert upstream is not None
+        by_upstream = self._client.head.path.startswith(_UPSTREAM)
+        prefix = _UPSTREAM + quote(model, safe="").encode() if by_upstream else b""
+        try:
+            head.fields = self._state.pools.of(upstream).address.hide(head.fields, prefix)
+        except AddressExposed as exposed:
+            self._drop_engine()
+            self._end_suspension()
+            self._answer = None
+            self._end_lease()
+            self._refuse(BadGateway(model, f"the answer of the engine of '{model}' is not passed on: {exposed}"))
+            return False
+        return True
+
+    def _end_lease(self) -> None:
+        """End it without an answer, before the client is refused, as in ``answer_ended``."""
+        self._upstream = None
+        self._state.access.end(self._request, Outcome.BROKEN)
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()

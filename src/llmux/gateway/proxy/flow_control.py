@@ -1,7 +1,7 @@
 """When a connection is read from: always, unless there is a reason not to."""
 
-import asyncio
 from enum import Enum, auto
+from typing import Protocol
 
 
 class PauseReason(Enum):
@@ -19,32 +19,45 @@ class PauseReason(Enum):
     """Client side: enough of what it sent has been worked off for now; other connections are served in between."""
 
 
+class Source(Protocol):
+    """What is read from: a transport, or what stands before one."""
+
+    def is_closing(self) -> bool:
+        """Whether it may not be told anything any more."""
+
+    def pause_reading(self) -> None:
+        """Stop reading."""
+
+    def resume_reading(self) -> None:
+        """Read on."""
+
+
 class FlowControl:
-    """Reads from one transport while no reason to pause is in force.
+    """Reads from one source while no reason to pause is in force.
 
     The reasons are independent: each is set and lifted by whoever knows of it, and need not know of the others. While
     reading is paused, a close by the peer goes unnoticed.
     """
 
-    __slots__ = ("_transport", "reasons")
+    __slots__ = ("_source", "reasons")
 
     def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
+        self._source: Source | None = None
         self.reasons: set[PauseReason] = set()
         """Those in force; for others to read only."""
 
-    def attach(self, transport: asyncio.Transport) -> None:
-        """Control the reading from ``transport``, which has just been connected and is being read from."""
-        self._transport = transport
+    def attach(self, source: Source) -> None:
+        """Control the reading from ``source``, which has just been connected and is being read from."""
+        self._source = source
         if self.reasons:
-            transport.pause_reading()
+            source.pause_reading()
 
     def pause(self, reason: PauseReason) -> None:
         """Stop reading until this reason, and every other, has been lifted."""
-        transport = self._transport
+        source = self._source
         # asyncio's and uvloop's transports refuse both calls once they are closing.
-        if not self.reasons and transport is not None and not transport.is_closing():
-            transport.pause_reading()
+        if not self.reasons and source is not None and not source.is_closing():
+            source.pause_reading()
         self.reasons.add(reason)
 
     def resume(self, reason: PauseReason) -> None:
@@ -61,6 +74,6 @@ class FlowControl:
             self._resume_reading()
 
     def _resume_reading(self) -> None:
-        transport = self._transport
-        if transport is not None and not transport.is_closing():
-            transport.resume_reading()
+        source = self._source
+        if source is not None and not source.is_closing():
+            source.resume_reading()

@@ -1,14 +1,20 @@
 """Connections to engines: an idle one is reused, the most recently used first; without one, a new one is made."""
 
 import asyncio
+import errno
 import time
 from typing import Protocol
 
 from llmux.access import Upstream
+from llmux.errors import is_own_shortage
+from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.statistics import GatewayStatistics
+
+_FIRST_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 0.5
 
 
 class ConnectionSeeker(Protocol):
@@ -18,7 +24,10 @@ class ConnectionSeeker(Protocol):
         """Use the connection made for ``attempt``; returns False if it is not wanted any more."""
 
     def connect_failed(self, reason: str, attempt: int) -> None:
-        """No connection could be made for ``attempt``."""
+        """No connection could be made for ``attempt``, which is the engine's fault."""
+
+    def connect_short(self, reason: str, attempt: int) -> None:
+        """No connection could be made for ``attempt``, because llmux itself lacked the means for too long."""
 
 
 class EnginePool:
@@ -35,6 +44,7 @@ class EnginePool:
         "_open_count",
         "_options",
         "_statistics",
+        "address",
         "fixed_headers",
         "heads",
         "upstream",
@@ -51,8 +61,9 @@ class EnginePool:
         self._open_count = 0
         self._now = now
         """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
-        host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
-        self.fixed_headers = f"host: {host}:{upstream.port}\r\n".encode()
+        host_header = upstream.authority.encode()
+        self.address = EngineAddress(host_header.lower(), upstream.port if upstream.socket_path is None else None)
+        self.fixed_headers = b"host: %b\r\n" % host_header
         """The header lines that every request to this engine gets."""
         if upstream.api_key:
             self.fixed_headers += f"authorization: Bearer {upstream.api_key}\r\n".encode()
@@ -71,25 +82,58 @@ class EnginePool:
 
         Raises nothing: a failure is reported to ``seeker``.
         """
-        loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
-            async with asyncio.timeout(self._options.connect_timeout_seconds):
-                _, engine = await loop.create_connection(
-                    lambda: EngineConnection(self), self.upstream.host, self.upstream.port
-                )
+            engine = await self._find()
         except TimeoutError:
             self._fail(seeker, attempt, "the engine did not accept a connection in time")
-        except OSError:
-            self._fail(seeker, attempt, "the engine does not accept connections")
+        except OSError as error:
+            if is_own_shortage(error):
+                seeker.connect_short(error.strerror or "no descriptors", attempt)
+            else:
+                self._fail(seeker, attempt, "the engine does not accept connections")
         else:
-            self._statistics.engine_connections_opened += 1
             if not engine.usable:
                 self._fail(seeker, attempt, "the engine closed a new connection at once")
             elif not seeker.connected(engine, attempt):
                 engine.become_idle()
         finally:
             self._connecting -= 1
+
+    async def _find(self) -> EngineConnection:
+        """Open a connection, or, while that fails for the moment, take one that has become idle.
+
+        Raises OSError, or TimeoutError if the engine does not accept it in time.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._options.connect_timeout_seconds
+        wait_seconds = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(self._options.connect_timeout_seconds):
+                    engine = await self._open(loop)
+            except OSError as error:
+                is_short = is_own_shortage(error)
+                self._statistics.engine_connections_short += is_short
+                # A Unix socket, other than a port, refuses at once while the engine's queue of connections is full.
+                if not (is_short or error.errno == errno.EAGAIN) or loop.time() >= give_up_at:
+                    raise
+            else:
+                self._statistics.engine_connections_opened += 1
+                return engine
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _LONGEST_RETRY_SECONDS)
+            idle = self.take()
+            if idle is not None and idle.usable:
+                return idle
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> EngineConnection:
+        upstream = self.upstream
+        if upstream.socket_path is None:
+            _, engine = await loop.create_connection(lambda: EngineConnection(self), upstream.host, upstream.port)
+        else:
+            _, engine = await loop.create_unix_connection(lambda: EngineConnection(self), upstream.socket_path)
+        return engine
 
     def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
         self._statistics.engine_connections_failed += 1

@@ -6,7 +6,7 @@ import json
 import secrets
 import struct
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import repeat
@@ -16,11 +16,10 @@ from aiohttp import web
 
 from llmux.simulation.engine import text
 from llmux.simulation.engine.core import DEAD_ERROR, EngineDead, Generation, SimulatedEngine
+from llmux.simulation.engine.front import Endpoint
 from llmux.simulation.engine.requests import Refused, read_object, required, token_limit
 
 DEFAULT_COMPLETION_TOKENS = 16
-
-Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,20 @@ class _Task:
         return "abort" if self.generation.aborted else self.generation.finish_reason
 
 
+def _failing_visibly(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, which answers 500 once its engine core is dead."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await endpoint(request)
+        except EngineDead:
+            return web.json_response(DEAD_ERROR, status=500)
+
+    return answer
+
+
 class Inference:
-    """The inference endpoints of one engine, with vLLM's check of API keys."""
+    """The inference endpoints of one engine."""
 
     def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine
@@ -63,27 +74,14 @@ class Inference:
     def endpoints(self) -> dict[str, Endpoint]:
         """By method and path."""
         return {
-            "GET /v1/models": self._guarded(self._models),
-            "POST /v1/chat/completions": self._guarded(self._chat),
-            "POST /v1/completions": self._guarded(self._completion),
-            "POST /v1/embeddings": self._guarded(self._embeddings),
-            "POST /v1/responses": self._guarded(self._response),
-            "POST /v1/messages": self._guarded(self._message),
+            "GET /v1/models": self._models,
+            "POST /v1/chat/completions": _failing_visibly(self._chat),
+            "POST /v1/completions": _failing_visibly(self._completion),
+            "POST /v1/embeddings": _failing_visibly(self._embeddings),
+            "POST /v1/responses": _failing_visibly(self._response),
+            "POST /v1/messages": _failing_visibly(self._message),
             "POST /tokenize": self._tokenize,
         }
-
-    def _guarded(self, endpoint: Endpoint) -> Endpoint:
-        bearers = {f"Bearer {key}" for key in self._options.api_keys}
-
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            if bearers and request.headers.get("Authorization") not in bearers:
-                return web.json_response({"error": "Unauthorized"}, status=401)
-            try:
-                return await endpoint(request)
-            except EngineDead:
-                return web.json_response(DEAD_ERROR, status=500)
-
-        return guarded
 
     async def _models(self, _: web.Request) -> web.Response:
         now = int(time.time())

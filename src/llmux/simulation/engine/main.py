@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -31,13 +32,27 @@ def main() -> None:
     options, timings, faults = parse(sys.argv[1:])
     worker_pid = _fork_worker(options.worker_linger_seconds) if options.worker else None
     try:
+        listener = _bind(options)
         memory = _start(options, faults, worker_pid)
-        asyncio.run(_serve(options, timings, faults, memory, worker_pid))
+        asyncio.run(_serve(options, timings, faults, memory, worker_pid, listener))
     except LedgerFull as error:
         log_out_of_memory(error)
     except (LedgerError, OSError) as error:
         sys.stderr.write(f"{error}\nEngine core initialization failed.\n")
     sys.exit(1)
+
+
+def _bind(options: EngineOptions) -> socket.socket:
+    """As vLLM does, before anything that takes long, and without removing a socket file that is in the way."""
+    if options.uds is not None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(options.uds)
+        return listener
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((options.host, options.port))
+    return listener
 
 
 def _start(options: EngineOptions, faults: Faults, worker_pid: int | None) -> EngineMemory:
@@ -54,7 +69,12 @@ def _start(options: EngineOptions, faults: Faults, worker_pid: int | None) -> En
 
 
 async def _serve(
-    options: EngineOptions, timings: Timings, faults: Faults, memory: EngineMemory, worker_pid: int | None
+    options: EngineOptions,
+    timings: Timings,
+    faults: Faults,
+    memory: EngineMemory,
+    worker_pid: int | None,
+    listener: socket.socket,
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -78,14 +98,13 @@ async def _serve(
             loop.add_signal_handler(number, stopping.set)
         if worker_pid is not None:
             _watch_worker(engine, worker_pid, loop)
-        await _listen(runner, options)
+        await _listen(runner, listener)
         await stopping.wait()
         await _stop(engine)
 
 
-async def _listen(runner: web.AppRunner, options: EngineOptions) -> None:
-    site = web.UnixSite(runner, options.uds) if options.uds else web.TCPSite(runner, options.host, options.port)
-    await site.start()
+async def _listen(runner: web.AppRunner, listener: socket.socket) -> None:
+    await web.SockSite(runner, listener).start()
     address = runner.addresses[0]
     log("Application startup complete.")
     sys.stdout.write(f"READY {address if isinstance(address, str) else address[1]}\n")

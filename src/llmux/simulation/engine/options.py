@@ -1,12 +1,14 @@
-"""The command line of the simulated engine: vLLM's flags that matter, and our own. Any other flag is ignored."""
+"""The command line of the simulated engine: vLLM's flags, most of them without effect, and our own."""
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from llmux.simulation.engine import vllm_flags
 from llmux.simulation.engine.faults import Fault, Faults
 
 ENVIRONMENT_PREFIX = "LLMUX_SIM_"
@@ -47,6 +49,9 @@ class EngineOptions:
     host: str
     port: int
     uds: str | None
+    root_path: str
+    allowed_origins: tuple[str, ...]
+    """The origins whose pages may read the answers."""
     api_keys: tuple[str, ...]
     sleep_mode: bool
     development_mode: bool
@@ -77,10 +82,11 @@ def parse(
     """Parse a command line of vLLM (``serve MODEL ...``) or of 0.7.7's mock engine (``--model NAME ...``).
 
     Each of our own flags has an environment variable: ``--sim-wake-ms`` is ``LLMUX_SIM_WAKE_MS``, ``--latency-ms`` is
-    ``LLMUX_SIM_LATENCY_MS``. Exits with code 2 on a bad value.
+    ``LLMUX_SIM_LATENCY_MS``. As with vLLM, flags may be abbreviated. Exits with code 2 on a bad value and on a
+    word that vLLM does not know either.
     """
     parser = _parser(environment)
-    normal = [re.sub(r"^--[\w-]+", lambda flag: flag[0].replace("_", "-"), argument) for argument in arguments]
+    normal = [_normal(argument) for argument in arguments]
     serve, rest = normal[:1] == ["serve"], normal
     positional = None
     if serve:
@@ -90,6 +96,9 @@ def parse(
     given, unknown = parser.parse_known_args(rest)
     if serve and positional is None and given.model is None:
         positional = next((word for word in reversed(unknown) if not word.startswith("-")), None)
+        unknown = [word for word in unknown if word != positional]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     model = positional or given.model
     if model is None:
         parser.error("no model: say 'serve MODEL' or '--model NAME'")
@@ -109,19 +118,23 @@ def parse(
 
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """Destinations are the fields of EngineOptions and Timings."""
-    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__)
     vllm = parser.add_argument_group("vLLM's")
     vllm.add_argument("--model")
     vllm.add_argument("--served-model-name", nargs="+", dest="served_names", metavar="NAME")
     vllm.add_argument("--host", default="127.0.0.1")
     vllm.add_argument("--port", type=int, default=8000, help="0: any; it is printed as READY PORT")
-    vllm.add_argument("--uds")
+    vllm.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead of --host and --port")
+    vllm.add_argument("--root-path", default="", metavar="PATH", help="a prefix of the paths that may be left out")
+    vllm.add_argument("--allowed-origins", type=_words, default=(), metavar="JSON", help='a list, such as ["*"]; empty')
     vllm.add_argument("--api-key", nargs="+", dest="api_keys", metavar="KEY")
     vllm.add_argument("--enable-sleep-mode", dest="sleep_mode", action=argparse.BooleanOptionalAction, default=False)
     vllm.add_argument("--max-num-seqs", type=_positive, default=256, dest="max_running", metavar="N")
     vllm.add_argument("--max-model-len", type=_length, default=131072, dest="max_model_tokens", metavar="N")
-    vllm.add_argument("--gpu-memory-utilization", type=float, default=0.92, metavar="SHARE")
+    share_flags = ("--gpu-memory-utilization", "--device-memory-utilization")
+    vllm.add_argument(*share_flags, type=float, default=0.92, metavar="SHARE")
     vllm.add_argument("--shutdown-timeout", type=float, default=0.0, dest="shutdown_timeout_seconds", metavar="S")
+    _add_flags_without_effect(parser)
     group = parser.add_argument_group("the simulation's own")
 
     def ours(flag: str, dest: str, unit: str, default: str | None, meaning: str) -> None:
@@ -158,6 +171,31 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     known = f"a fault to inject, repeatable; one of {', '.join(Fault)}"
     group.add_argument("--sim-fault", action="append", metavar="FAULT[:ARGUMENT][@PATH]", help=known)
     return parser
+
+
+def _add_flags_without_effect(parser: argparse.ArgumentParser) -> None:
+    nowhere: dict[str, Any] = {"dest": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    for names in vllm_flags.WITH_VALUE:
+        parser.add_argument(*names.split("|"), **nowhere)
+    for names in vllm_flags.WITH_VALUES:
+        parser.add_argument(*names.split("|"), nargs="+", **nowhere)
+    for names in vllm_flags.NEGATABLE:
+        parser.add_argument(*names.split("|"), action=argparse.BooleanOptionalAction, **nowhere)
+    for names in vllm_flags.SWITCHES:
+        parser.add_argument(*names.split("|"), action="store_true", **nowhere)
+
+
+def _normal(argument: str) -> str:
+    """As vLLM: ``_`` is ``-``, ``--flag.key VALUE`` is a member of the flag's JSON object, ``-O3`` is a level."""
+    argument = re.sub(r"^-O(?=\d)", "--optimization-level=", argument)
+    return re.sub(r"^(--[\w-]+)(\.[\w.+-]+)?", lambda flag: flag[1].replace("_", "-"), argument)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = json.loads(text)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise argparse.ArgumentTypeError(f"{text} is no list of strings")
+    return tuple(words)
 
 
 def _milliseconds(text: str) -> float:

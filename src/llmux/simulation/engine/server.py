@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
@@ -10,40 +10,26 @@ from aiohttp import web
 
 from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
 from llmux.simulation.engine.faults import Fault
+from llmux.simulation.engine.front import Endpoint, Front
 from llmux.simulation.engine.inference import Inference
 from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object
 
 VERSION = "0.32.0"
 """The version of vLLM that is imitated."""
 
-Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Spawn = Callable[[Coroutine[Any, Any, Answer]], asyncio.Task[Answer]]
 
 
 def application(engine: SimulatedEngine, spawn: Spawn) -> web.Application:
     """All endpoints; ``spawn`` starts tasks that continue when their client disconnects (a sleep, a wake)."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
-    inference = Inference(engine)
-    _add(app, _information(engine))
-    _add(app, inference.endpoints())
-    _add(app, _controls(engine))
+    endpoints = _information(engine) | Inference(engine).endpoints() | _controls(engine)
     if engine.options.development_mode:
-        _add(app, _lifecycle(engine, spawn))
-    known = {resource.canonical for resource in app.router.resources()}
-
-    async def unknown(request: web.Request) -> web.StreamResponse:
-        if request.path in known:
-            return web.json_response({"detail": "Method Not Allowed"}, status=405)
-        return web.json_response({"detail": "Not Found"}, status=404)
-
-    app.router.add_route("*", "/{tail:.*}", unknown)
+        endpoints |= _lifecycle(engine, spawn)
+    front = Front(engine.options, {route: _refusing(endpoint) for route, endpoint in endpoints.items()})
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_route("*", "/{tail:.*}", front.handle)
+    app.on_response_prepare.append(front.add_headers)
     return app
-
-
-def _add(app: web.Application, endpoints: dict[str, Endpoint]) -> None:
-    for route, endpoint in endpoints.items():
-        method, path = route.split(" ")
-        app.router.add_route(method, path, _refusing(endpoint))
 
 
 def _refusing(endpoint: Endpoint) -> Endpoint:

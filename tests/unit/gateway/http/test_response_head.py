@@ -50,3 +50,76 @@ def test_an_answer_to_head_has_no_body_whatever_came_before() -> None:
     reader.read(HEAD % b"17", to_head_request=False)
     assert reader.read(HEAD % b"18", to_head_request=True).framing is Framing.NONE
     assert reader.read(HEAD % b"18", to_head_request=False).framing is Framing.LENGTH
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 2\r\n\r\n"
+MALFORMED = [
+    PLAIN.replace(b": 2", b": 2\r\ncontent-length\t: 6"),
+    PLAIN.replace(b": 2", b": 2\r\ncontent-length : 6"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\rc"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\r"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\x00"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\x7f"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\x0b"),
+    PLAIN.replace(b"X-A: b", b"X A: b"),
+    PLAIN.replace(b"X-A: b", b" X-A: b"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\r\n folded"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\r\n\tfolded"),
+    PLAIN.replace(b"X-A: b", b": b"),
+    PLAIN.replace(b"X-A: b", b"b"),
+    PLAIN.replace(b"X-A: b", b"X-\xe9: b"),
+    PLAIN.replace(b"X-A: b", b'X"A: b'),
+    PLAIN.replace(b"X-A: b", b"X-A: b\ntransfer-encoding: chunked"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\ncontent-length: 6"),
+    PLAIN.replace(b"X-A: b", b"X-A: b\nset-cookie: evil=1"),
+    PLAIN.replace(b"OK", b"O\nK"),
+    PLAIN.replace(b"OK", b"O\x00K"),
+    PLAIN.replace(b"OK", b"OK\r"),
+    PLAIN.replace(b"200 OK", b"200OK"),
+    PLAIN.replace(b"200", b"2 0"),
+    PLAIN.replace(b"Content-Length: 2", b"Content-Length: 2\x0b"),
+]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_a_malformed_head_is_refused_however_its_body_is_framed(malformed: bytes) -> None:
+    for head in (malformed, malformed.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"), malformed):
+        for to_head_request in (False, True):
+            with pytest.raises(FramingError):
+                ResponseHeadReader().read(head, to_head_request=to_head_request)
+
+
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_a_malformed_head_is_refused_after_one_that_was_not(malformed: bytes) -> None:
+    reader = ResponseHeadReader()
+    reader.read(PLAIN, to_head_request=False)
+    with pytest.raises(FramingError):
+        reader.read(malformed, to_head_request=False)
+
+
+@pytest.mark.parametrize("fields", [b"X-A: caf\xe9\r\n", b"x-a:\tb\t\r\n", b"x-a:\r\n", b"!#$%&'*+.^_`|~: x\r\n", b""])
+def test_unusual_but_well_formed_heads_pass_as_they_are(fields: bytes) -> None:
+    head = b"HTTP/1.1 200 \xe9\r\n" + fields + b"content-length: 2\r\n\r\n"
+    read = ResponseHead(head, to_head_request=False)
+    assert read.status_line + read.fields + b"\r\n" == head
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_cannot_have_a_body_has_no_transfer_encoding(status: int) -> None:
+    head = b"HTTP/1.1 %d X\r\ntransfer-encoding: chunked\r\nx: y\r\n\r\n" % status
+    read = ResponseHead(head, to_head_request=False)
+    assert (read.framing, read.fields, read.reusable) == (Framing.NONE, b"x: y\r\n", True)
+
+
+@pytest.mark.parametrize("name", [b"Location", b"content-location", b"LINK", b"Refresh"])
+def test_a_head_with_addresses_is_looked_at_each_time(name: bytes) -> None:
+    reader = ResponseHeadReader()
+    head = b"HTTP/1.1 201 Created\r\n%b: http://127.0.0.1:8001/x\r\ncontent-length: 2\r\n\r\n" % name
+    for _ in range(3):
+        assert reader.read(head, to_head_request=False).has_addresses
+    assert not reader.read(PLAIN, to_head_request=False).has_addresses
+
+
+def test_alternative_services_are_not_passed_on() -> None:
+    head = b'HTTP/1.1 200 OK\r\nAlt-Svc: h2=":8001"\r\ncontent-length: 2\r\n\r\n'
+    assert ResponseHead(head, to_head_request=False).fields == b"content-length: 2\r\n"

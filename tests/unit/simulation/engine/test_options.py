@@ -13,24 +13,27 @@ def options(line: str, **environment: str) -> EngineOptions:
         "serve org/model --port 1",
         "serve --port 1 --dtype float32 -tp 2 org/model",
         "--port 1 --model org/model",
-        "serve org/model --unknown-flag --port 1 --another 5 --json {}",
+        "serve org/model --trust-remote-code --port 1 --seed 5 --hf_overrides {}",
+        "serve org/model --max-num-se 3 --por 1 -q awq -O3 --lora-modules a=b c=d",
         'serve org/model --compilation-config {"mode":3} --no-enable-prefix-caching --port 1',
+        "serve org/model --compilation-config.mode 3 --hf-overrides.a.b=c --port 1",
     ],
 )
-def test_both_styles_give_the_model_and_unknown_flags_are_ignored(line: str) -> None:
+def test_both_styles_give_the_model_and_vllms_other_flags_do_nothing(line: str) -> None:
     parsed = options(line)
     assert (parsed.model, parsed.served_names, parsed.port) == ("org/model", ("org/model",), 1)
 
 
 def test_vllms_flags() -> None:
     parsed = options(
-        "serve m --served-model-name alias m --host 0.0.0.0 --uds /s --api-key k --enable-sleep-mode "
-        "--max_num_seqs 8 --max-model-len 4k --shutdown-timeout=3",
+        "serve m --served-model-name alias m --hos 0.0.0.0 --uds /s --api-key k --enable-sleep-mode "
+        '--max_num_seqs 8 --max-model-len 4k --shutdown-timeout=3 --root-path /llm --allowed-origins ["http://a","http://b"]',
         VLLM_SERVER_DEV_MODE="1",
     )
     assert parsed.name == "alias"
     assert (parsed.served_names, parsed.host, parsed.uds, parsed.api_keys) == (("alias", "m"), "0.0.0.0", "/s", ("k",))
     assert (parsed.sleep_mode, parsed.max_running, parsed.max_model_tokens) == (True, 8, 4000)
+    assert (parsed.root_path, parsed.allowed_origins) == ("/llm", ("http://a", "http://b"))
     assert (parsed.shutdown_timeout_seconds, parsed.development_mode) == (3.0, True)
 
 
@@ -39,6 +42,25 @@ def test_defaults_are_those_of_the_mock() -> None:
     assert (timings.first_token_seconds, timings.token_seconds, timings.reload_seconds) == (0.05, 0.0, 0.1)
     assert (parsed.startup_delay_seconds, parsed.sleep_mode, parsed.development_mode) == (0.0, False, False)
     assert "start-exit" not in list(faults.active())
+
+
+@pytest.mark.parametrize(
+    ("words", "complained_of"),
+    [
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--max-num-seqs 4"], "unrecognized arguments: --max-num-seqs 4"),
+        (["another"], "unrecognized arguments: another"),
+        (["--disable-log-requests", "--port", "1"], "unrecognized arguments: --disable-log-requests"),
+        (["--max-num", "4"], "ambiguous option: --max-num could match"),
+        (["--allowed-origins", "*"], "argument --allowed-origins: invalid"),
+    ],
+)
+def test_what_vllm_does_not_know_ends_it_as_vllm_ends(
+    words: list[str], complained_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["serve", "m", *words], {})
+    assert complained_of in capsys.readouterr().err
 
 
 def test_our_flags_have_environment_variables_and_the_command_line_wins() -> None:

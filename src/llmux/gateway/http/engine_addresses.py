@@ -1,0 +1,108 @@
+"""Addresses in the heads of engines' answers. A client that followed one would leave llmux, and its lease, behind."""
+
+import ipaddress
+import re
+import socket
+import unicodedata
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+FIELDS = frozenset((b"location", b"content-location", b"link", b"refresh"))
+"""Headers whose values are, or contain, references that a client follows."""
+
+_LINE = re.compile(rb"(?i)(?:location|content-location|link|refresh):")
+_BEFORE_AUTHORITY = rb"(?:(?<![a-z0-9+.-])(?:https?|wss?|ftp):[/\\]*|(?<![^\s<>=\"',;])[/\\]{2,})"
+_AUTHORITY = re.compile(rb"(?i)" + _BEFORE_AUTHORITY + rb"([^/\\?#\s<>\"',;]*)")
+"""As browsers read it: any number of slashes after the scheme, and a backslash is a slash."""
+_PATH = re.compile(rb"(?i)(\A\s*|<|\burl\s*=\s*[\"']?)(?=/(?![/\\]))")
+"""Where a reference begins that is a path."""
+_LOCAL_NAMES = frozenset(("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"))
+_DEFAULT_PORT = "80"
+
+
+class AddressExposed(Exception):
+    """A header names an address of this machine that cannot be replaced by a path of llmux's."""
+
+    def __init__(self, line: bytes) -> None:
+        name = line.partition(b":")[0].decode("latin-1")
+        super().__init__(f"the header {name} of its answer names an address that only llmux may use")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """What an engine's references to itself look like. ``port`` is None for an engine on a Unix socket."""
+
+    host_header: bytes
+    port: int | None
+
+    def hide(self, fields: bytes, prefix: bytes) -> bytes:
+        """The header lines with every reference to the engine as a path, behind ``prefix``; raises AddressExposed.
+
+        ``prefix`` is the ``/upstream/MODEL`` by which the client reached the engine, or empty.
+        """
+        lines = fields.split(b"\r\n")
+        return b"\r\n".join(self._hide_in(line, prefix) if _LINE.match(line) else line for line in lines)
+
+    def _hide_in(self, line: bytes, prefix: bytes) -> bytes:
+        name, _, value = line.partition(b":")
+        value = value.replace(b"\t", b"")  # Browsers ignore it, even within the scheme.
+
+        def absolute(match: re.Match[bytes]) -> bytes:
+            return match[0] if _begins_with(value, prefix, match.end()) else match[0] + prefix
+
+        def relative(match: re.Match[bytes]) -> bytes:
+            if not self._is_own(match[1], line):
+                return match[0]
+            rest = value[match.end() : match.end() + 2]
+            if rest[:1] == b"\\" or rest[1:] in (b"/", b"\\"):
+                # What is left would be read as another host.
+                raise AddressExposed(line)
+            behind = b"" if _begins_with(value, prefix, match.end()) else prefix
+            return behind if rest[:1] == b"/" else behind + b"/"
+
+        if prefix:
+            value = _PATH.sub(absolute, value)
+        value = _AUTHORITY.sub(relative, value)
+        if self.port is not None and self.host_header in value.lower():
+            raise AddressExposed(line)
+        return name + b":" + value
+
+    def _is_own(self, authority: bytes, line: bytes) -> bool:
+        host, port = _split(authority)
+        address = _parse_ip(host)
+        if host in _LOCAL_NAMES or host.endswith(".localhost"):
+            is_loopback = True
+        else:
+            is_loopback = address is not None and (address.is_loopback or address.is_unspecified)
+        is_own_port = self.port is not None and port == str(self.port)
+        if is_loopback:
+            if not is_own_port and port not in ("", _DEFAULT_PORT):
+                # Another server of this machine, an engine perhaps: no path of llmux's leads there.
+                raise AddressExposed(line)
+            return True
+        return is_own_port and (address is not None or host == socket.gethostname().lower())
+
+
+def _begins_with(value: bytes, prefix: bytes, position: int) -> bool:
+    """Whether the engine has written the prefix itself, as one with ``--root-path`` does."""
+    return bool(prefix) and value.startswith(prefix + b"/", position)
+
+
+def _split(authority: bytes) -> tuple[str, str]:
+    """The host, in one spelling of the many that browsers take for the same, and the port."""
+    text = unquote_to_bytes(authority.rpartition(b"@")[2]).decode("utf-8", "replace")
+    text = unicodedata.normalize("NFKC", text).replace("\u3002", ".").lower()
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, ""
+    return host.rstrip("."), port.lstrip("0")
+
+
+def _parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        if not host.startswith("["):
+            return ipaddress.IPv4Address(socket.inet_aton(host))  # Knows 127.1 and 0x7f000001 too.
+        address = ipaddress.IPv6Address(host.strip("[]").partition("%")[0])
+    except (OSError, ValueError):
+        return None
+    return address.ipv4_mapped or address
