@@ -30,7 +30,6 @@ class Gateway:
 
     def __init__(self, access: ModelAccess, options: GatewayOptions, spawn: Spawn) -> None:
         self.statistics = GatewayStatistics()
-        self._options = options
         self._loop = asyncio.get_running_loop()
         self._pools = EnginePools(options, self.statistics)
         self._empty = asyncio.Event()
@@ -84,8 +83,6 @@ class Gateway:
             self._pools.close()
             self._sweep_timer.cancel()
         await self._until_empty(_ABORT_SECONDS)
-        if self._options.access_log is not None:
-            self._options.access_log.flush()
 
     async def _until_empty(self, limit_seconds: float) -> None:
         if self._state.connections:

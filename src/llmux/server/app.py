@@ -25,7 +25,8 @@ from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit
 from llmux.observability.access_log import AccessLog
-from llmux.observability.metrics import RuntimeMetrics
+from llmux.observability.background import log_lines_dropped
+from llmux.observability.metrics import LogMetrics, RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
@@ -98,8 +99,10 @@ class Server:
             registry,
             settings.admin_key.get_secret_value() if settings.admin_key else None,
         )
+        self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
         registry.register(self.metrics)
+        registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
         self.port = 0
 
@@ -148,6 +151,8 @@ class Server:
     async def close(self) -> None:
         """Close all listeners and connections. The engines must have been stopped."""
         await self.gateway.close(CLOSE_SECONDS)
+        if self._access_log is not None:
+            await asyncio.to_thread(self._access_log.close)
         await self._control.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
@@ -155,6 +160,12 @@ class Server:
 
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
+
+    def _dropped_lines(self) -> dict[str, Callable[[], int]]:
+        dropped: dict[str, Callable[[], int]] = {"stderr": log_lines_dropped}
+        if (access_log := self._access_log) is not None:
+            dropped["access_log"] = lambda: access_log.lines_dropped
+        return dropped
 
     def _gateway_options(self) -> GatewayOptions:
         return GatewayOptions(
@@ -168,7 +179,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
-            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
+            access_log=self._access_log,
         )
 
 
