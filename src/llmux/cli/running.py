@@ -10,7 +10,7 @@ import typer
 
 from llmux.errors import LlmuxError
 from llmux.observability.logging import configure_logging
-from llmux.server.app import SIGNALS
+from llmux.server.signals import SIGNALS
 
 INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
@@ -69,7 +69,10 @@ async def _ignoring_signals_afterwards(main: Coroutine[Any, Any, None]) -> None:
     try:
         await main
     finally:
+        loop = asyncio.get_running_loop()
         for number in SIGNALS:
+            # Otherwise the loop would make it deadly again when it is closed.
+            loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
 

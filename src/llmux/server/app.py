@@ -39,6 +39,7 @@ from llmux.server.build import (
     missing_programs,
     needs_criu,
 )
+from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import warm_up
 
 log = structlog.get_logger("llmux")
@@ -53,8 +54,6 @@ CLOSE_SECONDS = 5.0
 GARBAGE_THRESHOLD = 20_000
 """Allocations between two collections of young objects. With Python's default of 700 they take some per cent of the CPU
 time of a request, and requests create no reference cycles."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
@@ -188,25 +187,20 @@ async def serve(
     *,
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then stop everything. Raises LlmuxError if the start fails.
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then stop everything. Raises LlmuxError if the start fails.
 
     An unexpected error in the scheduler stops everything too, and is raised as an exception group.
     """
     problems = unsupported(settings)
     if problems:
         raise ConfigError(problems)
-    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        # Signal handlers are removed last: a signal during the shutdown must not kill the process in the middle of it.
-        for number in SIGNALS:
-            stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         session = await stack.enter_async_context(new_control_session())
         server = Server(settings, tasks.create_task, session)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
-        for number in SIGNALS:
-            loop.add_signal_handler(number, stopper.on_signal, number)
+        stack.callback(SignalReceiver(stopper.on_signal).close)
         await _run(server, stopper, on_ready)
 
 
@@ -238,14 +232,14 @@ class _Stopper:
         self._server = server
         self.was_signalled = False
 
-    def on_signal(self, number: int) -> None:
+    def on_signal(self, received: signal.Signals) -> None:
         if self.was_signalled:
-            log.warning("stopping at once", signal=signal.Signals(number).name)
+            log.warning("stopping at once", signal=received.name)
             self.stop(0.0)
             return
         self.was_signalled = True
         seconds = self._server.settings.shutdown_timeout_seconds
-        log.info("stopping", signal=signal.Signals(number).name, drain_seconds=seconds)
+        log.info("stopping", signal=received.name, drain_seconds=seconds)
         self.stop(seconds)
 
     def stop(self, drain_seconds: float) -> None:
