@@ -1,6 +1,7 @@
 """The bodies that the data port serves from llmux's own state: ``/v1/models`` and ``/ready``."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,10 +15,10 @@ from llmux.runtime.operations import ModelStatus, Operations
 class ModelList:
     """The bodies of ``/v1/models`` and ``/ready``."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, unready_reason: Callable[[], str | None]) -> None:
+        """``unready_reason`` says why llmux is not ready for requests: it starts or stops. None: it is."""
         self._operations = operations
-        self.is_ready = False
-        """True while requests are accepted: from the end of the start until shutdown begins."""
+        self._unready_reason = unready_reason
 
     def models(self) -> LocalAnswer:
         """Every configured model with its state. Never wakes a model: clients list models all the time."""
@@ -32,10 +33,11 @@ class ModelList:
             return None
 
     def ready(self) -> LocalAnswer:
-        """200 while requests are accepted, else 503."""
-        if self.is_ready:
+        """200 from the end of the start until shutdown begins, else 503 with the reason."""
+        reason = self._unready_reason()
+        if reason is None:
             return LocalAnswer(b'{"status":"ready"}')
-        return LocalAnswer(b'{"status":"not ready"}', status=503)
+        return LocalAnswer(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
 
 
 def _entry(model: ModelStatus) -> dict[str, Any]:

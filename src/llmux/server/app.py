@@ -40,7 +40,7 @@ from llmux.server.build import (
     needs_criu,
 )
 from llmux.server.signals import SignalReceiver
-from llmux.server.warmup import warm_up
+from llmux.server.warmup import WarmUp
 
 log = structlog.get_logger("llmux")
 
@@ -86,12 +86,14 @@ class Server:
             )
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
-        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
-        self.controller.attach(instances, dispatcher)
+        self._dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
+        self.controller.attach(instances, self._dispatcher)
         self.operations = Operations(
             self._scheduler, self.controller, self._instances, has_images=self._checkpointer is not None
         )
-        self._model_list = ModelList(self.operations)
+        self._warm_up: WarmUp | None = None
+        self._is_started = False
+        self._model_list = ModelList(self.operations, self._unready_reason)
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,
@@ -99,14 +101,14 @@ class Server:
             settings.admin_key.get_secret_value() if settings.admin_key else None,
         )
         self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
-        self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
+        self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
         registry.register(self.metrics)
         registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
         self.port = 0
 
     async def start(self) -> None:
-        """Warm up if configured, then listen. Raises LlmuxError."""
+        """Listen, and then warm up if configured. Raises LlmuxError."""
         settings = self.settings
         for program, models in missing_programs(settings).items():
             log.warning("no such program: install it or set vllm_command", program=program, models=models)
@@ -115,22 +117,25 @@ class Server:
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         await self._control.start()
-        if settings.warmup:
-            # A model with an image does not need it: its first start is a restore anyway.
-            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
-            await warm_up(self.operations, self._endpoints, cold)
+        # Before any engine is started, so that a port that is taken is found at once, and probes are answered.
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
         if settings.admin_port is not None:
             await self._control.listen_admin(settings.host, settings.admin_port)
         self.port = await self._listen(settings.host, settings.port)
-        # SIGTERM may have come while the engines were warmed up.
         if self._scheduler.is_stopping:
+            # SIGTERM came meanwhile.
             self.gateway.stop_accepting()
             return
         _collect_garbage_rarely()
-        self._model_list.is_ready = True
         log.info("listening", url=f"http://{settings.host}:{self.port}", models=len(settings.models))
+        if settings.warmup:
+            # A model with an image does not need it: its first start is a restore anyway.
+            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
+            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, cold)
+            await self._warm_up.run()
+            log.info("warm-up is over", models=len(cold))
+        self._is_started = True
 
     async def _listen(self, host: str, port: int) -> int:
         try:
@@ -143,7 +148,6 @@ class Server:
 
         A second call shortens the first one's time.
         """
-        self._model_list.is_ready = False
         self.gateway.stop_accepting()
         self.controller.feed(ShutdownRequested(drain_seconds))
 
@@ -156,6 +160,13 @@ class Server:
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)
+
+    def _unready_reason(self) -> str | None:
+        if self._scheduler.is_stopping:
+            return "shutting down"
+        if self._is_started:
+            return None
+        return "starting" if self._warm_up is None else self._warm_up.progress
 
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
@@ -210,7 +221,8 @@ async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server],
         if on_ready is not None:
             on_ready(server)
     except LlmuxError:
-        stopper.stop(0.0)
+        if not stopper.was_signalled:
+            stopper.stop(0.0)
         await server.controller.wait_stopped()
         if stopper.was_signalled:
             return
