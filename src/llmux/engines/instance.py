@@ -21,7 +21,7 @@ from llmux.engines.scope import EngineFailure, EngineScope, exit_report
 from llmux.engines.steps import parse_step
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.hosts.local import create_temporary_directory, describe_os_error, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
 
@@ -110,6 +110,9 @@ class Instance:
             error = self._missing_reason()
         except LlmuxError as failure:
             error, is_mismatch = str(failure), isinstance(failure, OutputMismatch)
+        except OSError as failure:
+            # A full disk, no more descriptors: this machine's fault, and as expected as an engine's.
+            error = describe_os_error(failure)
         return WakeOutcome(
             error,
             is_out_of_memory=error is not None and vllm.reports_out_of_memory(self.output_tail),
