@@ -36,7 +36,7 @@ def serve(
 
     Exit codes: 0 stopped as asked; 1 could not start; 2 wrong usage; 70 internal error.
     """
-    settings = load_settings(config, host, port)
     with stderr_in_background():
+        settings = load_settings(config, host, port)
         configure_logging(settings.log_level.value, verbose=verbose)
         run_server(serve_forever(settings))

@@ -1,6 +1,7 @@
 """Which level RUST_LOG, the configuration and -v give."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,7 @@ def record(level: int) -> logging.LogRecord:
 
 def test_a_flood_of_debug_lines_takes_no_other_line_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("llmux.observability.logging.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("llmux.observability.logging.time", SimpleNamespace(monotonic=lambda: now[0]))
     budget = DebugBudget()
     passed = [budget.filter(record(logging.DEBUG)) for _ in range(DEBUG_LINES_AT_ONCE + 10)]
     assert passed == [True] * DEBUG_LINES_AT_ONCE + [False] * 10
