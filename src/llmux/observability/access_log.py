@@ -114,9 +114,12 @@ class AccessLog:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
             return
-        with self._path.open("rb") as file:
-            file.seek(max(0, status.st_size - LINE_BYTES_MAX))
-            _, _, broken = file.read().rpartition(b"\n")
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(0, status.st_size - LINE_BYTES_MAX))
+                _, _, broken = file.read().rpartition(b"\n")
+        except OSError:
+            return  # it may be written, but not read
         if broken.startswith(LINE_START):
             os.ftruncate(descriptor, status.st_size - len(broken))
         elif broken:

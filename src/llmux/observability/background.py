@@ -68,8 +68,10 @@ class BackgroundWriter:
     def drop(self, lines: int) -> None:
         """Count lines that the caller has dropped itself."""
         with self._changed:
+            is_first = not self._unreported
             self._drop(lines)
-            self._wake()
+            if is_first:
+                self._wake()
 
     def close(self, limit_seconds: float = CLOSE_SECONDS) -> bool:
         """Return when everything queued has been written, or at the limit; returns which. Further lines are dropped."""
