@@ -38,7 +38,9 @@ async def test_all_models_end_asleep_and_none_is_active(tmp_path: Path) -> None:
 async def test_a_failed_warm_up_ends_the_program(tmp_path: Path, fault: str) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
     models = {"a": OFFLOAD, "b": with_flags(OFFLOAD, "--sim-fault", fault)}
-    config = simulated_config(models, ledger=ledger.path, warmup=True, start_timeout_seconds=2.0)
+    # Short only where it is waited for: the other model has to start within it too, on a machine that is busy.
+    limit_seconds = 5.0 if fault == "start-hang" else 30.0
+    config = simulated_config(models, ledger=ledger.path, warmup=True, start_timeout_seconds=limit_seconds)
     code, log = await ended_early(config, tmp_path)
     assert code == 1
     assert WARM not in log
