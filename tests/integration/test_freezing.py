@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -166,3 +167,44 @@ async def test_an_operator_sees_what_is_frozen(tmp_path: Path):
 
 async def _frozen(bench: Bench) -> bool:
     return 'llmux_frozen{model="slow"} 1.0' in (await bench.call("GET /metrics")).text
+
+
+async def test_sigterm_lets_a_frozen_stream_end_too(tmp_path: Path):
+    """What is in flight ends, then the frozen model is woken once more; what waits is refused as ever."""
+    models = {"slow": freezing(OFFLOAD), "other": with_flags(STOP, *SLOW), "third": OFFLOAD}
+    async with serving(models, tmp_path, policy={"min_active_seconds": 0.5}) as bench, asyncio.TaskGroup() as tasks:
+        await bench.expect("slow", max_tokens=1)
+        async with bench.stream("slow", "a long story", max_tokens=40) as frozen:
+            await frozen.read(2)
+            busy = tasks.create_task(bench.expect("other", "busy", max_tokens=20))
+            await bench.until_model("slow", frozen=1)
+            await bench.until_model("other", in_flight=1)
+            waiting = tasks.create_task(bench.ask("third"))
+            await bench.until_model("third", queue_depth=1)
+            bench.server.process.send_signal(signal.SIGTERM)
+            await frozen.read()
+            assert frozen.is_complete
+            assert frozen.said == expected_text("slow", "a long story", 40)
+            assert (await waiting).code == "shutting_down"
+            await busy
+        async with asyncio.timeout(20):
+            assert await bench.server.process.wait() == 0
+
+
+async def test_a_second_sigterm_ends_a_frozen_stream_at_once(tmp_path: Path):
+    models = {"slow": freezing(OFFLOAD), "other": with_flags(OFFLOAD, *SLOW)}
+    policy = {"min_active_seconds": 0.5}
+    async with serving(models, tmp_path, policy=policy, shutdown_timeout_seconds=600.0) as bench:
+        await bench.expect("slow", max_tokens=1)
+        async with bench.stream("slow", max_tokens=TOKENS) as frozen, asyncio.TaskGroup() as tasks:
+            await frozen.read(2)
+            busy = tasks.create_task(bench.ask("other", max_tokens=TOKENS))
+            await bench.until_model("slow", frozen=1)
+            await bench.until_model("other", in_flight=1)
+            bench.server.process.send_signal(signal.SIGTERM)
+            await bench.server.wait_for_log("stopping ")
+            bench.server.process.send_signal(signal.SIGTERM)
+            await frozen.read()
+            assert json.loads(frozen.events[-1])["error"]["code"] == "shutting_down"
+            assert (await busy).code == "shutting_down"
+        assert await bench.server.terminate() == 0

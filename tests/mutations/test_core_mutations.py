@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from llmux.core import admission, commands, lifecycle, placement, switching
+from llmux.core import admission, commands, lifecycle, placement, shutdown, switching
 from llmux.core.deadlines import Deadlines
 from llmux.core.model import Model
 from llmux.core.policies.adaptive import Adaptive
@@ -49,6 +49,12 @@ from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_i
 from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
 from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
 from tests.unit.core.test_lifecycle import test_the_back_off_doubles_up_to_a_minute as back_off_doubles
+from tests.unit.core.test_shutdown import (
+    test_a_wake_that_is_under_way_at_the_deadline_is_aborted_once as aborts_once,
+)
+from tests.unit.core.test_shutdown import (
+    test_what_is_frozen_resumes_when_what_is_in_flight_has_ended as frozen_resume,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +110,9 @@ FAULTS = (
     Fault("never notes a first token", Model.first_token, without(-1)),
     Fault("waits for the first token of what was revoked", admission.revoke_all, without(0, ast.AugAssign)),
     Fault("admits above max_in_flight", getter(Model.has_free_place), compared(0, operator=ast.LtE)),  # type: ignore[arg-type]
+    Fault("loses what is frozen at the end", shutdown._wake_frozen, over_nothing(0)),
+    Fault("does not wait for what is frozen", shutdown.advance_shutdown, condition(0, always=True)),
+    Fault("gives a wake up again and again", shutdown._abort, condition(0, always=False)),
     Fault("times out what has stopped waiting", Deadlines.stop, without(0, ast.Assign)),
 )
 
@@ -115,6 +124,8 @@ CHECKS: tuple[Callable[[], object], ...] = (
     stays_as_long,
     dies_asleep,
     quantum_is_kept,
+    frozen_resume,
+    aborts_once,
     *(partial(quantum_has_an_end, leaving, longest) for leaving, longest in LONGEST_TURNS),
     *(partial(random_walk, seed) for seed in range(WALKS)),
     *(partial(bounded_wait, policy, 3) for policy in ("adaptive", "fifo", "time_slice")),

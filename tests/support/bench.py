@@ -271,6 +271,7 @@ async def serving(
     *arguments: str,
     gpu_mib: int = 1000,
     environment: Mapping[str, str] | None = None,
+    waits_until_warm: bool = True,
     **top_level: Any,
 ) -> AsyncIterator[Bench]:
     """A server over simulated engines that share a virtual GPU on which one of them fits.
@@ -283,7 +284,8 @@ async def serving(
     try:
         config = simulated_config(models, ledger=ledger.path, **top_level)
         own = {"TMPDIR": str(temporary), **(environment or {})}
-        async with llmux_server(config, directory, *arguments, environment=own) as server, http_client() as session:
+        running = llmux_server(config, directory, *arguments, environment=own, waits_until_warm=waits_until_warm)
+        async with running as server, http_client() as session:
             yield Bench(server, session, ledger, temporary)
         await nothing_left(ledger, temporary)
     finally:

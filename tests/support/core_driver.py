@@ -437,7 +437,7 @@ class CoreDriver:
         engine = self.engines[name]
         assert engine.pending is None, f"{action}: {engine.pending} is still under way"
         assert not engine.awake, f"{action}: awake already"
-        assert not self.stopping, f"{action} during shutdown"
+        assert not self.stopping or self.frozen[name], f"{action} during shutdown, for nobody"
         assert self.now >= engine.not_before, f"{action}: the back-off lasts until {engine.not_before}"
         if action.asleep is None:
             assert not engine.running, f"{action}: a cold start beside a running engine"
@@ -537,7 +537,7 @@ class CoreDriver:
             returning = {event.request.id for event in self._backlog if isinstance(event, RequestReturned)}
             assert _ids(model.queue) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
         self._check_something_will_happen()
-        if self.check_bound:
+        if self.check_bound and not self.stopping:
             self._check_wait_bound()
 
     def _timer_is_earlier(self) -> bool:

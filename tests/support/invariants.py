@@ -32,7 +32,7 @@ def _check_model(world: World, model: Model, now: float) -> None:
             f"{model.name}: being stopped"
         )
         assert not isinstance(model.state, Waking) or not model.state.from_cold, f"{model.name}: a cold start"
-        assert world.stopping_until is None, f"{model.name}: frozen during shutdown"
+        assert world.stopping_until is None or now < world.stopping_until, f"{model.name}: frozen after the end"
     assert len(model.queue) == sum(len(model.queue.line(priority)) for priority in Priority), f"{model.name}: size"
     for priority in Priority:
         line = model.queue.line(priority)
@@ -119,6 +119,8 @@ def _check_timer(scheduler: Scheduler, now: float) -> None:
     due = [request.deadline for m in world.models.values() for request in (*m.queue, *m.frozen)]
     assert None not in due, "a waiting request without a deadline"
     due += [m.state.deadline for m in world.models.values() if isinstance(m.state, Draining)]
+    if world.stopping_until is not None and world.frozen_requests:
+        due.append(world.stopping_until)
     due += [m.state.retry_at for m in world.backing_off.values() if isinstance(m.state, Failed | Stuck)]
     if due:
         assert scheduler._timer is not None, "something is due and no timer is set"

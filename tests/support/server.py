@@ -19,6 +19,7 @@ from llmux.simulation.gpus import HOOK
 from llmux.simulation.ledger import Ledger
 
 LISTENING = re.compile(r"listening .*url=(http://\S+)")
+WARM = "warm-up is over"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 VIRTUAL_GPUS = {GPU_HOOK_VARIABLE: HOOK}
@@ -101,14 +102,17 @@ async def llmux_server(
     *arguments: str,
     command: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
+    waits_until_warm: bool = True,
 ) -> AsyncIterator[LlmuxProcess]:
-    """A server with this configuration, listening; ended at the end, with everything it had started.
+    """A server with this configuration, ready for requests; ended at the end, with everything it had started.
 
-    ``command`` is the whole command line instead of ``serve -c FILE``; it runs in ``directory``.
+    ``command`` is the whole command line instead of ``serve -c FILE``; it runs in ``directory``. A warm-up that is
+    configured is waited for, unless ``waits_until_warm`` says otherwise.
     """
     file = directory / "config.json"
     if config is not None:
         file.write_text(json.dumps(config))
+    is_warm = waits_until_warm and config is not None and bool(config.get("warmup"))
     server = await _start(
         ["serve", "-c", str(file), *arguments] if command is None else command, directory, environment
     )
@@ -117,6 +121,8 @@ async def llmux_server(
         try:
             try:
                 server.url = (await server.wait_for_log(LISTENING.pattern))[1]
+                if is_warm:
+                    await server.wait_for_log(WARM)
             except TimeoutError:
                 raise AssertionError("llmux does not listen:\n" + "\n".join(server.log)) from None
             yield server

@@ -142,7 +142,7 @@ class Checkpointer:
                 await _in_thread(restoring.remove_files, manifest)
                 raise
             if manifest.has_frozen:
-                images.invalidate(path)
+                await _in_thread(images.invalidate, path)
         return engine, manifest
 
     async def make_durable(self, path: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from llmux import __version__
+from llmux.cli.process import open_standard_descriptors, survive_harmless_signals
 
 EPILOG = (
     "Example: llmux check -c llmux.yaml && llmux serve -c llmux.yaml. Options of a command: llmux COMMAND --help. "
@@ -182,4 +183,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of the program ``llmux``."""
-    application(translate(sys.argv[1:]))
+    open_standard_descriptors()
+    arguments = translate(sys.argv[1:])
+    if arguments[0] == "serve":
+        survive_harmless_signals()
+    application(arguments)

@@ -10,7 +10,7 @@ import typer
 
 from llmux.errors import LlmuxError
 from llmux.observability.logging import configure_logging
-from llmux.server.app import SIGNALS
+from llmux.server.signals import SIGNALS
 
 INTERRUPTED = 130
 """128 + SIGINT, as a shell reports it."""
@@ -38,8 +38,9 @@ def run_server(main: Coroutine[Any, Any, None]) -> None:
             for failure in known.exceptions:
                 _report(failure)
             raise typer.Exit(1) from None
-        sys.excepthook(type(group), group, group.__traceback__)
-        raise typer.Exit(EXIT_INTERNAL_ERROR) from None
+        raise _internal_error(group) from None
+    except Exception as error:
+        raise _internal_error(error) from None
 
 
 def run_engine_job(job: Coroutine[Any, Any, Result], *, verbose: bool) -> Result:
@@ -68,8 +69,17 @@ async def _ignoring_signals_afterwards(main: Coroutine[Any, Any, None]) -> None:
     try:
         await main
     finally:
+        loop = asyncio.get_running_loop()
         for number in SIGNALS:
+            # Otherwise the loop would make it deadly again when it is closed.
+            loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+
+
+def _internal_error(error: BaseException) -> typer.Exit:
+    """Print the traceback here: at the end of the interpreter a standard error that nobody reads would block."""
+    sys.excepthook(type(error), error, error.__traceback__)
+    return typer.Exit(EXIT_INTERNAL_ERROR)
 
 
 def _report(error: BaseException) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from llmux.cli.options import ConfigOption, VerboseOption, load_settings
 from llmux.cli.running import run_server
+from llmux.observability.background import stderr_in_background
 from llmux.observability.logging import configure_logging
 from llmux.server.app import serve as serve_forever
 
@@ -35,6 +36,7 @@ def serve(
 
     Exit codes: 0 stopped as asked; 1 could not start; 2 wrong usage; 70 internal error.
     """
-    settings = load_settings(config, host, port)
-    configure_logging(settings.log_level.value, verbose=verbose)
-    run_server(serve_forever(settings))
+    with stderr_in_background():
+        settings = load_settings(config, host, port)
+        configure_logging(settings.log_level.value, verbose=verbose)
+        run_server(serve_forever(settings))

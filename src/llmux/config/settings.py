@@ -145,8 +145,8 @@ class Settings(Section):
     )
     warmup: Flag = Field(
         default=False,
-        description="Start every model once before listening and put it to sleep, so that first requests need a wake "
-        "and not a cold start.",
+        description="At the start, start every model once and put it to sleep, so that first requests need a wake and "
+        "not a cold start. Meanwhile /ready answers 503, and requests are served as their models come up.",
     )
     start_timeout_seconds: PositiveSeconds = Field(
         default=1800.0, description="How long an engine may take from its start until it is ready."

@@ -1,7 +1,7 @@
 """The bodies that the data port serves from llmux's own state: ``/v1/models`` and ``/ready``."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
 import msgspec
@@ -17,13 +17,20 @@ from llmux.runtime.operations import Operations
 class ModelList:
     """The bodies of ``/v1/models`` and ``/ready``."""
 
-    def __init__(self, operations: Operations, max_lengths: Mapping[str, int | None]) -> None:
-        """``max_lengths`` are how many tokens a request of each model may have; None where that is not known."""
+    def __init__(
+        self,
+        operations: Operations,
+        max_lengths: Mapping[str, int | None],
+        unready_reason: Callable[[], str | None],
+    ) -> None:
+        """``max_lengths`` are how many tokens a request of each model may have; None where that is not known.
+
+        ``unready_reason`` says why llmux is not ready for requests: it starts or stops. None: it is.
+        """
         self._operations = operations
         self._max_lengths = max_lengths
         self._created = int(time.time())
-        self.is_ready = False
-        """True while requests are accepted: from the end of the start until shutdown begins."""
+        self._unready_reason = unready_reason
 
     def models(self) -> LocalAnswer:
         """Every name with its model's state. Never wakes a model: clients list models all the time.
@@ -40,10 +47,11 @@ class ModelList:
         return None if found is None else LocalAnswer(msgspec.json.encode(self._entry(found)))
 
     def ready(self) -> LocalAnswer:
-        """200 while requests are accepted, else 503."""
-        if self.is_ready:
+        """200 from the end of the start until shutdown begins, else 503 with the reason."""
+        reason = self._unready_reason()
+        if reason is None:
             return LocalAnswer(b'{"status":"ready"}')
-        return LocalAnswer(b'{"status":"not ready"}', status=503)
+        return LocalAnswer(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
 
     def _entry(self, name: ModelName) -> dict[str, Any]:
         """vLLM's fields, and llmux's own from ``status`` on. ``parent`` is the model that the name belongs to."""

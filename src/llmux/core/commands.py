@@ -1,18 +1,17 @@
-"""What the operator asks for: switch, pin, wake, sleep, mode, eviction, and shutdown."""
+"""What the operator asks for: switch, pin, wake, sleep, mode, eviction."""
 
 from dataclasses import replace
 
-from llmux.core import switching
-from llmux.core.actions import AbortEvict, AbortWake, CommandDone
-from llmux.core.admission import lose_frozen, refuse_all, refuse_disallowed
-from llmux.core.events import ModeChanged, ShutdownRequested, SleepRequested, SwitchRequested, WakeRequested
-from llmux.core.eviction import STOP, Eviction
+from llmux.core.actions import CommandDone
+from llmux.core.admission import refuse_disallowed
+from llmux.core.events import ModeChanged, SleepRequested, SwitchRequested, WakeRequested
+from llmux.core.eviction import Eviction
 from llmux.core.identifiers import Seconds
 from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
-from llmux.core.states import Asleep, Auto, Cold, Draining, Evicting, Failed, Manual, Mode, Serving, Waking
+from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Mode, Serving
 from llmux.core.world import Command, SleepCommand, SwitchCommand, World
-from llmux.errors import CommandFailed, ShuttingDown
+from llmux.errors import CommandFailed
 
 
 def active_model(world: World) -> str | None:
@@ -96,6 +95,12 @@ def end_sleep(world: World, model: Model, eviction: Eviction, error: str | None)
         _end(world, command, None)
 
 
+def fail_all(world: World, reason: str) -> None:
+    """End every command that is under way or waits."""
+    for command in list(world.commands.values()):
+        _end(world, command, CommandFailed(reason))
+
+
 def _end(world: World, command: Command, error: CommandFailed | None) -> None:
     del world.commands[command.number]
     world.emit(CommandDone(command.number, error))
@@ -137,40 +142,3 @@ def change_eviction(model: Model, eviction: Eviction) -> None:
     """Override how a model leaves from now on, also if that was found to change its output."""
     model.eviction_override = eviction
     model.distrusted_evictions.discard(eviction)
-
-
-def begin_shutdown(world: World, event: ShutdownRequested) -> None:
-    """Refuse what waits, abort what is under way, and let what is in flight end within the time given."""
-    ends_at = world.clock.now + event.drain_seconds
-    if world.stopping_until is not None:
-        world.stopping_until = min(world.stopping_until, ends_at)
-        return
-    world.stopping_until = ends_at
-    switching.abandon_all(world)
-    for model in world.models.values():
-        refuse_all(world, model, ShuttingDown())
-        lose_frozen(world, model, ShuttingDown())
-        if isinstance(model.state, Waking):
-            world.emit(AbortWake(model.instance))
-        elif isinstance(model.state, Evicting) and model.state.eviction != STOP:
-            world.emit(AbortEvict(model.instance))
-    for command in list(world.commands.values()):
-        _end(world, command, CommandFailed("llmux is shutting down"))
-
-
-def advance_shutdown(world: World) -> None:
-    """Bring every engine one step nearer to its end."""
-    assert world.stopping_until is not None
-    for model in world.models.values():
-        match model.state:
-            case Serving():
-                begin_drain(world, model, STOP, world.stopping_until)
-            case Draining(since, serving_since, deadline, eviction) if (
-                deadline > world.stopping_until or eviction != STOP
-            ):
-                deadline = min(deadline, world.stopping_until)
-                world.set_state(model, Draining(since, serving_since, deadline, STOP))
-            case Asleep():
-                begin_evict(world, model, STOP)
-            case _:
-                pass

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
-from llmux.core import admission, commands, lifecycle, switching
+from llmux.core import admission, commands, lifecycle, shutdown, switching
 from llmux.core.actions import Action, SetTimer, ShutdownDone
 from llmux.core.events import (
     Event,
@@ -149,7 +149,7 @@ class Scheduler:
             case EvictionChanged(name, eviction):
                 commands.change_eviction(world.models[name], eviction)
             case ShutdownRequested():
-                commands.begin_shutdown(world, event)
+                shutdown.begin_shutdown(world, event)
             case _:
                 assert_never(event)
 
@@ -166,7 +166,8 @@ class Scheduler:
         7. Take every switch as far as it can go.
         8. Set the timer for whatever comes next.
 
-        During shutdown there are no switches and no commands: every engine is brought nearer to its end instead.
+        During shutdown there are no switches and no commands: frozen requests resume as far as time and memory allow,
+        and every engine is brought nearer to its end.
         """
         world = self._world
         admission.expire(world)  # 1
@@ -174,8 +175,10 @@ class Scheduler:
             self._end_backoffs()  # 2
         decide_again_at = math.inf
         if world.stopping_until is not None:
-            commands.advance_shutdown(world)
+            shutdown.advance_shutdown(world, world.stopping_until)
             self._finish_drains()
+            if world.frozen_requests:
+                decide_again_at = world.stopping_until
             if world.has_no_engines and not world.shutdown_reported:
                 world.shutdown_reported = True
                 world.backing_off.clear()

@@ -122,6 +122,8 @@ class World:
         """The operator's commands, performed one after the other; at most ``limits.commands_max``."""
         self.stopping_until: Seconds | None = None
         """The end of the drain during shutdown; None while llmux runs."""
+        self.aborted: set[str] = set()
+        """Models whose wake or eviction was given up for the shutdown."""
         self.shutdown_reported = False
 
     def emit(self, action: Action) -> None:

@@ -38,7 +38,7 @@ from llmux.errors import (
     SpawnFailed,
 )
 from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.hosts.local import create_temporary_directory, describe_os_error, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
 
@@ -135,6 +135,9 @@ class Instance:
         except LlmuxError as failure:
             error = failure.report if isinstance(failure, EngineFailure) else str(failure)
             is_mismatch = isinstance(failure, OutputMismatch)
+        except OSError as failure:
+            # A full disk, no more descriptors: this machine's fault, and as expected as an engine's.
+            error = EngineReport(describe_os_error(failure), (failure.strerror or type(failure).__name__).lower())
         lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,

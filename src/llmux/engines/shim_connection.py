@@ -14,6 +14,7 @@ import msgspec
 
 from llmux.engines.sessions import kill_session
 from llmux.errors import SpawnFailed
+from llmux.hosts.local import describe_os_error
 
 SHIM = Path(__file__).with_name("shim")
 MESSAGE_BYTES_MAX = 4_194_304
@@ -130,14 +131,14 @@ class ShimConnection(asyncio.Protocol):
     async def open(cls, on_event: Callable[[ShimEvent], None], on_end: Callable[[], None]) -> Self:
         """Start a shim; raises SpawnFailed."""
         connection = cls(on_event, on_end)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=ours)
-            try:
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=ours)
                 connection._start_shim(theirs)
-            except OSError as error:
-                connection.close()
-                raise SpawnFailed(f"its shim could not be started: {error}") from error
+        except OSError as error:
+            connection.close()
+            raise SpawnFailed(f"its shim could not be started: {describe_os_error(error)}") from error
         return connection
 
     @property

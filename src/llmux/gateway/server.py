@@ -23,6 +23,8 @@ _SWEEPS_PER_LIMIT = 4
 """A deadline is then noticed at most a quarter of the shortest limit late."""
 _MIN_SWEEP_SECONDS = 0.01
 _MAX_SWEEP_SECONDS = 1.0
+_PAUSE_SECONDS = 2.0
+"""A sweep that comes so much too late shows that llmux itself was stopped (SIGSTOP, a paused virtual machine)."""
 _ABORT_SECONDS = 1.0
 """How long to wait for the event loop to report aborted connections as closed."""
 
@@ -36,7 +38,6 @@ class Gateway:
 
     def __init__(self, access: ModelAccess, options: GatewayOptions, spawn: Spawn) -> None:
         self.statistics = GatewayStatistics()
-        self._options = options
         self._loop = asyncio.get_running_loop()
         self._pools = EnginePools(options, self.statistics)
         self._empty = asyncio.Event()
@@ -56,6 +57,7 @@ class Gateway:
             options.keepalive_seconds,
         )
         self._sweep_seconds = min(_MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, shortest / _SWEEPS_PER_LIMIT))
+        self._swept_at = time.monotonic()
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)
 
     @property
@@ -95,8 +97,6 @@ class Gateway:
             self._sweep_timer.cancel()
             self._threads.shutdown(wait=False, cancel_futures=True)
         await self._until_empty(_ABORT_SECONDS)
-        if self._options.access_log is not None:
-            self._options.access_log.flush()
 
     async def _until_empty(self, limit_seconds: float) -> None:
         if self._state.connections:
@@ -112,5 +112,10 @@ class Gateway:
         return ClientConnection(self._state)
 
     def _sweep(self) -> None:
-        self._state.sweep(time.monotonic())
+        now = time.monotonic()
+        # After a pause the event loop runs timers first. What clients have sent meanwhile is to be read before their
+        # deadlines count, so this sweep is left out.
+        if now - self._swept_at < self._sweep_seconds + _PAUSE_SECONDS:
+            self._state.sweep(now)
+        self._swept_at = now
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -1,5 +1,6 @@
 """This machine as engines need it: free ports, short temporary directories, open files, memory and processes."""
 
+import errno
 import hashlib
 import random
 import resource
@@ -39,6 +40,17 @@ LONGEST_SOCKET_NAME_BYTES = 40
 
 MIB = 1 << 20
 WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+
+
+REMEDIES = {
+    errno.ENOSPC: "free space or inodes there",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EROFS: "it is mounted read-only",
+    errno.EACCES: "check its permissions",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "the whole machine has too many files open",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u)",
+}
 
 
 class NoFreePort(LlmuxError):
@@ -108,11 +120,19 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
+def describe_os_error(error: OSError) -> str:
+    """An error of the operating system as a reason for an operator: what, where, and a remedy if there is one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    where = "" if error.filename is None else f": {error.filename}"
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{reason[:1].lower()}{reason[1:]}{where}" + ("" if remedy is None else f" ({remedy})")
+
+
 def create_temporary_directory(model: str, parent: Path | None = None) -> Path:
     """Create a directory for one start of a model's engine, named after the model.
 
     ``parent`` defaults to the system's temporary directory; ``/tmp`` is used if the path would be too long for Unix
-    sockets. The engine's shim removes the directory after the engine's last process has ended.
+    sockets. The engine's shim removes the directory after the engine's last process has ended. Raises OSError.
     """
     parent = parent or Path(tempfile.gettempdir())
     prefix = f"llmux-{encode_name(model)}-"

@@ -1,6 +1,7 @@
-"""The access log: one JSON line per inference request. ``llmux simulate`` and ``llmux replay`` read it as a trace."""
+"""The access log: one JSON line for each request for a model. ``llmux simulate`` and ``llmux replay`` read it."""
 
 import os
+import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,10 +9,18 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from llmux.observability.background import CLOSE_SECONDS, BackgroundWriter, write_fully
+
 log = structlog.get_logger("llmux.access_log")
 
 BATCH_LINES_MAX = 1000
-"""Lines are collected and written by the gateway's periodic sweep; at this number they are written without it."""
+"""Lines are collected and handed to the thread by the gateway's periodic sweep; at this number without it."""
+QUEUE_BYTES_MAX = 8 << 20
+"""Some thirty thousand lines: a minute of a stalled file system at hundreds of requests a second."""
+LINE_START = b'{"time":'
+"""How every line begins, by which the beginning of one that broke off is recognised."""
+LINE_BYTES_MAX = 1 << 16
+"""No line is longer."""
 
 
 class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,12 +42,20 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccessLog:
-    """Appends lines to a file in batches. While it cannot be written, lines are lost and one warning is logged."""
+    """Appends lines to a file, in a thread. While that cannot be written, lines are lost and one warning is logged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lines: list[bytes] = []
         self._is_broken = False
+        self._writer = BackgroundWriter(
+            "llmux-access-log", self._append, self._report_dropped, queue_bytes_max=QUEUE_BYTES_MAX
+        )
+
+    @property
+    def lines_dropped(self) -> int:
+        """How many lines could not be written."""
+        return self._writer.lines_dropped
 
     def add(self, request: FinishedRequest) -> None:
         """Record a request that has ended just now."""
@@ -62,22 +79,52 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines collected so far."""
-        if not self._lines:
-            return
-        lines, self._lines = self._lines, []
+        """Hand the lines collected so far to the thread."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._writer.add(b"".join(lines))
+
+    def close(self, limit_seconds: float = CLOSE_SECONDS) -> None:
+        """Return when every line has been written, or at the limit. Blocks: not to be called on the event loop."""
+        self.flush()
+        self._writer.close(limit_seconds)
+
+    # In the thread.
+
+    def _append(self, lines: bytes) -> int:
+        written = 0
         try:
-            # Opened for every batch, so that a rotated file needs no signal to llmux.
-            with open(self._path, "ab", opener=_open_without_blocking) as file:
-                file.write(b"".join(lines))
-        except OSError as error:
-            if not self._is_broken:
-                log.warning("the access log cannot be written", file=str(self._path), reason=str(error))
-            self._is_broken = True
-        else:
-            self._is_broken = False
+            # Opened for every batch, so that a rotated file needs no signal to llmux. Without O_NONBLOCK a named pipe
+            # without a reader would be waited for; it is an error instead, and said.
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o640)
+            try:
+                self._mend(descriptor)
+                written, error = write_fully(descriptor, lines)
+            finally:
+                os.close(descriptor)
+        except OSError as failure:
+            error = failure
+        if error is not None and not self._is_broken:
+            log.warning("the access log cannot be written", file=str(self._path), reason=str(error))
+        self._is_broken = error is not None
+        return written
 
+    def _mend(self, descriptor: int) -> None:
+        """Let the next line begin a line: one that broke off (a full disk, a crash) would spoil it, and the file."""
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            return
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(0, status.st_size - LINE_BYTES_MAX))
+                _, _, broken = file.read().rpartition(b"\n")
+        except OSError:
+            return  # it may be written, but not read
+        if broken.startswith(LINE_START):
+            os.ftruncate(descriptor, status.st_size - len(broken))
+        elif broken:
+            os.write(descriptor, b"\n")
 
-def _open_without_blocking(path: str, flags: int) -> int:
-    # Opening a named pipe that has no reader would block the event loop.
-    return os.open(path, flags | os.O_NONBLOCK, 0o640)
+    def _report_dropped(self, lines: int) -> bytes:
+        log.warning("lines of the access log were dropped", lines=lines, file=str(self._path))
+        return b""

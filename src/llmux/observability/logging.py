@@ -1,13 +1,17 @@
 """Logging with structlog over the standard library, to standard error: one line per transition or outcome.
 
 ``RUST_LOG`` works as in 0.7.7: ``info``, ``debug``, or ``info,vllm=debug``, where ``vllm`` means the engines' output.
+A server writes to standard error in a thread (``observability/background.py``).
 """
 
 import logging
 import os
 import sys
+import time
 
 import structlog
+
+from llmux.observability.background import drop_log_line
 
 ENGINE_TARGET = "vllm"
 """0.7.7's name for the engines' output in ``RUST_LOG``."""
@@ -21,6 +25,33 @@ LEVELS = {
     "error": logging.ERROR,
     "off": logging.CRITICAL,
 }
+
+DEBUG_LINES_PER_SECOND = 1000
+"""Rendering a line takes some 50 us of the event loop's time, so that an engine that prints without end takes at most a
+twentieth of it."""
+DEBUG_LINES_AT_ONCE = 300
+"""Longer than any traceback."""
+
+
+class DebugBudget(logging.Filter):
+    """Drops debug lines, such as the engines' output, that come faster than the event loop can afford."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = float(DEBUG_LINES_AT_ONCE)
+        self._as_of = time.monotonic()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.DEBUG:
+            return True
+        now = time.monotonic()
+        self._lines = min(DEBUG_LINES_AT_ONCE, self._lines + (now - self._as_of) * DEBUG_LINES_PER_SECOND)
+        self._as_of = now
+        if self._lines < 1:
+            drop_log_line()
+            return False
+        self._lines -= 1
+        return True
 
 
 def configure_logging(level: str = "info", *, verbose: bool = False) -> None:
@@ -43,6 +74,7 @@ def configure_logging(level: str = "info", *, verbose: bool = False) -> None:
         cache_logger_on_first_use=True,
     )
     output = logging.StreamHandler(sys.stderr)
+    output.addFilter(DebugBudget())
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -6,7 +6,7 @@ never from requests, so that clients cannot create series.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -31,6 +31,22 @@ class CanaryCosts(Protocol):
     @property
     def seconds(self) -> float:
         """The total duration of the checks."""
+
+
+class LogMetrics:
+    """The Prometheus collector for lines that were dropped, by the log that they were meant for."""
+
+    def __init__(self, dropped: Mapping[str, Callable[[], int]]) -> None:
+        self._dropped = dropped
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, as Prometheus families."""
+        dropped = CounterMetricFamily(
+            "llmux_log_lines_dropped", "Lines that could not be written to a log in time.", labels=["log"]
+        )
+        for name, lines in self._dropped.items():
+            dropped.add_metric([name], lines())
+        yield dropped
 
 
 class RuntimeMetrics:

@@ -27,7 +27,8 @@ from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit, url_of
 from llmux.observability.access_log import AccessLog
-from llmux.observability.metrics import RuntimeMetrics
+from llmux.observability.background import log_lines_dropped
+from llmux.observability.metrics import LogMetrics, RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
@@ -39,7 +40,8 @@ from llmux.server.build import (
     engine_specs,
     needs_criu,
 )
-from llmux.server.warmup import warm_up
+from llmux.server.signals import SignalReceiver
+from llmux.server.warmup import WarmUp
 
 log = structlog.get_logger("llmux")
 
@@ -53,8 +55,6 @@ CLOSE_SECONDS = 5.0
 GARBAGE_THRESHOLD = 20_000
 """Allocations between two collections of young objects. With Python's default of 700 they take some per cent of the CPU
 time of a request, and requests create no reference cycles."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
@@ -90,8 +90,8 @@ class Server:
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         names = settings.names()
-        dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
-        self.controller.attach(instances, dispatcher)
+        self._dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
+        self.controller.attach(instances, self._dispatcher)
         self.operations = Operations(
             self._scheduler,
             self.controller,
@@ -99,9 +99,10 @@ class Server:
             has_images=self._checkpointer is not None,
             names=names,
         )
-        self._model_list = ModelList(
-            self.operations, {name: model.max_model_length for name, model in settings.models.items()}
-        )
+        self._warm_up: WarmUp | None = None
+        self._is_started = False
+        max_lengths = {name: model.max_model_length for name, model in settings.models.items()}
+        self._model_list = ModelList(self.operations, max_lengths, self._unready_reason)
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,
@@ -110,35 +111,40 @@ class Server:
             [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
             PagePolicy(settings.cors_origins, self._own_names()),
         )
-        self.gateway = Gateway(dispatcher, self._gateway_options(), spawn)
+        self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
+        self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
         registry.register(self.metrics)
+        registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
         self.port = 0
 
     async def start(self) -> None:
-        """Warm up if configured, then listen. Raises LlmuxError."""
+        """Listen, and then warm up if configured. Raises LlmuxError."""
         settings = self.settings
         if self._checkpointer is not None and needs_criu(settings):
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         await self._control.start()
-        if settings.warmup:
-            # A model with an image does not need it: its first start is a restore anyway.
-            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
-            await warm_up(self.operations, self._endpoints, cold)
+        # Before any engine is started, so that a port that is taken is found at once, and probes are answered.
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
         if settings.admin_port is not None:
             await self._control.listen_admin(settings.host, settings.admin_port)
         self.port = await self._listen(settings.host, settings.port)
-        # SIGTERM may have come while the engines were warmed up.
         if self._scheduler.is_stopping:
+            # SIGTERM came meanwhile.
             self.gateway.stop_accepting()
             return
         _collect_garbage_rarely()
-        self._model_list.is_ready = True
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
+        if settings.warmup:
+            # A model with an image does not need it: its first start is a restore anyway.
+            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
+            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, cold)
+            await self._warm_up.run()
+            log.info("warm-up is over", models=len(cold))
+        self._is_started = True
 
     async def _listen(self, host: str, port: int) -> int:
         try:
@@ -151,23 +157,37 @@ class Server:
 
         A second call shortens the first one's time.
         """
-        self._model_list.is_ready = False
         self.gateway.stop_accepting()
         self.controller.feed(ShutdownRequested(drain_seconds))
 
     async def close(self) -> None:
         """Close all listeners and connections. The engines must have been stopped."""
         await self.gateway.close(CLOSE_SECONDS)
+        if self._access_log is not None:
+            await asyncio.to_thread(self._access_log.close)
         await self._control.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)
+
+    def _unready_reason(self) -> str | None:
+        if self._scheduler.is_stopping:
+            return "shutting down"
+        if self._is_started:
+            return None
+        return "starting" if self._warm_up is None else self._warm_up.progress
 
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
     def _own_names(self) -> tuple[str, ...]:
         return (self.settings.host, *self.settings.allowed_hosts)
+
+    def _dropped_lines(self) -> dict[str, Callable[[], int]]:
+        dropped: dict[str, Callable[[], int]] = {"stderr": log_lines_dropped}
+        if (access_log := self._access_log) is not None:
+            dropped["access_log"] = lambda: access_log.lines_dropped
+        return dropped
 
     def _gateway_options(self) -> GatewayOptions:
         return GatewayOptions(
@@ -186,7 +206,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
-            access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
+            access_log=self._access_log,
         )
 
 
@@ -195,25 +215,20 @@ async def serve(
     *,
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then stop everything. Raises LlmuxError if the start fails.
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then stop everything. Raises LlmuxError if the start fails.
 
     An unexpected error in the scheduler stops everything too, and is raised as an exception group.
     """
     problems = unsupported(settings)
     if problems:
         raise ConfigError(problems)
-    loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        # Signal handlers are removed last: a signal during the shutdown must not kill the process in the middle of it.
-        for number in SIGNALS:
-            stack.callback(loop.remove_signal_handler, number)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         session = await stack.enter_async_context(new_control_session())
         server = Server(settings, tasks.create_task, session)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)
-        for number in SIGNALS:
-            loop.add_signal_handler(number, stopper.on_signal, number)
+        stack.callback(SignalReceiver(stopper.on_signal).close)
         await _run(server, stopper, on_ready)
 
 
@@ -223,7 +238,8 @@ async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server],
         if on_ready is not None:
             on_ready(server)
     except LlmuxError:
-        stopper.stop(0.0)
+        if not stopper.was_signalled:
+            stopper.stop(0.0)
         await server.controller.wait_stopped()
         if stopper.was_signalled:
             return
@@ -245,14 +261,14 @@ class _Stopper:
         self._server = server
         self.was_signalled = False
 
-    def on_signal(self, number: int) -> None:
+    def on_signal(self, received: signal.Signals) -> None:
         if self.was_signalled:
-            log.warning("stopping at once", signal=signal.Signals(number).name)
+            log.warning("stopping at once", signal=received.name)
             self.stop(0.0)
             return
         self.was_signalled = True
         seconds = self._server.settings.shutdown_timeout_seconds
-        log.info("stopping", signal=signal.Signals(number).name, drain_seconds=seconds)
+        log.info("stopping", signal=received.name, drain_seconds=seconds)
         self.stop(seconds)
 
     def stop(self, drain_seconds: float) -> None:

@@ -87,12 +87,20 @@ def _column(columns: Mapping[str, int], words: tuple[str, ...], source: str) -> 
 
 
 def _log_rows(file: TextIO, source: str, name: str | None) -> Iterator[tuple[TrafficRequest, bool]]:
-    """Requests of llmux's access log. Lines without a model or a size are not inference requests, and are skipped."""
+    """Requests of llmux's access log. Lines without a model or a size are not inference requests, and are skipped.
+
+    So is a last line that breaks off: llmux may be writing it, or has been stopped by a full disk.
+    """
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                if number > 1 and not line.endswith("\n"):
+                    return
+                raise
             if not isinstance(entry, dict):
                 raise ValueError("not a JSON object")
             model = name or entry.get("model")

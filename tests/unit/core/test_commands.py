@@ -3,18 +3,16 @@
 import pytest
 
 from llmux.core.events import (
-    EvictDone,
     EvictionChanged,
     ModeChanged,
-    ShutdownRequested,
     SleepRequested,
     SwitchRequested,
     WakeRequested,
 )
 from llmux.core.eviction import STOP
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Serving
-from llmux.errors import ModelNotAllowed, ShuttingDown
+from llmux.core.states import Asleep, Auto, Cold, Draining, Manual, Serving
+from llmux.errors import ModelNotAllowed
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
 from tests.support.core_truth import evicted
@@ -270,110 +268,3 @@ def test_commands_go_one_after_the_other():
     assert sleep in driver.command_errors
     driver.finish_wake("b")
     assert wake in driver.command_errors
-
-
-def test_shutdown_refuses_what_waits_drains_what_is_in_flight_and_stops_every_engine():
-    driver = two()
-    serving(driver, "a")
-    busy, waiting = driver.arrive("a"), driver.arrive("b")
-    number = driver.command(SwitchRequested, "b", pin=True)
-    driver.shut_down(10.0)
-    assert isinstance(waiting.error, ModelNotAllowed | ShuttingDown)
-    assert "shutting down" in str(driver.command_errors[number])
-    late = driver.arrive("a")
-    assert isinstance(late.error, ShuttingDown)
-    assert "shutting down" in str(driver.command_errors[driver.command(WakeRequested, "a")])
-    driver.run_until(9.9)
-    assert not driver.pending
-    driver.run_until(10.0)
-    assert isinstance(busy.error, ShuttingDown)
-    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
-    driver.finish_evict("a")
-    assert driver.stopped
-    assert driver.scheduler.is_stopping
-
-
-def test_shutdown_with_nothing_running_is_done_at_once():
-    driver = two()
-    driver.shut_down(10.0)
-    assert driver.stopped
-
-
-@pytest.mark.parametrize("error", [None, "aborted"])
-def test_shutdown_aborts_a_wake_and_stops_its_engine(error):
-    driver = two()
-    waiting = driver.arrive("a")
-    driver.shut_down(10.0)
-    assert isinstance(waiting.error, ShuttingDown)
-    assert performed(driver)[-1] == "AbortWake"
-    driver.finish_wake("a", error)
-    if error is None:
-        driver.finish_evict("a")
-    assert driver.stopped
-    assert driver.scheduler.state("a") == Cold()
-
-
-@pytest.mark.parametrize("residency", [Asleep(OFFLOAD), Cold()])
-def test_shutdown_aborts_a_sleep_and_stops_its_engine(residency):
-    driver = two()
-    serving(driver, "a")
-    driver.run_until(6.0)
-    driver.arrive("b")
-    assert performed(driver)[-1] == "evict a offload+keep_running"
-    driver.shut_down(10.0)
-    assert performed(driver)[-2:] == ["AbortEvict", "reject ShuttingDown"]
-    driver.finish_evict("a", EvictDone(driver.scheduler.model("a").instance, residency))
-    if residency == Asleep(OFFLOAD):
-        driver.finish_evict("a")
-    assert driver.stopped
-    assert driver.scheduler.state("a") == Cold()
-
-
-def test_shutdown_stops_sleepers_and_hastens_a_drain():
-    driver = two()
-    serving(driver, "a")
-    driver.run_until(6.0)
-    done = driver.arrive("b")
-    driver.finish_evict("a")
-    driver.finish_wake("b")
-    driver.complete(done)
-    driver.arrive("b")
-    driver.run_until(12.0)
-    driver.arrive("a")
-    assert isinstance(driver.scheduler.state("b"), Draining)
-    driver.shut_down(3.0)
-    assert performed(driver)[-1] == "evict a retain+stop"
-    driver.run_until(15.0)
-    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict b retain+stop"]
-    driver.finish_evict("a")
-    driver.finish_evict("b")
-    assert driver.stopped
-
-
-def test_a_second_order_to_stop_can_only_hasten_the_end():
-    driver = two()
-    serving(driver, "a")
-    driver.arrive("a")
-    driver.shut_down(100.0)
-    driver.send(ShutdownRequested(1.0))
-    driver.run_until(1.0)
-    assert performed(driver)[-2:] == ["revoke ShuttingDown", "evict a retain+stop"]
-
-
-def test_an_engine_that_cannot_be_stopped_does_not_hold_up_the_end():
-    driver = two()
-    serving(driver, "a")
-    driver.shut_down(1.0)
-    driver.finish_evict("a", evicted(driver.pending[0], error="still there"))  # type: ignore[arg-type]
-    assert driver.stopped
-    driver.run_until(500.0)
-    assert not driver.pending
-
-
-def test_a_failed_model_is_no_engine():
-    driver = two()
-    driver.arrive("a")
-    driver.finish_wake("a", "broken")
-    assert isinstance(driver.scheduler.state("a"), Failed)
-    driver.shut_down(1.0)
-    assert driver.stopped

@@ -6,7 +6,7 @@ from llmux.core.eviction import STOP, Drain
 from llmux.core.identifiers import InstanceId
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving
-from llmux.errors import EngineDied, QueueTimeout, ShuttingDown
+from llmux.errors import EngineDied, QueueTimeout
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, OFFLOAD
 from tests.support.core_truth import Place, Request
@@ -159,12 +159,6 @@ def test_a_failed_restore_is_followed_by_a_cold_start_at_once():
     driver.finish_wake("a", "the image is damaged")
     assert request.place is not Place.FROZEN
     assert performed(driver)[-1] == "wake a#2"
-
-
-def test_shutdown_ends_what_is_frozen():
-    driver, request = frozen_under(ModelSpec("b", STOP))
-    driver.shut_down(20.0)
-    assert isinstance(request.error, ShuttingDown)
 
 
 def test_sleepers_with_frozen_requests_are_stopped_last():

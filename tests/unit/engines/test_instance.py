@@ -1,7 +1,9 @@
 """What an instance reports of each wake and each eviction, over real processes of the simulated engine."""
 
+import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -202,3 +204,29 @@ def test_deviation() -> None:
     assert EvictOutcome(Cold()).deviation_from(STOP) is None
     assert EvictOutcome(Cold()).deviation_from(OFFLOAD) == "the engine left by Cold() instead"
     assert EvictOutcome(Cold(), "it said 500").deviation_from(OFFLOAD) == "it said 500"
+
+
+async def test_a_start_that_fails_on_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "llmux-m-1"))
+
+    monkeypatch.setattr("llmux.hosts.local.tempfile.mkdtemp", full)
+    async with instance_of() as instance:
+        outcome = await instance.wake()
+        assert outcome.error == f"no space left on device: {tmp_path}/llmux-m-1 (free space or inodes there)"
+        assert not instance.has_engine
+
+
+async def test_a_start_without_a_free_descriptor_says_so_and_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("llmux.hosts.local.tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("llmux.engines.shim_connection.socket.socketpair", exhausted)
+    async with instance_of() as instance:
+        outcome = await instance.wake()
+        assert outcome.error is not None
+        assert "its shim could not be started: too many open files (raise the limit on open files" in outcome.error
+        assert list(tmp_path.iterdir()) == []

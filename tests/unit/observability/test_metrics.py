@@ -6,7 +6,7 @@ from llmux.core.actions import SwitchDone, SwitchFailed
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import ModelSpec
-from llmux.observability.metrics import RuntimeMetrics
+from llmux.observability.metrics import LogMetrics, RuntimeMetrics
 
 
 def metrics_of(*models: str) -> RuntimeMetrics:
@@ -46,3 +46,11 @@ def test_a_switch_has_four_phases_and_a_direction() -> None:
         assert f'llmux_switch_phase_seconds_sum{{phase="{phase}",to="b"}} {seconds}' in lines
     assert 'llmux_switch_total_seconds_sum{to="b"} 10.0' in lines
     assert 'llmux_active_model_info{model="a"} 0.0' in lines
+
+
+def test_dropped_lines_are_counted_by_log() -> None:
+    registry = CollectorRegistry()
+    registry.register(LogMetrics({"stderr": lambda: 3, "access_log": lambda: 0}))
+    lines = generate_latest(registry).decode().splitlines()
+    assert 'llmux_log_lines_dropped_total{log="stderr"} 3.0' in lines
+    assert 'llmux_log_lines_dropped_total{log="access_log"} 0.0' in lines

@@ -78,6 +78,13 @@ def test_an_access_log_without_tokens_is_guessed_from_sizes(tmp_path: Path) -> N
     assert [(request.prompt_tokens, request.output_tokens) for request in requests] == [(100, 20), (100, 10)]
 
 
+def test_the_last_line_of_an_access_log_may_break_off(tmp_path: Path) -> None:
+    line = '{"time": 1.0, "model": "a", "request_bytes": 400, "response_bytes": 80}\n'
+    assert len(read(tmp_path, line * 2 + line[:30])) == 2
+    with pytest.raises(TraceError, match="line 2: "):
+        read(tmp_path, line + line[:30] + line)
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
@@ -136,7 +143,7 @@ def test_what_llmux_logs_can_be_read(tmp_path: Path) -> None:
                 seconds=2.0,
             )
         )
-    log.flush()
+    log.close()
     trace = read_trace(str(tmp_path / "access.log"))
     assert [(request.model, request.prompt_tokens, request.output_tokens) for request in trace.requests] == [
         ("a", 1000, 5500),

@@ -15,7 +15,8 @@ from llmux.gateway.statistics import GatewayStatistics
 from tests.support.gateway import InMemoryRelay
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
-CHAT = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"model":"m"}'
+JSON = b"Content-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+CHAT = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + JSON + b'{"model":"m"}'
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"

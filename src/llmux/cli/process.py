@@ -1,0 +1,34 @@
+"""What this process sets up for itself before anything else, whatever it was started by. Imports next to nothing."""
+
+import os
+import signal
+import sys
+
+HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What must not end a server; they mean nothing before it runs."""
+
+
+def open_standard_descriptors() -> None:
+    """Open /dev/null in place of standard streams that are closed (``<&-``, ``2>&-``).
+
+    Whatever were opened in their place, a socket or the event loop's own descriptor, would be taken for one of them.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - a descriptor, and never closed
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def survive_harmless_signals() -> None:
+    """Let no signal that a running server would only log kill one that is being started."""
+    for number in HARMLESS:
+        # Not SIG_IGN, which engines would inherit.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: None)
