@@ -102,4 +102,4 @@ class ModelAccess(Protocol):
         """
 
     def confirm_alive(self, request: Request, report: Callable[[bool], None]) -> None:
-        """Report whether the engine lives on after a 5xx answer: two checks of /health, at most 550 ms in all."""
+        """Report whether the engine lives on after a 5xx or broken answer: two checks of /health, at most 550 ms."""

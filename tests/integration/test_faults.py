@@ -59,7 +59,7 @@ async def test_killed_in_mid_stream(tmp_path: Path) -> None:
             assert not stream.is_complete
             assert not stream.ended
             error = json.loads(stream.events[-1])["error"]
-            assert error["type"] == "server_error"
+            assert (error["type"], error["code"]) == ("server_error", "engine_died")
         await bench.expect("a", "again")
 
 

@@ -239,13 +239,12 @@ class Exchange:
         engine, upstream = self._engine, self._upstream
         assert engine is not None
         assert upstream is not None
-        self._engine = None
         if self._phase is _RELAYING:
-            self._end_suspension()
-            self._break_off(BadGateway(self._request.model, f"the answer is incomplete: {reason}"), engine)
-            self._upstream = None
-            self._state.access.end(self._request, Outcome.BROKEN)
-        elif engine.reused and not engine.has_answered and not self._retried:
+            # Its exit may be reported in a moment: the same fault must not have two codes, by which came first.
+            self._state.access.confirm_alive(self._request, lambda alive: self._lost_in_answer(engine, reason, alive))
+            return
+        self._engine = None
+        if engine.reused and not engine.has_answered and not self._retried:
             # Closed by the engine just as the request was sent, most likely: that is no sign of its death.
             self._retried = True
             self._state.statistics.engine_retries += 1
@@ -255,6 +254,18 @@ class Exchange:
                 self._connect(self._state.pools.of(upstream))
         else:
             self._give_back(reason)
+
+    def _lost_in_answer(self, engine: EngineConnection, reason: str, alive: bool) -> None:
+        """The answer broke off, and whether the engine lives is known now."""
+        if self._engine is not engine or self._phase is not _RELAYING:
+            return  # Meanwhile the client left, or the lease was revoked.
+        self._end_suspension()
+        self._engine = None
+        self._upstream = None
+        model = self._request.model
+        error = BadGateway(model, f"the answer is incomplete: {reason}") if alive else EngineDied(model, reason)
+        self._break_off(error, engine)
+        self._state.access.end(self._request, Outcome.BROKEN)
 
     # Called by the pool.
 
