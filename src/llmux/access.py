@@ -10,7 +10,7 @@ A request holds a lease from ``RequestHolder.admitted`` until exactly one of ``M
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llmux.core.request import Request
 from llmux.errors import RequestError
@@ -38,6 +38,10 @@ class Upstream:
     port: int
     api_key: str | None = None
     """Sent as a bearer token where the engine was started with ``--api-key``."""
+
+
+Progress: TypeAlias = tuple[bool, int]
+"""How far an answer is: whether any of it has arrived, and a number that changes with every further byte."""
 
 
 class RequestHolder(Protocol):
@@ -71,6 +75,9 @@ class RequestHolder(Protocol):
 
     def thawed(self) -> None:
         """A frozen request resumes."""
+
+    def progress(self) -> Progress | None:
+        """How far the answer is; None while nothing is read from the engine, for a reason that is not its own."""
 
 
 class ModelAccess(Protocol):

@@ -115,6 +115,12 @@ class Settings(Section):
     start_timeout_seconds: PositiveSeconds = Field(
         default=1800.0, description="How long an engine may take from its start until it is ready."
     )
+    engine_stall_seconds: Seconds = Field(
+        default=60.0,
+        description="How long an engine on the GPU may make no progress before it is asked whether it lives. If "
+        "/health then fails three times in a row, or answers though one token takes five times this long, the engine "
+        "is killed and started again. 0: never.",
+    )
     drain_timeout_seconds: Seconds = Field(
         default=120.0, description="How long a switch waits for requests in flight before it ends them."
     )

@@ -83,6 +83,8 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
         "frozen": model.frozen,
+        "stalls": model.stalls,
+        "last_stall": model.last_stall,
         "unfaithful": [str(eviction) for eviction in model.distrusted_evictions],
     }
 

@@ -104,6 +104,7 @@ def finish(world: World, request: Request, *, completed: bool) -> None:
         return
     if completed:
         model.failures = 0
+        model.last_completed_at = world.clock.now
 
 
 def expire(world: World) -> None:

@@ -48,6 +48,7 @@ class Model:
         "idle_since",
         "in_flight",
         "instance",
+        "last_completed_at",
         "last_served_at",
         "last_switch_ended_at",
         "last_switch_seconds",
@@ -99,6 +100,8 @@ class Model:
         """Whether a sleeper was stopped already for the wake under way."""
         self.idle_since: Seconds = 0.0
         """When the last request in flight ended, or the model was woken; means nothing while any is in flight."""
+        self.last_completed_at: Seconds = float("-inf")
+        """When its engine last answered a request to the end."""
         self.last_served_at: Seconds = float("-inf")
         """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers, and keeps a model with
         a deep queue from coming back before one that waits."""

@@ -16,10 +16,19 @@ from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.health import Health, check_health, listens, wait_until_healthy
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.engines.process import EngineProcess
+from llmux.engines.question import ONE_TOKEN, ask
 from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
 from llmux.engines.steps import parse_step
-from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.errors import (
+    ControlCallFailed,
+    CriuUnusable,
+    ImageUnusable,
+    LlmuxError,
+    ProcessStuck,
+    RestoreFailed,
+    SpawnFailed,
+)
 from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
@@ -193,6 +202,19 @@ class Instance:
         if self._process is None:
             return Health.SILENT
         return await check_health(self._endpoints, timeout_seconds)
+
+    async def generates(self, limit_seconds: float) -> bool:
+        """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
+        try:
+            await ask(self._endpoints, ONE_TOKEN, self.spec.served_names[0], limit_seconds)
+        except ControlCallFailed as failure:
+            return not failure.is_timeout
+        return True
+
+    def kill(self) -> None:
+        """Kill the engine's processes if there are any; its exit is reported as any other."""
+        if self._process is not None:
+            self._process.kill()
 
     async def _start(self) -> None:
         """Cold start; raises EngineFailure."""

@@ -11,7 +11,10 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
 from llmux.engines.steps import steps_of
 from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
+from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
+
+_NO_STALLS = Stalls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class ModelStatus:
     frozen: int = 0
     distrusted_evictions: tuple[Eviction, ...] = ()
     """Evictions after which its output differed from its output after the start; they are not used any more."""
+    stalls: int = 0
+    """How often its engine hung and was killed."""
+    last_stall: str | None = None
+    """What was seen of the engine that hung last."""
 
     @property
     def on_gpu(self) -> bool:
@@ -78,9 +85,16 @@ class Operations:
     """Commands return when they have ended. Cancelling the caller does not cancel the command: it is the server's."""
 
     def __init__(
-        self, scheduler: Scheduler, controller: Controller, engines: Mapping[str, Engine], *, has_images: bool = False
+        self,
+        scheduler: Scheduler,
+        controller: Controller,
+        engines: Mapping[str, Engine],
+        *,
+        has_images: bool = False,
+        stalls: Mapping[str, Stalls] | None = None,
     ) -> None:
-        """``has_images`` says whether engines can be dumped into images."""
+        """``has_images`` says whether engines can be dumped into images; ``stalls`` are the watch's, by model."""
+        self._stalls = stalls or {}
         self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
@@ -103,6 +117,7 @@ class Operations:
         """The state of one model. Raises ModelNotFound."""
         self._check(name)
         record = self._scheduler.model(name)
+        stalls = self._stalls.get(name, _NO_STALLS)
         return ModelStatus(
             name,
             in_flight=len(record.in_flight),
@@ -113,6 +128,8 @@ class Operations:
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
+            stalls=stalls.count,
+            last_stall=stalls.last,
         )
 
     def history(self, name: str) -> Sequence[Transition]:

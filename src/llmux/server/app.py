@@ -29,6 +29,7 @@ from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
+from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
@@ -62,11 +63,13 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         session: aiohttp.ClientSession,
     ) -> None:
         """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
         self.settings = settings
+        self._spawn = spawn
+        self._watching: asyncio.Task[None] | None = None
         self._scheduler = build_scheduler(settings)
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
@@ -88,8 +91,20 @@ class Server:
         instances: dict[str, ManagedInstance] = dict(self._instances)
         dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics)
         self.controller.attach(instances, dispatcher)
+        self._stall_watch = StallWatch(
+            self._scheduler,
+            self.controller,
+            self._instances,
+            dispatcher.progress_of,
+            settings.engine_stall_seconds,
+        )
+        self.metrics.watch_stalls(self._stall_watch.stalls)
         self.operations = Operations(
-            self._scheduler, self.controller, self._instances, has_images=self._checkpointer is not None
+            self._scheduler,
+            self.controller,
+            self._instances,
+            has_images=self._checkpointer is not None,
+            stalls=self._stall_watch.stalls,
         )
         self._model_list = ModelList(self.operations)
         registry = CollectorRegistry()
@@ -113,6 +128,8 @@ class Server:
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         await self._control.start()
+        if settings.engine_stall_seconds:
+            self._watching = self._spawn(self._stall_watch.run())
         if settings.warmup:
             # A model with an image does not need it: its first start is a restore anyway.
             cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
@@ -147,6 +164,8 @@ class Server:
 
     async def close(self) -> None:
         """Close all listeners and connections. The engines must have been stopped."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.gateway.close(CLOSE_SECONDS)
         await self._control.close()
 

@@ -33,6 +33,7 @@ def test_every_default_of_the_top_level() -> None:
         "checkpoint": None,
         "warmup": False,
         "start_timeout_seconds": 1800,
+        "engine_stall_seconds": 60,
         "drain_timeout_seconds": 120,
         "shutdown_timeout_seconds": 20,
         "stop_timeout_seconds": 10,

@@ -6,7 +6,7 @@ from llmux.core.actions import SwitchDone, SwitchFailed
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import ModelSpec
-from llmux.observability.metrics import RuntimeMetrics
+from llmux.observability.metrics import RuntimeMetrics, Stalls
 
 
 def metrics_of(*models: str) -> RuntimeMetrics:
@@ -46,3 +46,13 @@ def test_a_switch_has_four_phases_and_a_direction() -> None:
         assert f'llmux_switch_phase_seconds_sum{{phase="{phase}",to="b"}} {seconds}' in lines
     assert 'llmux_switch_total_seconds_sum{to="b"} 10.0' in lines
     assert 'llmux_active_model_info{model="a"} 0.0' in lines
+
+
+def test_stalls_are_counted_per_model() -> None:
+    metrics = metrics_of("a", "b")
+    stalls = {"a": Stalls(), "b": Stalls()}
+    metrics.watch_stalls(stalls)
+    stalls["a"].note("it hangs")
+    lines = exposed(metrics)
+    assert 'llmux_engine_stalls_total{model="a"} 1.0' in lines
+    assert 'llmux_engine_stalls_total{model="b"} 0.0' in lines

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
-from llmux.access import Outcome, Upstream
+from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import error_event, shape_of
@@ -154,6 +154,12 @@ class Exchange:
             self._relay_withheld(engine)
         elif self._phase is _AWAITING_THAW and upstream is not None:
             self._begin(upstream)
+
+    def progress(self) -> Progress | None:
+        engine = self._engine
+        if engine is None:
+            return False, 0
+        return None if engine.flow.reasons else (engine.has_answered, engine.body_bytes)
 
     # Called by the sweep of the gateway's state.
 
