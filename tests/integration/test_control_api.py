@@ -37,6 +37,7 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "failure": None,
         "oldest_wait_seconds": 0.0,
         "frozen": 0,
+        "waking_seconds": None,
         "stalls": 0,
         "last_stall": None,
         "unfaithful": [],

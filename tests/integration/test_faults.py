@@ -121,6 +121,18 @@ async def test_a_start_that_hangs(tmp_path: Path) -> None:
         await bench.expect("b")
 
 
+async def test_a_wait_that_ends_during_a_start_says_so(tmp_path: Path) -> None:
+    models = {"a": with_flags(STOP, "--startup-delay-ms", "3000")}
+    async with serving(models, tmp_path, policy={"request_timeout_seconds": 0.5}) as bench:
+        answer = await bench.ask("a")
+        assert (answer.status, answer.code) == (504, "queue_timeout")
+        assert "it is still starting, " in answer.text
+        assert answer.headers["Retry-After"] == "10"
+        assert (await bench.status())["models"]["a"]["waking_seconds"] > 0
+        await bench.until_model("a", process_state="running")
+        assert (await bench.ask("a")).status == 200
+
+
 async def test_a_start_that_exits(tmp_path: Path) -> None:
     trigger = tmp_path / "exits"
     trigger.touch()

@@ -11,6 +11,7 @@ from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.errors import StartProgress
 
 HISTORY_LENGTH = 64
 """Transitions kept per model: some ten switches, a few KiB."""
@@ -57,6 +58,7 @@ class Model:
         "queue",
         "retried_after_oom",
         "spec",
+        "start_seconds",
         "state",
         "wake_seconds",
     )
@@ -89,6 +91,8 @@ class Model:
         """Whether the present engine can suspend its requests; probed at its start."""
         self.wake_seconds: Seconds = 0.0
         """What its last wake from sleep took, with the recompute of what was frozen; 0 after a cold start."""
+        self.start_seconds: Seconds | None = None
+        """What its last cold start took."""
         self.distrusted_evictions: set[Eviction] = set()
         """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
@@ -169,6 +173,15 @@ class Model:
                 return self.spec.awake
             case _:
                 return NOTHING
+
+    @property
+    def start_progress(self) -> StartProgress | None:
+        """How far its cold start is; None unless one is under way."""
+        if not isinstance(self.state, Waking) or not self.state.from_cold:
+            return None
+        elapsed = self.clock.now - self.state.since
+        left = None if self.start_seconds is None else self.start_seconds - elapsed
+        return StartProgress(elapsed, left if left is not None and left > 0 else None)
 
     @property
     def is_asked_for(self) -> bool:

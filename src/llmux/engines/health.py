@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from collections.abc import Callable
 from enum import Enum, auto
 
 import psutil
@@ -11,6 +12,8 @@ from llmux.errors import ControlCallFailed
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0
+REPORT_SECONDS = 10.0
+"""Between two lines in the log about a start that takes long."""
 LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 """Failures to connect whose cause is on llmux's side; they say nothing about the engine."""
 
@@ -34,9 +37,18 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> He
     return Health.ALIVE
 
 
-async def wait_until_healthy(endpoints: EngineEndpoints) -> None:
-    """Poll until the engine is alive; the caller limits the time."""
-    while await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:  # noqa: ASYNC110 -- no event to wait on
+async def wait_until_healthy(endpoints: EngineEndpoints, report: Callable[[float], None] | None = None) -> None:
+    """Poll until the engine is alive; the caller limits the time.
+
+    ``report`` is called every ``REPORT_SECONDS`` with the seconds that have passed.
+    """
+    now = asyncio.get_running_loop().time
+    began_at = now()
+    report_at = began_at + REPORT_SECONDS
+    while await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:
+        if report is not None and now() >= report_at:
+            report_at = now() + REPORT_SECONDS
+            report(now() - began_at)
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -235,11 +235,17 @@ class Instance:
             raise EngineFailure(failure.reason) from failure
         self._engine = engine = self._running(process, fingerprint)
         log.info("engine started", model=self.spec.model, pid=process.pid, port=port)
-        await self._scope.run(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
+        await self._scope.run(
+            wait_until_healthy(self._endpoints, self._report_start), self.spec.start_timeout_seconds, "the start"
+        )
         # What is healthy may be another server that took the port meanwhile.
         if not await asyncio.to_thread(listens, process.pid, port):
             raise EngineFailure(f"port {port} is answered by another process than the engine")
         await self._scope.run(self._probe_started(engine), None, "its first answer")
+
+    def _report_start(self, elapsed_seconds: float) -> None:
+        last_line = self.output_tail[-1] if self.output_tail else None
+        log.info("engine is starting", model=self.spec.model, seconds=round(elapsed_seconds), last_line=last_line)
 
     async def _probe_started(self, engine: RunningEngine) -> None:
         """Find out what a started engine can do and what it answers; raises ControlCallFailed."""

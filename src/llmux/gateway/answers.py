@@ -18,6 +18,7 @@ from llmux.errors import (
     QueueTimeout,
     RequestError,
     ShuttingDown,
+    StartProgress,
 )
 from llmux.gateway.errors import (
     BadGateway,
@@ -49,6 +50,8 @@ class ErrorShape:
     retry_after_seconds: int | None = None
 
 
+_START_RETRY_SECONDS = 10
+"""For a model that is starting, where nothing tells how long that takes."""
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
@@ -118,8 +121,16 @@ def error_headers(error: RequestError) -> bytes:
     shape = shape_of(error)
     lines = b"x-llmux-error: 1\r\n"
     retry_after_seconds = shape.retry_after_seconds
-    if isinstance(error, EngineUnavailable):
-        retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
+    match error:
+        case EngineUnavailable():
+            retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
+        case (
+            QueueTimeout(start=StartProgress(left_seconds=left))
+            | ModelNotLoaded(start=StartProgress(left_seconds=left))
+        ):
+            retry_after_seconds = _START_RETRY_SECONDS if left is None else max(1, math.ceil(left))
+        case _:
+            pass
     if retry_after_seconds is not None:
         lines += b"retry-after: %d\r\n" % retry_after_seconds
     match error:

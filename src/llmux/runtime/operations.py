@@ -8,7 +8,7 @@ from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, Swit
 from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
+from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
 from llmux.engines.steps import steps_of
 from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
 from llmux.observability.metrics import Stalls
@@ -33,6 +33,8 @@ class ModelStatus:
     frozen: int = 0
     distrusted_evictions: tuple[Eviction, ...] = ()
     """Evictions after which its output differed from its output after the start; they are not used any more."""
+    waking_seconds: float | None = None
+    """How long it has been on its way onto the GPU; None if it is not."""
     stalls: int = 0
     """How often its engine hung and was killed."""
     last_stall: str | None = None
@@ -128,6 +130,7 @@ class Operations:
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
+            waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
             stalls=stalls.count,
             last_stall=stalls.last,
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.engines import health
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.health import Health
@@ -70,6 +72,17 @@ async def test_a_failed_start_says_how_the_engine_ended() -> None:
         assert not outcome.is_out_of_memory and not outcome.is_mismatch
         await instance.end()
         assert instance.pid is None
+
+
+async def test_a_long_start_says_how_long_and_with_the_engines_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "REPORT_SECONDS", 0.2)
+    async with instance_of("--startup-delay-ms", "1000") as instance:
+        with capture_logs() as logged:
+            assert (await instance.wake()).error is None
+    reports = [entry for entry in logged if entry["event"] == "engine is starting"]
+    assert reports
+    assert reports[-1]["model"] == "m"
+    assert "Initializing a V1 LLM engine" in reports[-1]["last_line"]
 
 
 async def test_a_mismatch_is_not_an_ordinary_error() -> None:

@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from llmux.config.settings import Settings
-from llmux.server.build import missing_programs
+from llmux.server.build import build_scheduler, missing_programs
 
 
 def test_programs_that_are_not_there_are_named_with_their_models(tmp_path: Path) -> None:
@@ -21,3 +23,9 @@ def test_programs_that_are_not_there_are_named_with_their_models(tmp_path: Path)
     described = {name: {"model_path": "x", **keys} for name, keys in models.items()}
     settings = Settings.model_validate({"models": described, "vllm_command": "/nowhere/vllm"})
     assert missing_programs(settings) == {"/nowhere/vllm": ["a", "b"], "engine": ["e"]}
+
+
+@pytest.mark.parametrize(("policy", "covers"), [({}, False), ({"request_timeout_seconds": 300.0}, True)])
+def test_a_request_timeout_covers_starts_only_if_it_was_set(policy: dict[str, float], covers: bool) -> None:
+    settings = Settings.model_validate({"models": {"a": {"model_path": "x"}}, "policy": policy})
+    assert build_scheduler(settings)._world.limits.request_timeout_covers_starts is covers
