@@ -162,7 +162,13 @@ class Settings(Section):
         "serves clients: always, sampled (every tenth wake), or off.",
     )
     keepalive_seconds: PositiveSeconds = Field(
-        default=15.0, description="How often the client of a frozen event stream is sent a comment line."
+        default=15.0,
+        description="How often the client of an event stream that waits or is frozen is sent a comment line.",
+    )
+    wait_comments_after_seconds: Seconds = Field(
+        default=1.0,
+        description="How long the client of an event stream waits until it is sent a head with status 200 and comment "
+        "lines, so that no proxy takes the silence for a dead connection. From then on errors are events. 0: never.",
     )
 
     host_memory_reserve_mib: Size = Field(

@@ -81,6 +81,17 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
 }
 """Every kind of RequestError: a test fails if one is missing."""
 
+MESSAGES_ENDPOINT = "/v1/messages"
+"""Anthropic's, whose clients expect events with names and another shape of errors."""
+
+_MESSAGES_TYPES = {
+    HTTPStatus.BAD_REQUEST: "invalid_request_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+}
+"""Anthropic's word for a kind of error, by its status; ``api_error`` for all others."""
+
 _UNMAPPED = ErrorShape(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, "internal_error")
 
 
@@ -111,9 +122,30 @@ def error_body(error: RequestError) -> bytes:
     return msgspec.json.encode({"error": envelope})
 
 
-def error_event(error: RequestError) -> bytes:
+def error_event(error: RequestError, endpoint: str = "") -> bytes:
     """The error as the last event of a stream; the blank line before it ends an event that was cut short."""
-    return b"\n\ndata: " + error_body(error) + b"\n\n"
+    if endpoint != MESSAGES_ENDPOINT:
+        return b"\n\n" + _event(b"", error_body(error))
+    inner = {"type": _MESSAGES_TYPES.get(shape_of(error).status, "api_error"), "message": _message(error)}
+    return b"\n\n" + _event(b"error", msgspec.json.encode({"type": "error", "error": inner}))
+
+
+def engine_error_event(status: int, body: bytes, endpoint: str) -> bytes:
+    """An engine's answer of an error status as the last event of a stream that had begun before it."""
+    try:
+        document = msgspec.json.decode(body)
+    except ValueError:  # not JSON, or not UTF-8
+        document = None
+    if not isinstance(document, dict) or "error" not in document:
+        message = document.get("message") if isinstance(document, dict) else None
+        kind = _SERVER if status >= 500 else _INVALID
+        message = message or body.decode(errors="replace") or f"the engine answered with status {status}"
+        document = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return _event(b"error" if endpoint == MESSAGES_ENDPOINT else b"", msgspec.json.encode(document))
+
+
+def _event(name: bytes, document: bytes) -> bytes:
+    return (b"event: " + name + b"\n" if name else b"") + b"data: " + document + b"\n\n"
 
 
 def error_headers(error: RequestError) -> bytes:

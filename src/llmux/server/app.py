@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -187,6 +188,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
+            wait_comments_after_seconds=self.settings.wait_comments_after_seconds or math.inf,
             access_log=AccessLog(self.settings.access_log) if self.settings.access_log is not None else None,
         )
 

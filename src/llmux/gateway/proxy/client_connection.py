@@ -158,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.is_full = False
         if self._exchange is not None:
-            self.deadline = _NEVER
+            self.deadline = self._state.now  # The exchange says when its client is to be told that it waits.
             self._exchange.client_drained()
         elif self._phase is _ANSWERING:
             self._await_next_request()
@@ -206,6 +206,8 @@ class ClientConnection(asyncio.Protocol):
             self._close()
         elif phase is _BODY:
             self._refuse_and_close(RequestStalled("body", options.body_idle_timeout_seconds))
+        elif self._exchange is not None and not self.is_full:
+            self.deadline = self._exchange.say_that_it_waits(self._state.now)
         else:
             self.abort()
 
@@ -352,6 +354,8 @@ class ClientConnection(asyncio.Protocol):
             size_bytes=len(body) + len(head.forwarded),
             session=head.session,
         )
+        if streams:
+            self.deadline = self.started_at + state.options.wait_comments_after_seconds
         exchange = self._exchange = Exchange(state, self, request, body)
         state.access.acquire(request, exchange)
 

@@ -1,5 +1,6 @@
 """One request, from the lease to the end of its answer, with everything that can go wrong on the way."""
 
+import math
 import time
 from collections.abc import Callable
 from enum import Enum, auto
@@ -12,6 +13,7 @@ from llmux.gateway.answers import error_event, shape_of
 from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
+from llmux.gateway.proxy.begun_stream import STREAMING_ENDPOINTS, BegunStream, accepts_comments
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -77,6 +79,7 @@ class Exchange:
 
     __slots__ = (
         "_answer",
+        "_begun",
         "_body",
         "_client",
         "_engine",
@@ -106,6 +109,8 @@ class Exchange:
         """Whether, under this lease, a pooled connection has turned out to be closed."""
         self._last_comment_at: float | None = None
         """None unless the request is frozen; begins with the time of the freeze."""
+        self._begun: BegunStream | None = None
+        """The event stream that its client has been sent the head of before there was an answer."""
         self._answer: ResponseHead | None = None
         self._keep_alive = False
         """Whether the client was told, in the answer's head, that its connection stays open."""
@@ -130,7 +135,7 @@ class Exchange:
             return
         self._end_suspension()
         engine = self._drop_engine()
-        if phase is _RELAYING and engine is not None:
+        if phase is _RELAYING and engine is not None and not self._is_untouched(engine):
             self._break_off(error, engine)
         elif isinstance(error, EngineDied):
             self._give_back("the engine died")
@@ -172,9 +177,29 @@ class Exchange:
         self._last_comment_at = now
         comment = engine.frame_comment(_COMMENT)
         if comment:
-            self._client.write(comment)
+            begun = self._begun
+            self._client.write(comment if begun is None or begun.passes_chunks else begun.frame(comment))
 
     # Called by the client's connection.
+
+    def say_that_it_waits(self, now: float) -> float:
+        """Send the client of a stream that has had nothing yet a comment; returns when to be called again."""
+        engine, begun = self._engine, self._begun
+        if self._phase is _RELAYING:
+            answer = self._answer
+            assert answer is not None
+            if engine is None or engine.body_bytes or not answer.is_event_stream:
+                self._body = b""
+                return math.inf
+            if begun is None or begun.passes_chunks:
+                self._client.write(engine.frame_event(_COMMENT))
+                return now + self._state.options.keepalive_seconds
+        if begun is None:
+            begun = self._begin_stream()
+            if begun is None:
+                return math.inf
+        begun.comment()
+        return now + self._state.options.keepalive_seconds
 
     def client_gone(self) -> None:
         """The client left, or its connection is being closed."""
@@ -237,6 +262,8 @@ class Exchange:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
+        if self._begun is not None:
+            self._begun.end()
         # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(self._request, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
@@ -245,7 +272,7 @@ class Exchange:
         engine, upstream = self._engine, self._upstream
         assert engine is not None
         assert upstream is not None
-        if self._phase is _RELAYING:
+        if self._phase is _RELAYING and not self._is_untouched(engine):
             # Its exit may be reported in a moment: the same fault must not have two codes, by which came first.
             self._state.access.confirm_alive(self._request, lambda alive: self._lost_in_answer(engine, reason, alive))
             return
@@ -321,11 +348,34 @@ class Exchange:
         if head is not None and not engine.flow.reasons:
             self._relay(head)
 
+    def _begin_stream(self) -> BegunStream | None:
+        """Send the head of an event stream before there is an answer, if the request allows that."""
+        client, state = self._client, self._state
+        head, endpoint = client.head, client.counts.endpoint
+        is_stream = self._request.streams and head.method == b"POST" and endpoint in STREAMING_ENDPOINTS
+        if not is_stream or not accepts_comments(head.forwarded):
+            return None
+        self._keep_alive = head.keep_alive and not state.stopping
+        self._begun = begun = BegunStream(client.write, self._request.model, endpoint, http10=head.http10)
+        begun.begin(self._request_id, keep_alive=self._keep_alive)
+        return begun
+
+    def _is_untouched(self, engine: EngineConnection) -> bool:
+        """Whether the client has nothing of the engine's answer, of which the head at least has arrived."""
+        return self._begun is not None and self._begun.is_untouched(engine.body_bytes)
+
     def _relay(self, head: ResponseHead) -> None:
         engine, request, client = self._engine, self._request, self._client
         assert engine is not None
         self._phase = _RELAYING
         self._answer = head
+        begun = self._begun
+        if begun is not None:
+            if client.is_full:
+                engine.flow.pause(PauseReason.CLIENT_FULL)
+            write = begun.take(head)
+            engine.relay(b"", write, unchunk=not begun.passes_chunks)
+            return
         self._body = b""
         fields = head.fields
         keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
@@ -345,6 +395,9 @@ class Exchange:
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()
+        if self._begun is not None:
+            self._begun.lose_answer()
+        self._answer = None
         self._phase = _QUEUED
         self._upstream = None
         self._state.access.give_back(self._request, self, reason)
@@ -352,14 +405,22 @@ class Exchange:
     def _refuse(self, error: RequestError) -> None:
         self._phase = _OVER
         self._finish(shape_of(error).status)
-        self._client.refused(error, self._request_id)
+        if self._begun is None:
+            self._client.refused(error, self._request_id)
+        else:
+            self._begun.end_with(error)
+            self._client.answered(keep_alive=self._keep_alive)
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where one can be inserted, and never with a clean end."""
         assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
-        self._client.cut_off(engine.frame_event(error_event(error)) if self._answer.is_event_stream else b"")
+        begun, event = self._begun, error_event(error, self._client.counts.endpoint)
+        if begun is not None and not begun.passes_chunks:
+            self._client.cut_off(begun.frame(event))
+        else:
+            self._client.cut_off(engine.frame_event(event) if self._answer.is_event_stream else b"")
 
     def _drop_engine(self) -> EngineConnection | None:
         """Close the connection to the engine, which ends its work; returns the connection."""
