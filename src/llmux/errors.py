@@ -170,10 +170,11 @@ class DumpFailed(LlmuxError):
 
 
 class RestoreFailed(LlmuxError):
-    """An engine could not be restored. The image may still be good; nothing else is left of the engine."""
+    """An engine could not be restored; nothing but the image is left. ``is_passing``: the image is not the cause."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_passing: bool = False) -> None:
         self.reason = reason
+        self.is_passing = is_passing
         super().__init__(f"the engine could not be restored from its image: {reason}")
 
 

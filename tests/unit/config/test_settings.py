@@ -43,6 +43,7 @@ def test_every_default_of_the_top_level() -> None:
         "reset_timeout_seconds": 30,
         "canary": CanaryMode.ALWAYS,
         "keepalive_seconds": 15,
+        "wait_comments_after_seconds": 1,
         "access_log": None,
         "host_memory_reserve_mib": 1024,
         "max_body_bytes": 128 * 1024 * 1024,
