@@ -168,6 +168,31 @@ async def test_an_engine_that_dies_before_a_byte_of_the_answer_is_replaced() -> 
         assert [number for number, _ in bench.access.given_back] == [1, 1]
 
 
+async def test_an_engine_that_dies_in_an_answer_that_is_no_stream_is_replaced() -> None:
+    """Nothing of it has been passed on, however long the client has been told to wait meanwhile."""
+    dies = asyncio.Event()
+
+    async def script(request: Message, engine: EngineSide) -> None:
+        if len(bench.engine.seen) == 1:
+            engine.send(b"HTTP/1.1 400 Bad\r\ncontent-length: 100\r\n\r\nhalf")
+            await dies.wait()
+            engine.writer.close()
+        else:
+            await streamed(request, engine)
+
+    async with running_gateway(script, options=OFTEN) as bench:
+        bench.access.on_give_back = lambda access, number: access.admit(number)
+        client = await waiting(bench)
+        awake(bench)
+        while not bench.engine.seen:
+            assert await client.chunk() == WAITING
+        for _ in range(5):
+            assert await client.chunk() == WAITING
+        dies.set()
+        assert await rest_of(client) == EVENTS
+        assert [request.body for request in bench.engine.seen] == [BODY] * 2
+
+
 @pytest.mark.parametrize("framing", [b"transfer-encoding: chunked", b"content-length: 1000"])
 async def test_an_answer_that_breaks_off_has_an_error_event_and_no_clean_end(framing: bytes) -> None:
     go_on = asyncio.Event()

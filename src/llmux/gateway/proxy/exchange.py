@@ -184,20 +184,19 @@ class Exchange:
 
     def say_that_it_waits(self, now: float) -> float:
         """Send the client of a stream that has had nothing yet a comment; returns when to be called again."""
-        engine, begun = self._engine, self._begun
-        if self._phase is _RELAYING:
-            answer = self._answer
-            assert answer is not None
-            if engine is None or engine.body_bytes or not answer.is_event_stream:
-                self._body = b""
+        begun, engine, answer = self._begun, self._engine, self._answer
+        if self._phase is _RELAYING and engine is not None and answer is not None:
+            if begun is not None and not begun.is_untouched(engine.body_bytes):
+                self._body = b""  # It cannot have to be sent again.
+                return math.inf
+            if begun is None and (engine.body_bytes or not answer.is_event_stream):
                 return math.inf
             if begun is None or begun.passes_chunks:
                 self._client.write(engine.frame_event(_COMMENT))
                 return now + self._state.options.keepalive_seconds
+        begun = begun or self._begin_stream()
         if begun is None:
-            begun = self._begin_stream()
-            if begun is None:
-                return math.inf
+            return math.inf
         begun.comment()
         return now + self._state.options.keepalive_seconds
 
