@@ -105,7 +105,9 @@ class StallWatch:
 
     async def check(self, name: str) -> None:
         """Ask a quiet engine whether it lives; if it does not, end it."""
-        seen = self._observations[name]
+        seen = self._observations.get(name)
+        if seen is None:  # the model has left meanwhile
+            return
         quiet_since = seen.quiet_since
         seen.is_checking = True
         try:

@@ -162,9 +162,9 @@ class Exchange:
 
     def progress(self) -> Progress | None:
         engine = self._engine
-        if engine is None:
+        if engine is None or not engine.has_answered:  # the connection still counts the bytes of its last answer
             return False, 0
-        return None if engine.flow.reasons else (engine.has_answered, engine.body_bytes)
+        return None if engine.flow.reasons else (True, engine.body_bytes)
 
     # Called by the sweep of the gateway's state.
 

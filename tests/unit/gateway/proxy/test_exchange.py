@@ -115,3 +115,17 @@ def test_a_client_that_leaves_while_the_end_of_its_engine_is_looked_into() -> No
     relay.client.connection_lost(None)
     relay.access.reports[0](False)
     assert relay.access.ended == [(1, Outcome.CLIENT_GONE)]
+
+
+def test_the_progress_of_an_answer_is_its_own_and_unknown_while_it_is_not_read() -> None:
+    relay = InMemoryRelay()
+    for number in range(2):
+        relay.client.data_received(REQUEST)
+        holder = relay.access.asked[number].holder
+        assert holder.progress() == (False, 0)
+        relay.engine.data_received(ANSWER)
+        assert holder.progress() == (True, 6)
+        relay.client.pause_writing()
+        assert holder.progress() is None
+        relay.client.resume_writing()
+        relay.engine.data_received(b"world")
