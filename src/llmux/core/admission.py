@@ -103,8 +103,8 @@ def finish(world: World, request: Request, *, completed: bool) -> None:
     else:
         return
     if completed:
-        model.failures = 0
         model.last_completed_at = world.clock.now
+        model.failures = 0
 
 
 def expire(world: World) -> None:
