@@ -54,7 +54,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "runtime",
-        "performs what the scheduler decides: controller, dispatcher, operations",
+        "performs what the scheduler decides: controller, dispatcher, operations; watches for engines that hang",
         ("engines", "observability", "access", "core", "errors"),
     ),
     (

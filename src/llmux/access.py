@@ -10,7 +10,7 @@ A request holds a lease from ``RequestHolder.admitted`` until exactly one of ``M
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from llmux.core.names import ModelName
 from llmux.core.request import Request
@@ -55,6 +55,10 @@ class Upstream:
         return self.authority if self.socket_path is None else f"unix:{self.socket_path}"
 
 
+Progress: TypeAlias = tuple[bool, int]
+"""How far an answer is: whether any of it has arrived, and a number that changes with every further byte."""
+
+
 class RequestHolder(Protocol):
     """The gateway's side of one request."""
 
@@ -87,6 +91,9 @@ class RequestHolder(Protocol):
     def thawed(self) -> None:
         """A frozen request resumes."""
 
+    def progress(self) -> Progress | None:
+        """How far the answer is; None while nothing is read from the engine, for a reason that is not its own."""
+
 
 class ModelAccess(Protocol):
     """The runtime's side: where the gateway asks for leases and ends them."""
@@ -114,4 +121,4 @@ class ModelAccess(Protocol):
         """
 
     def confirm_alive(self, request: Request, report: Callable[[bool], None]) -> None:
-        """Report whether the engine lives on after a 5xx answer: two checks of /health, at most 550 ms in all."""
+        """Report whether the engine lives on after a 5xx or broken answer: two checks of /health, at most 550 ms."""

@@ -109,13 +109,29 @@ class QueueFull(RequestError):
         super().__init__(f"too many requests are waiting ({limit}); try again later")
 
 
-class QueueTimeout(RequestError):
-    """The request waited for its model longer than ``request_timeout_seconds``."""
+@dataclass(frozen=True, slots=True)
+class StartProgress:
+    """A cold start that is under way. ``left_seconds`` is None where no earlier start tells how long it takes."""
 
-    def __init__(self, model: str, waited_seconds: float) -> None:
+    elapsed_seconds: float
+    left_seconds: float | None = None
+
+    def __str__(self) -> str:
+        left = "" if self.left_seconds is None else f", about {self.left_seconds:.0f} s to go"
+        return f"it is still starting, {self.elapsed_seconds:.0f} s so far{left}"
+
+
+class QueueTimeout(RequestError):
+    """The request waited for its model longer than ``request_timeout_seconds``; ``start``: its model is starting."""
+
+    def __init__(self, model: str, waited_seconds: float, start: StartProgress | None = None) -> None:
         self.model = model
         self.waited_seconds = waited_seconds
-        super().__init__(f"waited {waited_seconds:.1f} s for the model '{model}', longer than request_timeout_seconds")
+        self.start = start
+        starting = "" if start is None else f"; {start}"
+        super().__init__(
+            f"waited {waited_seconds:.1f} s for the model '{model}', longer than request_timeout_seconds{starting}"
+        )
 
 
 class ModelNotAllowed(RequestError):
@@ -132,8 +148,10 @@ class ModelNotAllowed(RequestError):
 class ModelNotLoaded(RequestError):
     """The model is not on the GPU, and the request may not wake it (``Request.may_wake``)."""
 
-    def __init__(self, model: str) -> None:
-        super().__init__(f"the model '{model}' is not on the GPU and a request of this kind does not wake it")
+    def __init__(self, model: str, start: StartProgress | None = None) -> None:
+        self.start = start
+        starting = "" if start is None else f"; {start}"
+        super().__init__(f"the model '{model}' is not on the GPU and a request of this kind does not wake it{starting}")
 
 
 class ShuttingDown(RequestError):
@@ -202,10 +220,11 @@ class DumpFailed(LlmuxError):
 
 
 class RestoreFailed(LlmuxError):
-    """An engine could not be restored. The image may still be good; nothing else is left of the engine."""
+    """An engine could not be restored; nothing but the image is left. ``is_passing``: the image is not the cause."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_passing: bool = False) -> None:
         self.reason = reason
+        self.is_passing = is_passing
         super().__init__(f"the engine could not be restored from its image: {reason}")
 
 

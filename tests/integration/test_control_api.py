@@ -39,6 +39,9 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "failure": None,
         "oldest_wait_seconds": 0.0,
         "frozen": 0,
+        "waking_seconds": None,
+        "stalls": 0,
+        "last_stall": None,
         "unfaithful": [],
         **more,
     }
@@ -81,10 +84,11 @@ async def test_status_while_switching() -> None:
         await api.until(lambda: engines["a"].calls == ["wake"])
         shown = await api.status()
         assert shown["models"]["a"].pop("oldest_wait_seconds") >= 0
+        assert shown["models"]["a"].pop("waking_seconds") >= 0
         expected = status(
             "switching:none->a", AUTO, a=entry("starting", queue_depth=1, on_gpu=True), b=entry("not_started")
         )
-        del expected["models"]["a"]["oldest_wait_seconds"]
+        del expected["models"]["a"]["oldest_wait_seconds"], expected["models"]["a"]["waking_seconds"]
         assert shown == expected
         engines["a"].wake_gate.set()
         await waiting.wait("admitted")

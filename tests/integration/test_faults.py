@@ -59,7 +59,7 @@ async def test_killed_in_mid_stream(tmp_path: Path) -> None:
             assert not stream.is_complete
             assert not stream.ended
             error = json.loads(stream.events[-1])["error"]
-            assert error["type"] == "server_error"
+            assert (error["type"], error["code"]) == ("server_error", "engine_died")
         await bench.expect("a", "again")
 
 
@@ -126,6 +126,18 @@ async def test_a_start_that_hangs(tmp_path: Path) -> None:
         assert "longer than 2 s" in answer.text
         await printed(bench, "a", "Initializing a V1 LLM engine", answer)
         await bench.expect("b")
+
+
+async def test_a_wait_that_ends_during_a_start_says_so(tmp_path: Path) -> None:
+    models = {"a": with_flags(STOP, "--startup-delay-ms", "3000")}
+    async with serving(models, tmp_path, policy={"request_timeout_seconds": 0.5}) as bench:
+        answer = await bench.ask("a")
+        assert (answer.status, answer.code) == (504, "queue_timeout")
+        assert "it is still starting, " in answer.text
+        assert answer.headers["Retry-After"] == "10"
+        assert (await bench.status())["models"]["a"]["waking_seconds"] > 0
+        await bench.until_model("a", process_state="running")
+        assert (await bench.ask("a")).status == 200
 
 
 async def test_a_start_that_exits(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ async def test_connection_closed_while_idle_is_not_reused() -> None:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_broken_stream_ends_with_an_error_event_and_not_cleanly(reset: bool) -> None:
+@pytest.mark.parametrize(("alive", "expected"), [(True, "bad_gateway"), (False, "engine_died")])
+async def test_broken_stream_ends_with_an_error_event_and_not_cleanly(reset: bool, alive: bool, expected: str) -> None:
     go_on = asyncio.Event()
 
     async def script(request: Message, engine: EngineSide) -> None:
@@ -130,13 +131,14 @@ async def test_broken_stream_ends_with_an_error_event_and_not_cleanly(reset: boo
             engine.writer.close()
 
     async with running_gateway(script) as bench:
+        bench.access.alive = alive
         client = await bench.client()
         client.send(post(BODY))
         await client.read_head()
         assert await client.chunk() == b"data: 1\n\n"
         go_on.set()
         event = (await client.chunk()).strip()
-        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "bad_gateway"
+        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == expected
         assert await client.rest() == b""
         assert bench.access.ended == [(1, Outcome.BROKEN)]
 

@@ -111,6 +111,34 @@ async def test_a_stream_whose_engine_dies_raises(tmp_path: Path) -> None:
         assert expected_text("a", "hello", 200).startswith(said)
 
 
+COMMENTS_SOON = {"wait_comments_after_seconds": 0.2, "keepalive_seconds": 0.2}
+
+
+async def test_a_stream_that_waits_for_a_start_is_kept_open_and_then_answered(tmp_path: Path) -> None:
+    models = {"a": with_flags(STOP, "--startup-delay-ms", "1500")}
+    async with serving(models, tmp_path, **COMMENTS_SOON) as bench, client(bench) as asked:
+        # The head comes before the engine has started.
+        stream = await asked.chat.completions.create(
+            model="a", messages=[{"role": "user", "content": "hello"}], max_tokens=8, stream=True
+        )
+        assert await bench.process_state("a") in ("starting", "not_started")
+        said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert said == expected_text("a", "hello", 8)
+
+
+async def test_a_stream_that_waits_for_a_start_that_fails_raises(tmp_path: Path) -> None:
+    models = {"a": with_flags(STOP, "--sim-fault", "start-hang")}
+    limits = {"start_timeout_seconds": 1.5, **COMMENTS_SOON}
+    async with serving(models, tmp_path, **limits) as bench, client(bench) as asked:
+        stream = await asked.chat.completions.create(
+            model="a", messages=[{"role": "user", "content": "hello"}], max_tokens=8, stream=True
+        )
+        with pytest.raises(openai.APIError, match="could not be started") as raised:
+            async for _ in stream:
+                pass
+        assert raised.value.code == "model_unavailable"
+
+
 async def test_the_clients_own_retries_outlast_the_back_off(tmp_path: Path) -> None:
     trigger = tmp_path / "exits"
     trigger.touch()

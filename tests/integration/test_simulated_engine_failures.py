@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from llmux.simulation.engine.text import expected_text
@@ -103,6 +104,19 @@ async def test_the_death_of_the_worker_is_the_death_of_the_engine(ledger: Ledger
         os.kill(allocation.pid, signal.SIGKILL)
         assert await model.exit_code() == 0
         assert ledger.snapshot().allocations == ()
+
+
+async def test_a_stopped_worker_stops_the_engine_but_not_its_front() -> None:
+    async with engine("--sim-worker") as model:
+        (worker,) = psutil.Process(model.pid).children()
+        worker.suspend()
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(model.answer())
+            await model.running(1)
+            assert (await model.get("/health"))[0] == 200
+            assert not asking.done()
+            worker.resume()
+        assert asking.result()
 
 
 async def test_killing_the_group_ends_the_worker_at_once(ledger: Ledger) -> None:

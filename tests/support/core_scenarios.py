@@ -100,6 +100,12 @@ SCENARIOS = (
         replace(LIMITS, request_timeout_seconds=12.0, max_wait_seconds=4.0, min_active_seconds=1.0),
     ),
     Scenario(
+        "short time-outs that do not cover starts",
+        (ModelSpec("a", STOP, max_in_flight=1), ModelSpec("b", OFFLOAD), ModelSpec("c", STOP)),
+        ALL_OF_IT,
+        replace(LIMITS, request_timeout_seconds=12.0, request_timeout_covers_starts=False, min_active_seconds=1.0),
+    ),
+    Scenario(
         "one GPU, requests are frozen",
         (
             ModelSpec("a", OFFLOAD, max_in_flight=2, drain=Drain.FREEZE),

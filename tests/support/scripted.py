@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from llmux.access import Upstream
+from llmux.access import Progress, Upstream
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction
 from llmux.core.policies.fifo import Fifo
@@ -36,6 +36,10 @@ class ScriptedEngine:
         self.calls: list[str] = []
         self.wake_gate = asyncio.Event()
         self.evict_gate = asyncio.Event()
+        self.token_gate = asyncio.Event()
+        self.token_gate.set()
+        self.is_generating = True
+        """Whether it answers a question for one token."""
         self.wake_gate.set()
         self.evict_gate.set()
         self.wake_error: str | None = None
@@ -84,6 +88,14 @@ class ScriptedEngine:
     async def check_health(self, timeout_seconds: float) -> Health:
         return self.first_healths.pop(0) if self.first_healths else self.health
 
+    async def generates(self, limit_seconds: float) -> bool:
+        self.calls.append(f"generate within {limit_seconds:g} s")
+        await self.token_gate.wait()
+        return self.is_generating
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
 
 class Holder:
     """One request's side of the port: remembers its calls."""
@@ -96,6 +108,8 @@ class Holder:
         self.error: RequestError | None = None
         self.revocation: RequestError | None = None
         self.calls: list[str] = []
+        self.received: Progress | None = (False, 0)
+        """How far the answer is said to be."""
         self._changed = asyncio.Event()
 
     def admitted(self, upstream: Upstream) -> None:
@@ -118,6 +132,9 @@ class Holder:
 
     def thawed(self) -> None:
         self._note("thawed")
+
+    def progress(self) -> Progress | None:
+        return self.received
 
     async def wait(self, *calls: str) -> None:
         """Wait until there have been exactly these calls, in this order."""

@@ -21,6 +21,8 @@ SLOWEST_BYTES_PER_SECOND = 50_000_000
 LOCK_POLL_SECONDS = 0.05
 LOCK_LIMIT_SECONDS = 600.0
 """Longer than the dump of a large engine takes: whoever holds the lock for longer hangs."""
+REFUSAL_SECONDS = 60.0
+"""How long a criu that does not work is taken not to: what it lacked may be given to it while llmux runs."""
 CLEANUP_LOCK_LIMIT_SECONDS = 5.0
 """Cleaning up at the start can wait for the next start, and must not delay this one."""
 
@@ -62,21 +64,24 @@ class Checkpointer:
         self._settings = settings
         self._criu: Criu | None = None
         self._refusal: CriuUnusable | None = None
+        self._refused_at = 0.0
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
-        """Check that criu works here; raises CriuUnusable. The result is remembered.
+        """Check that criu works here; raises CriuUnusable. Success is remembered, failure for a minute.
 
         The first successful check also deletes images that a killed llmux left unfinished.
         """
-        if self._refusal is not None:
+        now = asyncio.get_running_loop().time()
+        if self._refusal is not None and now - self._refused_at < REFUSAL_SECONDS:
             raise self._refusal
         if self._criu is None:
             try:
                 self._criu = await _in_thread(inspect_criu, self._settings.criu_path, self._settings.plugin_directory)
             except CriuUnusable as refusal:
-                self._refusal = refusal
+                self._refusal, self._refused_at = refusal, now
                 raise
+            self._refusal = None
             with suppress(CriuUnusable):
                 async with self._one_at_a_time(CLEANUP_LOCK_LIMIT_SECONDS):
                     await _in_thread(_delete_all_unfinished, self._settings.images_directory)
@@ -134,7 +139,7 @@ class Checkpointer:
         manifest = await _in_thread(self.read, path)
         async with self._one_at_a_time():
             if reason := await _in_thread(restoring.find_obstacle, manifest):
-                raise RestoreFailed(reason)
+                raise RestoreFailed(reason, is_passing=True)
             try:
                 await _in_thread(restoring.put_files_back, path, manifest)
                 engine = await self._restore_from(path, manifest, run_criu)
@@ -157,9 +162,14 @@ class Checkpointer:
             async with self._one_at_a_time():
                 await _in_thread(images.mark_durable, path, manifest)
 
-    async def delete(self, path: Path) -> None:
-        """Delete an image, its files in /dev/shm and its firewall tables; raises OSError, CriuUnusable."""
+    async def delete(self, path: Path, unless: Callable[[], bool] = lambda: False) -> None:
+        """Delete an image, its files in /dev/shm and its firewall tables; raises OSError, CriuUnusable.
+
+        ``unless`` is asked when no dump is under way any more, and keeps the image if true.
+        """
         async with self._one_at_a_time():
+            if unless():
+                return
             await _in_thread(images.delete, path, self._settings.images_directory)
 
     @asynccontextmanager
@@ -222,7 +232,7 @@ class Checkpointer:
         try:
             return await run_criu(command)
         except SpawnFailed as failure:
-            raise RestoreFailed(failure.reason) from failure
+            raise RestoreFailed(failure.reason, is_passing=True) from failure
         except RestoreFailed as failure:
             cause = await _in_thread(read_error, log)
             raise RestoreFailed(_with_cause(failure.reason, cause)) from failure

@@ -34,7 +34,7 @@ def put_files_back(image: Path, manifest: Manifest) -> None:
         if manifest.temporary_directory is not None:
             copying.restore_temporary_directory(image, Path(manifest.temporary_directory))
     except (OSError, shared_memory.NameTaken, copying.DirectoryTaken) as error:
-        raise RestoreFailed(f"its files could not be put back: {error}") from error
+        raise RestoreFailed(f"its files could not be put back: {error}", is_passing=True) from error
 
 
 def remove_files(manifest: Manifest) -> None:

@@ -32,7 +32,10 @@ class PolicySettings(Section):
         "switch. All of them honour max_wait_seconds.",
     )
     request_timeout_seconds: Seconds = Field(
-        default=300.0, description="How long a request may wait for its model before it is answered with 504."
+        default=300.0,
+        description="How long a request may wait for its model before it is answered with 504. The default leaves out "
+        "the time in which that model is started cold, which start_timeout_seconds limits; a value that is set does "
+        "not.",
     )
     drain_before_switch: Flag = Field(
         default=True,

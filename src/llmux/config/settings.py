@@ -151,6 +151,12 @@ class Settings(Section):
     start_timeout_seconds: PositiveSeconds = Field(
         default=1800.0, description="How long an engine may take from its start until it is ready."
     )
+    engine_stall_seconds: Seconds = Field(
+        default=60.0,
+        description="How long an engine on the GPU may make no progress before it is asked whether it lives. If "
+        "/health then fails three times in a row, or answers though one token takes five times this long, the engine "
+        "is killed and started again. 0: never.",
+    )
     drain_timeout_seconds: Seconds = Field(
         default=120.0, description="How long a switch waits for requests in flight before it ends them."
     )
@@ -202,7 +208,13 @@ class Settings(Section):
         "serves clients: always, sampled (every tenth wake), or off.",
     )
     keepalive_seconds: PositiveSeconds = Field(
-        default=15.0, description="How often the client of a frozen event stream is sent a comment line."
+        default=15.0,
+        description="How often the client of an event stream that waits or is frozen is sent a comment line.",
+    )
+    wait_comments_after_seconds: Seconds = Field(
+        default=1.0,
+        description="How long the client of an event stream waits until it is sent a head with status 200 and comment "
+        "lines, so that no proxy takes the silence for a dead connection. From then on errors are events. 0: never.",
     )
 
     host_memory_reserve_mib: Size = Field(

@@ -85,6 +85,9 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
         "frozen": model.frozen,
+        "waking_seconds": None if model.waking_seconds is None else round(model.waking_seconds, 3),
+        "stalls": model.stalls,
+        "last_stall": model.last_stall,
         "unfaithful": [str(eviction) for eviction in model.distrusted_evictions],
     }
 

@@ -103,6 +103,7 @@ def finish(world: World, request: Request, *, completed: bool) -> None:
     else:
         return
     if completed:
+        model.last_completed_at = world.clock.now
         model.failures = 0
 
 
@@ -114,8 +115,10 @@ def expire(world: World) -> None:
         if request in model.frozen:
             _unfreeze(world, model, request)
             world.emit(Revoke(request, QueueTimeout(model.name, now - request.waiting_since)))
+        elif model.start_progress is not None and not world.limits.request_timeout_covers_starts:
+            world.extend_wait(request)
         else:
-            refuse(world, model, request, QueueTimeout(model.name, now - request.arrived_at))
+            refuse(world, model, request, QueueTimeout(model.name, now - request.arrived_at, model.start_progress))
 
 
 def refuse(world: World, model: Model, request: Request, error: RequestError) -> None:
@@ -197,7 +200,7 @@ def _no_place(world: World, model: Model, request: Request) -> RequestError | No
     """Why a request that cannot be admitted now may not wait either; None if it may."""
     limits = world.limits
     if not request.may_wake:
-        return ModelNotLoaded(model.name)
+        return ModelNotLoaded(model.name, model.start_progress)
     if world.queued_requests >= limits.queue_limit_requests:
         return QueueFull(f"queue_limit_requests {limits.queue_limit_requests}")
     if world.queued_bytes + request.size_bytes > limits.queue_limit_bytes:

@@ -97,6 +97,8 @@ def wake_succeeded(world: World, model: Model, *, can_freeze: bool) -> None:
         # Of a model that will sleep from now on, the first start says nothing about later wakes.
         world.costs.observe_wake(model.name, now - state.since)
     model.wake_seconds = 0.0 if state.from_cold else now - state.since
+    if state.from_cold:
+        model.start_seconds = now - state.since
     model.idle_since = now
     world.set_state(model, Serving(now))
     model.estimates.resume(now)

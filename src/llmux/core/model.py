@@ -11,6 +11,7 @@ from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.errors import StartProgress
 
 HISTORY_LENGTH = 64
 """Transitions kept per model: some ten switches, a few KiB."""
@@ -48,6 +49,7 @@ class Model:
         "idle_since",
         "in_flight",
         "instance",
+        "last_completed_at",
         "last_served_at",
         "last_switch_ended_at",
         "last_switch_seconds",
@@ -56,6 +58,7 @@ class Model:
         "queue",
         "retried_after_oom",
         "spec",
+        "start_seconds",
         "state",
         "wake_seconds",
     )
@@ -88,6 +91,8 @@ class Model:
         """Whether the present engine can suspend its requests; probed at its start."""
         self.wake_seconds: Seconds = 0.0
         """What its last wake from sleep took, with the recompute of what was frozen; 0 after a cold start."""
+        self.start_seconds: Seconds | None = None
+        """What its last cold start took."""
         self.distrusted_evictions: set[Eviction] = set()
         """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
@@ -99,6 +104,8 @@ class Model:
         """Whether a sleeper was stopped already for the wake under way."""
         self.idle_since: Seconds = 0.0
         """When the last request in flight ended, or the model was woken; means nothing while any is in flight."""
+        self.last_completed_at: Seconds = float("-inf")
+        """When its engine last answered a request to the end."""
         self.last_served_at: Seconds = float("-inf")
         """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers, and keeps a model with
         a deep queue from coming back before one that waits."""
@@ -166,6 +173,15 @@ class Model:
                 return self.spec.awake
             case _:
                 return NOTHING
+
+    @property
+    def start_progress(self) -> StartProgress | None:
+        """How far its cold start is; None unless one is under way."""
+        if not isinstance(self.state, Waking) or not self.state.from_cold:
+            return None
+        elapsed = self.clock.now - self.state.since
+        left = None if self.start_seconds is None else self.start_seconds - elapsed
+        return StartProgress(elapsed, left if left is not None and left > 0 else None)
 
     @property
     def is_asked_for(self) -> bool:

@@ -38,6 +38,8 @@ class Limits:
     """Times and bounds that hold under every policy. docs/configuration.md explains those that can be configured."""
 
     request_timeout_seconds: Seconds = 300.0
+    request_timeout_covers_starts: bool = True
+    """False: while a request's own model is started cold, the request does not time out. The start ends by itself."""
     min_active_seconds: Seconds = 5.0
     max_wait_seconds: Seconds = 15.0
     drain_timeout_seconds: Seconds = 120.0

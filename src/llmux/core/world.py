@@ -194,6 +194,11 @@ class World:
         self.frozen_requests -= 1
         self.deadlines.stop(request)
 
+    def extend_wait(self, request: Request) -> None:
+        """Let a queued request that would time out now wait as long again."""
+        self.deadlines.stop(request)
+        self.deadlines.start(request, self.clock.now + self.limits.request_timeout_seconds)
+
     def _begin_waiting(self, request: Request) -> None:
         request.waiting_since = self.clock.now
         self.deadlines.start(request, self.clock.now + self.limits.request_timeout_seconds)

@@ -13,7 +13,7 @@ from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.engines.canary import is_same
 from llmux.engines.process import EngineProcess, LineReceiver
-from llmux.errors import ImageUnusable, LlmuxError
+from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
 
 log = structlog.get_logger("llmux.images")
 
@@ -100,7 +100,10 @@ class CheckpointStore:
                 raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
             run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError | CriuUnusable) or (isinstance(error, RestoreFailed) and error.is_passing):
+                # A port, memory, descriptors, criu itself: nothing that speaks against the image.
+                self._distrusted = None
             if manifest is not None and manifest.has_frozen:
                 await self._delete(path)
             raise
@@ -122,7 +125,7 @@ class CheckpointStore:
             await self._delete(path)
 
     async def delete_all(self) -> None:
-        """Delete the model's images; the engine must be in none of them."""
+        """Delete the model's images, except one that the engine is in or is put into meanwhile."""
         for frozen in (False, True):
             await self._delete(self._checkpointer.image_path(self._model, frozen=frozen))
 
@@ -136,6 +139,6 @@ class CheckpointStore:
 
     async def _delete(self, path: Path) -> None:
         try:
-            await self._checkpointer.delete(path)
+            await self._checkpointer.delete(path, unless=lambda: path == self._current)
         except (OSError, LlmuxError) as error:
             log.warning("an image could not be deleted", model=self._model, image=str(path), reason=str(error))

@@ -1,6 +1,7 @@
 """Whether an engine is healthy, and whether the process that listens on its port is really the engine."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 
 import psutil
@@ -10,6 +11,8 @@ from llmux.errors import ControlCallFailed, is_own_shortage
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0
+REPORT_SECONDS = 10.0
+"""Between two lines in the log about a start that takes long."""
 
 
 class Health(Enum):
@@ -30,9 +33,24 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> He
     return Health.ALIVE
 
 
-async def wait_until_healthy(endpoints: EngineEndpoints) -> None:
-    """Poll until the engine is alive; the caller limits the time."""
-    while await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:  # noqa: ASYNC110 -- no event to wait on
+async def wait_until_healthy(endpoints: EngineEndpoints, report: Callable[[float], None] | None = None) -> None:
+    """Poll until the engine is alive; the caller limits the time. ``report`` is called as by ``poll``."""
+
+    async def is_alive() -> bool:
+        return await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is Health.ALIVE
+
+    await poll(is_alive, report)
+
+
+async def poll(reached: Callable[[], Awaitable[bool]], report: Callable[[float], None] | None = None) -> None:
+    """Ask until it is so; ``report`` is called every ``REPORT_SECONDS`` with the seconds that have passed."""
+    now = asyncio.get_running_loop().time
+    began_at = now()
+    report_at = began_at + REPORT_SECONDS
+    while not await reached():
+        if report is not None and now() >= report_at:
+            report_at = now() + REPORT_SECONDS
+            report(now() - began_at)
         await asyncio.sleep(POLL_SECONDS)
 
 

@@ -14,21 +14,16 @@ from llmux.engines.canary import Canary, OutputMismatch
 from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.health import (
-    POLL_SECONDS,
-    PROBE_TIMEOUT_SECONDS,
-    Health,
-    check_health,
-    listens,
-    wait_until_healthy,
-)
+from llmux.engines.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.engines.process import EngineProcess
+from llmux.engines.question import ONE_TOKEN, ask
 from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
 from llmux.engines.scope import EngineFailure, EngineScope, exit_report
 from llmux.engines.socketless import SocketlessPrograms
 from llmux.engines.steps import parse_step
 from llmux.errors import (
+    ControlCallFailed,
     CriuUnusable,
     EngineReport,
     ImageUnusable,
@@ -223,6 +218,19 @@ class Instance:
             return Health.SILENT
         return await check_health(self._endpoints, timeout_seconds)
 
+    async def generates(self, limit_seconds: float) -> bool:
+        """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
+        try:
+            await ask(self._endpoints, ONE_TOKEN, self.spec.served_names[0], limit_seconds)
+        except ControlCallFailed as failure:
+            return not failure.is_timeout
+        return True
+
+    def kill(self) -> None:
+        """Kill the engine's processes if there are any; its exit is reported as any other."""
+        if self._process is not None:
+            self._process.kill()
+
     async def _start(self) -> None:
         """Cold start; raises EngineFailure."""
         self._headroom.forget_freed()
@@ -250,7 +258,8 @@ class Instance:
             raise EngineFailure(f"port {port} is taken by another process; free it, or give the model another port")
         engine = await self._spawn(fingerprint, create_temporary_directory(self.spec.model))
         log.info("engine started", model=self.spec.model, pid=engine.process.pid, port=port)
-        await self._scope.run(wait_until_healthy(self._endpoints), self.spec.start_timeout_seconds, "the start")
+        healthy = wait_until_healthy(self._endpoints, self._report_start)
+        await self._scope.run(healthy, self.spec.start_timeout_seconds, "the start")
         # What is healthy may be another server that took the port meanwhile.
         if not await asyncio.to_thread(listens, engine.process.pid, port):
             raise EngineFailure(f"port {port} is answered by another process than the engine")
@@ -265,9 +274,8 @@ class Instance:
         process = engine.process
         log.info("engine started", model=self.spec.model, pid=process.pid, socket=str(socket_path))
         try:
-            await self._scope.run(
-                self._find_started(process.pid, socket_path), self.spec.start_timeout_seconds, "the start"
-            )
+            started = poll(lambda: self._has_started(process.pid, socket_path), self._report_start)
+            await self._scope.run(started, self.spec.start_timeout_seconds, "the start")
         except EngineFailure:
             is_refusal = process.exit_status == USAGE_ERROR or vllm.refuses_socket(process.tail)
             if self._is_interrupted or process.exit_status is None or not is_refusal:
@@ -277,15 +285,16 @@ class Instance:
         await self._scope.run(self._probe_started(engine), None, "its first answer")
         return True
 
-    async def _find_started(self, pid: int, socket_path: Path) -> None:
-        """Wait until the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
+    async def _has_started(self, pid: int, socket_path: Path) -> bool:
+        """Whether the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
         port, model = self.spec.port, self.spec.model
-        while await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is not Health.ALIVE:
-            if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
-                self._endpoints.move_to(port)
-                log.warning(f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port", model=model, port=port)
-                return
-            await asyncio.sleep(POLL_SECONDS)
+        if await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is Health.ALIVE:
+            return True
+        if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
+            self._endpoints.move_to(port)
+            log.warning(f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port", model=model, port=port)
+            return True
+        return False
 
     async def _answers_on_port(self, pid: int, port: int) -> bool:
         health = await check_health(self._endpoints.at_port(), PROBE_TIMEOUT_SECONDS)
@@ -304,6 +313,10 @@ class Instance:
             raise EngineFailure(failure.reason) from failure
         self._engine = self._running(process, fingerprint)
         return self._engine
+
+    def _report_start(self, elapsed_seconds: float) -> None:
+        last_line = self.output_tail[-1] if self.output_tail else None
+        log.info("engine is starting", model=self.spec.model, seconds=round(elapsed_seconds), last_line=last_line)
 
     async def _probe_started(self, engine: RunningEngine) -> None:
         """Find out what a started engine can do and what it answers; raises ControlCallFailed."""

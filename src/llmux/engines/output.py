@@ -5,6 +5,8 @@ from collections import deque
 
 TAIL_LINES = 50
 TAIL_LINE_CHARACTERS = 2_000
+HEALTH_ASKED = '"GET /health HTTP/1.1" 200'
+"""In a line of uvicorn's access log: asked every minute, it would soon be all that is left."""
 # From ESC to the next letter, or to the end of a line that was cut off.
 ESCAPE_SEQUENCE = re.compile("\x1b[^A-Za-z]*[A-Za-z]?")
 
@@ -25,13 +27,13 @@ def shorten(text: str, limit_characters: int) -> str:
 
 
 class OutputTail:
-    """The last lines, each shortened, blank ones left out."""
+    """The last lines, each shortened, without blank ones and without those that only say that llmux asked /health."""
 
     def __init__(self, lines: int = TAIL_LINES) -> None:
         self._lines: deque[str] = deque(maxlen=lines)
 
     def add(self, line: str) -> None:
-        if line and not line.isspace():
+        if line and not line.isspace() and HEALTH_ASKED not in line:
             self._lines.append(shorten(line, TAIL_LINE_CHARACTERS))
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVarTuple, assert_never
 
+import structlog
+
 from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints.checkpointer import RestoreCommand
 from llmux.engines.output import OutputTail, clean_line
@@ -20,6 +22,7 @@ from llmux.engines.shim_connection import (
     Failed,
     Gone,
     Output,
+    Pong,
     Refused,
     RestoreRefused,
     ShimConnection,
@@ -30,8 +33,12 @@ from llmux.engines.shim_connection import (
 )
 from llmux.errors import DumpFailed, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 
+log = structlog.get_logger("engine")
+
 SPAWN_SECONDS = 30.0
 """For the shim to start the engine: milliseconds, unless the machine is overloaded."""
+SHIM_ANSWER_SECONDS = 5.0
+"""For a shim to answer a ping: milliseconds, unless the machine is overloaded. After that it is taken to hang."""
 SHIM_END_SECONDS = 2.0
 """For a shim with nothing left to kill to exit."""
 STAY_SECONDS = 10.0
@@ -100,6 +107,8 @@ class EngineProcess:
         self._dumping: asyncio.Future[str | None] = loop.create_future()
         """Why the engine could not be dumped, or None. Replaced for each dump."""
         self._staying: asyncio.Future[None] = loop.create_future()
+        self._answered: asyncio.Future[None] = loop.create_future()
+        """Done when the shim has answered the last ping. Replaced for each ping."""
 
     @classmethod
     async def spawn(
@@ -157,15 +166,32 @@ class EngineProcess:
         try:
             await asyncio.wait((self._started,), timeout=limit_seconds)
         except asyncio.CancelledError:
-            self._abandon()
-            if self._restored_pid:
-                await wait_uncancelled(self._gone)
+            await self._abandon()
             raise
         reason = self._started.result() if self._started.done() else f"no answer within {limit_seconds:.0f} s"
         if reason is not None:
-            self._abandon()
-            await asyncio.wait((self._gone,), timeout=RESTORE_END_SECONDS if self._restored_pid else SHIM_END_SECONDS)
+            await self._abandon()
         return reason
+
+    async def _shim_answers(self) -> bool:
+        """Whether the shim answers a ping. One that does not is killed, with its engine and all else that it has."""
+        if self._gone.done():
+            return True
+        self._answered = asyncio.get_running_loop().create_future()
+        self._send("ping")
+        await asyncio.wait(
+            (self._answered, self._gone), timeout=SHIM_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        if self._answered.done() or self._gone.done():
+            return True
+        self._kill_shim(f"it has not answered for {SHIM_ANSWER_SECONDS:g} s")
+        return False
+
+    def _kill_shim(self, reason: str) -> None:
+        # What follows is as for a shim that was killed by somebody else: see ``_on_shim_end``.
+        log.warning("killing a shim that hangs, with its engine", shim_pid=self.shim_pid, pid=self.pid, reason=reason)
+        if self._connection is not None:
+            self._connection.kill()
 
     @property
     def exit_status(self) -> int | None:
@@ -200,13 +226,26 @@ class EngineProcess:
         """SIGTERM the root, after ``terminate_seconds`` SIGKILL the tree; returns when all of it is gone.
 
         When the root has ended, the rest gets a SIGTERM and at most ``leftover_seconds``. Raises ProcessStuck if a
-        process is left ``kill_seconds`` after the SIGKILL. If this is cancelled, the shim still stops the engine.
+        process is left ``kill_seconds`` after the SIGKILL. If this is cancelled, the shim still stops the engine. A
+        shim that hangs is killed, and its engine at once with it.
         """
+        began_at = asyncio.get_running_loop().time()
         self._send("stop", terminate_seconds=terminate_seconds, leftover_seconds=leftover_seconds)
-        waited_seconds = terminate_seconds + kill_seconds
-        await asyncio.wait((self._gone,), timeout=waited_seconds)
+        answers = await self._shim_answers()
+        if answers:
+            await asyncio.wait((self._gone,), timeout=terminate_seconds + kill_seconds)
+            answers = await self._shim_answers()
+        if not answers:
+            await asyncio.wait((self._gone,), timeout=kill_seconds)
         if not self._gone.done():
-            raise ProcessStuck(find_living(self.pid), waited_seconds)
+            raise ProcessStuck(self._find_living(), asyncio.get_running_loop().time() - began_at)
+
+    def _find_living(self) -> list[int]:
+        """The tree's processes, or the shim where only that is left."""
+        living = {*(find_living(self.pid) if self.pid else ())}
+        if self._connection is not None:
+            living.update(self._connection.find_living())
+        return sorted(living - {self.shim_pid} or living)
 
     async def dump(self, argv: Sequence[str], timeout_seconds: float) -> None:
         """Run criu's command line ``argv``, which puts the engine into an image; raises DumpFailed.
@@ -220,6 +259,7 @@ class EngineProcess:
         self._send("dump", argv=list(argv), timeout_seconds=timeout_seconds)
         limit_seconds = timeout_seconds + CRIU_END_SECONDS
         try:
+            await self._shim_answers()
             await asyncio.wait((self._dumping,), timeout=limit_seconds)
         except asyncio.CancelledError:
             self._send("cancel_criu")
@@ -239,9 +279,7 @@ class EngineProcess:
 
     async def release(self) -> None:
         """After a dump: end the shim, which removes the temporary directory."""
-        if self._connection is not None:
-            self._connection.close()
-        await wait_uncancelled(self._gone)
+        await self._end_shim(SHIM_END_SECONDS)
 
     async def stay(self, limit_seconds: float = STAY_SECONDS) -> None:
         """Let the engine outlive this process; nothing is reported from then on. SIGTERM to its shim stops it.
@@ -260,10 +298,18 @@ class EngineProcess:
         if self._connection is not None:
             self._connection.send(command, **facts)
 
-    def _abandon(self) -> None:
+    async def _abandon(self) -> None:
         self._on_exit = _ignore_exit
+        await self._end_shim(RESTORE_END_SECONDS if self._restored_pid else SHIM_END_SECONDS)
+
+    async def _end_shim(self, limit_seconds: float) -> None:
+        """Close the connection, upon which the shim ends with all that it has; one that does not is killed."""
         if self._connection is not None:
             self._connection.close()
+        await wait_uncancelled(self._gone, limit_seconds)
+        if not self._gone.done():
+            self._kill_shim(f"it has not ended within {limit_seconds:g} s")
+            await wait_uncancelled(self._gone, SHIM_END_SECONDS)
 
     def _on_event(self, event: ShimEvent) -> None:  # noqa: C901 - a dispatch table
         match event:
@@ -293,6 +339,9 @@ class EngineProcess:
             case RestoreRefused(status, reason):
                 self._restored_pid = 0
                 self._set_started(describe_criu_end(status, reason))
+            case Pong():
+                if not self._answered.done():
+                    self._answered.set_result(None)
             case Stays():
                 if not self._staying.done():
                     self._staying.set_result(None)

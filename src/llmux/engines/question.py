@@ -35,6 +35,7 @@ class Question:
 
 
 CANARY = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 4, "return_token_ids": True})
+ONE_TOKEN = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 1})
 PROBE = Question(
     CHAT, PROBE_TEXT, {"messages": [{"role": "user", "content": PROBE_TEXT}], "seed": 42, "max_tokens": 10}
 )

@@ -1,10 +1,11 @@
-"""Finds and kills the processes of an engine's session without its shim, for when the shim itself was killed."""
+"""Finds and kills an engine's session without its shim, for when the shim itself was killed or hangs."""
 
 import asyncio
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from llmux.engines.shim.tree import find_descendants, read_processes
 
@@ -23,8 +24,7 @@ def kill_session(session: int, on_gone: Callable[[], None]) -> None:
     if not living:
         on_gone()
         return
-    for descriptor in living.values():
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    _kill(living.values())
     loop = asyncio.get_running_loop()
     waiting = set(living.values())
 
@@ -38,6 +38,21 @@ def kill_session(session: int, on_gone: Callable[[], None]) -> None:
 
     for descriptor in living.values():
         loop.add_reader(descriptor, on_exit, descriptor)
+
+
+def kill_session_once(session: int) -> None:
+    """Kill what is there of the session and its descendants now; on return they have not ended yet."""
+    living = _open_living(session)
+    _kill(living.values())
+    for descriptor in living.values():
+        os.close(descriptor)
+
+
+def _kill(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        # It may have ended and been reaped meanwhile, or have become another user's.
+        with suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 
 def _open_living(session: int) -> dict[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 
 import msgspec
 
-from llmux.engines.sessions import kill_session
+from llmux.engines.sessions import find_living, kill_session, kill_session_once
 from llmux.errors import SpawnFailed
 from llmux.hosts.local import describe_os_error
 
@@ -90,6 +90,10 @@ class RestoreRefused(msgspec.Struct, frozen=True, tag_field="event", tag="restor
     reason: str
 
 
+class Pong(msgspec.Struct, frozen=True, tag_field="event", tag="pong"):
+    """The answer to ``ping``: the shim's loop runs."""
+
+
 class Stays(msgspec.Struct, frozen=True, tag_field="event", tag="stays"):
     """The engine will outlive the connection."""
 
@@ -107,6 +111,7 @@ ShimEvent = (
     | DumpRefused
     | RestoreRefused
     | Stays
+    | Pong
 )
 
 
@@ -161,6 +166,17 @@ class ShimConnection(asyncio.Protocol):
         """End the connection, upon which the shim kills its engine."""
         if self._transport is not None:
             self._transport.abort()
+
+    def kill(self) -> None:
+        """Kill a shim that hangs, with all that descends from it; ``on_end`` follows when they have ended."""
+        if self._shim is not None and self._shim.returncode is None:
+            kill_session_once(self._shim.pid)
+
+    def find_living(self) -> list[int]:
+        """The pids of the shim, unless it has ended, and of everything that descends from it."""
+        if self._shim is None or self._shim.returncode is not None:
+            return []
+        return find_living(self._shim.pid)
 
     def leave(self) -> None:
         """End the connection to a shim whose engine stays; neither callback is called after this."""

@@ -18,6 +18,7 @@ from llmux.errors import (
     QueueTimeout,
     RequestError,
     ShuttingDown,
+    StartProgress,
 )
 from llmux.gateway.errors import (
     BadGateway,
@@ -56,6 +57,8 @@ class ErrorShape:
     retry_after_seconds: int | None = None
 
 
+_START_RETRY_SECONDS = 10
+"""For a model that is starting, where nothing tells how long that takes."""
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
@@ -158,8 +161,26 @@ def error_body(error: RequestError, path: bytes = b"", request_id: bytes = b"") 
 
 def error_event(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:
     """The error as the last event of a stream; the blank line before it ends an event that was cut short."""
-    name = b"event: error\n" if is_anthropic(path) else b""
-    return b"\n\n" + name + b"data: " + error_body(error, path, request_id) + b"\n\n"
+    name = b"error" if is_anthropic(path) else b""
+    return b"\n\n" + _event(name, error_body(error, path, request_id))
+
+
+def engine_error_event(status: int, body: bytes, path: bytes) -> bytes:
+    """An engine's answer of an error status as the last event of a stream that had begun before it."""
+    try:
+        document = msgspec.json.decode(body)
+    except ValueError:  # not JSON, or not UTF-8
+        document = None
+    if not isinstance(document, dict) or "error" not in document:
+        message = document.get("message") if isinstance(document, dict) else None
+        kind = _SERVER if status >= 500 else _INVALID
+        message = message or body.decode(errors="replace") or f"the engine answered with status {status}"
+        document = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return _event(b"error" if is_anthropic(path) else b"", msgspec.json.encode(document))
+
+
+def _event(name: bytes, document: bytes) -> bytes:
+    return (b"event: " + name + b"\n" if name else b"") + b"data: " + document + b"\n\n"
 
 
 def error_headers(error: RequestError) -> bytes:
@@ -167,8 +188,16 @@ def error_headers(error: RequestError) -> bytes:
     shape = shape_of(error)
     lines = b"x-llmux-error: 1\r\n"
     retry_after_seconds = shape.retry_after_seconds
-    if isinstance(error, EngineUnavailable):
-        retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
+    match error:
+        case EngineUnavailable():
+            retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
+        case (
+            QueueTimeout(start=StartProgress(left_seconds=left))
+            | ModelNotLoaded(start=StartProgress(left_seconds=left))
+        ):
+            retry_after_seconds = _START_RETRY_SECONDS if left is None else max(1, math.ceil(left))
+        case _:
+            pass
     if retry_after_seconds is not None:
         lines += b"retry-after: %d\r\n" % retry_after_seconds
     match error:

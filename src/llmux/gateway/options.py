@@ -1,6 +1,7 @@
 """The gateway's options: limits, API keys, and callbacks for the paths that llmux answers itself."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -63,6 +64,9 @@ class GatewayOptions:
     max_pipelined_bytes: int = 256 * 1024
     """How much a client may send ahead of its answers before reading from it is paused."""
     max_connections: int = 20_000
+    max_refusals: int = 64
+    """How many connections beyond the limit are told why they are refused. Each takes a descriptor until the client has
+    read it, and the descriptors of engine connections must not go to them."""
     head_timeout_seconds: float = 10.0
     body_idle_timeout_seconds: float = 30.0
     min_body_bytes_per_second: float = 1024.0
@@ -77,6 +81,8 @@ class GatewayOptions:
     engine_keep_alive_seconds: float = 4.0
     """Idle connections to engines are closed after this; keep it below the engine's own keep-alive (vLLM: 5 s)."""
     keepalive_seconds: float = 15.0
-    """How often the client of a frozen event stream is sent a comment."""
+    """How often the client of an event stream that waits or is frozen is sent a comment."""
+    wait_comments_after_seconds: float = math.inf
+    """How long a stream waits for its engine until its head and the first comment are sent; infinity: for ever."""
     access_log: AccessLog | None = None
     max_idle_per_engine: int = 512

@@ -55,6 +55,7 @@ class Gateway:
             options.linger_seconds,
             options.engine_keep_alive_seconds,
             options.keepalive_seconds,
+            options.wait_comments_after_seconds,
         )
         self._sweep_seconds = min(_MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, shortest / _SWEEPS_PER_LIMIT))
         self._swept_at = time.monotonic()

@@ -7,6 +7,7 @@ never from requests, so that clients cannot create series.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -49,6 +50,19 @@ class LogMetrics:
         yield dropped
 
 
+@dataclass(slots=True)
+class Stalls:
+    """How often one model's engine hung and was killed, and what was seen the last time."""
+
+    count: int = 0
+    last: str | None = None
+
+    def note(self, reason: str) -> None:
+        """Count one more."""
+        self.count += 1
+        self.last = reason
+
+
 class RuntimeMetrics:
     """Counts admissions and switches, and is the Prometheus collector for them."""
 
@@ -66,10 +80,15 @@ class RuntimeMetrics:
         self._was_active: dict[str, None] = {}
         self._mismatches: Counter[tuple[str, str]] = Counter()
         self._canaries: Mapping[str, CanaryCosts] = {}
+        self._stalls: Mapping[str, Stalls] = {}
 
     def watch_canaries(self, canaries: Mapping[str, CanaryCosts]) -> None:
         """Read these at scrape; keys are models."""
         self._canaries = canaries
+
+    def watch_stalls(self, stalls: Mapping[str, Stalls]) -> None:
+        """Read these at scrape; keys are models."""
+        self._stalls = stalls
 
     def watch_admissions(self, admitted_at_once: Mapping[str, int]) -> None:
         """Read at scrape how many requests per model were admitted without being queued."""
@@ -105,6 +124,12 @@ class RuntimeMetrics:
         yield from self._collect_switches()
         yield from self._collect_requests()
         yield from self._collect_canaries()
+        stalls = CounterMetricFamily(
+            "llmux_engine_stalls", "Engines that hung and were killed for that.", labels=["model"]
+        )
+        for model, stalled in self._stalls.items():
+            stalls.add_metric([model], stalled.count)
+        yield stalls
         active = GaugeMetricFamily(
             "llmux_active_model_info", "1 for the active model, 0 for models that were active before.", labels=["model"]
         )

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
-from llmux.access import Outcome, RequestHolder
+from llmux.access import Outcome, Progress, RequestHolder
 from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
 from llmux.core.names import ModelName, own_names
@@ -78,6 +78,11 @@ class Dispatcher:
 
     def confirm_alive(self, request: Request, report: Callable[[bool], None]) -> None:
         self._controller.run(self._confirm(request.model, report))
+
+    def progress_of(self, request: Request) -> Progress | None:
+        """How far the answer to an admitted request is; None if that says nothing about its engine."""
+        holder = self._leases.get(request)
+        return None if holder is None else holder.progress()
 
     def perform(self, action: RequestAction) -> None:
         """Pass what the scheduler has decided about a request to its holder, if the client has not left meanwhile."""

@@ -10,10 +10,13 @@ from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
 from llmux.core.names import ModelName, own_names
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck
+from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
 from llmux.engines.steps import steps_of
 from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
+from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
+
+_NO_STALLS = Stalls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,12 @@ class ModelStatus:
     """Evictions after which its output differed from its output after the start; they are not used any more."""
     address: str | None = None
     """Where the engine listens; None if none runs."""
+    waking_seconds: float | None = None
+    """How long it has been on its way onto the GPU; None if it is not."""
+    stalls: int = 0
+    """How often its engine hung and was killed."""
+    last_stall: str | None = None
+    """What was seen of the engine that hung last."""
 
     @property
     def on_gpu(self) -> bool:
@@ -93,9 +102,14 @@ class Operations:
         *,
         has_images: bool = False,
         names: Mapping[str, ModelName] | None = None,
+        stalls: Mapping[str, Stalls] | None = None,
     ) -> None:
-        """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``."""
+        """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``.
+
+        ``stalls`` are the watch's, by model.
+        """
         self.names = own_names(engines) if names is None else names
+        self._stalls = stalls or {}
         self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
@@ -119,6 +133,7 @@ class Operations:
         name = self._model(name)
         record = self._scheduler.model(name)
         engine = self._engines[name]
+        stalls = self._stalls.get(name, _NO_STALLS)
         return ModelStatus(
             name,
             in_flight=len(record.in_flight),
@@ -130,6 +145,9 @@ class Operations:
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
             address=None if engine.pid is None else engine.upstream.address,
+            waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
+            stalls=stalls.count,
+            last_stall=stalls.last,
         )
 
     def history(self, name: str) -> Sequence[Transition]:

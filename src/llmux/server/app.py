@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -32,6 +33,7 @@ from llmux.observability.metrics import LogMetrics, RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
 from llmux.runtime.operations import Operations
+from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
@@ -63,11 +65,13 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         session: aiohttp.ClientSession,
     ) -> None:
         """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
         self.settings = settings
+        self._spawn = spawn
+        self._watching: asyncio.Task[None] | None = None
         self._scheduler = build_scheduler(settings)
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
@@ -75,29 +79,27 @@ class Server:
         self._instances: dict[str, Instance] = {}
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
-        socketless = SocketlessPrograms()
-        for name, spec in engine_specs(settings).items():
-            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
-            self._instances[name] = Instance(
-                spec,
-                self._endpoints[name],
-                self._exit_callback(name),
-                store=self._images.get(name),
-                headroom=build_headroom(settings, name),
-                on_leaving=self._forget_upstream,
-                socketless=socketless,
-            )
+        self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         names = settings.names()
         self._dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
         self.controller.attach(instances, self._dispatcher)
+        self._stall_watch = StallWatch(
+            self._scheduler,
+            self.controller,
+            self._instances,
+            self._dispatcher.progress_of,
+            settings.engine_stall_seconds,
+        )
+        self.metrics.watch_stalls(self._stall_watch.stalls)
         self.operations = Operations(
             self._scheduler,
             self.controller,
             self._instances,
             has_images=self._checkpointer is not None,
             names=names,
+            stalls=self._stall_watch.stalls,
         )
         self._warm_up: WarmUp | None = None
         self._is_started = False
@@ -118,6 +120,20 @@ class Server:
         registry.register(HttpMetrics(self.gateway.statistics))
         self.port = 0
 
+    def _add_instances(self, session: aiohttp.ClientSession) -> None:
+        socketless = SocketlessPrograms()
+        for name, spec in engine_specs(self.settings).items():
+            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
+            self._instances[name] = Instance(
+                spec,
+                self._endpoints[name],
+                self._exit_callback(name),
+                store=self._images.get(name),
+                headroom=build_headroom(self.settings, name),
+                on_leaving=self._forget_upstream,
+                socketless=socketless,
+            )
+
     async def start(self) -> None:
         """Listen, and then warm up if configured. Raises LlmuxError."""
         settings = self.settings
@@ -126,6 +142,8 @@ class Server:
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         await self._control.start()
+        if settings.engine_stall_seconds:
+            self._watching = self._spawn(self._stall_watch.run())
         # Before any engine is started, so that a port that is taken is found at once, and probes are answered.
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
@@ -162,6 +180,8 @@ class Server:
 
     async def close(self) -> None:
         """Close all listeners and connections. The engines must have been stopped."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self.gateway.close(CLOSE_SECONDS)
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
@@ -206,6 +226,7 @@ class Server:
             max_connections=connections_that_fit(),
             engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
+            wait_comments_after_seconds=self.settings.wait_comments_after_seconds or math.inf,
             access_log=self._access_log,
         )
 

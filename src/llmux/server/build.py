@@ -49,6 +49,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
     policy = settings.policy
     limits = Limits(
         request_timeout_seconds=policy.request_timeout_seconds,
+        request_timeout_covers_starts="request_timeout_seconds" in policy.model_fields_set,
         min_active_seconds=policy.effective_min_active_seconds,
         max_wait_seconds=policy.max_wait_seconds,
         drain_timeout_seconds=settings.drain_timeout_seconds,

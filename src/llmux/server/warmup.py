@@ -120,3 +120,6 @@ class _Lease:
 
     def thawed(self) -> None:
         pass
+
+    def progress(self) -> None:
+        """Unknown: the question is not asked through the gateway. It has a time limit of its own."""

@@ -21,6 +21,8 @@ DONE = b"data: [DONE]"
 ERROR = b'data: {"error"'
 PROBLEM_CHARACTERS_MAX = 200
 QUEUE_HEADER = "x-llmux-queue-ms"
+WITHOUT_COMMENTS = {"Accept": "*/*, text/event-stream;q=0"}
+"""Comments while a stream waits would be taken for its first token, and cost the header above."""
 
 
 class ResponseBroken(Exception):
@@ -91,7 +93,7 @@ class Client:
         outcome.ended_at = self.now()
 
     async def _exchange(self, outcome: RequestOutcome, path: str, body: Mapping[str, Any]) -> str:
-        async with self._session.post(path, json=body) as response:
+        async with self._session.post(path, json=body, headers=WITHOUT_COMMENTS) as response:
             milliseconds = response.headers.get(QUEUE_HEADER)
             if milliseconds is not None:
                 outcome.admitted_at = outcome.arrived_at + float(milliseconds) / 1000

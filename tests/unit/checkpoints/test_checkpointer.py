@@ -214,13 +214,15 @@ async def test_memory_ids_port_and_kernel_are_checked_first(
         await restore()
 
 
-async def test_a_refusal_is_remembered(program: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refusal_is_remembered_for_a_while(program: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CRIU", "check fails")
     checkpointer = Checkpointer(CriuSettings(program, None, images))
     for _ in range(2):
         with pytest.raises(CriuUnusable, match="no such feature"):
             await checkpointer.check()
         monkeypatch.setenv("FAKE_CRIU", "good")
+    monkeypatch.setattr("llmux.checkpoints.checkpointer.REFUSAL_SECONDS", 0.0)
+    await checkpointer.check()
 
 
 async def test_one_checkpointer_waits_for_another(

@@ -8,7 +8,7 @@ from llmux.core.events import RequestDone, RequestGone
 from llmux.core.request import Request
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Draining, Serving
-from llmux.errors import EngineDied, ModelNotLoaded, QueueFull, QueueTimeout
+from llmux.errors import EngineDied, ModelNotLoaded, QueueFull, QueueTimeout, StartProgress
 from tests.support.core_scenarios import OFFLOAD
 from tests.support.core_truth import Place
 from tests.support.playbook import LIMITS, performed, play, serving
@@ -73,6 +73,59 @@ def test_a_request_that_waits_too_long_is_refused_and_is_no_demand_any_more():
     assert late.error.waited_seconds == 10.0
     assert isinstance(driver.scheduler.state("a"), Serving), "the switch is called off"
     driver.complete(busy)
+
+
+def test_a_time_out_during_a_start_says_how_far_the_start_is():
+    driver = play(ModelSpec("a"), ModelSpec("b"), limits=replace(LIMITS, request_timeout_seconds=10.0))
+    first = driver.arrive("a")
+    asked_without_waking = driver.arrive("a", may_wake=False)
+    assert isinstance(asked_without_waking.error, ModelNotLoaded)
+    assert asked_without_waking.error.start == StartProgress(0.0)
+    driver.run_until(10.0)
+    assert isinstance(first.error, QueueTimeout)
+    assert first.error.start == StartProgress(10.0)
+    assert str(first.error).endswith("request_timeout_seconds; it is still starting, 10 s so far")
+    driver.run_until(25.0)
+    driver.finish_wake("a")
+    driver.run_until(31.0)
+    elsewhere = driver.arrive("b")
+    driver.finish_evict("a")
+    driver.run_until(41.0)
+    assert isinstance(elsewhere.error, QueueTimeout)
+    driver.finish_wake("b")
+    again = driver.arrive("a")
+    driver.run_until(46.0)
+    driver.finish_evict("b")
+    driver.run_until(51.0)
+    assert isinstance(again.error, QueueTimeout)
+    assert again.error.start == StartProgress(5.0, left_seconds=20.0)
+    assert "5 s so far, about 20 s to go" in str(again.error)
+
+
+def test_the_default_time_out_does_not_cover_the_start_of_the_requests_own_model():
+    limits = replace(LIMITS, request_timeout_seconds=10.0, request_timeout_covers_starts=False)
+    driver = play(ModelSpec("a"), ModelSpec("b"), limits=limits)
+    own, elsewhere = driver.arrive("a"), driver.arrive("b")
+    driver.run_until(9.0)
+    later = driver.arrive("a")
+    driver.run_until(95.0)
+    assert isinstance(elsewhere.error, QueueTimeout)
+    assert (own.place, later.place) == (Place.WAITING, Place.WAITING)
+    driver.finish_wake("a")
+    assert (own.place, later.place) == (Place.IN_FLIGHT, Place.IN_FLIGHT)
+
+
+def test_what_a_start_leaves_in_the_queue_times_out_after_it():
+    limits = replace(LIMITS, request_timeout_seconds=10.0, request_timeout_covers_starts=False)
+    driver = play(ModelSpec("a", max_in_flight=1), limits=limits)
+    driver.arrive("a")
+    left = driver.arrive("a")
+    driver.run_until(95.0)
+    driver.finish_wake("a")
+    assert left.place is Place.WAITING
+    driver.run_until(105.0)
+    assert isinstance(left.error, QueueTimeout)
+    assert left.error.start is None
 
 
 def test_when_all_waiters_leave_during_a_drain_the_next_candidate_is_chosen():

@@ -12,9 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.engines import health
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.engine_spec import EngineSpec
 from llmux.engines.health import Health
@@ -24,7 +26,6 @@ from llmux.engines.process import EngineProcess
 from llmux.errors import EngineReport, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory
 from llmux.hosts.local import choose_ports
-from llmux.observability.logging import configure_logging
 from llmux.redaction import Redactor
 from tests.support.processes import until
 
@@ -86,29 +87,33 @@ def talking_engine(directory: Path, line: str) -> str:
     return str(program)
 
 
-async def test_what_an_engine_prints_is_redacted_and_not_for_clients(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configure_logging(verbose=True)
-    try:
-        program = talking_engine(tmp_path, "torch.OutOfMemoryError: CUDA out of memory")
-        redactor = Redactor(["swordfish", "opensesame"])
-        environment = {"PLAIN": "opensesame", "UNKNOWN_TOKEN": "abracadabra"}
-        async with instance_of(
-            "--api-key", "swordfish", program=program, environment=environment, redactor=redactor
-        ) as instance:
+async def test_what_an_engine_prints_is_redacted_and_not_for_clients(tmp_path: Path) -> None:
+    program = talking_engine(tmp_path, "torch.OutOfMemoryError: CUDA out of memory")
+    redactor = Redactor(["swordfish", "opensesame"])
+    environment = {"PLAIN": "opensesame", "UNKNOWN_TOKEN": "abracadabra"}
+    engine = instance_of("--api-key", "swordfish", program=program, environment=environment, redactor=redactor)
+    with capture_logs() as logged:
+        async with engine as instance:
             error = (await instance.wake()).error
             await instance.end()
             kept = " ".join(instance.output_tail)
-    finally:
-        configure_logging()
     assert isinstance(error, EngineReport)
     assert error.cause == "the engine ended with exit code 1: out of GPU memory"
-    logged = capsys.readouterr().err
-    for text in (error, kept, logged):
+    for text in (error, kept, str(logged)):
         assert "CUDA out of memory" in text
         assert "***" in text
         assert not any(secret in text for secret in ("swordfish", "opensesame", "abracadabra"))
+
+
+async def test_a_long_start_says_how_long_and_with_the_engines_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "REPORT_SECONDS", 0.2)
+    async with instance_of("--startup-delay-ms", "1000") as instance:
+        with capture_logs() as logged:
+            assert (await instance.wake()).error is None
+    reports = [entry for entry in logged if entry["event"] == "engine is starting"]
+    assert reports
+    assert reports[-1]["model"] == "m"
+    assert "Initializing a V1 LLM engine" in reports[-1]["last_line"]
 
 
 async def test_a_mismatch_is_not_an_ordinary_error() -> None:

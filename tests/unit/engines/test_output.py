@@ -22,9 +22,10 @@ def test_clean_line(printed: str, shown: str) -> None:
     assert clean_line(printed) == shown
 
 
-def test_tail_keeps_the_last_lines_that_are_not_blank() -> None:
+def test_tail_keeps_the_last_lines_that_say_something() -> None:
     tail = OutputTail(lines=3)
-    for line in ("one", "two", "", "   ", "three", "four"):
+    health = 'INFO:     127.0.0.1:51234 - "GET /health HTTP/1.1" 200 OK'
+    for line in ("one", "two", "", "   ", "three", health, "four", health):
         tail.add(line)
     assert tail.lines == ("two", "three", "four")
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from llmux.engines import process as process_module
 from llmux.engines.process import EngineProcess, LaunchCommand, StayRefused, describe_exit
-from llmux.errors import ProcessStuck, SpawnFailed
+from llmux.engines.shim_connection import ShimConnection
+from llmux.errors import DumpFailed, ProcessStuck, SpawnFailed
 from tests.support.processes import (
     DEADLINE_SECONDS,
     IGNORE_SIGTERM,
@@ -22,6 +24,14 @@ from tests.support.processes import (
     wait_until,
     wait_until_dead,
 )
+
+NOTE_SIGTERM = """
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM", flush=True))
+print(os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
@@ -135,18 +145,88 @@ async def test_cancelled_waiting_is_harmless() -> None:
     await process.wait_gone()
 
 
-async def test_stuck_processes_are_named() -> None:
+async def test_stuck_processes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where signals do not arrive: in a frozen cgroup, or in a driver call that does not end."""
+    monkeypatch.setattr(process_module, "SHIM_ANSWER_SECONDS", 0.05)
     listener = Listener()
     process = await spawn(command(PRINT_PID_AND_WAIT), listener)
     await listener.wait_lines(1)
     assert process.shim_pid is not None
-    os.kill(process.shim_pid, signal.SIGSTOP)  # to llmux, this looks like a process that does not die
-    with pytest.raises(ProcessStuck) as caught:
-        await process.stop(0.05, 0.05)
-    assert caught.value.pids == (process.pid,)
-    os.kill(process.shim_pid, signal.SIGCONT)
+    os.kill(process.shim_pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShimConnection, "kill", lambda connection: None)
+        with pytest.raises(ProcessStuck) as caught:
+            await process.stop(0.05, 0.05)
+        assert caught.value.pids == (process.pid,)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ProcessStuck) as caught:
+            await process.stop(0.05, 0.05)
+        assert process.shim_pid in caught.value.pids, "the shim has not reaped its child, so both are left"
     await process.stop(0.05, DEADLINE_SECONDS)
+    assert not exists(process.shim_pid)
+
+
+@pytest.mark.parametrize("engine_lives", [True, False])
+async def test_a_shim_that_hangs_is_killed_with_its_whole_tree(
+    engine_lives: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "SHIM_ANSWER_SECONDS", 0.2)
+    listener = Listener()
+    directory = tmp_path / "engine"
+    process = await spawn(command(STUBBORN_TREE, temporary_directory=directory), listener)
+    pids = [int(line) for line in await listener.wait_lines(4)]
+    shim = process.shim_pid
+    assert shim is not None
+    os.kill(shim, signal.SIGSTOP)
+    if not engine_lives:
+        os.kill(process.pid, signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await process.stop(600.0, DEADLINE_SECONDS)
+    assert not any(map(is_living, pids))
+    assert not exists(shim)
+    assert not directory.exists()
+    assert listener.exits == [-signal.SIGKILL]
+
+
+async def test_a_shim_that_hangs_in_the_middle_of_a_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "SHIM_ANSWER_SECONDS", 0.2)
+    listener = Listener()
+    process = await spawn(command(NOTE_SIGTERM), listener)
+    await listener.wait_lines(1)
+    shim = process.shim_pid
+    assert shim is not None
+    async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as tasks:
+        tasks.create_task(process.stop(0.5, 0.5))
+        assert await listener.wait_lines(2) == [str(process.pid), "SIGTERM"]
+        os.kill(shim, signal.SIGSTOP)
     assert not is_living(process.pid)
+    assert not exists(shim)
+
+
+async def test_a_dump_under_a_shim_that_hangs_fails_soon_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "SHIM_ANSWER_SECONDS", 0.2)
+    process = await spawn(command(PRINT_PID_AND_WAIT), Listener())
+    shim = process.shim_pid
+    assert shim is not None
+    os.kill(shim, signal.SIGSTOP)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(DumpFailed, match="its shim was killed") as caught:
+            await process.dump(("criu",), 600.0)
+    assert not caught.value.engine_runs
+    assert not is_living(process.pid)
+    assert not exists(shim)
+
+
+async def test_a_cancelled_spawn_under_a_shim_that_hangs_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "SHIM_END_SECONDS", 0.2)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(spawn(command(PRINT_PID_AND_WAIT), Listener()))
+        await until(lambda: bool(find_children("shim")), "the shim's start")
+        (shim,) = find_children("shim")
+        os.kill(shim, signal.SIGSTOP)
+        task.cancel()
+    assert task.cancelled()
+    await until(lambda: not exists(shim), "the shim's end")
 
 
 async def test_killed_shim_does_not_orphan_the_engine(tmp_path: Path) -> None:

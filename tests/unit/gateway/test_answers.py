@@ -9,10 +9,12 @@ from llmux.errors import (
     EngineUnavailable,
     ModelNotAllowed,
     ModelNotFound,
+    ModelNotLoaded,
     QueueFull,
     QueueTimeout,
     RequestError,
     ShuttingDown,
+    StartProgress,
 )
 from llmux.gateway.answers import SHAPES, error_body, error_event, error_headers, shape_of
 from llmux.gateway.errors import InvalidApiKey, MethodNotAllowed, MissingModel, PathForbidden, RequestTooLarge
@@ -115,6 +117,9 @@ def test_all_others_get_openais(path: bytes) -> None:
     [
         (EngineUnavailable("m", "x", 2.1), b"retry-after: 3\r\n"),
         (EngineUnavailable("m", "x", 0.0), b"retry-after: 1\r\n"),
+        (QueueTimeout("m", 300.0, StartProgress(300.0, left_seconds=47.5)), b"retry-after: 48\r\n"),
+        (QueueTimeout("m", 300.0, StartProgress(300.0)), b"retry-after: 10\r\n"),
+        (ModelNotLoaded("m", StartProgress(1.0, left_seconds=0.1)), b"retry-after: 1\r\n"),
         (QueueFull("10000 requests"), b"retry-after: 5\r\n"),
         (InvalidApiKey(), b"www-authenticate: "),
         (MethodNotAllowed("POST", "/health", ("GET", "HEAD")), b"allow: GET, HEAD\r\n"),
@@ -127,6 +132,7 @@ def test_headers(error: RequestError, line: bytes) -> None:
 
 def test_no_retry_after_where_a_retry_cannot_help() -> None:
     assert b"retry-after" not in error_headers(ModelNotFound("x", []))
+    assert b"retry-after" not in error_headers(ModelNotLoaded("x"))
 
 
 def test_unmapped_error_is_an_internal_error() -> None:

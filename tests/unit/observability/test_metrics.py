@@ -6,7 +6,7 @@ from llmux.core.actions import SwitchDone, SwitchFailed
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import ModelSpec
-from llmux.observability.metrics import LogMetrics, RuntimeMetrics
+from llmux.observability.metrics import LogMetrics, RuntimeMetrics, Stalls
 
 
 def metrics_of(*models: str) -> RuntimeMetrics:
@@ -54,3 +54,13 @@ def test_dropped_lines_are_counted_by_log() -> None:
     lines = generate_latest(registry).decode().splitlines()
     assert 'llmux_log_lines_dropped_total{log="stderr"} 3.0' in lines
     assert 'llmux_log_lines_dropped_total{log="access_log"} 0.0' in lines
+
+
+def test_stalls_are_counted_per_model() -> None:
+    metrics = metrics_of("a", "b")
+    stalls = {"a": Stalls(), "b": Stalls()}
+    metrics.watch_stalls(stalls)
+    stalls["a"].note("it hangs")
+    lines = exposed(metrics)
+    assert 'llmux_engine_stalls_total{model="a"} 1.0' in lines
+    assert 'llmux_engine_stalls_total{model="b"} 0.0' in lines

@@ -6,7 +6,7 @@ import pytest
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import Settings
-from llmux.server.build import build_policy, build_redactor
+from llmux.server.build import build_policy, build_redactor, build_scheduler
 from tests.support.core_scenarios import POLICIES
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -43,3 +43,9 @@ def test_the_random_walks_know_every_policy_that_can_be_configured(name: PolicyT
 def test_every_policy_is_described(document: str) -> None:
     rows = [line for line in (DOCS / document).read_text().splitlines() if line.startswith("| `")]
     assert [name for name in PolicyType if not any(row.startswith(f"| `{name}`") for row in rows)] == []
+
+
+@pytest.mark.parametrize(("policy", "covers"), [({}, False), ({"request_timeout_seconds": 300.0}, True)])
+def test_a_request_timeout_covers_starts_only_if_it_was_set(policy: dict[str, float], covers: bool) -> None:
+    settings = Settings.model_validate({"models": {"a": {"model_path": "x"}}, "policy": policy})
+    assert build_scheduler(settings)._world.limits.request_timeout_covers_starts is covers

@@ -54,6 +54,7 @@ class Shim:
             "restore": self.restore,
             "cancel_criu": self.cancel_criu,
             "stay": self.stay,
+            "ping": self.ping,
         }
         self.connected = True
         self.stays = False
@@ -91,6 +92,10 @@ class Shim:
             self.connected = False
             self.selector.unregister(self.descriptor)
             self.outbox.mute()
+
+    def ping(self, command: dict[str, Any]) -> None:
+        """Show that this loop runs: a shim that was stopped or hangs does not answer."""
+        self.outbox.add_event("pong")
 
     def stay(self, command: dict[str, Any]) -> None:
         """Let the engine outlive llmux; SIGTERM to the shim, or the end of the root, then ends all of it."""

@@ -42,9 +42,6 @@ from llmux.gateway.state import GatewayState
 log = structlog.get_logger("llmux.gateway")
 
 _NEVER = math.inf
-_MAX_REFUSALS = 64
-"""How many connections beyond the limit are told why they are refused. Each takes a descriptor until the client has
-read it, and the descriptors of engine connections must not go to them."""
 
 
 class _Phase(Enum):
@@ -139,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
         self.write = self._transport.write
         if len(state.connections) >= state.options.max_connections:
             state.statistics.connections_refused += 1
-            if len(state.connections) >= state.options.max_connections + _MAX_REFUSALS:
+            if len(state.connections) >= state.options.max_connections + state.options.max_refusals:
                 self.abort()
                 return
             state.connections.add(self)
@@ -187,7 +184,7 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.is_full = False
         if self._exchange is not None:
-            self.deadline = _NEVER
+            self.deadline = self._state.now  # The exchange says when its client is to be told that it waits.
             self._exchange.client_drained()
         elif self._phase is _ANSWERING:
             self._await_next_request()
@@ -246,6 +243,8 @@ class ClientConnection(asyncio.Protocol):
         elif phase is _BODY:
             assert self._body is not None
             self._refuse_and_close(self._body.stalled())
+        elif self._exchange is not None and not self.is_full:
+            self.deadline = self._exchange.say_that_it_waits(self._state.now)
         else:
             self.abort()
 
@@ -261,7 +260,8 @@ class ClientConnection(asyncio.Protocol):
         if self._departure.look(self._transport):
             self.abort()
         else:
-            self.deadline = self._state.now if self._departure.in_doubt() else _NEVER
+            is_expected = self._departure.in_doubt() or self._exchange is not None  # Another look, or a comment.
+            self.deadline = self._state.now if is_expected else _NEVER
 
     # Reading requests.
 
@@ -485,25 +485,25 @@ class ClientConnection(asyncio.Protocol):
             size_bytes=len(body) + len(head.forwarded),
             session=head.session,
         )
+        if streams:
+            self.deadline = self.started_at + state.options.wait_comments_after_seconds
         exchange = self._exchange = Exchange(state, self, request, body)
         state.access.acquire(request, exchange)
         if self._departure.half_closed:
             self._probe()
 
     def _answer_locally(self, route: Route) -> None:
-        head = self.head
+        head, keep_alive, cors = self.head, self._may_keep_alive(), self.cors_fields
         answer = answer_locally(head.method, route, self._state.options.local_routes)
-        keep_alive = self._may_keep_alive()
         request_id = head.request_id or self._state.new_request_id()
-        head_only, cors = head.method == b"HEAD", self.cors_fields
+        head_only = head.method == b"HEAD"
         self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors))
         self._count(answer.status, len(answer.body))
         self.answered(keep_alive=keep_alive)
 
     def _answer_preflight(self, fields: bytes) -> None:
-        head = self.head
+        head, keep_alive = self.head, self._may_keep_alive()
         self._phase = _ANSWERING
-        keep_alive = self._may_keep_alive()
         self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
         self._count(HTTPStatus.NO_CONTENT, 0)
         self.answered(keep_alive=keep_alive)
@@ -537,9 +537,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _count(self, status: int, body_bytes: int) -> None:
         endpoint = self._route.endpoint if self._route is not None else "other"
-        self._state.statistics.of(self.head.method, endpoint).count(
-            status, time.monotonic() - self.started_at, body_bytes
-        )
+        counts = self._state.statistics.of(self.head.method, endpoint)
+        counts.count(status, time.monotonic() - self.started_at, body_bytes)
 
     def _hand_over(self, body: bytes) -> None:
         """Give the connection to the control plane's HTTP server, with the current request and no other."""

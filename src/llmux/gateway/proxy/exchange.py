@@ -1,5 +1,6 @@
 """One request, from the lease to the end of its answer, with everything that can go wrong on the way."""
 
+import math
 import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 import structlog
 
-from llmux.access import Outcome, Upstream
+from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
@@ -18,6 +19,7 @@ from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
+from llmux.gateway.proxy.begun_stream import STREAMING_ENDPOINTS, BegunStream, accepts_comments
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -93,6 +95,7 @@ class Exchange:
 
     __slots__ = (
         "_answer",
+        "_begun",
         "_body",
         "_client",
         "_engine",
@@ -122,6 +125,8 @@ class Exchange:
         """Whether, under this lease, a pooled connection has turned out to be closed."""
         self._last_comment_at: float | None = None
         """None unless the request is frozen; begins with the time of the freeze."""
+        self._begun: BegunStream | None = None
+        """The event stream that its client has been sent the head of before there was an answer."""
         self._answer: ResponseHead | None = None
         self._keep_alive = False
         """Whether the client was told, in the answer's head, that its connection stays open."""
@@ -149,7 +154,7 @@ class Exchange:
             return
         self._end_suspension()
         engine = self._drop_engine()
-        if phase is _RELAYING and engine is not None:
+        if phase is _RELAYING and engine is not None and not self._is_untouched(engine):
             self._break_off(error, engine)
         elif isinstance(error, EngineDied):
             self._give_back("the engine died")
@@ -174,6 +179,12 @@ class Exchange:
         elif self._phase is _AWAITING_THAW and upstream is not None:
             self._guard(self._begin, upstream)
 
+    def progress(self) -> Progress | None:
+        engine = self._engine
+        if engine is None or not engine.has_answered:  # the connection still counts the bytes of its last answer
+            return False, 0
+        return None if engine.flow.reasons else (True, engine.body_bytes)
+
     # Called by the sweep of the gateway's state.
 
     def keep_alive(self, now: float) -> None:
@@ -185,9 +196,36 @@ class Exchange:
         self._last_comment_at = now
         comment = engine.frame_comment(_COMMENT)
         if comment:
-            self._client.write(comment)
+            begun = self._begun
+            self._client.write(comment if begun is None or begun.passes_chunks else begun.frame(comment))
 
     # Called by the client's connection.
+
+    def say_that_it_waits(self, now: float) -> float:
+        """Send the client of a stream that has had nothing yet a comment; returns when to be called again."""
+        try:
+            return self._comment(now)
+        except Exception as error:
+            self.failed(error)
+            return math.inf
+
+    def _comment(self, now: float) -> float:
+        begun, engine, answer = self._begun, self._engine, self._answer
+        if self._phase is _RELAYING and engine is not None and answer is not None:
+            if begun is not None and not begun.is_untouched(engine.body_bytes):
+                self._body = b""  # It cannot have to be sent again.
+                return math.inf
+            if begun is None and (engine.body_bytes or not answer.is_event_stream):
+                return math.inf
+            if begun is None or begun.passes_chunks:
+                self._client.write(engine.frame_event(_COMMENT))
+                return now + self._state.options.keepalive_seconds
+        if begun is None and self._state.options.wait_comments_after_seconds < math.inf:
+            begun = self._begin_stream()
+        if begun is None:
+            return math.inf
+        begun.comment()
+        return now + self._state.options.keepalive_seconds
 
     def client_gone(self) -> None:
         """The client left, or its connection is being closed."""
@@ -215,12 +253,13 @@ class Exchange:
 
     def probe(self) -> bytes:
         """What may be written to the client now without disturbing it; nothing where anything would."""
+        begun, engine, answer = self._begun, self._engine, self._answer
         if self._phase is not _RELAYING:
-            return CONTINUE
-        engine, answer = self._engine, self._answer
+            return CONTINUE if begun is None else begun.frame(_COMMENT)
         if engine is None or answer is None or not answer.is_event_stream:
             return b""
-        return engine.frame_comment(_COMMENT)
+        comment = engine.frame_comment(_COMMENT)
+        return comment if begun is None or begun.passes_chunks or not comment else begun.frame(comment)
 
     def failed(self, error: Exception) -> None:
         """An unexpected error in llmux itself: the request ends with an answer all the same."""
@@ -281,6 +320,8 @@ class Exchange:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
+        if self._begun is not None:
+            self._begun.end()
         # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(self._request, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
@@ -289,13 +330,12 @@ class Exchange:
         engine, upstream = self._engine, self._upstream
         assert engine is not None
         assert upstream is not None
+        if self._phase is _RELAYING and not self._is_untouched(engine):
+            # Its exit may be reported in a moment: the same fault must not have two codes, by which came first.
+            self._state.access.confirm_alive(self._request, lambda alive: self._lost_in_answer(engine, reason, alive))
+            return
         self._engine = None
-        if self._phase is _RELAYING:
-            self._end_suspension()
-            self._break_off(BadGateway(self._request.model, f"the answer is incomplete: {reason}"), engine)
-            self._upstream = None
-            self._state.access.end(self._request, Outcome.BROKEN)
-        elif engine.reused and not engine.has_answered and not self._retried:
+        if engine.reused and not engine.has_answered and not self._retried:
             # Closed by the engine just as the request was sent, most likely: that is no sign of its death.
             self._retried = True
             self._state.statistics.engine_retries += 1
@@ -305,6 +345,18 @@ class Exchange:
                 self._connect(self._state.pools.of(upstream))
         else:
             self._give_back(reason)
+
+    def _lost_in_answer(self, engine: EngineConnection, reason: str, alive: bool) -> None:
+        """The answer broke off, and whether the engine lives is known now."""
+        if self._engine is not engine or self._phase is not _RELAYING:
+            return  # Meanwhile the client left, or the lease was revoked.
+        self._end_suspension()
+        self._engine = None
+        self._upstream = None
+        model = self._request.model
+        error = BadGateway(model, f"the answer is incomplete: {reason}") if alive else EngineDied(model, reason)
+        self._break_off(error, engine)
+        self._state.access.end(self._request, Outcome.BROKEN)
 
     # Called by the pool.
 
@@ -377,11 +429,36 @@ class Exchange:
         if head is not None and not engine.flow.reasons:
             self._relay(head)
 
+    def _begin_stream(self) -> BegunStream | None:
+        """Send the head of an event stream before there is an answer, if the request allows that."""
+        client, state = self._client, self._state
+        head, endpoint = client.head, client.counts.endpoint
+        is_stream = self._request.streams and head.method == b"POST" and endpoint in STREAMING_ENDPOINTS
+        if not is_stream or not accepts_comments(head.forwarded):
+            return None
+        self._keep_alive = head.keep_alive and not state.stopping
+        self._begun = begun = BegunStream(
+            client.write, self._request.model, head.path, self._request_id, http10=head.http10
+        )
+        begun.begin(client.cors_fields, keep_alive=self._keep_alive)
+        return begun
+
+    def _is_untouched(self, engine: EngineConnection) -> bool:
+        """Whether the client has nothing of the engine's answer, of which the head at least has arrived."""
+        return self._begun is not None and self._begun.is_untouched(engine.body_bytes)
+
     def _relay(self, head: ResponseHead) -> None:
         engine, request, client = self._engine, self._request, self._client
         assert engine is not None
         self._phase = _RELAYING
         self._answer = head
+        begun = self._begun
+        if begun is not None:
+            if client.is_full:
+                engine.flow.pause(PauseReason.CLIENT_FULL)
+            write = begun.take(head)
+            engine.relay(b"", write, unchunk=not begun.passes_chunks)
+            return
         self._body = b""
         if head.has_addresses and not self._hide_addresses(head):
             return
@@ -428,6 +505,9 @@ class Exchange:
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()
+        if self._begun is not None:
+            self._begun.lose_answer()
+        self._answer = None
         self._phase = _QUEUED
         self._upstream = None
         self._state.access.give_back(self._request, self, reason)
@@ -436,17 +516,23 @@ class Exchange:
         error = self._client.explained(error)
         self._phase = _OVER
         self._finish(shape_of(error).status)
-        self._client.refused(error, self._request_id)
+        if self._begun is None:
+            self._client.refused(error, self._request_id)
+        else:
+            self._begun.end_with(error)
+            self._client.answered(keep_alive=self._keep_alive)
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where one can be inserted, and never with a clean end."""
         assert self._answer is not None
         self._phase = _OVER
         self._finish(self._answer.status, engine.body_bytes)
-        final_event = b""
-        if self._answer.is_event_stream:
-            final_event = engine.frame_event(error_event(error, self._client.head.path, self._request_id))
-        self._client.cut_off(final_event)
+        begun = self._begun
+        event = error_event(error, self._client.head.path, self._request_id)
+        if begun is not None and not begun.passes_chunks:
+            self._client.cut_off(begun.frame(event))
+        else:
+            self._client.cut_off(engine.frame_event(event) if self._answer.is_event_stream else b"")
 
     def _drop_engine(self) -> EngineConnection | None:
         """Close the connection to the engine, which ends its work; returns the connection."""

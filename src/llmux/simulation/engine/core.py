@@ -146,6 +146,9 @@ class SimulatedEngine:
         self._paused = _Paused.NONE
         self._idle = asyncio.Event()
         self._idle.set()
+        self._computes = asyncio.Event()
+        """Not set while the worker process is stopped: then only /health answers, as in vLLM."""
+        self._computes.set()
 
     @property
     def waiting(self) -> int:
@@ -223,7 +226,7 @@ class SimulatedEngine:
         while self.lives():
             if generation.aborted:
                 return False
-            if generation.admitted and self._paused is not _Paused.ALL:
+            if generation.admitted and self._paused is not _Paused.ALL and self._computes.is_set():
                 if not self._asleep:
                     return True
                 self.die(ILLEGAL_ACCESS)
@@ -289,6 +292,16 @@ class SimulatedEngine:
         for generation in list(self._generations):
             generation.interrupt()
 
+    def worker_stopped(self) -> None:
+        """The worker process was stopped by a signal: nothing is computed until it goes on."""
+        self._computes.clear()
+
+    def worker_goes_on(self) -> None:
+        """The worker process was continued."""
+        self._computes.set()
+        for generation in list(self._generations):
+            generation.interrupt()
+
     async def sleep(self, level: int, mode: PauseMode) -> Answer:
         """``POST /sleep``. The memory is free when this returns."""
         if not self.lives():
@@ -296,6 +309,7 @@ class SimulatedEngine:
         if self._generations and mode is not PauseMode.KEEP:
             self.counters.slept_under_requests += 1
         await self.pause(mode)
+        await self._computes.wait()
         await asyncio.sleep(self.timings.sleep_seconds)
         if not self.lives():
             return _DEAD
@@ -325,6 +339,7 @@ class SimulatedEngine:
             return _DEAD
         if self.faults.strikes(Fault.WAKE_HANG):
             await asyncio.Event().wait()
+        await self._computes.wait()
         await asyncio.sleep(self.timings.wake_seconds)
         if self.faults.strikes(Fault.WAKE_500):
             return _failure("injected failure of wake_up")

@@ -153,10 +153,15 @@ def _fork_worker(linger_seconds: float) -> int:
 
 
 def _watch_worker(engine: SimulatedEngine, worker_pid: int, loop: asyncio.AbstractEventLoop) -> None:
-    def on_child_exit() -> None:
+    def on_child_change() -> None:
         with contextlib.suppress(ChildProcessError):
-            if os.waitpid(worker_pid, os.WNOHANG)[0] == worker_pid:
-                engine.die("the worker process died unexpectedly")
+            while (change := os.waitpid(worker_pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED))[0]:
+                if os.WIFSTOPPED(change[1]):
+                    engine.worker_stopped()
+                elif os.WIFCONTINUED(change[1]):
+                    engine.worker_goes_on()
+                else:
+                    engine.die("the worker process died unexpectedly")
 
-    loop.add_signal_handler(signal.SIGCHLD, on_child_exit)
-    on_child_exit()  # It may have died before the handler was there.
+    loop.add_signal_handler(signal.SIGCHLD, on_child_change)
+    on_child_change()  # It may have died before the handler was there.

@@ -3,6 +3,7 @@
 import pytest
 
 from llmux.access import Outcome
+from llmux.errors import EngineDied
 from tests.support.gateway import InMemoryRelay, post
 
 REQUEST = post(b'{"model":"m"}')
@@ -76,3 +77,55 @@ def test_a_client_is_not_read_while_it_is_too_far_ahead_of_its_answers() -> None
     relay.engine.data_received(ANSWER + b"world")
     assert len(relay.access.asked) == 2
     assert not relay.client_side.reads, "all but one request wait again"
+
+
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+FIRST_EVENT = b"9\r\ndata: 1\n\n\r\n"
+
+
+@pytest.mark.parametrize("first_noticed", ["the exit", "the lost connection, then the exit", "the lost connection"])
+def test_an_engine_that_dies_in_mid_stream_has_one_code(first_noticed: str) -> None:
+    relay = InMemoryRelay()
+    relay.access.alive = None
+    relay.client.data_received(REQUEST)
+    relay.engine.data_received(STREAM + FIRST_EVENT)
+    if first_noticed != "the exit":
+        relay.engine.connection_lost(None)
+        assert relay.client_side.written.endswith(FIRST_EVENT), "it is not known yet whether the engine lives"
+    if first_noticed == "the lost connection":
+        relay.access.reports[0](False)
+        assert relay.access.ended == [(1, Outcome.BROKEN)]
+    else:
+        relay.access.revoke(1, EngineDied("m"))
+        assert relay.access.ended == []
+    after = relay.client_side.written
+    assert b'"code":"engine_died"' in after
+    for report in relay.access.reports:
+        report(False)
+    assert relay.client_side.written == after
+    assert relay.access.problems == []
+
+
+def test_a_client_that_leaves_while_the_end_of_its_engine_is_looked_into() -> None:
+    relay = InMemoryRelay()
+    relay.access.alive = None
+    relay.client.data_received(REQUEST)
+    relay.engine.data_received(STREAM + FIRST_EVENT)
+    relay.engine.connection_lost(None)
+    relay.client.connection_lost(None)
+    relay.access.reports[0](False)
+    assert relay.access.ended == [(1, Outcome.CLIENT_GONE)]
+
+
+def test_the_progress_of_an_answer_is_its_own_and_unknown_while_it_is_not_read() -> None:
+    relay = InMemoryRelay()
+    for number in range(2):
+        relay.client.data_received(REQUEST)
+        holder = relay.access.asked[number].holder
+        assert holder.progress() == (False, 0)
+        relay.engine.data_received(ANSWER)
+        assert holder.progress() == (True, 6)
+        relay.client.pause_writing()
+        assert holder.progress() is None
+        relay.client.resume_writing()
+        relay.engine.data_received(b"world")
