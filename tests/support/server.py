@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import sys
@@ -17,6 +16,7 @@ import psutil
 from llmux.gpus.hook import VARIABLE as GPU_HOOK_VARIABLE
 from llmux.simulation.gpus import HOOK
 from llmux.simulation.ledger import Ledger
+from tests.support.forked import ForkedProcess, start_llmux
 
 LISTENING = re.compile(r"listening .*url=(http://\S+)")
 START_SECONDS = 30.0
@@ -29,7 +29,7 @@ SIMULATED_ENGINE = str(Path(sys.executable).parent / "llmux-sim-engine")
 class LlmuxProcess:
     """One running server; ``url`` is its main port's, ``log`` everything it wrote to standard error so far."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: ForkedProcess) -> None:
         self.process = process
         self.url = ""
         self.log: list[str] = []
@@ -37,7 +37,6 @@ class LlmuxProcess:
 
     async def read_log(self) -> None:
         """Collect the log until the process ends."""
-        assert self.process.stderr is not None
         async for line in self.process.stderr:
             async with self._heard:
                 self.log.append(line.decode(errors="replace").rstrip())
@@ -144,18 +143,8 @@ async def ended_early(
 
 
 async def _start(command: Sequence[str], directory: Path, environment: Mapping[str, str] | None) -> LlmuxProcess:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llmux",
-        *command,
-        cwd=directory,
-        stderr=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **VIRTUAL_GPUS, **(environment or {})},
-        limit=1 << 20,
-    )
-    return LlmuxProcess(process)
+    variables = {**VIRTUAL_GPUS, **(environment or {})}
+    return LlmuxProcess(await start_llmux(*command, directory=directory, environment=variables))
 
 
 async def _end(server: LlmuxProcess) -> None:
