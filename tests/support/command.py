@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.forked import start_llmux
+from tests.support.fork_server import start_llmux
 from tests.support.server import VIRTUAL_GPUS
 
 RUN_SECONDS = 50.0
@@ -35,17 +35,16 @@ async def run_llmux(
 ) -> Ended:
     """Run a command line in the directory, with further environment variables."""
     plain = {**VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", **variables}
-    process = await start_llmux(*arguments, directory=directory, environment=plain, pipe_stdout=True)
-    assert process.stdout is not None
+    process = await start_llmux(*arguments, directory=directory, environment=plain)
     try:
         async with asyncio.timeout(limit_seconds):
-            output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
-            code = await process.wait()
+            output, errors = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return Ended(code, output.decode(), errors.decode())
+    assert process.returncode is not None
+    return Ended(process.returncode, output.decode(), errors.decode())
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

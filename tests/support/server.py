@@ -16,7 +16,7 @@ import psutil
 from llmux.gpus.hook import VARIABLE as GPU_HOOK_VARIABLE
 from llmux.simulation.gpus import HOOK
 from llmux.simulation.ledger import Ledger
-from tests.support.forked import ForkedProcess, start_llmux
+from tests.support.fork_server import ForkedProcess, start_llmux
 
 LISTENING = re.compile(r"listening .*url=(http://\S+)")
 START_SECONDS = 30.0
