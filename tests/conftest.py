@@ -2,13 +2,11 @@
 
 import pytest
 
-from tests.support.fork_server import close_fork_server
 from tests.support.skips import watch_skips
 
 
 def pytest_configure(config: pytest.Config) -> None:
     watch_skips(config)
-    config.add_cleanup(close_fork_server)
 
 
 @pytest.fixture

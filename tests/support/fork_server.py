@@ -9,6 +9,7 @@ the program, waits for it, and reports its pid and its exit status through a pip
 """
 
 import asyncio
+import atexit
 import gc
 import json
 import os
@@ -82,7 +83,7 @@ async def start_llmux(*arguments: str, directory: Path | None, environment: Mapp
         stdout, stderr = (asyncio.StreamReader(limit=LINE_BYTES_MAX) for _ in range(2))
         for stream in (stdout, stderr):
             await _piped(asyncio.StreamReaderProtocol(stream), ends)
-        socket.send_fds(fork_server()[1], [json.dumps(order).encode()], ends)
+        socket.send_fds(orders_to_fork_server(), [json.dumps(order).encode()], ends)
     finally:
         for end in ends:
             os.close(end)
@@ -91,8 +92,8 @@ async def start_llmux(*arguments: str, directory: Path | None, environment: Mapp
 
 
 @cache
-def fork_server() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """This test process's fork server, started at the first call, and the socket for orders to it."""
+def orders_to_fork_server() -> socket.socket:
+    """This test process's fork server, started at the first call: the socket by which it is given orders."""
     orders, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with other_end:
         process = subprocess.Popen(
@@ -102,16 +103,10 @@ def fork_server() -> tuple[subprocess.Popen[bytes], socket.socket]:
             stdout=subprocess.DEVNULL,
             pass_fds=[other_end.fileno()],
         )
-    return process, orders
-
-
-def close_fork_server() -> None:
-    """End it, if there is one."""
-    if fork_server.cache_info().currsize:
-        process, orders = fork_server()
-        orders.close()
-        process.wait()
-        fork_server.cache_clear()
+    # Not one of pytest's hooks: xdist's workers end without those that would come late enough.
+    atexit.register(process.wait)
+    atexit.register(orders.close)
+    return orders
 
 
 class _Report(asyncio.Protocol):
