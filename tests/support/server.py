@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -23,6 +24,8 @@ START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 VIRTUAL_GPUS = {GPU_HOOK_VARIABLE: HOOK}
 """Makes llmux read the ledgers of simulated engines as it reads GPUs."""
+NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull}
+"""Spares a simulated engine a sixth of its start: reading the certificates of all authorities."""
 SIMULATED_ENGINE = str(Path(sys.executable).parent / "llmux-sim-engine")
 
 
@@ -85,7 +88,12 @@ def simulated_config(
             Ledger(ledger).create(1000)
         quick += ["--sim-gpu-ledger", str(ledger), "--sim-gpu-memory", "900", "--sim-residue", "20"]
     described = {
-        name: {"model_path": f"models/{name}", **settings, "extra_args": [*quick, *settings.get("extra_args", ())]}
+        name: {
+            "model_path": f"models/{name}",
+            **settings,
+            "extra_args": [*quick, *settings.get("extra_args", ())],
+            "env": {**NO_CERTIFICATES, **settings.get("env", {})},
+        }
         for name, settings in models.items()
     }
     policy = {"policy_type": "fifo", "min_active_seconds": 0.0, **top_level.pop("policy", {})}
