@@ -9,8 +9,10 @@ UV := $(shell command -v uv 2>/dev/null)
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
 
-# One worker per core; a worker that has run out of tests takes some of another's.
-PYTEST := $(BIN)/pytest --numprocesses auto --dist worksteal
+# Two workers more than cores, because integration tests wait for processes much of the time. A worker that has run out
+# of tests takes some of another's.
+WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 test: $(VENV)/.installed-test ## all but the slow tests; ARGS="-k name" narrows it
 	$(PYTEST) $(ARGS)

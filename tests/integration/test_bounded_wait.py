@@ -43,7 +43,10 @@ class Load:
             self.streams += 1
 
 
-@pytest.mark.parametrize("policy", ["fifo", "cost_aware", "time_slice"])
+@pytest.mark.parametrize(
+    "policy",
+    ["fifo", pytest.param("cost_aware", marks=pytest.mark.slow), pytest.param("time_slice", marks=pytest.mark.slow)],
+)
 async def test_a_request_for_a_cold_model_is_answered_within_the_bound(tmp_path: Path, policy: str) -> None:
     settings = {"policy_type": policy, "max_wait_seconds": MAX_WAIT_SECONDS}
     async with serving(MODELS, tmp_path, policy=settings) as bench:

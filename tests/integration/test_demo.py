@@ -110,7 +110,7 @@ async def test_a_short_run_loses_nothing(tmp_path: Path) -> None:
     assert all(model["brought_in"] >= 1 for model in figures["models"].values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 async def test_an_interrupted_run_sums_up_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
     async with demo(tmp_path, "--seconds", "60") as running:
         await running.read_until(r"serving \d")

@@ -234,7 +234,7 @@ async def test_an_error_of_a_living_engine_is_an_answer(tmp_path: Path) -> None:
         assert bench.starts("a") == 1
 
 
-@pytest.mark.parametrize("how", ["engine", "exit"])
+@pytest.mark.parametrize("how", ["engine", pytest.param("exit", marks=pytest.mark.slow)])
 async def test_a_model_that_dies_at_every_first_request_does_not_loop(tmp_path: Path, how: str) -> None:
     models = {"a": with_flags(OFFLOAD, "--sim-fault", f"die-on-request:{how}"), "b": OFFLOAD}
     async with serving(models, tmp_path, canary="off") as bench:
@@ -247,7 +247,7 @@ async def test_a_model_that_dies_at_every_first_request_does_not_loop(tmp_path: 
         await bench.expect("b")
 
 
-@pytest.mark.parametrize("how", ["engine", "exit"])
+@pytest.mark.parametrize("how", ["engine", pytest.param("exit", marks=pytest.mark.slow)])
 async def test_a_model_that_dies_of_the_canary_was_never_started(tmp_path: Path, how: str) -> None:
     models = {"a": with_flags(OFFLOAD, "--sim-fault", f"die-on-request:{how}"), "b": OFFLOAD}
     async with serving(models, tmp_path) as bench:

@@ -78,7 +78,11 @@ async def test_the_operator_puts_a_model_to_sleep_that_a_client_brings(tmp_path:
         await bench.expect("b")
 
 
-@pytest.mark.parametrize("settings", [OFFLOAD, DISCARD, STOP], ids=["offload", "discard", "stop"])
+@pytest.mark.parametrize(
+    "settings",
+    [OFFLOAD, pytest.param(DISCARD, marks=pytest.mark.slow), pytest.param(STOP, marks=pytest.mark.slow)],
+    ids=["offload", "discard", "stop"],
+)
 async def test_a_client_that_leaves_as_its_model_leaves(tmp_path: Path, settings: dict[str, str]) -> None:
     """The engine is not put to sleep before it has seen that the client is gone."""
     models = {"a": with_flags(settings, "--token-ms", "5", "--sim-reload-ms", "1"), "b": OFFLOAD}

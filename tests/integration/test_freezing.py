@@ -40,7 +40,9 @@ def said(lines: list[bytes]) -> str:
     return "".join(choice["delta"].get("content") or "" for one in documents for choice in one["choices"])
 
 
-@pytest.mark.parametrize("settings", [OFFLOAD, DISCARD], ids=lambda settings: settings["eviction"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(OFFLOAD, marks=pytest.mark.slow), DISCARD], ids=lambda settings: settings["eviction"]
+)
 async def test_a_long_stream_is_frozen_by_a_switch_and_comes_back_whole(settings: dict[str, str], tmp_path: Path):
     models = {"slow": freezing(settings, *SLOW, "--sim-reload-ms", "50"), "other": with_flags(OFFLOAD)}
     policy = {"min_active_seconds": 0.5}

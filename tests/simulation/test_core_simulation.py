@@ -141,28 +141,28 @@ def test_several_gpus_do_not_starve_a_model_that_needs_them_all(policy: str):
     fates.longest_switch_seconds = 6.0
     fates.wake = lambda action: (2.0 if action.instance.model in "bc" else 2.7, None)  # type: ignore[method-assign]
     driver = _driver(Scenario("overlap", specs, both, limits), policy, fates, check_bound=True)
-    for tenth in range(4000):
+    for tenth in range(2000):
         driver.at(tenth / 10, lambda name="bcde"[tenth % 4]: driver.arrive(name) and None)  # type: ignore[misc]
     wide: list[Request] = []
     driver.at(20.0, lambda: wide.append(driver.arrive("a")))
-    driver.run_until(400.0)
+    driver.run_until(200.0)
     assert wide[0].admitted_at is not None
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_request_ends_though_engines_fail(policy: str):
-    for seed in range(3):
-        rng = random.Random(f"{policy} {seed}")
-        driver = _driver(_scenario(4, rng), policy, Chance(rng, failures=0.15), check_bound=False)
-        _poisson(driver, rng, 400.0)
-        for _ in range(15):
-            _exit_at(driver, rng.uniform(0, 400.0), rng.choice(names(4)))
-        for _ in range(60):
-            _leave_at(driver, rng.uniform(0, 400.0))
-        _run_out(driver, 400.0)
-        errors = {type(request.error) for request in driver.requests.values()}
-        assert errors <= {NoneType, EngineUnavailable, EngineDied, Evicted}
-        assert NoneType in errors
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+def test_every_request_ends_though_engines_fail(policy: str, seed: int):
+    rng = random.Random(f"{policy} {seed}")
+    driver = _driver(_scenario(4, rng), policy, Chance(rng, failures=0.15), check_bound=False)
+    _poisson(driver, rng, 400.0)
+    for _ in range(15):
+        _exit_at(driver, rng.uniform(0, 400.0), rng.choice(names(4)))
+    for _ in range(60):
+        _leave_at(driver, rng.uniform(0, 400.0))
+    _run_out(driver, 400.0)
+    errors = {type(request.error) for request in driver.requests.values()}
+    assert errors <= {NoneType, EngineUnavailable, EngineDied, Evicted}
+    assert NoneType in errors
 
 
 def _exit_at(driver: CoreDriver, at: float, name: str) -> None:

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.fork_server import start_llmux
 from tests.support.server import VIRTUAL_GPUS
 
 RUN_SECONDS = 50.0
@@ -35,17 +34,8 @@ async def run_llmux(
     *arguments: str, directory: Path | None, limit_seconds: float = RUN_SECONDS, **variables: str
 ) -> Ended:
     """Run a command line in the directory, with further environment variables."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llmux",
-        *arguments,
-        cwd=directory,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", **variables},
-    )
+    plain = {**VIRTUAL_GPUS, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", **variables}
+    process = await start_llmux(*arguments, directory=directory, environment=plain)
     try:
         async with asyncio.timeout(limit_seconds):
             output, errors = await process.communicate()

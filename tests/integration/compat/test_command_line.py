@@ -26,8 +26,20 @@ def write_config(directory: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize("spelling", ["-c", "--config", "--config="])
-@pytest.mark.parametrize("port_spelling", ["-p", "--port", "--port="])
+@pytest.mark.parametrize(
+    ("spelling", "port_spelling"),
+    [
+        ("-c", "-p"),
+        ("--config", "--port"),
+        ("--config=", "--port="),
+        *(
+            pytest.param(spelling, port_spelling, marks=pytest.mark.slow)
+            for number, spelling in enumerate(("-c", "--config", "--config="))
+            for other, port_spelling in enumerate(("-p", "--port", "--port="))
+            if number != other
+        ),
+    ],
+)
 async def test_config_and_port_without_a_command(
     tmp_path: Path, unused_ports: tuple[int, int], spelling: str, port_spelling: str
 ) -> None:
@@ -47,7 +59,7 @@ async def test_plain_llmux_serves_the_file_config_json(tmp_path: Path) -> None:
         assert await server.terminate() == 0
 
 
-@pytest.mark.parametrize("option", ["-v", "--verbose"])
+@pytest.mark.parametrize("option", ["-v", pytest.param("--verbose", marks=pytest.mark.slow)])
 async def test_verbose_shows_the_engines_output(tmp_path: Path, option: str) -> None:
     file = write_config(tmp_path)
     async with llmux_server(None, tmp_path, command=["-c", str(file), option]) as server, http_client() as session:

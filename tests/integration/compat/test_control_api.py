@@ -189,7 +189,9 @@ async def test_manual_mode_removes_a_pin(bench: Bench) -> None:
     await bench.expect("b")
 
 
-@pytest.mark.parametrize("command", ["pin", "switch", "wake"])
+@pytest.mark.parametrize(
+    "command", ["pin", pytest.param("switch", marks=pytest.mark.slow), pytest.param("wake", marks=pytest.mark.slow)]
+)
 async def test_a_command_that_fails_reports_it_and_leaves_the_mode(tmp_path: Path, command: str) -> None:
     async with serving({"a": OFFLOAD, "b": with_flags(STOP, "--sim-fault", "start-exit:3")}, tmp_path) as bench:
         await bench.expect("a")

@@ -34,7 +34,9 @@ async def test_all_models_end_asleep_and_none_is_active(tmp_path: Path) -> None:
         assert [bench.starts(name) for name in "abc"] == [1, 1, 2]
 
 
-@pytest.mark.parametrize("fault", ["start-exit:3", "die-on-request", "start-hang"])
+@pytest.mark.parametrize(
+    "fault", ["start-exit:3", "die-on-request", pytest.param("start-hang", marks=pytest.mark.slow)]
+)
 async def test_a_failed_warm_up_ends_the_program(tmp_path: Path, fault: str) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
     models = {"a": OFFLOAD, "b": with_flags(OFFLOAD, "--sim-fault", fault)}

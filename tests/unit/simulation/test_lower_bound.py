@@ -44,7 +44,7 @@ def exact(first: Side, second: Side) -> float:
     return min(ahead[0, -2 * longest], ahead[1, -2 * longest])
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 12))])
 def test_it_is_below_the_best_sequence_of_turns_but_not_far(seed: int) -> None:
     chance = random.Random(seed)
     end = 60
