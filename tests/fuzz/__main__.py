@@ -27,7 +27,7 @@ REPLAYS = 3
 SUSPECTS_MAX = 20
 """Of one kind: replaying more of them would cost more than it shows."""
 NAMES = ("request", "chunked", "answer", "model", "parsers", "repeated")
-MAX_BYTES = {"repeated": 256}
+MAX_BYTES = {"parsers": 1024, "repeated": 256}
 DEFAULT_MAX_BYTES = 8192
 EXECUTIONS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 GRACE_SECONDS = 60.0

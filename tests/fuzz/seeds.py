@@ -120,7 +120,8 @@ def _repeated() -> list[bytes]:
 
 
 def _parsers() -> list[bytes]:
-    return [*_request(), *_chunked(), *_answer(), *_json(), *_form()]
+    kinds = (_request(), _answer(), _answer(), _chunked(), _chunked(), _json(), _form())
+    return [bytes((number,)) + seed for number, kind in enumerate(kinds) for seed in kind]
 
 
 SEEDS = {

@@ -314,20 +314,22 @@ def _loads(body: bytes) -> object:
 # The parsers alone.
 
 
+PARSERS: tuple[Callable[[bytes], object], ...] = (
+    lambda data: RequestHead().parse(data),
+    lambda data: ResponseHead(data, to_head_request=False),
+    lambda data: ResponseHead(data, to_head_request=True),
+    lambda data: ChunkReader().feed(data),
+    lambda data: ChunkReader(collect=True).feed(data),
+    model_in_json,
+    lambda data: model_in_form(data, b"multipart/form-data; boundary=" + BOUNDARY),
+)
+
+
 def parsers(data: bytes) -> None:
-    """Each parser without a connection around it: ten times as many inputs in the same time."""
-    with suppress(RequestError, FramingError):
-        RequestHead().parse(data)
-    for to_head_request in (False, True):
-        with suppress(FramingError):
-            ResponseHead(data, to_head_request=to_head_request)
-    for collect in (False, True):
-        with suppress(FramingError):
-            ChunkReader(collect=collect).feed(data)
-    with suppress(RequestError):
-        model_in_json(data)
-    with suppress(RequestError):
-        model_in_form(data, b"multipart/form-data; boundary=" + BOUNDARY)
+    """One parser, which the first byte chooses, without a connection around it: many more inputs in the same time."""
+    if data:
+        with suppress(RequestError, FramingError):
+            PARSERS[data[0] % len(PARSERS)](data[1:])
 
 
 # Whatever repeats.
