@@ -11,22 +11,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import hostile
 import uvloop
+from bystanders import HOSTILE_NICENESS, Seen, Streaming, percentile, probe
 from engine import SPACING_SECONDS
 
 HERE = Path(__file__).parent
 
 STREAMS = 200
 PROXY_CPU, OTHER_CPU = "1", "0"
-PROBE_SPACING_SECONDS = 0.005
-HOSTILE_NICENESS = "19"
 SETTLE_SECONDS = 1.0
 START_SECONDS = 30.0
 FLOOD_LIMIT_SECONDS = 180.0
@@ -95,70 +93,6 @@ class Proxy:
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-@dataclass(slots=True)
-class Seen:
-    """What the innocent clients have seen during one flood, in milliseconds."""
-
-    health: list[float] = field(default_factory=list)
-    chunks: list[float] = field(default_factory=list)
-    lost: int = 0
-    """Streams that broke off, and probes without an answer."""
-
-
-class Streaming(asyncio.Protocol):
-    """An innocent stream: how late each of its events is."""
-
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
-        self._leaving = False
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        body = b'{"model":"m","stream":true}'
-        head = (
-            b"POST /v1/stream HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        )
-        transport.write(head % len(body) + body)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns()
-        for piece in data.split(b"data: ")[1:]:
-            stamp = piece.partition(b" ")[0]
-            # A stamp cut by the end of a read is one of a great many.
-            if len(stamp) == len(str(now)):
-                self._seen.chunks.append((now - int(stamp)) / 1e6)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._seen.lost += not self._leaving
-
-    def leave(self) -> None:
-        self._leaving = True
-        if self._transport is not None:
-            self._transport.close()
-
-
-async def _probe(port: int, seen: Seen) -> None:
-    """Ask for /health again and again; an answer that never comes counts when it is given up."""
-    while True:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                for _ in range(500):
-                    began = time.perf_counter()
-                    writer.write(b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n")
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-                    await reader.readexactly(int(length))
-                    seen.health.append((time.perf_counter() - began) * 1000)
-                    await asyncio.sleep(PROBE_SPACING_SECONDS)
-            finally:
-                writer.close()
-        except (OSError, asyncio.IncompleteReadError):
-            seen.lost += 1
-            await asyncio.sleep(0.1)
-
-
 @asynccontextmanager
 async def _innocent(port: int, streams: int) -> AsyncIterator[Seen]:
     """Streams and a prober beside whatever runs in the block."""
@@ -166,12 +100,12 @@ async def _innocent(port: int, streams: int) -> AsyncIterator[Seen]:
     running = [(await loop.create_connection(lambda: Streaming(seen), "127.0.0.1", port))[1] for _ in range(streams)]
     await asyncio.sleep(SETTLE_SECONDS)
     seen.chunks.clear()
-    probe = loop.create_task(_probe(port, seen))
+    probing = loop.create_task(probe(port, seen))
     try:
         yield seen
     finally:
-        probe.cancel()
-        await asyncio.gather(probe, return_exceptions=True)
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
         for stream in running:
             stream.leave()
         await asyncio.sleep(0.1)
@@ -223,11 +157,6 @@ class Row:
         if ratio is not None and self.grown_mib > MEMORY_SLACK_MIB + MEMORY_BAR * self.body_bytes / 2**20:
             missed.append("memory")
         return missed
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """0 without values."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else 0.0
 
 
 def _print(row: Row, bar_ms: float) -> None:
