@@ -2,8 +2,8 @@
 
     python bench/floods/stderr.py [--minutes 10] [--clients 8] [--check]
 
-One ``llmux serve -v`` over two simulated engines. Its standard error is a pipe of 4 KiB that is read only at the end, and
-so full after a second. Clients ask for the two models in turn, so that there is always something to be logged.
+One ``llmux serve -v`` over two simulated engines. Its standard error is a pipe of 4 KiB, read only at the end and so
+full after a second. Clients ask for the two models in turn, so that there is always something to be logged.
 Bars: no request unanswered, none slower than 5 s, SIGTERM obeyed within 30 s, and the log says what was dropped.
 """
 
