@@ -1,17 +1,15 @@
 """One client, llmux's data plane and one engine, without sockets: what an input is given to, and what came of it."""
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llmux.access import Upstream
-from llmux.gateway import GatewayOptions
+from llmux.gateway import Gateway, GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.engine_connection import EngineConnection
-from llmux.gateway.proxy.pool import EnginePools
-from llmux.gateway.state import GatewayState
-from llmux.gateway.statistics import GatewayStatistics
 from tests.fuzz.loop import DeterministicLoop
 from tests.support.access import FakeAccess
 
@@ -20,6 +18,7 @@ READ_BYTES = 256 * 1024
 MAX_BODY_BYTES = 8 * 1024 * 1024
 UPSTREAM = Upstream("127.0.0.1", 8001)
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+_PREFIX = re.compile(rb"req-[0-9a-f]{12}-")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -92,24 +91,6 @@ class Wire(asyncio.Transport):
 
 
 @dataclass(slots=True)
-class EveryModel(FakeAccess):
-    """Every model is configured, and served by the one engine."""
-
-    def knows(self, model: str) -> bool:
-        self.awake.setdefault(model, UPSTREAM)
-        return True
-
-
-class _FixedIdentifiers(GatewayState):
-    """The same identifier for each request, so that two runs can be compared."""
-
-    __slots__ = ()
-
-    def new_request_id(self) -> bytes:
-        return b"req-0"
-
-
-@dataclass(slots=True)
 class Relay:
     """A fresh connection from a client, and an idle one to the engine. ``answer`` is what the engine says each time."""
 
@@ -128,14 +109,12 @@ class Relay:
         self.loop.settle()
 
     def _connect(self) -> None:
-        options, statistics = GatewayOptions(max_body_bytes=MAX_BODY_BYTES), GatewayStatistics()
-        pools = EnginePools(options, statistics)
-        state = _FixedIdentifiers(self.access, options, self.loop.create_task, pools, statistics, lambda: None)
-        self.engine = EngineConnection(pools.of(UPSTREAM))
+        gateway = Gateway(self.access, GatewayOptions(max_body_bytes=MAX_BODY_BYTES), self.loop.create_task)
+        self.engine = EngineConnection(gateway._pools.of(UPSTREAM))
         self.engine_side = Wire(self.loop, self.engine)
         self.engine.connection_made(self.engine_side)
         self.engine.become_idle()
-        self.client = ClientConnection(state)
+        self.client = gateway._accept()
         self.client_side = Wire(self.loop, self.client)
         self.client.connection_made(self.client_side)
 
@@ -195,6 +174,11 @@ def reads(data: bytes, cuts: Sequence[int] = ()) -> list[bytes]:
     """The data in pieces: cut at these offsets, and nowhere longer than one read."""
     ends = sorted({*(cut for cut in cuts if 0 < cut < len(data)), *range(READ_BYTES, len(data), READ_BYTES), len(data)})
     return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def without_prefix(engine: bytes) -> bytes:
+    """What an engine has received, without what tells the identifiers of one process from those of another."""
+    return _PREFIX.sub(b"req-", engine)
 
 
 def without_interim(answers: bytes) -> bytes:

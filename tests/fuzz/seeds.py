@@ -120,7 +120,7 @@ def _repeated() -> list[bytes]:
 
 
 def _parsers() -> list[bytes]:
-    kinds = (_request(), _answer(), _answer(), _chunked(), _chunked(), _json(), _form())
+    kinds = (_request(), _answer(), _answer(), _chunked(), _chunked())
     return [bytes((number,)) + seed for number, kind in enumerate(kinds) for seed in kind]
 
 

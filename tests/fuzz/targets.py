@@ -15,12 +15,12 @@ import h11
 
 from llmux.access import Outcome
 from llmux.errors import RequestError
-from llmux.gateway.body_model import model_in_form, model_in_json
 from llmux.gateway.http.chunks import ChunkReader, FramingError
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import ResponseHead
 from tests.fuzz.loop import DeterministicLoop
-from tests.fuzz.relay import ANSWER, EveryModel, Fault, Relay, reads, without_interim
+from tests.fuzz.relay import ANSWER, UPSTREAM, Fault, Relay, reads, without_interim, without_prefix
+from tests.support.access import FakeAccess
 
 LOOP = DeterministicLoop()
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9]) ")
@@ -66,7 +66,7 @@ def _requested(data: bytes, cuts: Sequence[int]) -> Seen:
     relay = Relay(LOOP)
     relay.receive(reads(data, cuts))
     answers = without_interim(relay.client_side.written)
-    seen = Seen(statuses_of(answers), relay.engine_side.written, relay.client_side.closed)
+    seen = Seen(statuses_of(answers), without_prefix(relay.engine_side.written), relay.client_side.closed)
     relay.finish()
     return seen
 
@@ -262,45 +262,61 @@ def model(data: bytes) -> None:
             _ask(b"/v1/audio/transcriptions", b"multipart/form-data; " + clean, rest)
 
 
-def _ask(path: bytes, content_type: bytes, body: bytes) -> tuple[Relay, list[bytes]]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of one request with a body."""
+
+    status: bytes
+    models: list[str]
+    """The model that was asked for, if any."""
+    sent: list[bytes]
+    """The body that the engine got, if any."""
+
+
+def _ask(path: bytes, content_type: bytes, body: bytes, *models: str) -> Asked:
+    """Send one request where these models are configured."""
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
-    relay = Relay(LOOP, EveryModel())
+    relay = Relay(LOOP, FakeAccess(awake=dict.fromkeys(("m", *models), UPSTREAM)))
     relay.receive(reads(head % (path, content_type, len(body)) + body))
     answers = relay.client_side.written
-    if len(statuses_of(answers)) != 1:
+    statuses = statuses_of(answers)
+    if len(statuses) != 1:
         raise Fault("not one answer to one request", answers[:300])
     sent = split_requests(relay.engine_side.written)
     relay.finish()
-    return relay, sent
+    return Asked(statuses[0], relay.asked, sent)
 
 
 def _check_json(body: bytes) -> None:
-    relay, sent = _ask(b"/v1/completions", b"application/json", body)
-    if not relay.asked:
-        return
-    if sent != [body]:
-        raise Fault("a body is changed that names its model itself", (body[:200], sent))
     loaded = _loads(body)
-    if not isinstance(loaded, dict) or loaded.get("model") != relay.asked[0]:
-        raise Fault("llmux and an engine read different models", (relay.asked, loaded))
+    named = loaded.get("model") if isinstance(loaded, dict) else None
+    is_named = isinstance(named, str) and bool(named)
+    asked = _ask(b"/v1/completions", b"application/json", body, *([named] if is_named else []))
+    if asked.models:
+        if asked.models != [named]:
+            raise Fault("llmux and an engine read different models", (asked.models, loaded))
+        if asked.sent != [body]:
+            raise Fault("a body is changed that names its model itself", (body[:200], asked.sent))
+    elif asked.status == b"404":
+        raise Fault("llmux finds another model than an engine would, or one where there is none", (body[:200], named))
 
 
 def _check_replaced(body: bytes) -> None:
-    relay, sent = _ask(b"/upstream/other/v1/completions", b"application/json", body)
-    if relay.asked not in ([], ["other"]):
-        raise Fault("the path's model is not the one asked for", relay.asked)
-    if not sent:
+    asked = _ask(b"/upstream/other/v1/completions", b"application/json", body, "other")
+    if asked.models not in ([], ["other"]):
+        raise Fault("the path's model is not the one asked for", asked.models)
+    if not asked.sent:
         return
-    loaded, original = _loads(sent[0]), _loads(body)
+    loaded, original = _loads(asked.sent[0]), _loads(body)
     if original is None:
         # The engine refuses it as llmux would have. Only, it must be what the client has sent.
-        if sent[0] != body:
+        if asked.sent[0] != body:
             raise Fault("a body that is not JSON is changed", body[:200])
     elif isinstance(original, dict) and isinstance(original.get("model"), str):
         expected = original | {"model": "other"}
         # NaN is not equal to itself, but its text is.
         if repr(loaded) != repr(expected):
-            raise Fault("replacing the model changes more than the model", (body[:200], sent[0][:200]))
+            raise Fault("replacing the model changes more than the model", (body[:200], asked.sent[0][:200]))
 
 
 def _loads(body: bytes) -> object:
@@ -320,8 +336,6 @@ PARSERS: tuple[Callable[[bytes], object], ...] = (
     lambda data: ResponseHead(data, to_head_request=True),
     lambda data: ChunkReader().feed(data),
     lambda data: ChunkReader(collect=True).feed(data),
-    model_in_json,
-    lambda data: model_in_form(data, b"multipart/form-data; boundary=" + BOUNDARY),
 )
 
 

@@ -50,6 +50,7 @@ FOUND = {
         "answer",
         b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: gzip\r\n\r\n",
     ),
+    "a byte order mark before the JSON in which a model is replaced": ("model", b'\x01\xef\xbb\xbf{"model":"m"}'),
     "a NUL in the trailer's name of an answer": ("chunked", b"5\r\nhello\r\n0\r\nA\x00: b\r\n\r\n"),
     "an 8-bit trailer's name of an answer": ("chunked", b"5\r\nhello\r\n0\r\nA\xce: b\r\n\r\n"),
 }
