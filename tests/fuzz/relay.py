@@ -44,9 +44,7 @@ class Wire(asyncio.Transport):
     @property
     def written(self) -> bytes:
         """All of it."""
-        if len(self.pieces) > 1:
-            self.pieces = [b"".join(self.pieces)]
-        return self.pieces[0] if self.pieces else b""
+        return b"".join(self.pieces)
 
     def write(self, data: Any) -> None:
         if self.closed:
@@ -181,6 +179,13 @@ def without_prefix(engine: bytes) -> bytes:
     return _PREFIX.sub(b"req-", engine)
 
 
-def without_interim(answers: bytes) -> bytes:
-    """What a client has received but for ``100 Continue``, which is sent only to one that still waits with its body."""
-    return answers.replace(CONTINUE, b"")
+def statuses_of(client_side: Wire) -> tuple[bytes, ...]:
+    """The statuses of the answers that a client got; raises Fault where llmux had to answer for a fault of its own.
+
+    An answer's head begins a write: what looks like a status line elsewhere is in a body. ``100 Continue`` does not
+    count, because it is sent only to a client that still waits with its body.
+    """
+    if any(b'"internal_error"' in piece for piece in client_side.pieces):
+        raise Fault("internal_error")
+    begun = [piece for piece in client_side.pieces if piece.startswith(b"HTTP/1.1 ")]
+    return tuple(piece[9:12] for piece in begun if piece != CONTINUE)
