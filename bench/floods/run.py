@@ -29,7 +29,7 @@ SETTLE_SECONDS = 1.0
 START_SECONDS = 30.0
 FLOOD_LIMIT_SECONDS = 180.0
 BAR_MS = 50.0
-CHECK_BAR_MS = 250.0
+CHECK_BAR_MS = 500.0
 MEMORY_BAR = 2.0
 """Peak memory by which a body's receipt may raise llmux's, against the body."""
 MEMORY_SLACK_MIB = 16.0

@@ -2,8 +2,9 @@
 
     python bench/floods/stderr.py [--minutes 10] [--clients 8] [--check]
 
-One ``llmux serve -v`` over two simulated engines. Its standard error is a pipe of 4 KiB, read only at the end and so
-full after a second. Clients ask for the two models in turn, so that there is always something to be logged.
+One ``llmux serve -v`` over two simulated engines that write 40 KB a second each, which goes into the log. Its standard
+error is a pipe of 4 KiB, full at once. Nobody reads it but for a moment at the end, when llmux can say what it dropped,
+and then it fills again. Clients ask for the two models in turn.
 Bars: no request unanswered, none slower than 5 s, SIGTERM obeyed within 30 s, and the log says what was dropped.
 """
 
@@ -35,7 +36,7 @@ START_SECONDS = 30.0
 REFILL_SECONDS = 5.0
 """Long enough to fill the pipe again, so that SIGTERM finds it full."""
 SAY_SECONDS = 10.0
-_DROPPED = re.compile(rb"\b(dropped|lost|discarded|omitted|not logged)\b")
+_DROPPED = re.compile(rb"\bdropped\b")
 
 
 async def _client(session: aiohttp.ClientSession, url: str, model: str, seen: Seen, until: float) -> int:
@@ -86,7 +87,10 @@ async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llmux-stderr-") as temporary:
         folder = Path(temporary)
         models = {name: {"eviction": "offload+keep_running"} for name in "ab"}
-        config = simulated_config(models, ledger=folder / "gpu.json", port=arguments.port)
+        program = folder / "engine"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("chatty_engine.py")} "$@"\n')
+        program.chmod(0o755)
+        config = simulated_config(models, ledger=folder / "gpu.json", port=arguments.port, vllm_command=str(program))
         (folder / "config.json").write_text(json.dumps(config))
         reading, writing = os.pipe()
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
