@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-all check lint types format schema reference structure bench fuzz clean
+.PHONY: demo test test-all check lint types format schema reference structure bench clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -45,7 +45,9 @@ bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, 
 	$(BIN)/python bench/gateway/run.py --check
 	$(BIN)/python bench/switch/run.py --check
 	$(BIN)/python bench/simulate/run.py --check
+	$(BIN)/python bench/floods/run.py --check
 
+.PHONY: fuzz
 fuzz: $(VENV)/.installed-test ## two minutes of fuzzing what reads HTTP; ARGS="--seconds 3600" for more
 	$(INSTALL) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz all $(ARGS)
