@@ -49,6 +49,12 @@ bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, 
 	$(BIN)/python bench/gateway/run.py --check
 	$(BIN)/python bench/switch/run.py --check
 	$(BIN)/python bench/simulate/run.py --check
+	$(BIN)/python bench/floods/run.py --check
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-test ## two minutes of fuzzing what reads HTTP; ARGS="--seconds 3600" for more
+	$(INSTALL) -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz all $(ARGS)
 
 ifdef UV
 $(VENV)/bin/python:
