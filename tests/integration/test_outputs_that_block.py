@@ -141,7 +141,7 @@ async def test_sigterm_works_while_the_access_log_is_not_read(tmp_path: Path, un
             assert await server.ask("a") == 200
         assert await server.metric("access_log") == 0, "the queue holds them"
         assert await server.terminate() == 0
-    assert len(os.read(reader, 1 << 16).splitlines()) > 10
+    assert len(os.read(reader, 1 << 16).splitlines()) >= 5, "as many as the pipe holds"
     os.close(reader)
 
 
