@@ -44,4 +44,9 @@ async def test_all_names_of_a_model(tmp_path: Path) -> None:
         metrics = (await bench.call("GET /metrics")).text
         assert 'model="qwen"' in metrics
         assert 'model="fast"' not in metrics
-    assert {json.loads(line)["model"] for line in log.read_text().splitlines()} == {"qwen"}
+
+        assert (await bench.call("POST /control/unpin")).status == 200
+        assert (await bench.call("POST /v1/chat/completions", chat("base", "hello"))).status == 200
+        own = (await bench.call("GET /upstream/base/v1/models")).document["data"][0]["max_model_len"]
+        assert (await bench.call("GET /v1/models/base")).document["max_model_len"] == own, "known since its start"
+    assert {json.loads(line)["model"] for line in log.read_text().splitlines()} == {"qwen", "base"}

@@ -1,7 +1,7 @@
 """The bodies that the data port serves from llmux's own state: ``/v1/models`` and ``/ready``."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, assert_never
 
 import msgspec
@@ -20,15 +20,15 @@ class ModelList:
     def __init__(
         self,
         operations: Operations,
-        max_lengths: Mapping[str, int | None],
+        max_length_of: Callable[[str], int | None],
         unready_reason: Callable[[], str | None],
     ) -> None:
-        """``max_lengths`` are how many tokens a request of each model may have; None where that is not known.
+        """``max_length_of`` is how many tokens a request of a model may have; None where that is not known.
 
         ``unready_reason`` says why llmux is not ready for requests: it starts or stops. None: it is.
         """
         self._operations = operations
-        self._max_lengths = max_lengths
+        self._max_length_of = max_length_of
         self._created = int(time.time())
         self._unready_reason = unready_reason
 
@@ -56,7 +56,7 @@ class ModelList:
     def _entry(self, name: ModelName) -> dict[str, Any]:
         """vLLM's fields, and llmux's own from ``status`` on. ``parent`` is the model that the name belongs to."""
         model = self._operations.model_status(name.model)
-        max_length = self._max_lengths.get(name.model)
+        max_length = self._max_length_of(name.model)
         return {
             "id": name.name,
             "object": "model",

@@ -65,6 +65,8 @@ class Instance:
     ) -> None:
         """``on_leaving`` is called before the process ends, so that connections to it can be closed."""
         self.spec = spec
+        self.max_model_length: int | None = None
+        """How many tokens a request may have, as the engine said after its last cold start."""
         self.canary = Canary(spec.served_names[0], spec.canary_every)
         self._endpoints = endpoints
         self._store = store
@@ -324,6 +326,7 @@ class Instance:
             engine.can_freeze = await vllm.can_keep_requests(self._endpoints, self.spec.timeouts)
             if not engine.can_freeze:
                 log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
+        self.max_model_length = await vllm.max_model_length(self._endpoints, self.spec.timeouts)
         await self.canary.record(self._endpoints)
 
     async def _come_back(self) -> None:

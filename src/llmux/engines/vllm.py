@@ -169,6 +169,16 @@ async def can_keep_requests(endpoints: EngineEndpoints, timeouts: ControlTimeout
     return True
 
 
+async def max_model_length(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> int | None:
+    """How many tokens a request may have, from the engine's list of models; None if it does not say."""
+    try:
+        listed = await endpoints.get("/v1/models", timeouts.read_back_seconds)
+        length = listed["data"][0]["max_model_len"]
+    except (ControlCallFailed, LookupError, TypeError):
+        return None
+    return length if isinstance(length, int) else None
+
+
 async def pause_requests(endpoints: EngineEndpoints, timeouts: ControlTimeouts) -> None:
     """Stop the engine's scheduler, keeping all requests and their KV cache; raises ControlCallFailed."""
     await endpoints.post("/pause?mode=keep&clear_cache=false", timeouts.sleep_seconds)

@@ -103,8 +103,7 @@ class Server:
         )
         self._warm_up: WarmUp | None = None
         self._is_started = False
-        max_lengths = {name: model.max_model_length for name, model in settings.models.items()}
-        self._model_list = ModelList(self.operations, max_lengths, self._unready_reason)
+        self._model_list = ModelList(self.operations, self._max_model_length, self._unready_reason)
         registry = CollectorRegistry()
         self._control = ControlServer(
             self.operations,
@@ -196,6 +195,10 @@ class Server:
         if self._is_started:
             return None
         return "starting" if self._warm_up is None else self._warm_up.progress
+
+    def _max_model_length(self, model: str) -> int | None:
+        # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
+        return self._instances[model].max_model_length or self.settings.models[model].max_model_length
 
     def _exit_callback(self, model: str) -> Callable[[str], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
