@@ -21,7 +21,7 @@ from llmux.core.events import ShutdownRequested
 from llmux.engines.control_calls import EngineEndpoints, new_control_session
 from llmux.engines.instance import Instance
 from llmux.engines.socketless import SocketlessPrograms
-from llmux.errors import ConfigError, ListenFailed, LlmuxError
+from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
@@ -197,7 +197,7 @@ class Server:
             return None
         return "starting" if self._warm_up is None else self._warm_up.progress
 
-    def _exit_callback(self, model: str) -> Callable[[str], None]:
+    def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
     def _own_names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import structlog
 
 from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
-from llmux.errors import EngineDied, RequestError
+from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
@@ -354,7 +354,11 @@ class Exchange:
         self._engine = None
         self._upstream = None
         model = self._request.model
-        error = BadGateway(model, f"the answer is incomplete: {reason}") if alive else EngineDied(model, reason)
+        error: RequestError
+        if alive:
+            error = BadGateway(model, f"the answer is incomplete: {reason}")
+        else:
+            error = EngineDied(model, FailureReason(reason))
         self._break_off(error, engine)
         self._state.access.end(self._request, Outcome.BROKEN)
 
