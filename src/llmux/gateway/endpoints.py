@@ -6,16 +6,8 @@ refuse is refused by this table, before a model is woken for it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
-
-class MediaType(Enum):
-    """The kinds of bodies that endpoints take."""
-
-    JSON = "application/json"
-    FORM = "multipart/form-data"
-    OTHER = "another type"
-
+from llmux.gateway.http.media_types import MediaType
 
 JSON = frozenset((MediaType.JSON,))
 _FORM = frozenset((MediaType.FORM,))
@@ -117,16 +109,3 @@ def _likeness(path: str, known: str) -> float:
     while suffix < shorter - prefix and path[-1 - suffix] == known[-1 - suffix]:
         suffix += 1
     return (prefix + suffix) / longer
-
-
-def is_plain_json(content_type: bytes) -> bool:
-    """Whether vLLM takes a Content-Type for JSON: it compares what stands before the semicolon."""
-    return content_type.partition(b";")[0].lower() == b"application/json"
-
-
-def media_type(content_type: bytes) -> MediaType:
-    """The kind of body that a Content-Type announces."""
-    name = content_type.partition(b";")[0].strip().lower()
-    if name == b"application/json" or (name.startswith(b"application/") and name.endswith(b"+json")):
-        return MediaType.JSON
-    return MediaType.FORM if name == b"multipart/form-data" else MediaType.OTHER

@@ -6,9 +6,9 @@ import re
 import httptools
 
 from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEncoding, UpgradeRefused
-from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import require_beginning
+from llmux.gateway.http.media_types import MediaType, media_type
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 _NOT_FORWARDED = frozenset(
@@ -224,7 +224,7 @@ class RequestHead:
             self._accept_transfer_encoding()
         if self._connection:
             self._read_connection()
-        self.is_form = is_form(self.content_type)
+        self.is_form = media_type(self.content_type) is MediaType.FORM
         self.forwarded = b"".join(self._kept)
         # With an identifier of the client's own, which changes with every request, no head would match.
         if self._content_length is not None and method == b"POST" and self.request_id is None:
