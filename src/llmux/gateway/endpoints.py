@@ -52,6 +52,9 @@ ENDPOINTS = {
 }
 """The endpoints with a fixed path."""
 
+EVENT_STREAMS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
+"""Where ``"stream": true`` asks for server-sent events."""
+
 _RESPONSES = "/v1/responses/"
 _RESPONSE = Endpoint("/v1/responses/{id}", ("GET", "HEAD", "DELETE"), model_in_body=False, may_wake=False)
 _OF_RESPONSE = {
@@ -87,6 +90,23 @@ def with_identifier(path: str) -> Endpoint | None:
 def may_exist(path: str) -> bool:
     """Whether an engine may have a path that is not in the table."""
     return path.startswith(UNKNOWN_TREES) and not path.startswith(_DOUBLED)
+
+
+def is_anthropic(path: bytes) -> bool:
+    """Whether a path, as a client wrote it, is one of Anthropic's API, whose errors have another shape.
+
+    By the path alone, since errors come from requests that have no route, too.
+    """
+    if b"messages" not in path:
+        return False
+    segments = [segment for segment in path.split(b"/") if segment]
+    if segments[-1] in (b"count_tokens", b"render"):
+        segments.pop()
+    match segments:
+        case [b"messages"] | [*_, b"v1", b"messages"] | [b"upstream", _, *_, b"messages"]:
+            return True
+        case _:
+            return False
 
 
 def hint_for(path: str) -> str:

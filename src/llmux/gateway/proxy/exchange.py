@@ -13,13 +13,14 @@ from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
+from llmux.gateway.endpoints import EVENT_STREAMS
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
-from llmux.gateway.proxy.begun_stream import STREAMING_ENDPOINTS, BegunStream, accepts_comments
+from llmux.gateway.proxy.begun_stream import BegunStream, accepts_comments
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -437,7 +438,7 @@ class Exchange:
         """Send the head of an event stream before there is an answer, if the request allows that."""
         client, state = self._client, self._state
         head, endpoint = client.head, client.counts.endpoint
-        is_stream = self._request.streams and head.method == b"POST" and endpoint in STREAMING_ENDPOINTS
+        is_stream = self._request.streams and head.method == b"POST" and endpoint in EVENT_STREAMS
         if not is_stream or not accepts_comments(head.forwarded):
             return None
         self._keep_alive = head.keep_alive and not state.stopping
