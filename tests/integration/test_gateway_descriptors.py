@@ -39,7 +39,7 @@ def no_descriptors() -> Iterator[None]:
 
 async def until_short(bench: Bench, count: int = 1) -> None:
     async with asyncio.timeout(10.0):
-        while bench.gateway.statistics.engine_connections_short < count:
+        while bench.gateway.statistics.engine_connection_shortages < count:
             await asyncio.sleep(0)
 
 
@@ -134,7 +134,7 @@ async def test_every_kind_of_lack_is_tried_again(number: int, monkeypatch: pytes
         monkeypatch.setattr(type(pool), "_open", open_at_last)
         client.send(post(BODY))
         assert (await client.answer()).body == BODY
-        assert bench.gateway.statistics.engine_connections_short == 2
+        assert bench.gateway.statistics.engine_connection_shortages == 2
 
 
 @pytest.mark.parametrize("times", [2, 1000])
@@ -157,7 +157,7 @@ async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_faul
         bench.access.on_give_back = lambda access, number: access.reject(number, EngineDied("m"))
         expected = 200 if times < 10 else 502
         assert (await bench.ask(post(BODY))).status == expected
-        assert bench.gateway.statistics.engine_connections_short == 0
+        assert bench.gateway.statistics.engine_connection_shortages == 0
         assert len(bench.access.given_back) == (expected == 502)
 
 

@@ -379,7 +379,7 @@ class Exchange:
         if self._phase is _CONNECTING and self._request.attempts == attempt:
             self._give_back(reason)
 
-    def connect_short(self, reason: str, attempt: int) -> None:
+    def connect_shortage(self, reason: str, attempt: int) -> None:
         if self._phase is not _CONNECTING or self._request.attempts != attempt:
             return
         if self._last_comment_at is not None:
