@@ -247,6 +247,7 @@ async def test_connections_are_limited() -> None:
         answer = await refused.answer()
         assert (answer.status, code(answer)) == (429, "queue_full")
         assert answer.get("retry-after") is not None
+        assert b"ulimit -n" in answer.body and b"max_connections" not in answer.body, "there is no such key"
 
 
 FLOODS = {

@@ -61,7 +61,7 @@ def _spooled(body: Body) -> Body:
         log.warning(
             "a large request waits in memory, since it could not be written to a temporary file; free some space, or "
             "set TMPDIR or spool_bytes",
-            error=str(error),
+            reason=str(error),
             size_bytes=len(body),
         )
         return body

@@ -140,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
                 self.abort()
                 return
             state.connections.add(self)
-            self._refuse_and_close(QueueFull("max_connections"))
+            self._refuse_and_close(QueueFull("open connections, which ulimit -n limits"))
             return
         state.statistics.connections_accepted += 1
         state.connections.add(self)
