@@ -15,16 +15,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
-
-
-def is_own_shortage(error: BaseException | None) -> bool:
-    """Whether llmux itself was refused a file descriptor, memory or a port by its machine.
-
-    When a connection fails for that reason, it says nothing about the peer, and it may succeed in a moment.
-    """
-    return isinstance(error, OSError) and error.errno in _SHORTAGES
-
 
 @dataclass(frozen=True, slots=True)
 class FailureReason:

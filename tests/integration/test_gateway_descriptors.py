@@ -101,7 +101,7 @@ async def test_a_lack_that_lasts_is_llmuxs_own_error() -> None:
             client.send(post(BODY))
             answer = await client.answer()
         assert (answer.status, code(answer), answer.get("retry-after")) == (503, "out_of_descriptors", b"1")
-        assert "Too many open files" in answer.body.decode()
+        assert "too many open files" in answer.body.decode()
         assert b"ulimit -n" in answer.body and b"max_connections" not in answer.body, "there is no such key"
         assert bench.access.ended == [(1, Outcome.BROKEN)]
         client.send(post(BODY))

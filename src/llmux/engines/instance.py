@@ -6,6 +6,7 @@ from pathlib import Path
 
 import structlog
 
+from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
@@ -33,7 +34,7 @@ from llmux.errors import (
     SpawnFailed,
 )
 from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, describe_os_error, is_free, remove_temporary_directory
+from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
 
@@ -132,7 +133,7 @@ class Instance:
             is_mismatch = isinstance(failure, OutputMismatch)
         except OSError as failure:
             # A full disk, no more descriptors: this machine's fault, and as expected as an engine's.
-            error = FailureReason(describe_os_error(failure), (failure.strerror or type(failure).__name__).lower())
+            error = FailureReason(os_errors.describe(failure), os_errors.reason_of(failure))
         lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,

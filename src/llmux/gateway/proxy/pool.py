@@ -6,12 +6,12 @@ import time
 from typing import Protocol
 
 from llmux.access import Upstream
-from llmux.errors import is_own_shortage
 from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.statistics import GatewayStatistics
+from llmux.os_errors import is_own_shortage, reason_of
 
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5
@@ -89,7 +89,7 @@ class EnginePool:
             self._fail(seeker, attempt, "the engine did not accept a connection in time")
         except OSError as error:
             if is_own_shortage(error):
-                seeker.connect_shortage(error.strerror or "no descriptors", attempt)
+                seeker.connect_shortage(reason_of(error), attempt)
             else:
                 self._fail(seeker, attempt, "the engine does not accept connections")
         else:
