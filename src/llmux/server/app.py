@@ -40,7 +40,6 @@ from llmux.server.build import (
     build_headroom,
     build_scheduler,
     engine_specs,
-    needs_criu,
 )
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
@@ -137,7 +136,7 @@ class Server:
     async def start(self) -> None:
         """Listen, and then warm up if configured. Raises LlmuxError."""
         settings = self.settings
-        if self._checkpointer is not None and needs_criu(settings):
+        if self._checkpointer is not None and settings.needs_criu:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
