@@ -244,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
             assert self._body is not None
             self._refuse_and_close(self._body.stalled())
         elif self._exchange is not None and not self.is_full:
-            self.deadline = self._exchange.say_that_it_waits(self._state.now)
+            self.deadline = self._exchange.send_wait_comment(self._state.now)
         else:
             self.abort()
 

@@ -202,7 +202,7 @@ class Exchange:
 
     # Called by the client's connection.
 
-    def say_that_it_waits(self, now: float) -> float:
+    def send_wait_comment(self, now: float) -> float:
         """Send the client of a stream that has had nothing yet a comment; returns when to be called again."""
         try:
             return self._comment(now)
