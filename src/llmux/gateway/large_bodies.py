@@ -10,8 +10,8 @@ import structlog
 from llmux import os_errors
 from llmux.core.names import ModelName
 from llmux.gateway.http.bodies import Body
-from llmux.gateway.http.json_outline import outline_of, replace_values
 from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.json_outline import outline_of, replace_values
 from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
