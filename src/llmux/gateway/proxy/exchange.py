@@ -188,17 +188,13 @@ class Exchange:
 
     # Called by the sweep of the gateway's state.
 
-    def keep_alive(self, now: float) -> None:
-        engine, answer, last = self._engine, self._answer, self._last_comment_at
-        if engine is None or answer is None or last is None or not answer.is_event_stream or self._client.is_full:
+    def send_freeze_comment(self, now: float) -> None:
+        last = self._last_comment_at
+        if last is None or self._client.is_full or now - last < self._state.options.keepalive_seconds:
             return
-        if now - last < self._state.options.keepalive_seconds:
-            return
-        self._last_comment_at = now
-        comment = engine.frame_comment(_COMMENT)
-        if comment:
-            begun = self._begun
-            self._client.write(comment if begun is None or begun.passes_chunks else begun.frame(comment))
+        if comment := self._comment_in_answer():
+            self._last_comment_at = now
+            self._client.write(comment)
 
     # Called by the client's connection.
 
@@ -254,9 +250,13 @@ class Exchange:
 
     def probe(self) -> bytes:
         """What may be written to the client now without disturbing it; nothing where anything would."""
+        if self._phase is _RELAYING:
+            return self._comment_in_answer()
+        return CONTINUE if self._begun is None else self._begun.frame(_COMMENT)
+
+    def _comment_in_answer(self) -> bytes:
+        """The bytes of a comment between two events of the answer; empty where none may stand."""
         begun, engine, answer = self._begun, self._engine, self._answer
-        if self._phase is not _RELAYING:
-            return CONTINUE if begun is None else begun.frame(_COMMENT)
         if engine is None or answer is None or not answer.is_event_stream:
             return b""
         comment = engine.frame_comment(_COMMENT)
