@@ -56,7 +56,7 @@ class GatewayOptions:
     """Names of this machine. Without keys, requests to loopback by other names, or from foreign pages, are refused.
     None: they are not."""
     max_head_bytes: int = 64 * 1024
-    max_body_bytes: int = 64 * 1024 * 1024
+    max_body_bytes: int = 128 * 1024 * 1024
     max_receiving_bytes: int = 1 << 30
     """How many bytes of bodies may be incomplete at once, over all connections."""
     spool_bytes: int = 8 * 1024 * 1024
