@@ -1,5 +1,7 @@
 """Exceptions that one package raises and another one handles by their class, or that several packages raise.
 
+With the values that they carry: why an engine failed, how far a start is, what is wrong with a configuration.
+
 All others stay beside the code that raises them: those that only their own package catches, and those that are handled
 as any ``LlmuxError`` is, by reporting the message. Those that only the use of HTTP can cause are in
 ``gateway/errors.py``.
