@@ -47,7 +47,8 @@ async def test_a_large_body_waits_in_a_file_without_a_name(is_chunked: bool) -> 
     async with running_gateway(options=OPTIONS) as bench:
         client = await bench.client()
         if is_chunked:
-            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            client.send(b"Transfer-Encoding: chunked\r\n\r\n")
             client.send(
                 *(
                     b"%x\r\n%b\r\n" % (len(LARGE[at : at + 999]), LARGE[at : at + 999])
@@ -112,7 +113,7 @@ async def test_without_room_for_a_file_the_body_waits_in_memory(where: str, monk
     with capture_logs() as logs:
         async with running_gateway(options=OPTIONS) as bench:
             assert (await bench.ask(post(body))).body == body
-    assert ["No space left" in entry["error"] for entry in logs] == [True]
+    assert ["no space left" in entry["reason"] for entry in logs] == [True]
 
 
 @pytest.mark.parametrize(
