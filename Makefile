@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-all check lint types format reference schema structure bench clean
+.PHONY: demo test test-all check lint types format schema structure bench fuzz clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -35,8 +35,6 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-reference: schema
-
 schema: $(VENV)/.installed ## write the committed JSON schema and the table of options anew
 	$(BIN)/llmux schema > config.schema.json
 	$(BIN)/python -c "from pathlib import Path; from llmux.config import schema; schema.update_reference(Path('docs/configuration.md'))"
@@ -51,7 +49,6 @@ bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, 
 	$(BIN)/python bench/simulate/run.py --check
 	$(BIN)/python bench/floods/run.py --check
 
-.PHONY: fuzz
 fuzz: $(VENV)/.installed-test ## two minutes of fuzzing what reads HTTP; ARGS="--seconds 3600" for more
 	$(INSTALL) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz all $(ARGS)

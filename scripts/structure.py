@@ -30,13 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("errors", "exceptions that cross a package's boundary", ()),
     ("cancellation", "waiting that a cancellation does not cut short", ()),
+    ("os_errors", "errors of the operating system: whose fault they are, and how they are told", ()),
     ("redaction", "takes secrets out of text that others may read", ()),
     ("core", "pure: states, events, actions, the scheduler, placement, costs, policies", ("errors",)),
     ("access", "the port between the gateway and the runtime: leases on models", ("core", "errors")),
     ("config", "the schema, the loader, files of 0.7.7", ("core", "redaction", "errors")),
     ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
-    ("observability", "metrics and logs", ("core", "errors")),
+    ("observability", "metrics and logs", ("core", "os_errors", "errors")),
     (
         "checkpoints",
         "images of processes: criu's command lines, and all that criu leaves to others",
@@ -45,12 +46,12 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "engines",
         "one engine: command line, control calls, eviction steps, canary, the shim, and the instance that uses them",
-        ("checkpoints", "gpus", "hosts", "access", "core", "redaction", "cancellation", "errors"),
+        ("checkpoints", "gpus", "hosts", "access", "core", "redaction", "os_errors", "cancellation", "errors"),
     ),
     (
         "gateway",
         "the data plane: HTTP/1.1 in `http/`, connections and exchanges in `proxy/`",
-        ("access", "observability", "core", "errors"),
+        ("access", "observability", "core", "os_errors", "errors"),
     ),
     (
         "runtime",

@@ -1,5 +1,7 @@
 """Exceptions that one package raises and another one handles by their class, or that several packages raise.
 
+With the values that they carry: why an engine failed, how far a start is, what is wrong with a configuration.
+
 All others stay beside the code that raises them: those that only their own package catches, and those that are handled
 as any ``LlmuxError`` is, by reporting the message. Those that only the use of HTTP can cause are in
 ``gateway/errors.py``.
@@ -15,38 +17,25 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
-
-def is_own_shortage(error: BaseException | None) -> bool:
-    """Whether llmux itself was refused a file descriptor, memory or a port by its machine.
-
-    When a connection fails for that reason, it says nothing about the peer, and it may succeed in a moment.
-    """
-    return isinstance(error, OSError) and error.errno in _SHORTAGES
-
-
-class EngineReport(str):
+@dataclass(frozen=True, slots=True)
+class FailureReason:
     """Why an engine failed, for the operator: with what it printed last and what it answered.
 
-    ``cause`` is the part that clients are told. What an engine prints may hold anything: prompts, paths, its arguments.
+    ``cause`` is the part that clients are told: what an engine prints may hold anything (prompts, paths, its
+    arguments). Empty: the whole text, which is llmux's own.
     """
 
-    cause: str
+    text: str
+    cause: str = ""
 
-    def __new__(cls, text: str, cause: str) -> "EngineReport":
-        report = super().__new__(cls, text)
-        report.cause = cause
-        return report
+    def __str__(self) -> str:
+        return self.text
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        # For copies, such as those that dataclasses.asdict makes.
-        return str(self), self.cause
-
-
-def cause_of(reason: str) -> str:
-    """What clients are told of a reason."""
-    return reason.cause if isinstance(reason, EngineReport) else reason
+    @property
+    def for_clients(self) -> str:
+        """What clients are told."""
+        return self.cause or self.text
 
 
 class LlmuxError(Exception):
@@ -177,23 +166,23 @@ class EngineError(RequestError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine could not be started. The next try is in ``retry_after_seconds``. The message has only the cause."""
+    """The engine could not be started. The next try is in ``retry_after_seconds``."""
 
-    def __init__(self, model: str, reason: str, retry_after_seconds: float) -> None:
+    def __init__(self, model: str, reason: FailureReason, retry_after_seconds: float) -> None:
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         super().__init__(
             model,
-            f"the engine of '{model}' could not be started: {cause_of(reason)}; "
+            f"the engine of '{model}' could not be started: {reason.for_clients}; "
             f"next try in {retry_after_seconds:.0f} s",
         )
 
 
 class EngineDied(EngineError):
-    """The engine died while it had the request, and llmux does not try again. The message has only the cause."""
+    """The engine died while it had the request, and llmux does not try again."""
 
-    def __init__(self, model: str, reason: str = "") -> None:
-        cause = f": {cause_of(reason)}" if reason else ""
+    def __init__(self, model: str, reason: FailureReason | None = None) -> None:
+        cause = "" if reason is None else f": {reason.for_clients}"
         super().__init__(model, f"the engine of '{model}' died before it answered{cause}")
 
 

@@ -39,7 +39,7 @@ def no_descriptors() -> Iterator[None]:
 
 async def until_short(bench: Bench, count: int = 1) -> None:
     async with asyncio.timeout(10.0):
-        while bench.gateway.statistics.engine_connections_short < count:
+        while bench.gateway.statistics.engine_connection_shortages < count:
             await asyncio.sleep(0)
 
 
@@ -101,7 +101,8 @@ async def test_a_lack_that_lasts_is_llmuxs_own_error() -> None:
             client.send(post(BODY))
             answer = await client.answer()
         assert (answer.status, code(answer), answer.get("retry-after")) == (503, "out_of_descriptors", b"1")
-        assert "Too many open files" in answer.body.decode()
+        assert "too many open files" in answer.body.decode()
+        assert b"ulimit -n" in answer.body and b"max_connections" not in answer.body, "there is no such key"
         assert bench.access.ended == [(1, Outcome.BROKEN)]
         client.send(post(BODY))
         assert (await client.answer()).body == BODY, "the connection goes on"
@@ -134,7 +135,7 @@ async def test_every_kind_of_lack_is_tried_again(number: int, monkeypatch: pytes
         monkeypatch.setattr(type(pool), "_open", open_at_last)
         client.send(post(BODY))
         assert (await client.answer()).body == BODY
-        assert bench.gateway.statistics.engine_connections_short == 2
+        assert bench.gateway.statistics.engine_connection_shortages == 2
 
 
 @pytest.mark.parametrize("times", [2, 1000])
@@ -157,7 +158,7 @@ async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_faul
         bench.access.on_give_back = lambda access, number: access.reject(number, EngineDied("m"))
         expected = 200 if times < 10 else 502
         assert (await bench.ask(post(BODY))).status == expected
-        assert bench.gateway.statistics.engine_connections_short == 0
+        assert bench.gateway.statistics.engine_connection_shortages == 0
         assert len(bench.access.given_back) == (expected == 502)
 
 

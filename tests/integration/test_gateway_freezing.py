@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmux.access import Outcome, RequestHolder
-from llmux.errors import EngineDied, Evicted
+from llmux.errors import EngineDied, Evicted, FailureReason
 from llmux.gateway import GatewayOptions
 from tests.support.gateway import Bench, EngineSide, Message, RawClient, post, running_gateway
 
@@ -102,7 +102,7 @@ async def test_nothing_is_relayed_between_the_wake_and_the_thaw() -> None:
         assert script.side is not None
         script.side.chunk(b"data: garbage?\n\n")
         assert await nothing_comes(client)
-        holder.revoked(EngineDied("m", "it answers differently"))
+        holder.revoked(EngineDied("m", FailureReason("it answers differently")))
         bench.access.leases.clear()
         rest = await client.rest()
         assert b"garbage" not in rest

@@ -113,7 +113,7 @@ async def test_without_room_for_a_file_the_body_waits_in_memory(where: str, monk
     with capture_logs() as logs:
         async with running_gateway(options=OPTIONS) as bench:
             assert (await bench.ask(post(body))).body == body
-    assert ["No space left" in entry["error"] for entry in logs] == [True]
+    assert ["no space left" in entry["reason"] for entry in logs] == [True]
 
 
 @pytest.mark.parametrize(

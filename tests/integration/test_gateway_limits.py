@@ -247,6 +247,7 @@ async def test_connections_are_limited() -> None:
         answer = await refused.answer()
         assert (answer.status, code(answer)) == (429, "queue_full")
         assert answer.get("retry-after") is not None
+        assert b"ulimit -n" in answer.body and b"max_connections" not in answer.body, "there is no such key"
 
 
 FLOODS = {
@@ -275,7 +276,7 @@ async def test_others_are_served_while_one_client_floods(name: str) -> None:
 
 async def test_slow_requests_time_out() -> None:
     options = GatewayOptions(
-        head_timeout_seconds=0.2, body_idle_timeout_seconds=0.2, keep_alive_seconds=0.2, linger_seconds=0.2
+        head_timeout_seconds=0.2, body_idle_timeout_seconds=0.2, client_keep_alive_seconds=0.2, linger_seconds=0.2
     )
     async with running_gateway(options=options) as bench:
         head = await bench.client()
@@ -293,7 +294,7 @@ async def test_slow_requests_time_out() -> None:
 
 
 async def test_queued_request_has_no_connection_deadline() -> None:
-    options = GatewayOptions(head_timeout_seconds=0.05, body_idle_timeout_seconds=0.05, keep_alive_seconds=0.05)
+    options = GatewayOptions(head_timeout_seconds=0.05, body_idle_timeout_seconds=0.05, client_keep_alive_seconds=0.05)
     async with running_gateway(options=options) as bench:
         client = await bench.client()
         client.send(post(b'{"model":"cold"}'))

@@ -50,7 +50,7 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Manual
 from llmux.core.switch_costs import SAMPLE_MAX_SECONDS
-from llmux.errors import EngineDied, RequestError
+from llmux.errors import EngineDied, FailureReason, RequestError
 from tests.support.core_truth import Engine, Fates, Held, Place, TrackedRequest, evicted
 from tests.support.invariants import check_invariants
 
@@ -234,7 +234,8 @@ class CoreDriver:
                 engine.not_before = self.now + self.limits.backoff_first_seconds * 2 ** (engine.wake_failures - 1)
                 engine.not_before = min(engine.not_before, self.now + self.limits.backoff_max_seconds)
         can_freeze = error is None and engine.spec.drain is Drain.FREEZE
-        return self.send(WakeDone(action.instance, error, out_of_memory, is_mismatch, can_freeze))
+        reason = None if error is None else FailureReason(error)
+        return self.send(WakeDone(action.instance, reason, out_of_memory, is_mismatch, can_freeze))
 
     def finish_evict(self, model: str, outcome: EvictDone | None = None) -> list[Action]:
         """The outcome of the pending eviction."""
@@ -260,7 +261,7 @@ class CoreDriver:
             return
         engine.dead = True
         self.faults_at.append(self.now)
-        self.send(InstanceExited(InstanceId(model, engine.generation), reason))
+        self.send(InstanceExited(InstanceId(model, engine.generation), FailureReason(reason)))
         if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
             self.finish_wake(model, reason)
 
@@ -430,7 +431,7 @@ class CoreDriver:
         """One more attempt of a request waits from now on."""
         request.attempts += 1
         self._place(request, Place.WAITING)
-        return RequestReturned(request.record, reason)
+        return RequestReturned(request.record, FailureReason(reason))
 
     def _wake(self, action: Wake) -> None:
         name = action.instance.model

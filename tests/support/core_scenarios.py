@@ -25,7 +25,7 @@ from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.request import Priority
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Failed
-from llmux.errors import EngineDied, Evicted, QueueTimeout
+from llmux.errors import EngineDied, Evicted, FailureReason, QueueTimeout
 from tests.support.core_driver import CoreDriver
 from tests.support.core_truth import Fates, Held, Place, evicted
 
@@ -232,9 +232,9 @@ class Walk:
         engine = self.driver.engines[self._name(pick)]
         old = InstanceId(engine.spec.name, engine.generation - 1)
         if kind % 2:
-            self.driver.send(WakeDone(old, "late" if kind % 3 else None))
+            self.driver.send(WakeDone(old, FailureReason("late") if kind % 3 else None))
         else:
-            self.driver.send(EvictDone(old, Cold(), "late" if kind % 3 else None))
+            self.driver.send(EvictDone(old, Cold(), FailureReason("late") if kind % 3 else None))
 
     def exit(self, pick: int) -> None:
         self.driver.exit(self._name(pick))

@@ -10,7 +10,7 @@ from llmux.core.identifiers import Footprint
 from llmux.core.request import Priority, Request
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold
-from llmux.errors import RequestError
+from llmux.errors import FailureReason, RequestError
 
 
 class Place(Enum):
@@ -114,4 +114,4 @@ class Held(Fates):
 def evicted(action: Evict, residency: Asleep | Cold | None = None, error: str | None = None) -> EvictDone:
     """The outcome of an eviction: as asked, unless said otherwise."""
     as_asked: Asleep | Cold = Asleep(action.eviction) if action.eviction.keeps_process else Cold()
-    return EvictDone(action.instance, residency or as_asked, error)
+    return EvictDone(action.instance, residency or as_asked, None if error is None else FailureReason(error))

@@ -17,7 +17,7 @@ from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
 from llmux.engines.health import Health
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
-from llmux.errors import RequestError
+from llmux.errors import FailureReason, RequestError
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
@@ -62,7 +62,8 @@ class ScriptedEngine:
         await self.wake_gate.wait()
         if self.wake_exception is not None:
             raise self.wake_exception
-        error = self._interruption or self.wake_error or self.lost
+        reason = self._interruption or self.wake_error or self.lost
+        error = None if reason is None else FailureReason(reason)
         if error is None:
             self.pid = self.upstream.port
         return WakeOutcome(error, is_out_of_memory=error is not None and self.is_out_of_memory)
@@ -71,7 +72,7 @@ class ScriptedEngine:
         self.calls.append(f"evict {eviction}{' frozen' if freeze else ''}")
         await self.evict_gate.wait()
         if self.evict_error is not None:
-            return EvictOutcome(Cold(), error=self.evict_error)
+            return EvictOutcome(Cold(), error=FailureReason(self.evict_error))
         return EvictOutcome(Asleep(eviction) if eviction.keeps_process and self.lost is None else Cold())
 
     async def delete_images(self) -> None:

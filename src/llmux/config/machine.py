@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
-from llmux.core.eviction import Process
 from llmux.errors import Problem
 from llmux.redaction import Redactor, secrets_in
 
@@ -77,7 +76,7 @@ def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Ite
         else:
             effect = f"; {', '.join(names)} cannot start" if names else ""
             yield Problem(path, f"the program {program!r} {reason}{effect}", _INSTALL)
-    if _needs_criu(settings) and settings.checkpoint is not None:
+    if settings.needs_criu and settings.checkpoint is not None:
         program = settings.checkpoint.criu_path
         if reason := _missing_reason(program, environment.get("PATH")):
             yield Problem("checkpoint.criu_path", f"the program {program!r} {reason}", _INSTALL)
@@ -106,13 +105,6 @@ def _missing_weights(settings: Settings) -> Iterator[Problem]:
             yield Problem(path, f"{model.model_path} does not exist", "correct it, or put the weights there")
 
 
-def _needs_criu(settings: Settings) -> bool:
-    return any(
-        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
-        for name, model in settings.models.items()
-    )
-
-
 def _directories(settings: Settings) -> Iterator[tuple[str, Path]]:
     for name, model in settings.models.items():
         if model.checkpoint_path is not None:
@@ -124,7 +116,7 @@ def _directories(settings: Settings) -> Iterator[tuple[str, Path]]:
 
 
 def _unusable_images(settings: Settings) -> Iterator[Problem]:
-    if settings.checkpoint is None or not _needs_criu(settings):
+    if settings.checkpoint is None or not settings.needs_criu:
         return
     directory = settings.checkpoint.images_dir
     if (is_directory(directory) or not exists(directory)) and (reason := _unwritable_reason(directory)):

@@ -1,6 +1,6 @@
 """What is generated from the settings: the JSON schema for editors, and the tables in docs/configuration.md.
 
-``make schema reference`` writes both; tests fail when a committed file is out of date.
+``make schema`` writes both; tests fail when a committed file is out of date.
 """
 
 import json
@@ -26,7 +26,7 @@ ABOUT = ("title", "description", "default", "deprecated")
 REFERENCE = {"type": "string", "pattern": "\\$\\{"}
 """A value from the environment, whatever it is there."""
 
-MARK = "<!-- The rest is made by `make reference`; a test keeps it current. -->\n\n"
+MARK = "<!-- The rest is made by `make schema`; a test keeps it current. -->\n\n"
 
 
 def json_schema() -> dict[str, Any]:

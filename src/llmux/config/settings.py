@@ -28,7 +28,7 @@ from llmux.config.fields import (
 )
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
-from llmux.core.eviction import Drain, Eviction
+from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind, register
 from llmux.redaction import secrets_in
 
@@ -259,6 +259,14 @@ class Settings(Section):
     def tensor_parallel_size_of(self, name: str) -> int:
         """How many GPUs the engine spreads the model over."""
         return self.models[name].tensor_parallel_size
+
+    @property
+    def needs_criu(self) -> bool:
+        """Whether any model is dumped into an image or restored from one, so that criu must work here."""
+        return any(
+            self.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
+            for name, model in self.models.items()
+        )
 
     def secrets(self) -> Iterator[str]:
         """All keys, and what of the models' environment and arguments is secret."""

@@ -32,7 +32,7 @@ log = structlog.get_logger("llmux.control")
 CONTROL_PREFIX = "/control"
 METRICS_PATH = "/metrics"
 MODES = {"auto": False, "manual": True}
-PAGE_POLICY = (
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'none'"
 )
@@ -88,7 +88,11 @@ def add_metrics(application: web.Application, registry: CollectorRegistry) -> No
 def add_page(application: web.Application) -> None:
     """Add the status page at ``/``. It needs no key: the page holds no data and fetches it from ``/control``."""
     text = files("llmux.control").joinpath("page.html").read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    headers = {
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
 
     async def page(_request: web.Request) -> web.Response:
         return web.Response(text=text, content_type="text/html", headers=headers)

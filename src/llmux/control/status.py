@@ -19,7 +19,7 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
-from llmux.errors import EngineReport, cause_of
+from llmux.errors import FailureReason
 from llmux.runtime.operations import ModelStatus, Operations, Status
 
 _WEIGHTS = {Weights.RETAIN: "Retain", Weights.OFFLOAD: "Offload", Weights.DISCARD: "Discard"}
@@ -103,9 +103,9 @@ def _transition(transition: Transition, now: float) -> dict[str, Any]:
 
 def _state_entry(state: State) -> dict[str, Any]:
     facts = {name: value for name, value in asdict(state).items() if name not in _TIMES}
-    for name, value in facts.items():
-        if isinstance(value, EngineReport):  # The encoder knows no kinds of str.
-            facts[name] = str(value)
+    for name in ("reason", "crash"):
+        if isinstance(reason := getattr(state, name, None), FailureReason):
+            facts[name] = reason.text
     return {"state": type(state).__name__.lower(), **facts}
 
 
@@ -141,7 +141,7 @@ def process_state(state: State, *, for_clients: bool = False) -> str:
             assert eviction is not None
             return f"sleeping:{policy_word(eviction)}"
         case Stuck(reason=reason) | Failed(reason=reason):
-            return f"failed:{cause_of(reason) if for_clients else reason}"
+            return f"failed:{reason.for_clients if for_clients else reason}"
         case _:
             assert_never(state)
 

@@ -8,6 +8,7 @@ from llmux.core.world import World
 from llmux.errors import (
     EngineDied,
     EngineUnavailable,
+    FailureReason,
     ModelNotAllowed,
     ModelNotLoaded,
     QueueFull,
@@ -57,7 +58,7 @@ def arrive(world: World, request: Request) -> None:
             world.update_candidate(model)
 
 
-def come_back(world: World, request: Request, reason: str) -> None:
+def come_back(world: World, request: Request, reason: FailureReason) -> None:
     """A request that lost its engine is queued by its arrival, or refused after ``attempts_max`` attempts.
 
     One that may not wake a model gets no second attempt, since that could mean a start.

@@ -11,7 +11,7 @@ from llmux.core.lifecycle import begin_drain, begin_evict
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Auto, Cold, Draining, Failed, Manual, Mode, Serving
 from llmux.core.world import Command, SleepCommand, SwitchCommand, World
-from llmux.errors import CommandFailed
+from llmux.errors import CommandFailed, FailureReason
 
 
 def active_model(world: World) -> str | None:
@@ -84,13 +84,13 @@ def fail_switches(world: World, model: Model, reason: str) -> None:
             _end(world, world.commands[command.number], CommandFailed(reason))
 
 
-def end_sleep(world: World, model: Model, eviction: Eviction, error: str | None) -> None:
+def end_sleep(world: World, model: Model, eviction: Eviction, error: FailureReason | None) -> None:
     """An eviction ended: so did the command that wanted it, even if the model left in another way in the end."""
     command = next(iter(world.commands.values()), None)
     if not isinstance(command, SleepCommand) or command.model != model.name:
         return
     if error is not None:
-        _end(world, command, CommandFailed(error))
+        _end(world, command, CommandFailed(str(error)))
     elif eviction == (command.eviction or model.eviction):
         _end(world, command, None)
 

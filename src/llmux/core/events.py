@@ -7,6 +7,7 @@ from llmux.core.eviction import Eviction
 from llmux.core.identifiers import InstanceId, Seconds
 from llmux.core.request import Request
 from llmux.core.states import Asleep, Cold
+from llmux.errors import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class RequestReturned:
     """An admitted request lost its engine before any of its answer was sent on: it is to be tried again."""
 
     request: Request
-    reason: str
+    reason: FailureReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class WakeDone:
     """
 
     instance: InstanceId
-    error: str | None = None
+    error: FailureReason | None = None
     out_of_memory: bool = False
     is_mismatch: bool = False
     can_freeze: bool = False
@@ -60,7 +61,7 @@ class EvictDone:
 
     instance: InstanceId
     residency: Asleep | Cold
-    error: str | None = None
+    error: FailureReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class InstanceExited:
     """An engine ended, or stopped answering, by itself; its memory is not known to be free yet."""
 
     instance: InstanceId
-    reason: str
+    reason: FailureReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from llmux.core.identifiers import Seconds
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, Stuck, Waking
 from llmux.core.world import World
-from llmux.errors import EngineDied, EngineUnavailable, Evicted, ShuttingDown
+from llmux.errors import EngineDied, EngineUnavailable, Evicted, FailureReason, ShuttingDown
 
 CRASHES_BEFORE_REFUSING = 2
 """The first crash of an engine that had worked is repaired while its requests wait; after another one without a
 completed request in between, waiting has little hope, and clients are told so at once."""
 
-STOPPED_WHILE_FROZEN = "the engine had to be stopped while the request was suspended in it"
+STOPPED_WHILE_FROZEN = FailureReason("the engine had to be stopped while the request was suspended in it")
 
 
 def begin_drain(world: World, model: Model, eviction: Eviction, deadline: Seconds) -> None:
@@ -61,7 +61,7 @@ def finish_drain(world: World, model: Model) -> None:
         begin_evict(world, model, model.state.eviction)
 
 
-def begin_evict(world: World, model: Model, eviction: Eviction, crash: str | None = None) -> None:
+def begin_evict(world: World, model: Model, eviction: Eviction, crash: FailureReason | None = None) -> None:
     """Have an instance brought off the GPU. Nothing of it may be in flight; stopping it loses what is frozen in it."""
     assert not model.in_flight
     if not eviction.keeps_process:
@@ -118,7 +118,7 @@ def wake_failed(world: World, model: Model, event: WakeDone) -> None:
     if world.stopping_until is not None:
         world.set_state(model, Cold())
         return
-    world.emit(SwitchFailed(model.name, error, asleep if event.is_mismatch else None))
+    world.emit(SwitchFailed(model.name, str(error), asleep if event.is_mismatch else None))
     model.last_served_at = world.clock.now
     model.failures += 1
     model.retried_after_oom = False
@@ -127,7 +127,7 @@ def wake_failed(world: World, model: Model, event: WakeDone) -> None:
     _fail(world, model, error, pause, refusing=state.from_cold)
 
 
-def wake_out_of_memory(world: World, model: Model, error: str, sleeper: Model) -> None:
+def wake_out_of_memory(world: World, model: Model, error: FailureReason, sleeper: Model) -> None:
     """The wake failed for want of GPU memory: stop a sleeper, whose residue may have been in the way.
 
     The caller wakes the model once more when the sleeper is gone; nothing is refused and no back-off begins.
@@ -171,14 +171,14 @@ def instance_exited(world: World, model: Model, event: InstanceExited) -> None:
             pass
 
 
-def _crashed(world: World, model: Model, reason: str) -> None:
+def _crashed(world: World, model: Model, reason: FailureReason) -> None:
     """An engine that had worked is started again at once; one that dies before it completes a request backs off."""
     model.failures += 1
     pause = world.limits.backoff_seconds(model.failures - 1) if model.failures > 1 else 0.0
     _fail(world, model, reason, pause, refusing=model.failures >= CRASHES_BEFORE_REFUSING)
 
 
-def _fail(world: World, model: Model, reason: str, pause: Seconds, *, refusing: bool) -> None:
+def _fail(world: World, model: Model, reason: FailureReason, pause: Seconds, *, refusing: bool) -> None:
     world.set_state(model, Failed(reason, world.clock.now + pause, refusing))
     if refusing:
         refuse_all(world, model, EngineUnavailable(model.name, reason, pause))

@@ -67,7 +67,7 @@ class Model:
         self.spec = spec
         self.clock = clock
         self.name = spec.name
-        """The name that clients ask for."""
+        """The model's key in the configuration."""
         self.max_wait_seconds = max_wait_seconds if spec.max_wait_seconds is None else spec.max_wait_seconds
         """How long its oldest waiting request may wait before the model is overdue."""
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)

@@ -129,7 +129,7 @@ class Scheduler:
                 if instance == model.instance and isinstance(model.state, Waking):
                     failed = switching.finish_wake(world, model, event)
                     if failed and error is not None:
-                        commands.fail_switches(world, model, error)
+                        commands.fail_switches(world, model, str(error))
             case EvictDone(instance, _, error):
                 model = world.models[instance.model]
                 if instance == model.instance and isinstance(model.state, Evicting):

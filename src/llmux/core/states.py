@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
 from llmux.core.identifiers import Seconds
+from llmux.errors import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Evicting:
 
     since: Seconds
     eviction: Eviction
-    crash: str | None = None
+    crash: FailureReason | None = None
     asleep: Eviction | None = None
 
 
@@ -69,7 +70,7 @@ class Stuck:
     ``asleep`` is how it had left before, if it was asleep already.
     """
 
-    reason: str
+    reason: FailureReason
     retry_at: Seconds
     asleep: Eviction | None = None
 
@@ -81,7 +82,7 @@ class Failed:
     ``refusing``: requests are refused until then, rather than queued.
     """
 
-    reason: str
+    reason: FailureReason
     retry_at: Seconds
     refusing: bool
 

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 
 from llmux.access import Upstream
-from llmux.errors import ControlCallFailed, is_own_shortage
+from llmux.errors import ControlCallFailed
 from llmux.hosts.local import LOOPBACK
+from llmux.os_errors import is_own_shortage
 
 BODY_SHOWN_BYTES = 2000
 SHORTAGE_SECONDS = 5.0

@@ -7,7 +7,8 @@ from enum import Enum, auto
 import psutil
 
 from llmux.engines.control_calls import EngineEndpoints
-from llmux.errors import ControlCallFailed, is_own_shortage
+from llmux.errors import ControlCallFailed
+from llmux.os_errors import is_own_shortage
 
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 5.0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import structlog
 
+from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
@@ -25,7 +26,7 @@ from llmux.engines.steps import parse_step
 from llmux.errors import (
     ControlCallFailed,
     CriuUnusable,
-    EngineReport,
+    FailureReason,
     ImageUnusable,
     LlmuxError,
     ProcessStuck,
@@ -33,7 +34,7 @@ from llmux.errors import (
     SpawnFailed,
 )
 from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, describe_os_error, is_free, remove_temporary_directory
+from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 
 log = structlog.get_logger("engine")
 
@@ -56,7 +57,7 @@ class Instance:
         self,
         spec: EngineSpec,
         endpoints: EngineEndpoints,
-        on_exit: Callable[[str], None],
+        on_exit: Callable[[FailureReason], None],
         *,
         store: CheckpointStore | None = None,
         headroom: GpuHeadroom | None = None,
@@ -112,16 +113,16 @@ class Instance:
     def _is_in_image(self) -> bool:
         return self._store is not None and self._store.holds_engine
 
-    def _missing_reason(self) -> str | None:
+    def _missing_reason(self) -> FailureReason | None:
         if self._process is None:
-            return None if self._is_in_image else "no engine runs"
+            return None if self._is_in_image else FailureReason("no engine runs")
         status = self._process.exit_status
         return None if status is None else exit_report(self._process, status)
 
     async def wake(self) -> WakeOutcome:
         """Bring the engine onto the GPU: start it, or restore it and undo the steps by which it left."""
         canary_seconds_before = self.canary.seconds
-        error: str | None
+        error: FailureReason | None
         is_mismatch = False
         try:
             if self._engine is None and not self._is_in_image:
@@ -130,11 +131,11 @@ class Instance:
                 await self._come_back()
             error = self._missing_reason()
         except LlmuxError as failure:
-            error = failure.report if isinstance(failure, EngineFailure) else str(failure)
+            error = failure.reason if isinstance(failure, EngineFailure) else FailureReason(str(failure))
             is_mismatch = isinstance(failure, OutputMismatch)
         except OSError as failure:
             # A full disk, no more descriptors: this machine's fault, and as expected as an engine's.
-            error = EngineReport(describe_os_error(failure), (failure.strerror or type(failure).__name__).lower())
+            error = FailureReason(os_errors.describe(failure), os_errors.reason_of(failure))
         lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,
@@ -157,7 +158,7 @@ class Instance:
         try:
             outcome = await self._engine.leave(eviction, freeze=freeze)
         except ProcessStuck as stuck:
-            return EvictOutcome(Cold(), error=str(stuck))
+            return EvictOutcome(Cold(), error=FailureReason(str(stuck)))
         residency = outcome.residency
         if isinstance(residency, Cold):
             self._forget()
@@ -168,7 +169,7 @@ class Instance:
         if (reason := self._missing_reason()) is not None:
             # It died in its sleep: only once it is gone entirely is its memory known to be free.
             await self.end()
-            return EvictOutcome(Cold(), outcome.fallback or reason)
+            return EvictOutcome(Cold(), outcome.fallback or str(reason))
         return outcome
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
@@ -210,7 +211,7 @@ class Instance:
     def interrupt(self, reason: str) -> None:
         """Fail a ``wake`` under way, and every later one; an ``evict`` under way stops the engine."""
         self._is_interrupted = True
-        self._scope.interrupt(reason)
+        self._scope.interrupt(FailureReason(reason))
 
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether the engine is alive: its process, and its own ``/health``."""
@@ -257,14 +258,16 @@ class Instance:
         port = self.spec.port
         self._endpoints.move_to(port)
         if not is_free(port):
-            raise EngineFailure(f"port {port} is taken by another process; free it, or give the model another port")
+            raise EngineFailure(
+                FailureReason(f"port {port} is taken by another process; free it, or give the model another port")
+            )
         engine = await self._spawn(fingerprint, create_temporary_directory(self.spec.model))
         log.info("engine started", model=self.spec.model, pid=engine.process.pid, port=port)
         healthy = wait_until_healthy(self._endpoints, self._report_start)
         await self._scope.run(healthy, self.spec.start_timeout_seconds, "the start")
         # What is healthy may be another server that took the port meanwhile.
         if not await asyncio.to_thread(listens, engine.process.pid, port):
-            raise EngineFailure(f"port {port} is answered by another process than the engine")
+            raise EngineFailure(FailureReason(f"port {port} is answered by another process than the engine"))
         await self._scope.run(self._probe_started(engine), None, "its first answer")
 
     async def _start_on_socket(self, fingerprint: str) -> bool:
@@ -312,7 +315,7 @@ class Instance:
             )
         except SpawnFailed as failure:
             remove_temporary_directory(directory)
-            raise EngineFailure(failure.reason) from failure
+            raise EngineFailure(FailureReason(failure.reason)) from failure
         self._engine = self._running(process, fingerprint)
         return self._engine
 
@@ -362,8 +365,8 @@ class Instance:
             self._engine = engine = self._running(process, fingerprint)
             await self._store.delete_consumed()
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
-            report = EngineReport(str(failure), "the engine could not be restored from its image")
-            raise EngineFailure(report) from failure
+            reason = FailureReason(str(failure), "the engine could not be restored from its image")
+            raise EngineFailure(reason) from failure
         engine.applied = tuple(map(parse_step, manifest.steps))
         engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline

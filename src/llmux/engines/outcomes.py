@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.errors import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
 class WakeOutcome:
     """The engine serves, unless there is an ``error``: then its state is unknown, and ``Instance.end`` must follow."""
 
-    error: str | None = None
+    error: FailureReason | None = None
     is_out_of_memory: bool = False
     """The error is that the GPU had too little free memory."""
     is_mismatch: bool = False
@@ -29,7 +30,7 @@ class EvictOutcome:
     """How it left; with an ``error``, how it was meant to end."""
     fallback: str | None = None
     """What was done instead of what was asked, and why; None if nothing failed."""
-    error: str | None = None
+    error: FailureReason | None = None
 
     def deviation_from(self, eviction: Eviction) -> str | None:
         """Why the engine did not leave as ``eviction`` asks; None if it did."""

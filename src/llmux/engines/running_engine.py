@@ -19,7 +19,7 @@ from llmux.engines.outcomes import EvictOutcome
 from llmux.engines.process import EngineProcess
 from llmux.engines.scope import EngineFailure, EngineScope
 from llmux.engines.steps import Sleep, SleepLevel, Step, residency_after, steps_of
-from llmux.errors import CriuUnusable, DumpFailed, UnsupportedEviction
+from llmux.errors import CriuUnusable, DumpFailed, FailureReason, UnsupportedEviction
 
 log = structlog.get_logger("engine")
 
@@ -108,7 +108,7 @@ class RunningEngine:
 
     async def dump(self, *, keep_requests: bool) -> str | None:
         if self.store is None:
-            raise EngineFailure("no images are configured: the section 'checkpoint' is missing")
+            raise EngineFailure(FailureReason("no images are configured: the section 'checkpoint' is missing"))
         self.on_leaving(self.endpoints.upstream)
         facts = ImageFacts(
             model=self.spec.model,
@@ -127,7 +127,7 @@ class RunningEngine:
         except DumpFailed as failure:
             if failure.engine_runs:
                 return str(failure)
-            raise EngineFailure(str(failure)) from failure
+            raise EngineFailure(FailureReason(str(failure))) from failure
         return None
 
     async def stop(self) -> None:

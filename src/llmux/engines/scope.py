@@ -7,7 +7,7 @@ from typing import Any
 
 from llmux.engines import vllm
 from llmux.engines.process import EngineProcess, describe_exit
-from llmux.errors import ControlCallFailed, EngineReport, LlmuxError
+from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""
@@ -17,11 +17,11 @@ LINES_SHOWN = 8
 
 
 class EngineFailure(LlmuxError):
-    """An engine did not do what it should; the report says what, with the engine's last lines of output if any."""
+    """An engine did not do what it should; the reason says what, with the engine's last lines of output if any."""
 
-    def __init__(self, report: str) -> None:
-        self.report = report
-        super().__init__(report)
+    def __init__(self, reason: FailureReason) -> None:
+        self.reason = reason
+        super().__init__(reason.text)
 
 
 class EngineScope:
@@ -31,13 +31,13 @@ class EngineScope:
         """``process`` gives the engine's process, if there is one."""
         self._process = process
         self._timeout: asyncio.Timeout | None = None
-        self._interruption: str | None = None
+        self._interruption: FailureReason | None = None
 
     def reset(self) -> None:
         """Forget the last interruption."""
         self._interruption = None
 
-    def interrupt(self, reason: str) -> None:
+    def interrupt(self, reason: FailureReason) -> None:
         """Fail the work under way now."""
         self._interruption = reason
         if self._timeout is not None and not self._timeout.expired():
@@ -65,28 +65,28 @@ class EngineScope:
             self._timeout = None
             work.close()
 
-    async def _explain(self, failure: ControlCallFailed) -> str:
+    async def _explain(self, failure: ControlCallFailed) -> FailureReason:
         """A lost connection usually means a dying engine, a 500 often: its exit, reported in a moment, says more."""
         process = self._process()
         if process is None or (failure.status is not None and failure.status < 500):
-            return EngineReport(str(failure), failure.cause)
+            return FailureReason(str(failure), failure.cause)
         with suppress(TimeoutError):
             async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else EXIT_AFTER_500_SECONDS):
                 return exit_report(process, await process.wait_exited())
         return with_output(str(failure), process, failure.cause)
 
 
-def exit_report(process: EngineProcess | None, status: int) -> str:
+def exit_report(process: EngineProcess | None, status: int) -> FailureReason:
     """How an engine ended, with its last lines of output."""
     return with_output(f"the engine ended with {describe_exit(status)}", process)
 
 
-def with_output(sentence: str, process: EngineProcess | None, cause: str = "") -> EngineReport:
+def with_output(sentence: str, process: EngineProcess | None, cause: str = "") -> FailureReason:
     """The sentence and the engine's last lines of output, for the operator; for clients what is known from them."""
     lines = () if process is None else process.tail
     known = vllm.known_cause(lines)
     shown = lines[-LINES_SHOWN:]
-    return EngineReport(
+    return FailureReason(
         sentence + (f"; its last lines: {' | '.join(shown)}" if shown else ""),
         (cause or sentence) + (f": {known}" if known else ""),
     )

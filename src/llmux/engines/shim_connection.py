@@ -12,9 +12,9 @@ from typing import Any, Self, cast
 
 import msgspec
 
+from llmux import os_errors
 from llmux.engines.sessions import find_living, kill_session, kill_session_once
 from llmux.errors import SpawnFailed
-from llmux.hosts.local import describe_os_error
 
 SHIM = Path(__file__).with_name("shim")
 MESSAGE_BYTES_MAX = 4_194_304
@@ -143,7 +143,7 @@ class ShimConnection(asyncio.Protocol):
                 connection._start_shim(theirs)
         except OSError as error:
             connection.close()
-            raise SpawnFailed(f"its shim could not be started: {describe_os_error(error)}") from error
+            raise SpawnFailed(f"its shim could not be started: {os_errors.describe(error)}") from error
         return connection
 
     @property

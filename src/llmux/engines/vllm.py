@@ -12,6 +12,7 @@ from pathlib import Path
 from llmux.engines.control_calls import EngineEndpoints
 from llmux.engines.steps import SleepLevel
 from llmux.errors import ControlCallFailed
+from llmux.hosts.local import LOOPBACK
 
 KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""
@@ -84,7 +85,7 @@ def command_line(
         "--served-model-name",
         *served_names,
         "--host",
-        "127.0.0.1",
+        LOOPBACK,
         "--port",
         str(port),
         *on_socket,

@@ -20,6 +20,7 @@ from llmux.errors import (
     ShuttingDown,
     StartProgress,
 )
+from llmux.gateway.endpoints import is_anthropic
 from llmux.gateway.errors import (
     BadGateway,
     HeadTooLarge,
@@ -129,20 +130,6 @@ def _message(error: RequestError) -> str:
             return f"{error}; the operator finds its output with GET /control/models/MODEL/logs"
         case _:
             return str(error)
-
-
-def is_anthropic(path: bytes) -> bool:
-    """Whether the clients of a path expect errors as Anthropic's API has them."""
-    if b"messages" not in path:
-        return False
-    segments = [segment for segment in path.split(b"/") if segment]
-    if segments[-1] in (b"count_tokens", b"render"):
-        segments.pop()
-    match segments:
-        case [b"messages"] | [*_, b"v1", b"messages"] | [b"upstream", _, *_, b"messages"]:
-            return True
-        case _:
-            return False
 
 
 def error_body(error: RequestError, path: bytes = b"", request_id: bytes = b"") -> bytes:

@@ -6,16 +6,8 @@ refuse is refused by this table, before a model is woken for it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
-
-class MediaType(Enum):
-    """The kinds of bodies that endpoints take."""
-
-    JSON = "application/json"
-    FORM = "multipart/form-data"
-    OTHER = "another type"
-
+from llmux.gateway.http.media_types import MediaType
 
 JSON = frozenset((MediaType.JSON,))
 _FORM = frozenset((MediaType.FORM,))
@@ -60,6 +52,9 @@ ENDPOINTS = {
 }
 """The endpoints with a fixed path."""
 
+EVENT_STREAMS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
+"""Where ``"stream": true`` asks for server-sent events."""
+
 _RESPONSES = "/v1/responses/"
 _RESPONSE = Endpoint("/v1/responses/{id}", ("GET", "HEAD", "DELETE"), model_in_body=False, may_wake=False)
 _OF_RESPONSE = {
@@ -97,6 +92,23 @@ def may_exist(path: str) -> bool:
     return path.startswith(UNKNOWN_TREES) and not path.startswith(_DOUBLED)
 
 
+def is_anthropic(path: bytes) -> bool:
+    """Whether a path, as a client wrote it, is one of Anthropic's API, whose errors have another shape.
+
+    By the path alone, since errors come from requests that have no route, too.
+    """
+    if b"messages" not in path:
+        return False
+    segments = [segment for segment in path.split(b"/") if segment]
+    if segments[-1] in (b"count_tokens", b"render"):
+        segments.pop()
+    match segments:
+        case [b"messages"] | [*_, b"v1", b"messages"] | [b"upstream", _, *_, b"messages"]:
+            return True
+        case _:
+            return False
+
+
 def hint_for(path: str) -> str:
     """What the client of an unknown path may have meant."""
     if path.startswith(_DOUBLED):
@@ -117,16 +129,3 @@ def _likeness(path: str, known: str) -> float:
     while suffix < shorter - prefix and path[-1 - suffix] == known[-1 - suffix]:
         suffix += 1
     return (prefix + suffix) / longer
-
-
-def is_plain_json(content_type: bytes) -> bool:
-    """Whether vLLM takes a Content-Type for JSON: it compares what stands before the semicolon."""
-    return content_type.partition(b";")[0].lower() == b"application/json"
-
-
-def media_type(content_type: bytes) -> MediaType:
-    """The kind of body that a Content-Type announces."""
-    name = content_type.partition(b";")[0].strip().lower()
-    if name == b"application/json" or (name.startswith(b"application/") and name.endswith(b"+json")):
-        return MediaType.JSON
-    return MediaType.FORM if name == b"multipart/form-data" else MediaType.OTHER

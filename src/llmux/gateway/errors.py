@@ -143,7 +143,7 @@ class OutOfDescriptors(RequestError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"llmux could not open a connection to the engine, which runs: {reason}; "
-            "raise llmux's limit of open files (ulimit -n) or lower max_connections"
+            "raise llmux's limit on open files (ulimit -n)"
         )
 
 

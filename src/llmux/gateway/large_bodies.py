@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import msgspec
 import structlog
 
+from llmux import os_errors
 from llmux.core.names import ModelName
 from llmux.gateway.http.bodies import Body
-from llmux.gateway.http.json_outline import outline_of, replace_values
 from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.json_outline import outline_of, replace_values
 from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
@@ -61,7 +62,7 @@ def _spooled(body: Body) -> Body:
         log.warning(
             "a large request waits in memory, since it could not be written to a temporary file; free some space, or "
             "set TMPDIR or spool_bytes",
-            error=str(error),
+            reason=os_errors.describe(error),
             size_bytes=len(body),
         )
         return body

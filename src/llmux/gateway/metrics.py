@@ -48,7 +48,7 @@ class HttpMetrics:
         yield CounterMetricFamily(
             "llmux_out_of_descriptors",
             "Attempts to connect to an engine for which llmux lacked a file descriptor, memory or a port.",
-            value=self._statistics.engine_connections_short,
+            value=self._statistics.engine_connection_shortages,
         )
         yield requests
         yield durations

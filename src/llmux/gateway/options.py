@@ -56,7 +56,7 @@ class GatewayOptions:
     """Names of this machine. Without keys, requests to loopback by other names, or from foreign pages, are refused.
     None: they are not."""
     max_head_bytes: int = 64 * 1024
-    max_body_bytes: int = 64 * 1024 * 1024
+    max_body_bytes: int = 128 * 1024 * 1024
     max_receiving_bytes: int = 1 << 30
     """How many bytes of bodies may be incomplete at once, over all connections."""
     spool_bytes: int = 8 * 1024 * 1024
@@ -71,7 +71,8 @@ class GatewayOptions:
     body_idle_timeout_seconds: float = 30.0
     min_body_bytes_per_second: float = 1024.0
     """The least average rate of a body that takes longer than ``body_idle_timeout_seconds``."""
-    keep_alive_seconds: float = 75.0
+    client_keep_alive_seconds: float = 75.0
+    """Connections of clients without a request are closed after this."""
     client_stall_timeout_seconds: float = 300.0
     """How long a client may leave its answer unread while the write buffer is full."""
     linger_seconds: float = 2.0

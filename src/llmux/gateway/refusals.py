@@ -21,8 +21,11 @@ def find_route(state: GatewayState, head: RequestHead, own_address: object) -> R
         raise
 
 
-def admit(state: GatewayState, head: RequestHead, route: Route, own_address: object) -> Priority:
-    """The highest priority that the request may have. Raises RequestError."""
+def check_head(state: GatewayState, head: RequestHead, route: Route, own_address: object) -> Priority:
+    """Refuse what can be refused before the body; returns the highest priority that the request may have.
+
+    Raises RequestError.
+    """
     if route.destination in _WITHOUT_KEY:
         return Priority.INTERACTIVE
     if route.destination is Destination.CONTROL:

@@ -11,7 +11,7 @@ from llmux.core.names import ModelName, NameKind
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
 from llmux.gateway.body_model import JsonBody, read_json, replace_model
-from llmux.gateway.endpoints import Endpoint, MediaType
+from llmux.gateway.endpoints import Endpoint
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -22,6 +22,7 @@ from llmux.gateway.errors import (
 )
 from llmux.gateway.form import FormBody, read_form
 from llmux.gateway.http.bodies import Body
+from llmux.gateway.http.media_types import MediaType, is_plain_json, media_type
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 
@@ -238,12 +239,12 @@ def check_request(head: RequestHead, route: Route) -> None:
     # A body without a type is judged when it is there: what is wrong with its framing says more.
     if method == "POST" and head.content_type and (head.content_length or head.chunked):
         _check_media_type(head, rules)
-        if rules.media_types is endpoints.JSON and not endpoints.is_plain_json(head.content_type):
+        if rules.media_types is endpoints.JSON and not is_plain_json(head.content_type):
             head.send_as_json()
 
 
 def _check_media_type(head: RequestHead, rules: Endpoint) -> None:
-    if endpoints.media_type(head.content_type) not in rules.media_types:
+    if media_type(head.content_type) not in rules.media_types:
         wanted = " or ".join(kind.value for kind in MediaType if kind in rules.media_types)
         raise UnsupportedMediaType(head.content_type.decode("latin-1"), wanted)
 

@@ -50,7 +50,7 @@ class Gateway:
         shortest = min(
             options.head_timeout_seconds,
             options.body_idle_timeout_seconds,
-            options.keep_alive_seconds,
+            options.client_keep_alive_seconds,
             options.client_stall_timeout_seconds,
             options.linger_seconds,
             options.engine_keep_alive_seconds,

@@ -42,7 +42,7 @@ class OpenConnection(Protocol):
 class FrozenExchange(Protocol):
     """A request that is suspended with its engine."""
 
-    def keep_alive(self, now: float) -> None:
+    def send_freeze_comment(self, now: float) -> None:
         """Send the client of an event stream a comment if one is due."""
 
 
@@ -126,7 +126,7 @@ class GatewayState:
         for connection in [one for one in self.connections if one.deadline < now]:
             connection.time_out()
         for exchange in list(self.frozen):
-            exchange.keep_alive(now)
+            exchange.send_freeze_comment(now)
         if self.options.access_log is not None:
             self.options.access_log.flush()
         self.pools.expire(now)

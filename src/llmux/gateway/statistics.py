@@ -49,7 +49,7 @@ class GatewayStatistics:
     connections_refused: int = 0
     engine_connections_opened: int = 0
     engine_connections_failed: int = 0
-    engine_connections_short: int = 0
+    engine_connection_shortages: int = 0
     """Attempts that failed for want of a file descriptor, memory or a port of llmux's own."""
     engine_retries: int = 0
 

@@ -1,6 +1,5 @@
 """This machine as engines need it: free ports, short temporary directories, open files, memory and processes."""
 
-import errno
 import hashlib
 import random
 import resource
@@ -40,17 +39,6 @@ LONGEST_SOCKET_NAME_BYTES = 40
 
 MIB = 1 << 20
 WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
-
-
-REMEDIES = {
-    errno.ENOSPC: "free space or inodes there",
-    errno.EDQUOT: "free space there, or raise the quota",
-    errno.EROFS: "it is mounted read-only",
-    errno.EACCES: "check its permissions",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "the whole machine has too many files open",
-    errno.EAGAIN: "raise the limit on processes (ulimit -u)",
-}
 
 
 class NoFreePort(LlmuxError):
@@ -118,14 +106,6 @@ def url_of(host: str, port: int) -> str:
     """The URL at which a program on this machine reaches what listens on ``host``, which may mean all addresses."""
     reachable = {"*": LOOPBACK, "::": "::1"}.get(host, host).replace("%", "%25")
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-
-
-def describe_os_error(error: OSError) -> str:
-    """An error of the operating system as a reason for an operator: what, where, and a remedy if there is one."""
-    reason = error.strerror or str(error) or type(error).__name__
-    where = "" if error.filename is None else f": {error.filename}"
-    remedy = REMEDIES.get(error.errno or 0)
-    return f"{reason[:1].lower()}{reason[1:]}{where}" + ("" if remedy is None else f" ({remedy})")
 
 
 def create_temporary_directory(model: str, parent: Path | None = None) -> Path:

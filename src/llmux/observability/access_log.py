@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from llmux import os_errors
 from llmux.observability.background import CLOSE_SECONDS, BackgroundWriter, write_fully
 
 log = structlog.get_logger("llmux.access_log")
@@ -105,7 +106,7 @@ class AccessLog:
         except OSError as failure:
             error = failure
         if error is not None and not self._is_broken:
-            log.warning("the access log cannot be written", file=str(self._path), reason=str(error))
+            log.warning("the access log cannot be written", file=str(self._path), reason=os_errors.describe(error))
         self._is_broken = error is not None
         return written
 

@@ -34,7 +34,7 @@ from llmux.core.scheduler import Scheduler
 from llmux.core.states import Cold
 from llmux.engines.health import Health
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
-from llmux.errors import CommandFailed, EngineReport
+from llmux.errors import CommandFailed, FailureReason
 
 log = structlog.get_logger("llmux.controller")
 
@@ -139,7 +139,7 @@ class Controller:
         """Wait until every engine has been stopped after a shutdown; raises what broke the scheduler, if so."""
         await asyncio.shield(self._stopped)
 
-    def engine_exited(self, model: str, reason: str) -> None:
+    def engine_exited(self, model: str, reason: FailureReason) -> None:
         """An engine's root process has ended."""
         self.feed(InstanceExited(self._scheduler.model(model).instance, reason))
 
@@ -205,7 +205,7 @@ class Controller:
             outcome = await engine.wake()
         except Exception as failure:
             log.exception("unexpected error while waking", model=instance.model)
-            outcome = WakeOutcome(EngineReport(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
+            outcome = WakeOutcome(FailureReason(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
         if outcome.error is not None:
             # Before the event: the scheduler may give the engine's memory away as soon as it knows of the failure.
             await engine.end()
@@ -226,5 +226,5 @@ class Controller:
             outcome = await self._instances[instance.model].evict(action.eviction, freeze=action.freeze)
         except Exception as failure:
             log.exception("unexpected error while evicting", model=instance.model)
-            outcome = EvictOutcome(Cold(), error=EngineReport(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
+            outcome = EvictOutcome(Cold(), error=FailureReason(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))
         self.feed(EvictDone(instance, outcome.residency, outcome.error))

@@ -11,6 +11,7 @@ from llmux.core.names import ModelName, own_names
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.engines.health import Health
+from llmux.errors import FailureReason
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 
@@ -119,9 +120,9 @@ class Dispatcher:
         """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""
         health = await self._instances[request.model].check_health(HEALTH_TIMEOUT_SECONDS)
         if health is Health.DEAD and request.instance is not None:
-            self._controller.feed(InstanceExited(request.instance, reason))
+            self._controller.feed(InstanceExited(request.instance, FailureReason(reason)))
         if request in self._waiting:
-            self._controller.feed(RequestReturned(request, reason))
+            self._controller.feed(RequestReturned(request, FailureReason(reason)))
         else:
             self._controller.feed(RequestDone(request, completed=False))
 

@@ -20,6 +20,7 @@ from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Draining, Serving
 from llmux.engines.health import Health
+from llmux.errors import FailureReason
 from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
 
@@ -179,5 +180,5 @@ class StallWatch:
         self.stalls[name].note(reason)
         self._observations.pop(name)
         # In this order: its exit would be taken for the reason.
-        self._controller.feed(InstanceExited(seen.instance, reason))
+        self._controller.feed(InstanceExited(seen.instance, FailureReason(reason)))
         self._engines[name].kill()

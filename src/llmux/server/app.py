@@ -21,7 +21,7 @@ from llmux.core.events import ShutdownRequested
 from llmux.engines.control_calls import EngineEndpoints, new_control_session
 from llmux.engines.instance import Instance
 from llmux.engines.socketless import SocketlessPrograms
-from llmux.errors import ConfigError, ListenFailed, LlmuxError
+from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
@@ -40,7 +40,6 @@ from llmux.server.build import (
     build_headroom,
     build_scheduler,
     engine_specs,
-    needs_criu,
 )
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
@@ -136,7 +135,7 @@ class Server:
     async def start(self) -> None:
         """Listen, and then warm up if configured. Raises LlmuxError."""
         settings = self.settings
-        if self._checkpointer is not None and needs_criu(settings):
+        if self._checkpointer is not None and settings.needs_criu:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
@@ -200,7 +199,7 @@ class Server:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
         return self._instances[model].max_model_length or self.settings.models[model].max_model_length
 
-    def _exit_callback(self, model: str) -> Callable[[str], None]:
+    def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
     def _own_names(self) -> tuple[str, ...]:

@@ -181,11 +181,3 @@ def build_checkpoint_stores(settings: Settings, checkpointer: Checkpointer | Non
         name: CheckpointStore(checkpointer, name, keep=keep, configured=model.checkpoint_path)
         for name, model in settings.models.items()
     }
-
-
-def needs_criu(settings: Settings) -> bool:
-    """Whether any model is dumped into an image or restored from one, so that criu must work here."""
-    return any(
-        settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
-        for name, model in settings.models.items()
-    )

@@ -74,7 +74,7 @@ async def make_checkpoint(
     dumping_at = monotonic()
     outcome = await engine.instance.evict(eviction)
     if reason := outcome.error or outcome.deviation_from(eviction):
-        raise CheckpointFailed(reason)
+        raise CheckpointFailed(str(reason))
     path = checkpointer.image_path(model)
     on_progress("waiting until the image is on the disk")
     try:

@@ -27,7 +27,7 @@ class WakeFailed(LlmuxError):
     def raise_for(cls, outcome: WakeOutcome) -> None:
         """Raise if the wake failed."""
         if outcome.error is not None:
-            raise cls(outcome.error)
+            raise cls(str(outcome.error))
 
 
 class ProbeFailed(LlmuxError):

@@ -118,7 +118,7 @@ class _Examiner:
         began_at = monotonic()
         outcome = await instance.evict(trial.eviction)
         if outcome.error is not None:
-            trial.reasons.append(outcome.error)
+            trial.reasons.append(str(outcome.error))
             return False
         trial.sleep_seconds = monotonic() - began_at
         await asyncio.sleep(self.pause_seconds)
@@ -139,7 +139,7 @@ class _Examiner:
         if outcome.error is not None:
             if outcome.is_mismatch:
                 trial.is_same_answer = False
-            trial.reasons.append(outcome.error)
+            trial.reasons.append(str(outcome.error))
             return
         trial.wake_seconds = monotonic() - began_at - outcome.canary_seconds
         trial.awake = await self.engine.measure()

@@ -38,7 +38,7 @@ def test_the_committed_schema_is_current() -> None:
 
 def test_the_documented_options_are_current() -> None:
     document = ROOT / "docs" / "configuration.md"
-    assert document.read_text().partition(MARK)[2] == render_reference(), "run 'make reference'"
+    assert document.read_text().partition(MARK)[2] == render_reference(), "run 'make schema'"
 
 
 def test_every_option_is_documented() -> None:

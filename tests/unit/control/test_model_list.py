@@ -5,6 +5,7 @@ import pytest
 from llmux.control.model_list import status_word
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.errors import FailureReason
 
 SLEEPS = Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING)
 STOPS = Eviction(Weights.RETAIN, Process.STOP)
@@ -21,8 +22,8 @@ STOPS = Eviction(Weights.RETAIN, Process.STOP)
         (Draining(0.0, 0.0, 1.0, STOPS), "loaded"),
         (Asleep(SLEEPS), "sleeping"),
         (Evicting(0.0, SLEEPS), "sleeping"),
-        (Failed("crash", 1.0, refusing=False), "failed"),
-        (Stuck("hangs", 1.0), "failed"),
+        (Failed(FailureReason("crash"), 1.0, refusing=False), "failed"),
+        (Stuck(FailureReason("hangs"), 1.0), "failed"),
     ],
 )
 def test_every_state_has_a_word(state: State, word: str) -> None:

@@ -6,7 +6,7 @@ from llmux.core.eviction import STOP, Drain
 from llmux.core.identifiers import InstanceId
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Serving
-from llmux.errors import EngineDied, QueueTimeout
+from llmux.errors import EngineDied, FailureReason, QueueTimeout
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, OFFLOAD
 from tests.support.core_truth import Place, Request
@@ -217,6 +217,6 @@ def test_an_eviction_that_fell_back_and_spoilt_the_model_is_not_tried_again():
 
 def test_a_draining_model_is_left_alone_by_an_exit_of_an_older_engine():
     driver, _ = frozen_under(ModelSpec("b", STOP))
-    driver.send(InstanceExited(InstanceId("a", 0), "late"))
+    driver.send(InstanceExited(InstanceId("a", 0), FailureReason("late")))
     assert isinstance(driver.scheduler.state("a"), Asleep)
     assert isinstance(driver.scheduler.state("b"), Serving)

@@ -8,7 +8,7 @@ from llmux.core.eviction import STOP, Drain
 from llmux.core.identifiers import GpuId, InstanceId
 from llmux.core.settings import ModelSpec
 from llmux.core.states import Asleep, Cold, Evicting, Failed, Serving, Stuck, Waking
-from llmux.errors import EngineDied, EngineUnavailable
+from llmux.errors import EngineDied, EngineUnavailable, FailureReason
 from tests.support.core_scenarios import CHECKPOINT, OFFLOAD
 from tests.support.core_truth import evicted
 from tests.support.playbook import performed, play, serving
@@ -55,7 +55,7 @@ def test_a_failed_cold_start_refuses_its_waiters_at_once_with_the_reason():
     driver.finish_wake("a", "no such file")
     for request in (first, second):
         assert isinstance(request.error, EngineUnavailable)
-        assert request.error.reason == "no such file"
+        assert request.error.reason == FailureReason("no such file")
         assert request.error.retry_after_seconds == 2.0
     late = driver.arrive("a")
     assert isinstance(late.error, EngineUnavailable)
@@ -166,11 +166,11 @@ def test_exits_that_an_outcome_will_report_and_those_of_older_instances_change_n
     driver.arrive("a")
     driver.exit("a")
     assert isinstance(driver.scheduler.state("a"), Failed)
-    driver.send(InstanceExited(InstanceId("a", 0), "late"))
+    driver.send(InstanceExited(InstanceId("a", 0), FailureReason("late")))
     assert isinstance(driver.scheduler.state("a"), Failed)
 
 
-@pytest.mark.parametrize("error", [None, "late"])
+@pytest.mark.parametrize("error", [None, FailureReason("late")])
 def test_outcomes_of_an_older_instance_are_ignored(error):
     driver = play(ModelSpec("a"))
     driver.arrive("a")
@@ -184,7 +184,7 @@ def test_an_eviction_that_fails_keeps_the_memory_and_is_tried_again_by_stopping(
     serving(driver, "a")
     driver.run_until(6.0)
     waiting = driver.arrive("b")
-    driver.finish_evict("a", EvictDone(InstanceId("a", 1), Cold(), "still there"))
+    driver.finish_evict("a", EvictDone(InstanceId("a", 1), Cold(), FailureReason("still there")))
     assert isinstance(driver.scheduler.state("a"), Stuck)
     driver.run_until(8.5)
     assert performed(driver)[-1] == "evict a retain+stop"

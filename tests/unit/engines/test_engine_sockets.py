@@ -20,6 +20,7 @@ from llmux.engines.health import Health
 from llmux.engines.instance import Instance
 from llmux.engines.outcomes import EvictOutcome
 from llmux.engines.socketless import SocketlessPrograms
+from llmux.errors import FailureReason
 from llmux.hosts.local import choose_ports
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -186,7 +187,7 @@ async def test_another_wrong_flag_is_not_laid_to_the_socket() -> None:
     socketless = SocketlessPrograms()
     async with instance_of("--no-such-flag", socketless=socketless) as instance:
         outcome = await instance.wake()
-        assert outcome.error is not None and "unrecognized arguments: --no-such-flag" in outcome.error
+        assert outcome.error is not None and "unrecognized arguments: --no-such-flag" in outcome.error.text
         assert SIMULATED not in socketless
 
 
@@ -194,7 +195,7 @@ async def test_an_engine_that_fails_is_not_started_twice(programs: Programs) -> 
     program = programs.add("plain", "")
     async with instance_of("--sim-fault", "start-exit:1", program=program) as instance:
         outcome = await instance.wake()
-        assert outcome.error is not None and "exit code 1" in outcome.error
+        assert outcome.error is not None and "exit code 1" in outcome.error.text
     assert programs.starts() == [True]
 
 
@@ -202,7 +203,7 @@ async def test_an_end_in_the_middle_of_the_trial_starts_nothing_more(programs: P
     program = programs.add("curt", "if '--uds' in words: sys.exit(2)")
     async with instance_of(program=program) as instance:
         instance.interrupt("llmux is ending")
-        assert (await instance.wake()).error == "llmux is ending"
+        assert (await instance.wake()).error == FailureReason("llmux is ending")
         assert instance.upstream.socket_path is not None, "a second start, on the port"
 
 

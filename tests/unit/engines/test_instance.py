@@ -23,7 +23,7 @@ from llmux.engines.health import Health
 from llmux.engines.instance import Instance
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.engines.process import EngineProcess
-from llmux.errors import EngineReport, ProcessStuck
+from llmux.errors import FailureReason, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory
 from llmux.hosts.local import choose_ports
 from llmux.redaction import Redactor
@@ -71,7 +71,7 @@ async def test_start_sleep_wake_and_stop() -> None:
 async def test_a_failed_start_says_how_the_engine_ended() -> None:
     async with instance_of("--sim-fault", "start-exit:3") as instance:
         outcome = await instance.wake()
-        assert outcome.error is not None and "the engine ended with exit code 3" in outcome.error
+        assert outcome.error is not None and "the engine ended with exit code 3" in outcome.error.text
         assert not outcome.is_out_of_memory and not outcome.is_mismatch
         await instance.end()
         assert instance.pid is None
@@ -97,9 +97,9 @@ async def test_what_an_engine_prints_is_redacted_and_not_for_clients(tmp_path: P
             error = (await instance.wake()).error
             await instance.end()
             kept = " ".join(instance.output_tail)
-    assert isinstance(error, EngineReport)
+    assert error is not None
     assert error.cause == "the engine ended with exit code 1: out of GPU memory"
-    for text in (error, kept, str(logged)):
+    for text in (error.text, kept, str(logged)):
         assert "CUDA out of memory" in text
         assert "***" in text
         assert not any(secret in text for secret in ("swordfish", "opensesame", "abracadabra"))
@@ -122,7 +122,7 @@ async def test_a_mismatch_is_not_an_ordinary_error() -> None:
         await instance.evict(OFFLOAD)
         outcome = await instance.wake()
         assert outcome.is_mismatch
-        assert outcome.error is not None and "after its wake the engine answers the canary with" in outcome.error
+        assert outcome.error is not None and "after its wake the engine answers the canary with" in outcome.error.text
 
 
 async def test_a_failed_step_is_replaced_by_stopping_the_engine() -> None:
@@ -194,14 +194,14 @@ async def test_an_engine_that_does_not_die_is_an_error(monkeypatch: pytest.Monke
 
             patch.setattr(EngineProcess, "stop", stop)
             outcome = await instance.evict(STOP)
-            assert "processes of the engine (pid 7) are still there" in (outcome.error or "")
+            assert "processes of the engine (pid 7) are still there" in str(outcome.error)
         assert await instance.evict(STOP) == EvictOutcome(Cold())
 
 
 async def test_an_interrupted_instance_wakes_nothing() -> None:
     async with instance_of() as instance:
         instance.interrupt("llmux is ending")
-        assert await instance.wake() == WakeOutcome("llmux is ending")
+        assert await instance.wake() == WakeOutcome(FailureReason("llmux is ending"))
 
 
 def test_deviation() -> None:
@@ -218,7 +218,7 @@ async def test_a_start_that_fails_on_the_disk_says_so(tmp_path: Path, monkeypatc
     monkeypatch.setattr("llmux.hosts.local.tempfile.mkdtemp", full)
     async with instance_of() as instance:
         outcome = await instance.wake()
-        assert outcome.error == f"no space left on device: {tmp_path}/llmux-m-1 (free space or inodes there)"
+        assert str(outcome.error) == f"no space left on device: {tmp_path}/llmux-m-1 (free space or inodes there)"
         assert not instance.has_engine
 
 
@@ -233,5 +233,5 @@ async def test_a_start_without_a_free_descriptor_says_so_and_leaves_no_directory
     async with instance_of() as instance:
         outcome = await instance.wake()
         assert outcome.error is not None
-        assert "its shim could not be started: too many open files (raise the limit on open files" in outcome.error
+        assert "its shim could not be started: too many open files (raise the limit on open files" in outcome.error.text
         assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -83,6 +84,21 @@ async def test_failures_name_the_call_and_the_status(fault: str, level: SleepLev
         with pytest.raises(ControlCallFailed, match=r"POST /.*: status 500") as failure:
             await call(endpoints, level, TIMEOUTS)
         assert failure.value.status == 500
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_an_engine_that_says_200_and_does_nothing_is_not_believed(sleeps: bool) -> None:
+    class Idle:
+        async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
+            """Answer 200."""
+
+        async def get(self, path: str, timeout_seconds: float) -> dict[str, bool]:
+            return {"is_sleeping": sleeps}
+
+    endpoints: Any = Idle()
+    call = vllm.wake_up if sleeps else vllm.fall_asleep
+    with pytest.raises(ControlCallFailed, match=f"should be {'awake' if sleeps else 'asleep'}"):
+        await call(endpoints, SleepLevel.OFFLOAD, TIMEOUTS)
 
 
 async def test_a_call_to_an_engine_that_hangs_times_out() -> None:

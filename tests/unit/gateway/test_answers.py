@@ -7,6 +7,7 @@ import pytest
 from llmux.errors import (
     EngineDied,
     EngineUnavailable,
+    FailureReason,
     ModelNotAllowed,
     ModelNotFound,
     ModelNotLoaded,
@@ -88,7 +89,7 @@ def test_error_event_is_one_line_between_blank_lines() -> None:
         (QueueFull("10000 requests"), "rate_limit_error"),
         (EngineDied("m"), "api_error"),
         (ShuttingDown(), "overloaded_error"),
-        (EngineUnavailable("m", "x", 2.0), "overloaded_error"),
+        (EngineUnavailable("m", FailureReason("x"), 2.0), "overloaded_error"),
         (QueueTimeout("m", 1.0), "timeout_error"),
         (RequestError("unforeseen"), "api_error"),
     ],
@@ -115,8 +116,8 @@ def test_all_others_get_openais(path: bytes) -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (EngineUnavailable("m", "x", 2.1), b"retry-after: 3\r\n"),
-        (EngineUnavailable("m", "x", 0.0), b"retry-after: 1\r\n"),
+        (EngineUnavailable("m", FailureReason("x"), 2.1), b"retry-after: 3\r\n"),
+        (EngineUnavailable("m", FailureReason("x"), 0.0), b"retry-after: 1\r\n"),
         (QueueTimeout("m", 300.0, StartProgress(300.0, left_seconds=47.5)), b"retry-after: 48\r\n"),
         (QueueTimeout("m", 300.0, StartProgress(300.0)), b"retry-after: 10\r\n"),
         (ModelNotLoaded("m", StartProgress(1.0, left_seconds=0.1)), b"retry-after: 1\r\n"),

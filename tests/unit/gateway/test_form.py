@@ -5,7 +5,7 @@ from python_multipart import MultipartParser
 
 from llmux.gateway.errors import MalformedRequest
 from llmux.gateway.form import read_form
-from llmux.gateway.http.bodies import is_form
+from llmux.gateway.http.media_types import MediaType, media_type
 
 CONTENT_TYPE = b'multipart/form-data; boundary="B"'
 
@@ -24,7 +24,7 @@ DECOY = 'Content-Disposition: form-data; name="model"; filename="x"\r\n\r\ndecoy
 
 
 def test_form_field() -> None:
-    assert is_form(CONTENT_TYPE)
+    assert media_type(CONTENT_TYPE) is MediaType.FORM
     assert read_form(form(FILE, MODEL, DECOY), CONTENT_TYPE).model == "whisper"
     assert read_form(form(MODEL, field("model", "last")), CONTENT_TYPE).model == "last"
     assert read_form(form(field("model", "")), CONTENT_TYPE).model == ""

@@ -36,7 +36,7 @@ def test_names_labels_and_values_match_0_7_7() -> None:
 
 
 def test_a_lack_of_descriptors_is_counted() -> None:
-    assert "llmux_out_of_descriptors_total 3.0" in rendered(GatewayStatistics(engine_connections_short=3))
+    assert "llmux_out_of_descriptors_total 3.0" in rendered(GatewayStatistics(engine_connection_shortages=3))
 
 
 def test_invented_methods_share_one_series() -> None:

@@ -7,7 +7,7 @@ from llmux.core.events import ShutdownRequested
 from llmux.core.identifiers import InstanceId
 from llmux.core.states import Asleep, Failed, Serving
 from llmux.engines.health import Health
-from llmux.errors import CommandFailed, EngineUnavailable, ShuttingDown
+from llmux.errors import CommandFailed, EngineUnavailable, FailureReason, ShuttingDown
 from tests.support.scripted import OFFLOAD, model, scripted_runtime
 
 
@@ -51,7 +51,7 @@ async def test_an_engine_that_ends_as_it_becomes_ready_does_not_serve() -> None:
             while engine.calls != ["wake"]:
                 await asyncio.sleep(0)
         engine.lost = "the engine ended with exit code 0"
-        runtime.controller.engine_exited("a", engine.lost)
+        runtime.controller.engine_exited("a", FailureReason(engine.lost))
         engine.wake_gate.set()
         await holder.wait("rejected")
         assert "exit code 0" in str(holder.error)
@@ -77,7 +77,7 @@ async def test_a_death_while_serving_gives_requests_back_and_starts_again() -> N
         holder = runtime.ask("a")
         await holder.wait("admitted")
         runtime.engines["a"].health = Health.DEAD
-        runtime.controller.engine_exited("a", "exit code 0")
+        runtime.controller.engine_exited("a", FailureReason("exit code 0"))
         await holder.wait("admitted", "revoked")
         runtime.give_back(holder, "its connection broke")
         await holder.wait("admitted", "revoked", "admitted")

@@ -5,7 +5,7 @@ import pytest
 from llmux.access import Outcome
 from llmux.core.settings import Limits
 from llmux.engines.health import Health
-from llmux.errors import EngineDied, ModelNotLoaded, QueueTimeout
+from llmux.errors import EngineDied, FailureReason, ModelNotLoaded, QueueTimeout
 from tests.support.scripted import Holder, Runtime, model, scripted_runtime
 
 
@@ -173,7 +173,7 @@ async def test_a_get_whose_engine_died_does_not_start_it_again() -> None:
         runtime.access.end(holder.request, Outcome.COMPLETED)
         holder = runtime.ask("a", may_wake=False)
         runtime.engines["a"].health = Health.DEAD
-        runtime.controller.engine_exited("a", "exit code 1")
+        runtime.controller.engine_exited("a", FailureReason("exit code 1"))
         runtime.give_back(holder, "its connection broke")
         await holder.wait("admitted", "revoked", "rejected")
         assert isinstance(holder.error, EngineDied)

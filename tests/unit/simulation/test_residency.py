@@ -5,6 +5,7 @@ import pytest
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.model import Transition
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
+from llmux.errors import FailureReason
 from llmux.simulation.residency import Phase, Shares, SwitchLog, Timeline, phase_of
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -88,8 +89,8 @@ def test_a_strip_of_a_part_of_the_time() -> None:
         (Serving(1.0), 0, Phase.IDLE),
         (Draining(1.0, 0.0, 9.0, OFFLOAD), 1, Phase.DRAINING),
         (Evicting(1.0, OFFLOAD), 0, Phase.LEAVING),
-        (Failed("x", 9.0, True), 0, Phase.FAILED),
-        (Stuck("x", 9.0), 0, Phase.FAILED),
+        (Failed(FailureReason("x"), 9.0, True), 0, Phase.FAILED),
+        (Stuck(FailureReason("x"), 9.0), 0, Phase.FAILED),
     ],
 )
 def test_the_phase_of_every_state(state: State, in_flight: int, phase: Phase) -> None:

@@ -8,6 +8,7 @@ import pytest
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
 from llmux.engines.outcomes import EvictOutcome, WakeOutcome
+from llmux.errors import FailureReason
 from llmux.tools.standalone import Memory, StandaloneEngine
 from llmux.tools.validation import Trial, Validation, validate
 
@@ -39,7 +40,7 @@ class FakeEngine:
     async def wake(self) -> WakeOutcome:
         if self.is_running and self.fails_to_wake:
             self.fails_to_wake -= 1
-            return WakeOutcome("it does not wake")
+            return WakeOutcome(FailureReason("it does not wake"))
         self.starts += not self.is_running
         self.is_running = self.is_awake = True
         return WakeOutcome()
@@ -47,7 +48,7 @@ class FakeEngine:
     async def evict(self, eviction: Eviction) -> EvictOutcome:
         if self.fails_to_leave:
             self.fails_to_leave -= 1
-            return EvictOutcome(Cold(), error="it is stuck")
+            return EvictOutcome(Cold(), error=FailureReason("it is stuck"))
         self.is_awake = False
         if not eviction.keeps_process or self.fallback:
             self.is_running = False

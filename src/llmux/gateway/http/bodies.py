@@ -70,8 +70,3 @@ class BodyReader:
         if self.framing_bytes > max(_MAX_FRAMING_BYTES, _MAX_FRAMING_PER_BYTE * size):
             raise FramingError("the chunked body is mostly framing: send it in larger chunks")
         return end, count + (end - position) // _BYTES_PER_STEP
-
-
-def is_form(content_type: bytes) -> bool:
-    """Whether a Content-Type is that of a multipart form."""
-    return content_type[:20].lower().startswith(b"multipart/form-data")

@@ -1,4 +1,7 @@
-"""Addresses in the heads of engines' answers. A client that followed one would leave llmux, and its lease, behind."""
+"""Addresses in the heads of engines' answers. A client that followed one would leave llmux, and its lease, behind.
+
+They are read as leniently as browsers read them; ``origins.py`` is strict.
+"""
 
 import ipaddress
 import re

@@ -1,9 +1,30 @@
-"""Host and Origin headers: what they name, and whether that is this machine."""
+"""Host and Origin headers: whether they are valid, what they name, and whether that is this machine.
+
+All of it is strict. What browsers make of a reference in an engine's answer is another matter: ``engine_addresses.py``.
+"""
 
 import ipaddress
+import re
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_HOST = re.compile(rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
+"""RFC 9110, 7.2 with RFC 3986, 3.2.2. An empty one, which is for targets without an authority, is refused, as by
+nginx: no client of llmux has such a target."""
+
+
+def is_valid_host(host: bytes) -> bool:
+    """Whether it is a host, or a host and a port."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return False
+    if match["ipv6"] is not None:
+        try:
+            ipaddress.IPv6Address(match["ipv6"].decode())
+        except ValueError:
+            return False
+    return True
 
 
 def is_loopback(address: str) -> bool:

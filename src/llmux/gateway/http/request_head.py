@@ -1,14 +1,14 @@
 """The head of a client's request: validated by llhttp, its fields read, dropped or kept."""
 
-import ipaddress
 import re
 
 import httptools
 
 from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEncoding, UpgradeRefused
-from llmux.gateway.http.bodies import is_form
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import require_beginning
+from llmux.gateway.http.media_types import MediaType, media_type
+from llmux.gateway.http.origins import is_valid_host
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 _NOT_FORWARDED = frozenset(
@@ -45,9 +45,6 @@ _MAX_CONNECTION_OPTIONS = 64
 _MAX_LENGTH_DIGITS = 18
 _CONTENT_TYPE = re.compile(rb"((?:^|\r\n)content-type: )[^\r\n]*", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
-_HOST = re.compile(rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]*)?")
-"""RFC 9110, 7.2 with RFC 3986, 3.2.2. An empty one, which is for targets without an authority, is refused, as by
-nginx: no client of llmux has such a target."""
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """Others are replaced, since the identifier is copied into response heads and logs."""
 
@@ -224,7 +221,7 @@ class RequestHead:
             self._accept_transfer_encoding()
         if self._connection:
             self._read_connection()
-        self.is_form = is_form(self.content_type)
+        self.is_form = media_type(self.content_type) is MediaType.FORM
         self.forwarded = b"".join(self._kept)
         # With an identifier of the client's own, which changes with every request, no head would match.
         if self._content_length is not None and method == b"POST" and self.request_id is None:
@@ -254,10 +251,10 @@ class RequestHead:
         if len(hosts) != 1 and not (self.http10 and not hosts):
             raise FramingError("the request must have exactly one Host header")
         for host in hosts:
-            if not _is_host(host.strip(b" \t")):
+            if not is_valid_host(host.strip(b" \t")):
                 raise FramingError("the Host header is not a host, or a host and a port")
         authority = None if self.url.startswith(b"/") else _AUTHORITY.match(self.url)
-        if authority is not None and not _is_host(authority[1]):
+        if authority is not None and not is_valid_host(authority[1]):
             raise FramingError("the request target's authority is not a host, or a host and a port")
 
     def _accept_http10(self, version: bytes) -> None:
@@ -293,18 +290,6 @@ def require_no_encoding(content_encoding: bytes) -> None:
     encodings = [encoding.strip().lower() for encoding in content_encoding.split(b",")]
     if any(encoding not in (b"", b"identity") for encoding in encodings):
         raise UnsupportedEncoding(content_encoding.decode("latin-1"))
-
-
-def _is_host(host: bytes) -> bool:
-    match = _HOST.fullmatch(host)
-    if match is None:
-        return False
-    if match["ipv6"] is not None:
-        try:
-            ipaddress.IPv6Address(match["ipv6"].decode())
-        except ValueError:
-            return False
-    return True
 
 
 def _parse_length(value: bytes) -> int:

@@ -12,8 +12,6 @@ from llmux.gateway.answers import engine_error_event, error_event
 from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.response_head import Framing, ResponseHead
 
-STREAMING_ENDPOINTS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
-"""Where ``"stream": true`` asks for an event stream."""
 ERROR_BODY_BYTES_MAX = 64 * 1024
 
 _WAITING = b": waiting\n\n"

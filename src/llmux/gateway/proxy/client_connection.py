@@ -35,7 +35,7 @@ from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
 from llmux.gateway.proxy.handover import hand_over
 from llmux.gateway.proxy.inbox import Inbox
 from llmux.gateway.proxy.receiving import ReceivedBody
-from llmux.gateway.refusals import admit, find_route
+from llmux.gateway.refusals import check_head, find_route
 from llmux.gateway.routing import Destination, EngineCall, Route, answer_locally, explain, find_model
 from llmux.gateway.state import GatewayState
 
@@ -140,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
                 self.abort()
                 return
             state.connections.add(self)
-            self._refuse_and_close(QueueFull("max_connections"))
+            self._refuse_and_close(QueueFull("open connections, which ulimit -n limits"))
             return
         state.statistics.connections_accepted += 1
         state.connections.add(self)
@@ -244,7 +244,7 @@ class ClientConnection(asyncio.Protocol):
             assert self._body is not None
             self._refuse_and_close(self._body.stalled())
         elif self._exchange is not None and not self.is_full:
-            self.deadline = self._exchange.say_that_it_waits(self._state.now)
+            self.deadline = self._exchange.send_wait_comment(self._state.now)
         else:
             self.abort()
 
@@ -396,7 +396,7 @@ class ClientConnection(asyncio.Protocol):
         route = self._route = find_route(state, head, own_address)
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
-        self._allowed_priority = admit(state, head, route, own_address)
+        self._allowed_priority = check_head(state, head, route, own_address)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
         length = head.content_length
@@ -579,7 +579,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
             return
         self._phase = _HEAD
-        self.deadline = self._state.now + self._state.options.keep_alive_seconds
+        self.deadline = self._state.now + self._state.options.client_keep_alive_seconds
         if not self._advancing:
             self._steps_left = turns.STEPS_PER_TURN
             if self._inbox.pending_bytes or self._departure.half_closed:

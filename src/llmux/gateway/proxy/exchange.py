@@ -11,15 +11,16 @@ import structlog
 
 from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
-from llmux.errors import EngineDied, RequestError
+from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
+from llmux.gateway.endpoints import EVENT_STREAMS
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.engine_addresses import AddressExposed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
-from llmux.gateway.proxy.begun_stream import STREAMING_ENDPOINTS, BegunStream, accepts_comments
+from llmux.gateway.proxy.begun_stream import BegunStream, accepts_comments
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
@@ -187,21 +188,17 @@ class Exchange:
 
     # Called by the sweep of the gateway's state.
 
-    def keep_alive(self, now: float) -> None:
-        engine, answer, last = self._engine, self._answer, self._last_comment_at
-        if engine is None or answer is None or last is None or not answer.is_event_stream or self._client.is_full:
+    def send_freeze_comment(self, now: float) -> None:
+        last = self._last_comment_at
+        if last is None or self._client.is_full or now - last < self._state.options.keepalive_seconds:
             return
-        if now - last < self._state.options.keepalive_seconds:
-            return
-        self._last_comment_at = now
-        comment = engine.frame_comment(_COMMENT)
-        if comment:
-            begun = self._begun
-            self._client.write(comment if begun is None or begun.passes_chunks else begun.frame(comment))
+        if comment := self._comment_in_answer():
+            self._last_comment_at = now
+            self._client.write(comment)
 
     # Called by the client's connection.
 
-    def say_that_it_waits(self, now: float) -> float:
+    def send_wait_comment(self, now: float) -> float:
         """Send the client of a stream that has had nothing yet a comment; returns when to be called again."""
         try:
             return self._comment(now)
@@ -253,9 +250,13 @@ class Exchange:
 
     def probe(self) -> bytes:
         """What may be written to the client now without disturbing it; nothing where anything would."""
+        if self._phase is _RELAYING:
+            return self._comment_in_answer()
+        return CONTINUE if self._begun is None else self._begun.frame(_COMMENT)
+
+    def _comment_in_answer(self) -> bytes:
+        """The bytes of a comment between two events of the answer; empty where none may stand."""
         begun, engine, answer = self._begun, self._engine, self._answer
-        if self._phase is not _RELAYING:
-            return CONTINUE if begun is None else begun.frame(_COMMENT)
         if engine is None or answer is None or not answer.is_event_stream:
             return b""
         comment = engine.frame_comment(_COMMENT)
@@ -354,7 +355,11 @@ class Exchange:
         self._engine = None
         self._upstream = None
         model = self._request.model
-        error = BadGateway(model, f"the answer is incomplete: {reason}") if alive else EngineDied(model, reason)
+        error: RequestError
+        if alive:
+            error = BadGateway(model, f"the answer is incomplete: {reason}")
+        else:
+            error = EngineDied(model, FailureReason(reason))
         self._break_off(error, engine)
         self._state.access.end(self._request, Outcome.BROKEN)
 
@@ -374,7 +379,7 @@ class Exchange:
         if self._phase is _CONNECTING and self._request.attempts == attempt:
             self._give_back(reason)
 
-    def connect_short(self, reason: str, attempt: int) -> None:
+    def connect_shortage(self, reason: str, attempt: int) -> None:
         if self._phase is not _CONNECTING or self._request.attempts != attempt:
             return
         if self._last_comment_at is not None:
@@ -433,7 +438,7 @@ class Exchange:
         """Send the head of an event stream before there is an answer, if the request allows that."""
         client, state = self._client, self._state
         head, endpoint = client.head, client.counts.endpoint
-        is_stream = self._request.streams and head.method == b"POST" and endpoint in STREAMING_ENDPOINTS
+        is_stream = self._request.streams and head.method == b"POST" and endpoint in EVENT_STREAMS
         if not is_stream or not accepts_comments(head.forwarded):
             return None
         self._keep_alive = head.keep_alive and not state.stopping

@@ -6,12 +6,12 @@ import time
 from typing import Protocol
 
 from llmux.access import Upstream
-from llmux.errors import is_own_shortage
 from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.statistics import GatewayStatistics
+from llmux.os_errors import is_own_shortage, reason_of
 
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5
@@ -26,7 +26,7 @@ class ConnectionSeeker(Protocol):
     def connect_failed(self, reason: str, attempt: int) -> None:
         """No connection could be made for ``attempt``, which is the engine's fault."""
 
-    def connect_short(self, reason: str, attempt: int) -> None:
+    def connect_shortage(self, reason: str, attempt: int) -> None:
         """No connection could be made for ``attempt``, because llmux itself lacked the means for too long."""
 
 
@@ -89,7 +89,7 @@ class EnginePool:
             self._fail(seeker, attempt, "the engine did not accept a connection in time")
         except OSError as error:
             if is_own_shortage(error):
-                seeker.connect_short(error.strerror or "no descriptors", attempt)
+                seeker.connect_shortage(reason_of(error), attempt)
             else:
                 self._fail(seeker, attempt, "the engine does not accept connections")
         else:
@@ -113,10 +113,10 @@ class EnginePool:
                 async with asyncio.timeout(self._options.connect_timeout_seconds):
                     engine = await self._open(loop)
             except OSError as error:
-                is_short = is_own_shortage(error)
-                self._statistics.engine_connections_short += is_short
+                is_shortage = is_own_shortage(error)
+                self._statistics.engine_connection_shortages += is_shortage
                 # A Unix socket, other than a port, refuses at once while the engine's queue of connections is full.
-                if not (is_short or error.errno == errno.EAGAIN) or loop.time() >= give_up_at:
+                if not (is_shortage or error.errno == errno.EAGAIN) or loop.time() >= give_up_at:
                     raise
             else:
                 self._statistics.engine_connections_opened += 1

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmux.gateway import json_outline as module
 from llmux.gateway.errors import InvalidJson
-from llmux.gateway.http import json_outline as module
-from llmux.gateway.http.json_outline import outline_of, replace_values
+from llmux.gateway.json_outline import outline_of, replace_values
 
 
 @pytest.fixture(autouse=True, params=[7, 64 * 1024])
