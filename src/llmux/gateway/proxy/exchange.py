@@ -313,15 +313,19 @@ class Exchange:
     def answer_ended(self) -> None:
         engine = self._engine
         assert engine is not None
-        self._phase = _OVER
         self._engine = None
+        if self._begun is not None:
+            try:
+                self._begun.end()
+            except Exception as error:
+                self.failed(error)
+                return
+        self._phase = _OVER
         self._upstream = None
         if self._last_comment_at is not None:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
-        if self._begun is not None:
-            self._begun.end()
         # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(self._request, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
