@@ -207,7 +207,7 @@ class Exchange:
             return self._comment(now)
         except Exception as error:
             self.failed(error)
-            return math.inf
+            return 0.0
 
     def _comment(self, now: float) -> float:
         begun, engine, answer = self._begun, self._engine, self._answer
@@ -220,7 +220,10 @@ class Exchange:
             if begun is None or begun.passes_chunks:
                 self._client.write(engine.frame_event(_COMMENT))
                 return now + self._state.options.keepalive_seconds
-        if begun is None and self._state.options.wait_comments_after_seconds < math.inf:
+        if begun is None:
+            first_at = self._client.started_at + self._state.options.wait_comments_after_seconds
+            if now < first_at:
+                return first_at
             begun = self._begin_stream()
         if begun is None:
             return math.inf
