@@ -151,10 +151,46 @@ async def test_a_client_that_leaves_while_its_body_is_read_asks_for_nothing(bloc
         assert state.receiving_bytes == len(LARGE)
         await client.close()
         await eventually(lambda: bench.gateway.connection_count == 0, "the connection is closed")
-        assert state.receiving_bytes == 0
+        assert state.receiving_bytes == len(LARGE), "the thread has it still"
         blocked.set()
+        await eventually(lambda: state.receiving_bytes == 0, "the thread is done with it")
         assert (await bench.ask(post(LARGE.replace(b"cold", b"m")))).status == 200
         assert [asked.request.model for asked in bench.access.asked] == ["m"]
+
+
+MIDDLING = b'{"model":"%b","x":[%bNaN]}'
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/upstream/m/v1/completions"])
+async def test_a_middling_body_that_is_slow_to_read_is_read_by_a_thread(path: str, blocked: threading.Event) -> None:
+    """Python's parser takes a quarter of a second for one of 1 MB."""
+    name = b"other" if path.startswith("/upstream") else b"m"
+    body = MIDDLING % (name, b"[]," * 100_000)
+    async with running_gateway() as bench:
+        client = await bench.client()
+        client.send(post(body, path=path), get("/health"))
+        await eventually(lambda: any(one._reading for one in bench.gateway._state.connections), "a thread reads")  # type: ignore[attr-defined]
+        assert (await bench.ask(get("/health"))).status == 200
+        blocked.set()
+        assert (await client.answer()).body == body.replace(b"other", b"m")
+        assert (await client.answer()).body == b'{"status":"ok"}'
+        assert bench.gateway._state.receiving_bytes == 0
+
+
+async def test_a_middling_body_that_is_no_json_is_refused_and_wakes_nothing() -> None:
+    body = MIDDLING % (b"cold", b"[]," * 100_000)
+    async with running_gateway() as bench:
+        answer = await bench.ask(post(body.replace(b"NaN", b"nan")))
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "invalid_json")
+        assert bench.access.asked == []
+
+
+async def test_a_large_body_that_may_be_anything_is_passed_on() -> None:
+    options = GatewayOptions(inference_paths=("/v1/anything",))
+    for body in (b"{" * 2_000_000, b'{"":' + b"NaN," * 20_000, b"{" + b'"":0,' * 300_000 + b'"x":0}'):
+        async with running_gateway(options=options) as bench:
+            answer = await bench.ask(post(body, "model-override: m", path="/v1/anything"))
+            assert (answer.status, answer.body) == (200, body)
 
 
 async def test_others_are_served_while_a_body_is_read(blocked: threading.Event) -> None:

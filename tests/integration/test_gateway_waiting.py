@@ -9,6 +9,7 @@ import pytest
 from llmux.access import Outcome
 from llmux.errors import EngineDied, Evicted, QueueTimeout
 from llmux.gateway import GatewayOptions
+from llmux.gateway.proxy import begun_stream
 from tests.support.access import FakeAccess
 from tests.support.gateway import Bench, EngineSide, Message, RawClient, Script, post, running_gateway
 
@@ -126,7 +127,9 @@ async def test_what_was_refused_ends_with_an_error_event_and_the_connection_goes
         (b"500 Oops", b"Internal Server Error", {"message": "Internal Server Error", "code": 500}),
         (b"503 Busy", b"", {"message": "the engine answered with status 503", "code": 503}),
         (b"200 OK", b'{"choices":[]}', {"code": "bad_gateway"}),
+        (b"400 Bad Request", b"[" * 5_000, {"message": "[" * 5_000, "code": 400}),
     ],
+    ids=str,
 )
 async def test_an_answer_that_is_no_stream_becomes_an_error_event(
     status: bytes, body: bytes, expected: dict[str, Any]
@@ -138,6 +141,22 @@ async def test_an_answer_that_is_no_stream_becomes_an_error_event(
         error = error_in(await rest_of(client))
         assert {key: error[key] for key in expected} == expected
         assert bench.access.ended == [(1, Outcome.COMPLETED)]
+
+
+async def test_a_stream_that_cannot_be_ended_as_its_engine_ended_it_ends_with_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_arguments: object) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(begun_stream, "engine_error_event", fail)
+    async with running_gateway(answering(b"400 No\r\ncontent-length: 2", b"no"), options=OFTEN) as bench:
+        client = await waiting(bench)
+        awake(bench)
+        assert error_in(await rest_of(client))["code"] == "internal_error"
+        assert bench.access.ended == [(1, Outcome.BROKEN)]
+        client.send(post(b'{"model":"m"}'))
+        assert (await client.answer()).status == 400
 
 
 async def test_an_engine_that_dies_before_a_byte_of_the_answer_is_replaced() -> None:

@@ -287,7 +287,8 @@ class InMemoryRelay:
 
     def __post_init__(self) -> None:
         options, statistics = self.options, GatewayStatistics()
-        pools = EnginePools(options, statistics)
+        turns = Turns(self.soon.append)
+        pools = EnginePools(options, statistics, turns)
         state = GatewayState(
             self.access,
             options,
@@ -295,7 +296,7 @@ class InMemoryRelay:
             pools,
             statistics,
             lambda: None,
-            Turns(self.soon.append),
+            turns,
             run_in_no_thread,
         )
         self.engine = EngineConnection(pools.of(IN_MEMORY_UPSTREAM))

@@ -156,7 +156,7 @@ def engine_error_event(status: int, body: bytes, path: bytes) -> bytes:
     """An engine's answer of an error status as the last event of a stream that had begun before it."""
     try:
         document = msgspec.json.decode(body)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
         document = None
     if not isinstance(document, dict) or "error" not in document:
         message = document.get("message") if isinstance(document, dict) else None

@@ -5,6 +5,7 @@ boundary is what does so for python-multipart, with which vLLM reads forms.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,19 @@ from python_multipart.multipart import parse_options_header
 
 from llmux.gateway.body_model import TRUE
 from llmux.gateway.errors import MalformedRequest
+from llmux.gateway.json_outline import replace_values
 
+LARGE_FORM_BYTES = 256 * 1024
+"""From this size on a form must be read by a thread."""
 _MAX_MODEL_NAME_BYTES = 1024
 _MAX_PARTS = 256
 _MAX_BOUNDARY_BYTES = 256
 _MAX_HEADER_BYTES = 16 * 1024
+_MAX_OPTIONS_BYTES = 4096
+_MAX_OPTIONS = 32
+"""Of a header's value with parameters: reading one takes the square of the number of its semicolons."""
+_PIECE_BYTES = 64 * 1024
+_PAUSE_SECONDS = 0.0002
 _AFTER_BOUNDARY = re.compile(rb"[ \t]{0,100}\r\n|--")
 """The beginning of the next part, or the end of the form."""
 
@@ -36,17 +45,14 @@ class FormBody:
         value = model.encode()
         if not self.places:
             head = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self.boundary, value)
-            return head + self.text.lstrip(b"\r\n")
-        pieces, done = [], 0
-        for start, end in self.places:
-            pieces += [self.text[done:start], value]
-            done = end
-        return b"".join((*pieces, self.text[done:]))
+            begin = self.text.find(b"-")
+            return head + (memoryview(self.text)[begin:] if begin > 0 else self.text)
+        return replace_values(self.text, self.places, value)
 
 
 def read_form(body: bytes, content_type: bytes) -> FormBody:
     """Read a multipart form; raises MalformedRequest."""
-    _, parameters = parse_options_header(content_type)
+    parameters = _parameters(content_type, "the Content-Type of the multipart body")
     boundary = parameters.get(b"boundary", b"")
     if not boundary:
         raise MalformedRequest("the multipart body's Content-Type names no boundary")
@@ -60,6 +66,26 @@ def read_form(body: bytes, content_type: bytes) -> FormBody:
         elif name == b"stream" and end - start <= len(b"false"):
             stream = body[start:end].lower()
     return FormBody(_value(body, *places[-1]) if places else None, stream in TRUE, body, boundary, tuple(places))
+
+
+def _parameters(header: bytes, what: str) -> dict[bytes, bytes]:
+    """The parameters of a header's value."""
+    if len(header) > _MAX_OPTIONS_BYTES or header.count(b";") > _MAX_OPTIONS:
+        raise MalformedRequest(f"{what} is longer than {_MAX_OPTIONS_BYTES} bytes or has too many parameters")
+    return parse_options_header(header)[1]
+
+
+def _find(body: bytes, mark: bytes, start: int) -> int:
+    """Like ``bytes.find``, which holds the interpreter's lock, but in a large form gives it away after each piece."""
+    if len(body) < LARGE_FORM_BYTES:
+        return body.find(mark, start)
+    while True:
+        end = start + _PIECE_BYTES
+        at = body.find(mark, start, end + len(mark) - 1)
+        if at >= 0 or end >= len(body):
+            return at
+        time.sleep(_PAUSE_SECONDS)
+        start = end
 
 
 def _value(body: bytes, start: int, end: int) -> str:
@@ -85,10 +111,10 @@ def _fields(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
         if after[0] == b"--":
             return
         start, name = _part(body, after.end())
-        end = body.find(mark, start)
+        end = _find(body, mark, start)
         looked = 0
         while end >= 0 and _AFTER_BOUNDARY.match(body, end + len(mark)) is None and looked < _MAX_PARTS:
-            end = body.find(mark, end + 1)  # The boundary may be the beginning of a line within a file.
+            end = _find(body, mark, end + 1)  # The boundary may be the beginning of a line within a file.
             looked += 1
         if end < 0:
             return  # The part is not complete, and to engines there is none.
@@ -111,6 +137,6 @@ def _part(body: bytes, at: int) -> tuple[int, bytes | None]:
         if line and not colon:
             raise MalformedRequest("a part of the multipart body has a malformed header")
         if field.lower() == b"content-disposition":
-            _, parameters = parse_options_header(value.strip())
+            parameters = _parameters(value.strip(), "a Content-Disposition in the multipart body")
             name = None if b"filename" in parameters else parameters.get(b"name")
     return end + 4, name

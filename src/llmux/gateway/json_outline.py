@@ -10,13 +10,18 @@ import re
 import time
 from typing import NamedTuple
 
-from llmux.gateway.errors import InvalidJson
+from llmux.gateway.errors import InvalidJson, MalformedRequest
 
 _PIECE_BYTES = 64 * 1024
 _PAUSE_SECONDS = 0.0002
 """Long enough for the event loop's thread to wake up and take the lock."""
 _MAX_REDUCTIONS = 64
 _MAX_KEPT_BYTES = 4096
+_MAX_MEMBERS = 10_000
+"""Each takes several microseconds of Python, as little as six bytes of a body, and memory if it is a ``model``."""
+_NAMES = {"model": b'"model"', "stream": b'"stream"'}
+_MAX_NAME_BYTES = len('"stream"') * 6
+"""Every character may be written as an escape of six."""
 _MAX_SCALAR_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 
@@ -38,7 +43,7 @@ class Outline(NamedTuple):
 
 
 def outline_of(body: bytes) -> Outline:
-    """The outline of a JSON object; raises InvalidJson."""
+    """The outline of a JSON object; raises InvalidJson, or MalformedRequest for one with too many members."""
     return _Reader(body).read()
 
 
@@ -55,7 +60,8 @@ def replace_values(body: bytes, places: tuple[tuple[int, int], ...], value: byte
 class _Reader:
     def __init__(self, body: bytes) -> None:
         self._body = body
-        self._members: list[bytes] = []
+        self._found: dict[bytes, bytes] = {}
+        """By key; of equal keys the last counts, as to Python."""
         self._model_places: list[tuple[int, int]] = []
         self._pause_at = _PIECE_BYTES
 
@@ -70,16 +76,17 @@ class _Reader:
             at = self._members_from(at)
         if self._after_space(at + 1) != len(body):
             raise self._invalid(at + 1)
-        return Outline(b"{" + b",".join(self._members) + b"}", tuple(self._model_places))
+        members = b",".join(key + b":" + value for key, value in self._found.items())
+        return Outline(b"{" + members + b"}", tuple(self._model_places))
 
     def _members_from(self, at: int) -> int:
         """Read members until the object's closing brace, whose offset is returned."""
         body = self._body
-        while True:
+        for _ in range(_MAX_MEMBERS):
             if body[at : at + 1] != b'"':
                 raise self._invalid(at)
             key_end = self._after_string(at)
-            key = body[at : min(key_end, at + _MAX_KEPT_BYTES)]
+            key = body[at : min(key_end, at + _MAX_NAME_BYTES + 1)]
             at = self._after_space(key_end)
             if body[at : at + 1] != b":":
                 raise self._invalid(at)
@@ -92,14 +99,15 @@ class _Reader:
             if body[at : at + 1] != b",":
                 raise self._invalid(at)
             at = self._after_space(at + 1)
+        raise MalformedRequest(f"the JSON object has more than {_MAX_MEMBERS} members")
 
     def _member(self, key: bytes, start: int, end: int) -> None:
-        if key not in (b'"model"', b'"stream"') and b"\\" not in key:
+        name = _name(key)
+        if name is None:
             return
         value = self._body[start:end] if end - start <= _MAX_KEPT_BYTES else self._stand_in(start)
-        if len(key) < _MAX_KEPT_BYTES:
-            self._members.append(key + b":" + value)
-        if key == b'"model"' or _is_model(key):
+        self._found[name] = value
+        if name == b'"model"':
             self._model_places.append((start, end))
 
     def _stand_in(self, start: int) -> bytes:
@@ -193,13 +201,11 @@ def _closing_bracket(body: bytes, start: int, end: int, depth: int) -> tuple[int
     return -1, depth
 
 
-def _is_model(key: bytes) -> bool:
-    """Whether a key with escapes in it spells ``model``."""
-    return b"\\" in key and len(key) <= len(b'"model"') * 6 and _unescaped(key) == "model"
-
-
-def _unescaped(key: bytes) -> str:
+def _name(key: bytes) -> bytes | None:
+    """The key as JSON spells it shortest, if the gateway reads its value."""
+    if b"\\" not in key or len(key) > _MAX_NAME_BYTES:
+        return key if key in _NAMES.values() else None
     try:
-        return str(json.loads(key))
+        return _NAMES.get(json.loads(key))
     except ValueError:
-        return ""
+        return None

@@ -9,6 +9,9 @@ import structlog
 
 from llmux import os_errors
 from llmux.core.names import ModelName
+from llmux.gateway.body_model import require_valid
+from llmux.gateway.errors import InvalidJson, MalformedRequest
+from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.json_outline import outline_of, replace_values
@@ -16,9 +19,8 @@ from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
 
-LARGE_FORM_BYTES = 256 * 1024
 LARGE_JSON_BYTES = 1024 * 1024
-"""From these sizes on, finding the model takes more than about 2 ms."""
+"""From this size on, and from LARGE_FORM_BYTES on for a form, finding the model takes more than about 2 ms."""
 
 
 def is_large(head: RequestHead, size_bytes: int) -> bool:
@@ -38,12 +40,24 @@ def read_large(
 
 
 def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
-    outline = outline_of(body)
+    try:
+        if len(body) < LARGE_JSON_BYTES:
+            require_valid(body)
+        outline = outline_of(body)
+    except MalformedRequest as error:
+        try:
+            # Where a body may be anything, this one is passed on.
+            return find_model(head, route, _NO_JSON, names)._replace(body=body)
+        except InvalidJson:
+            raise error from None
     call = find_model(head, route, outline.text, names)
     if call.body == outline.text:
         return call._replace(body=body)
     new_model = msgspec.json.decode(call.body, type=_Model).model
     return call._replace(body=replace_values(body, outline.model_places, msgspec.json.encode(new_model)))
+
+
+_NO_JSON = b"{"
 
 
 class _Model(msgspec.Struct):

@@ -79,6 +79,7 @@ _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
 _MAX_PATH_BYTES = 4096
 """Decoding takes a third of a microsecond per escape, and a head may be 64 KiB of them."""
 _MAX_MODEL_SEGMENTS = 16
+_MAX_QUERY_BYTES = 8192
 _MAX_QUERY_FIELDS = 256
 
 
@@ -368,6 +369,8 @@ def _model_in_header(head: RequestHead) -> str | None:
 
 
 def _model_in_query(head: RequestHead) -> str | None:
+    if len(head.query) > _MAX_QUERY_BYTES:
+        raise MalformedRequest(f"the model is looked for in queries of at most {_MAX_QUERY_BYTES} bytes")
     try:
         values = parse_qs(head.query[1:].decode(), max_num_fields=_MAX_QUERY_FIELDS).get("model")
     except ValueError:

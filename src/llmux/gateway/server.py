@@ -39,9 +39,9 @@ class Gateway:
     def __init__(self, access: ModelAccess, options: GatewayOptions, spawn: Spawn) -> None:
         self.statistics = GatewayStatistics()
         self._loop = asyncio.get_running_loop()
-        self._pools = EnginePools(options, self.statistics)
-        self._empty = asyncio.Event()
         turns = Turns(self._loop.call_soon)
+        self._pools = EnginePools(options, self.statistics, turns)
+        self._empty = asyncio.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmux-gateway")
         self._state = GatewayState(
             access, options, spawn, self._pools, self.statistics, self._empty.set, turns, self._run_in_thread
@@ -116,7 +116,9 @@ class Gateway:
         now = time.monotonic()
         # After a pause the event loop runs timers first. What clients have sent meanwhile is to be read before their
         # deadlines count, so this sweep is left out.
-        if now - self._swept_at < self._sweep_seconds + _PAUSE_SECONDS:
-            self._state.sweep(now)
+        is_late = now - self._swept_at >= self._sweep_seconds + _PAUSE_SECONDS
         self._swept_at = now
+        # First, so that an error in a sweep does not end all of them.
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)
+        if not is_late:
+            self._state.sweep(now)

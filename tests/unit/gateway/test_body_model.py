@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llmux.gateway.body_model import read_json, replace_model
+from llmux.gateway.body_model import TooLong, read_json, replace_model, require_valid
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 
 
@@ -59,8 +59,43 @@ def test_stream_is_read_as_engines_read_it(body: bytes, streams: bool) -> None:
 )
 def test_invalid_json_is_told_what_is_wrong_and_where(body: bytes, where: str) -> None:
     with pytest.raises(InvalidJson) as raised:
-        read_json(body)
+        try:
+            read_json(body)
+        except TooLong:
+            require_valid(body)
     assert where in str(raised.value)
+
+
+NEARLY_JSON = [
+    b"NaN",
+    b"[NaN, -Infinity,Infinity ]",
+    b'"\\ud83d"',
+    b'"\\ude00\\ud83d\\ude00\\ud83d"',
+    b'"\\uD83D\\uDE00"',
+]
+
+
+@pytest.mark.parametrize("value", NEARLY_JSON)
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_long_body_of_what_only_python_reads_is_valid(value: bytes, start: bytes) -> None:
+    body = start + b'{"model":"m","x":%b,"y":"%b"}' % (value, b"NaN," * 10_000)
+    require_valid(body)
+    with pytest.raises(InvalidJson, match=f"at byte {len(body) - len(start) + 5}"):
+        require_valid(body[:-1] + b',"z":nan}')
+
+
+@pytest.mark.parametrize("value", [b"-NaN", b"nan", b"NaNs", b"+Infinity", b'"\\ud8"'])
+def test_a_long_body_of_what_python_does_not_read_either_is_not(value: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        require_valid(b'{"model":"m","x":%b,"y":"%b"}' % (value, b" " * 40_000))
+
+
+def test_what_takes_an_object_for_each_value_is_left_to_a_thread() -> None:
+    body = b'{"model":"m","x":[%bNaN]}' % (b"[]," * 20_000)
+    with pytest.raises(TooLong):
+        read_json(body)
+    with pytest.raises(TooLong):
+        replace_model(body.replace(b"NaN", b"1"), "n")
 
 
 @pytest.mark.parametrize("body", [b"[1]", b'{"model":5}', b'{"model":["m"]}', b'"m"', b"NaN", b'{"model":5,"x":NaN}'])

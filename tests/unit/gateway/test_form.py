@@ -3,8 +3,9 @@
 import pytest
 from python_multipart import MultipartParser
 
+from llmux.gateway import form as module
 from llmux.gateway.errors import MalformedRequest
-from llmux.gateway.form import read_form
+from llmux.gateway.form import LARGE_FORM_BYTES, read_form
 from llmux.gateway.http.media_types import MediaType, media_type
 
 CONTENT_TYPE = b'multipart/form-data; boundary="B"'
@@ -102,3 +103,36 @@ def test_a_form_that_is_cut_off_is_read_as_engines_read_it(end: int) -> None:
         assert not ended or end < len(form(FILE, MODEL))
     else:
         assert (ours.model == "whisper") == (len(ended) == 2)
+
+
+PARAMETERS = [";" * 40, '"' + ";" * 40, "; a=1" * 40, '; a="' + "x" * 5_000 + '"']
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_headers_with_too_many_parameters_are_refused(parameters: str) -> None:
+    """python-multipart takes the square of their number, and a header may be 16 KiB of them."""
+    with pytest.raises(MalformedRequest, match="too many parameters"):
+        read_form(form(MODEL), CONTENT_TYPE + parameters.encode())
+    with pytest.raises(MalformedRequest, match="too many parameters"):
+        read_form(form(FILE.replace('"model"', '"model"' + parameters), MODEL), CONTENT_TYPE)
+
+
+def test_a_large_form_is_searched_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    file = "\r\n--A" * (LARGE_FORM_BYTES // 5)
+    large = form(f"{FILE}{file}", MODEL)
+    found = read_form(large, CONTENT_TYPE)
+    assert found.model == "whisper" and len(pauses) == len(large) // module._PIECE_BYTES
+    assert found.with_model("n") == large.replace(b"whisper", b"n")
+    pauses.clear()
+    assert read_form(form(f"{FILE}{file[: LARGE_FORM_BYTES // 2]}", MODEL), CONTENT_TYPE).model == "whisper"
+    assert pauses == []
+
+
+@pytest.mark.parametrize("offset", range(-6, 2))
+def test_a_boundary_is_found_wherever_pieces_are_cut(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "sleep", lambda _seconds: None)
+    padding = "x" * (3 * module._PIECE_BYTES + offset - len('"model":.'))
+    last = field("last", "y" * LARGE_FORM_BYTES)
+    assert read_form(form(f"{FILE}{padding}", MODEL, last), CONTENT_TYPE).model == "whisper"

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmux.gateway import json_outline as module
-from llmux.gateway.errors import InvalidJson
+from llmux.gateway.errors import InvalidJson, MalformedRequest
 from llmux.gateway.json_outline import outline_of, replace_values
 
 
@@ -85,3 +85,12 @@ def test_deep_nesting_needs_no_stack() -> None:
         assert outline_of(b'{"a":' + brackets + b',"model":"m"}').text == b'{"model":"m"}'
     with pytest.raises(InvalidJson):
         outline_of(b'{"a":' + b"[" * 5_000 + b"}")
+
+
+def test_only_the_last_model_is_kept_and_no_object_has_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_MEMBERS", 100)
+    outline = outline_of(b"{" + b'"model":"m",' * 99 + b'"\\u006dodel":"n"}')
+    assert outline.text == b'{"model":"n"}'
+    assert len(outline.model_places) == 100
+    with pytest.raises(MalformedRequest, match="members"):
+        outline_of(b"{" + b'"":0,' * module._MAX_MEMBERS + b'"x":0}')

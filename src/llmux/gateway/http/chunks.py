@@ -30,6 +30,7 @@ _MAX_CACHED_SIZES = 4096
 _SMALL_CHUNK_BYTES = 4096
 
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _cached_sizes: dict[bytes, int] = {}
 """Size lines already validated, for all connections: engines send few different ones. Bounded by _MAX_CACHED_SIZES."""
@@ -49,7 +50,7 @@ def _parse_size(line: bytes) -> int:
     digits = digits.rstrip(b" \t") if extension else digits
     if not 0 < len(digits) <= _MAX_SIZE_DIGITS or not _HEX.issuperset(digits):
         raise FramingError("a chunk size is not a hexadecimal number")
-    if any((byte < 32 and byte != 9) or byte == 127 for byte in extension):
+    if extension and _CONTROL_CHARACTER.search(extension):
         raise FramingError("a chunk extension contains a control character")
     size = int(digits, 16)
     if not extension and len(_cached_sizes) < _MAX_CACHED_SIZES:

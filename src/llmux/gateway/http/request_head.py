@@ -43,6 +43,7 @@ _MAX_FIELDS = 256
 """nginx and HAProxy refuse about 1,000; clients and the proxies before llmux send a few dozen."""
 _MAX_CONNECTION_OPTIONS = 64
 _MAX_LENGTH_DIGITS = 18
+_MAX_ENCODINGS = 16
 _CONTENT_TYPE = re.compile(rb"((?:^|\r\n)content-type: )[^\r\n]*", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -287,7 +288,7 @@ class RequestHead:
 
 def require_no_encoding(content_encoding: bytes) -> None:
     """Raise UnsupportedEncoding for a body that is compressed."""
-    encodings = [encoding.strip().lower() for encoding in content_encoding.split(b",")]
+    encodings = [encoding.strip().lower() for encoding in content_encoding.split(b",", _MAX_ENCODINGS)]
     if any(encoding not in (b"", b"identity") for encoding in encodings):
         raise UnsupportedEncoding(content_encoding.decode("latin-1"))
 

@@ -16,6 +16,7 @@ ERROR_BODY_BYTES_MAX = 64 * 1024
 
 _WAITING = b": waiting\n\n"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
+_MAX_ACCEPTED = 64
 _ACCEPTED = (b"text/event-stream", b"text/*", b"*/*", b"application/json")
 """The last because openai's and anthropic's libraries send it, whatever they ask for."""
 
@@ -28,7 +29,7 @@ def accepts_comments(header_lines: bytes) -> bool:
     accepted = [line[7:] for line in header_lines.lower().split(b"\r\n") if line.startswith(b"accept:")]
     if not accepted:
         return True
-    ranges = [item.replace(b" ", b"").partition(b";") for item in b",".join(accepted).split(b",")]
+    ranges = [item.replace(b" ", b"").partition(b";") for item in b",".join(accepted).split(b",", _MAX_ACCEPTED)]
     refused = {name for name, _, parameters in ranges if parameters in (b"q=0", b"q=0.0")}
     return b"text/event-stream" not in refused and any(name in _ACCEPTED for name, _, _ in ranges)
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 
@@ -13,6 +13,7 @@ import structlog
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
+from llmux.gateway.body_model import TooLong
 from llmux.gateway.errors import (
     HeadTooLarge,
     InternalError,
@@ -22,12 +23,14 @@ from llmux.gateway.errors import (
     TooManyHeaders,
     UpgradeRefused,
 )
+from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import HeadBuffer
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import requested_priority
-from llmux.gateway.large_bodies import LARGE_FORM_BYTES, is_large, read_large
+from llmux.gateway.large_bodies import is_large, read_large
 from llmux.gateway.proxy import turns
+from llmux.gateway.proxy.client_phase import Phase
 from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
@@ -44,21 +47,8 @@ log = structlog.get_logger("llmux.gateway")
 _NEVER = math.inf
 
 
-class _Phase(Enum):
-    """What the connection does with the data that it receives."""
-
-    HEAD = auto()
-    BODY = auto()
-    ANSWERING = auto()
-    """A request is complete and its answer is not, or the client has not read enough of it: data is kept for later."""
-    LINGERING = auto()
-    """A request was refused before it was complete: the rest of it is discarded."""
-    OVER = auto()
-    """Closed, closing or handed over: data is discarded."""
-
-
 # Bound once, for speed: see the docstring of llmux.gateway.
-_HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = _Phase
+_HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = Phase
 _TO_ENGINE = Destination.ENGINE
 
 
@@ -171,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_exchange()
         self._phase = _OVER
-        self._drop_body()
+        self._discard_received()
         self.write = write_nowhere
         self._state.forget(self)
 
@@ -244,7 +234,8 @@ class ClientConnection(asyncio.Protocol):
             assert self._body is not None
             self._refuse_and_close(self._body.stalled())
         elif self._exchange is not None and not self.is_full:
-            self.deadline = self._exchange.send_wait_comment(self._state.now)
+            # A client that cannot take the comment has got another deadline meanwhile.
+            self.deadline = max(self._exchange.send_wait_comment(self._state.now), self.deadline)
         else:
             self.abort()
 
@@ -278,18 +269,20 @@ class ClientConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Work off what has been received until something must be waited for, be it the other connections' turn."""
         self._advancing = True
+        shared, steps_before = self._state.turns, self._steps_left
         while self._inbox.has_more():
             phase = self._phase
             if phase is not _HEAD and phase is not _BODY:
                 break
-            if self._steps_left <= 0:
+            if self._steps_left <= 0 or shared.steps_left <= 0:
                 self._flow.pause(PauseReason.OTHERS_TURN)
-                self._state.turns.put_off(self._take_turn)
+                shared.put_off(self._take_turn)
                 break
             if phase is _HEAD:
                 self._take_head()
             else:
                 self._take_body()
+        shared.spend(steps_before - self._steps_left)
         self._advancing = False
         self._limit_inbox()
         if self._departure.half_closed and not self._inbox.pending_bytes and self._phase in (_HEAD, _BODY):
@@ -314,13 +307,13 @@ class ClientConnection(asyncio.Protocol):
             self._fail(error)
 
     def _discard_received(self) -> None:
+        self._reading = None
         self._inbox.clear()
         self._head_buffer.clear()
         self._drop_body()
         self._limit_inbox()
 
     def _drop_body(self) -> None:
-        self._reading = None
         if self._body is not None:
             self._body.release()
             self._body = None
@@ -363,6 +356,7 @@ class ClientConnection(asyncio.Protocol):
         if head:
             self._repeatable = False
             self._route = None
+            self.cors_fields = b""
             self.started_at = time.monotonic()
             self._parse_head(head)
         elif begins and buffer.pieces:
@@ -425,8 +419,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._steps_left -= body.size_bytes // turns.BODY_BYTES_PER_STEP
         self._take_request(body.take())
-        if self._reading is None:
-            self._drop_body()
+        self._drop_body()
 
     # Answering.
 
@@ -442,25 +435,33 @@ class ClientConnection(asyncio.Protocol):
             elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
             elif len(body) >= LARGE_FORM_BYTES and is_large(head, len(body)):
-                self._reading = state.run_in_thread(
-                    read_large, head, route, body, state.access.names, state.options.spool_bytes
-                )
-                self._reading.add_done_callback(self._large_body_read)
+                self._read_in_thread(route, body)
             else:
                 self._ask_for_model(route, find_model(head, route, body, state.access.names))
+        except TooLong:
+            self._read_in_thread(route, body)
         except RequestError as error:
             self._answer_error(error)
 
-    def _large_body_read(self, reading: asyncio.Future[EngineCall]) -> None:
+    def _read_in_thread(self, route: Route, body: bytes) -> None:
+        names, spool_bytes = self._state.access.names, self._state.options.spool_bytes
+        received, self._body = self._body, None
+        self._reading = self._state.run_in_thread(read_large, self.head, route, body, names, spool_bytes)
+        self._reading.add_done_callback(partial(self._large_body_read, route, received))
+
+    def _large_body_read(
+        self, route: Route, received: ReceivedBody | None, reading: asyncio.Future[EngineCall]
+    ) -> None:
+        if received is not None:
+            received.release()  # Not before: a client that has left leaves its body to the thread.
         if self._reading is not reading:
-            return  # The client has left.
-        self._drop_body()
+            return
+        self._reading = None
         try:
-            assert self._route is not None
             if reading.cancelled():
                 self.abort()
             else:
-                self._ask_for_model(self._route, reading.result())
+                self._ask_for_model(route, reading.result())
         except RequestError as error:
             self._answer_error(error)
         except Exception as error:

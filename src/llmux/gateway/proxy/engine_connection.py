@@ -9,15 +9,17 @@ from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.chunks import ChunkReader, FramingError
 from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHeadReader
 from llmux.gateway.proxy.flow_control import FlowControl
+from llmux.gateway.proxy.turns import Turns
 
 _MAX_HEAD_BYTES = 64 * 1024
 _LARGE_REQUEST_BYTES = 64 * 1024
 """Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
 _HEAD_TOO_LARGE = "the head of the engine's answer is too large"
 _MAX_INTERIM_ANSWERS = 16
-_TURN_BYTES = 8 * 1024
 _TURN_LINES = 512
 """A read with more lines of chunk framing than that is relayed piece by piece, so that other connections get a turn."""
+_PIECES_BYTES = (32 * 1024, 8 * 1024, 2 * 1024)
+"""The largest without too many lines is taken, or the smallest."""
 
 
 class AnswerReceiver(Protocol):
@@ -40,6 +42,7 @@ class ConnectionOwner(Protocol):
     """Keeps the connections to one engine; each reports to it what concerns all of them."""
 
     heads: ResponseHeadReader
+    turns: Turns
 
     def opened(self) -> None:
         """A connection was made."""
@@ -370,7 +373,7 @@ class EngineConnection(asyncio.Protocol):
         assert write is not None
         if self._awaits_first_bytes and data:
             self._report_first_bytes()
-        if len(data) > _TURN_BYTES and data.count(b"\r\n") > _TURN_LINES:
+        if len(data) > _PIECES_BYTES[-1] and data.count(b"\r\n") > _TURN_LINES:
             data = self._leave_for_later(data)
         self.body_bytes += len(data)
         self._last_piece = data
@@ -396,15 +399,21 @@ class EngineConnection(asyncio.Protocol):
 
     def _leave_for_later(self, data: bytes) -> bytes:
         """Keep all but the first part for later turns, without reading on meanwhile; returns that part."""
-        self._backlog = data[_TURN_BYTES:]
+        turns = self._owner.turns
+        size = 0
+        if turns.steps_left > 0:
+            fitting = (size for size in _PIECES_BYTES if data.count(b"\r\n", 0, size) <= _TURN_LINES)
+            size = next(fitting, _PIECES_BYTES[-1])
+            turns.spend(_TURN_LINES)
+        self._backlog = data[size:]
         self.pause_reading()
         self._schedule_backlog()
-        return data[:_TURN_BYTES]
+        return data[:size]
 
     def _schedule_backlog(self) -> None:
         if not self._is_backlog_scheduled:
             self._is_backlog_scheduled = True
-            asyncio.get_running_loop().call_soon(self._relay_backlog)
+            self._owner.turns.put_off(self._relay_backlog)
 
     def _relay_backlog(self) -> None:
         self._is_backlog_scheduled = False

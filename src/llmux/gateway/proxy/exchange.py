@@ -204,7 +204,7 @@ class Exchange:
             return self._comment(now)
         except Exception as error:
             self.failed(error)
-            return math.inf
+            return 0.0
 
     def _comment(self, now: float) -> float:
         begun, engine, answer = self._begun, self._engine, self._answer
@@ -217,7 +217,10 @@ class Exchange:
             if begun is None or begun.passes_chunks:
                 self._client.write(engine.frame_event(_COMMENT))
                 return now + self._state.options.keepalive_seconds
-        if begun is None and self._state.options.wait_comments_after_seconds < math.inf:
+        if begun is None:
+            first_at = self._client.started_at + self._state.options.wait_comments_after_seconds
+            if now < first_at:
+                return first_at
             begun = self._begin_stream()
         if begun is None:
             return math.inf
@@ -314,15 +317,19 @@ class Exchange:
     def answer_ended(self) -> None:
         engine = self._engine
         assert engine is not None
-        self._phase = _OVER
         self._engine = None
+        if self._begun is not None:
+            try:
+                self._begun.end()
+            except Exception as error:
+                self.failed(error)
+                return
+        self._phase = _OVER
         self._upstream = None
         if self._last_comment_at is not None:
             self._end_suspension()
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
-        if self._begun is not None:
-            self._begun.end()
         # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(self._request, Outcome.COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)

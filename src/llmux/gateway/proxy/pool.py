@@ -10,6 +10,7 @@ from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
 from llmux.os_errors import is_own_shortage, reason_of
 
@@ -47,11 +48,15 @@ class EnginePool:
         "address",
         "fixed_headers",
         "heads",
+        "turns",
         "upstream",
     )
 
-    def __init__(self, upstream: Upstream, options: GatewayOptions, statistics: GatewayStatistics, now: float) -> None:
+    def __init__(
+        self, upstream: Upstream, options: GatewayOptions, statistics: GatewayStatistics, turns: Turns, now: float
+    ) -> None:
         self.upstream = upstream
+        self.turns = turns
         self.heads = ResponseHeadReader()
         self._options = options
         self._statistics = statistics
@@ -191,9 +196,10 @@ class EnginePools:
     equal object would merely get a pool of its own.
     """
 
-    def __init__(self, options: GatewayOptions, statistics: GatewayStatistics) -> None:
+    def __init__(self, options: GatewayOptions, statistics: GatewayStatistics, turns: Turns) -> None:
         self._options = options
         self._statistics = statistics
+        self._turns = turns
         self._now = time.monotonic()
         self._pools: dict[int, EnginePool] = {}
         """By ``id(pool.upstream)``, which stays unique because the pool keeps that object alive."""
@@ -202,7 +208,7 @@ class EnginePools:
         """The upstream's pool, made if there is none."""
         pool = self._pools.get(id(upstream))
         if pool is None:
-            pool = EnginePool(upstream, self._options, self._statistics, self._now)
+            pool = EnginePool(upstream, self._options, self._statistics, self._turns, self._now)
             self._pools[id(upstream)] = pool
         return pool
 

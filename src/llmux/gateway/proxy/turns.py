@@ -9,6 +9,8 @@ _TURN_SECONDS = 0.001
 
 STEPS_PER_TURN = 500
 """How much of what a client sends is worked off before others are served; a step takes about a microsecond."""
+_STEPS_PER_ITERATION = 5_000
+"""Of all connections together, beside what was put off: many at once must not add up."""
 STEPS_OF_A_HEAD = 50
 STEPS_OF_A_PIECE = 5
 HEAD_BYTES_PER_STEP = 64
@@ -23,13 +25,21 @@ class Turns:
     everything read would be worked off before any other connection has its turn.
     """
 
-    __slots__ = ("_call_soon", "_scheduled", "_waiting")
+    __slots__ = ("_call_soon", "_scheduled", "_waiting", "steps_left")
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
         """``call_soon`` is the event loop's."""
         self._call_soon = call_soon
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
+        self.steps_left = _STEPS_PER_ITERATION
+        """Where none are, whatever is not done yet is to be put off."""
+
+    def spend(self, steps: int) -> None:
+        """Count work that was done at once."""
+        self.steps_left -= steps
+        if self.steps_left <= 0:
+            self._schedule()
 
     def put_off(self, work: Callable[[], None]) -> None:
         """Run ``work``, which must be short, in a later iteration of the loop."""
@@ -37,12 +47,13 @@ class Turns:
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._waiting and not self._scheduled:
+        if not self._scheduled:
             self._scheduled = True
             self._call_soon(self._run)
 
     def _run(self) -> None:
         self._scheduled = False
+        self.steps_left = _STEPS_PER_ITERATION
         until = time.perf_counter() + _TURN_SECONDS
         try:
             # What is put off again meanwhile waits for the next iteration.
@@ -51,4 +62,5 @@ class Turns:
                 if time.perf_counter() >= until:
                     break
         finally:
-            self._schedule()
+            if self._waiting:
+                self._schedule()

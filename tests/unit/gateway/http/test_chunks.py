@@ -101,3 +101,13 @@ def test_cached_sizes_are_validated_like_new_ones() -> None:
         assert ChunkReader().feed(b"a\r\n0123456789\r\n") == -1
         with pytest.raises(FramingError):
             ChunkReader().feed(b"a\r\n0123456789XX")
+
+
+@pytest.mark.parametrize("byte", [0, 8, 11, 31, 127])
+@pytest.mark.parametrize("place", [0, 900])
+def test_a_control_character_in_an_extension_is_refused(byte: int, place: int) -> None:
+    extension = bytearray(b"x" * 1000)
+    ChunkReader().feed(b"1;" + extension + b"\r\n")
+    extension[place] = byte
+    with pytest.raises(FramingError, match="control character"):
+        ChunkReader().feed(b"1;" + extension + b"\r\n")

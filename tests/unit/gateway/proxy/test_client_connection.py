@@ -97,7 +97,8 @@ def test_requests_that_an_engine_answers_are_not_put_off() -> None:
     for _ in range(100):
         relay.client.data_received(POST + b"X-Request-Id: a\r\nContent-Length: 13\r\n\r\n" + BODY)
         relay.engine.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-        assert relay.client_side.written.endswith(b"{}") and not relay.soon
+        assert relay.client_side.written.endswith(b"{}")
+        relay.next_iteration()
         relay.client_side.written = b""
 
 
@@ -381,3 +382,23 @@ def test_connections_far_beyond_the_limit_are_closed_without_an_answer() -> None
     assert [(side.written, side.aborted) for side in sides[64:]] == [(b"", True)] * 2
     assert state.statistics.connections_refused == 66
     assert len(state.connections) == 65
+
+
+def test_many_connections_that_send_at_once_do_not_add_up() -> None:
+    relay = InMemoryRelay()
+    state = relay.client._state
+    clients = [ClientConnection(state) for _ in range(100)]
+    sides = [FakeTransport() for _ in clients]
+    for client, side in zip(clients, sides, strict=True):
+        client.connection_made(side)
+        client.data_received(POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 400)
+    assert sum(client._body.size_bytes for client in clients if client._body is not None) < 6_000
+    assert sum(not side.reads for side in sides) > 80
+    while relay.soon:
+        relay.next_iteration()
+    assert {client._body.size_bytes for client in clients if client._body is not None} == {400}
+    assert all(side.reads for side in sides)
+    assert state.receiving_bytes == 40_000
+    for client in clients:
+        client.connection_lost(None)
+    assert state.receiving_bytes == 0

@@ -11,6 +11,7 @@ from llmux.gateway.http.response_head import ResponseHead
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
 from tests.support.gateway import InMemoryRelay
 
@@ -36,7 +37,7 @@ async def turns_until(relay: InMemoryRelay, count: int) -> int:
     turns = 0
     while len(relay.access.ended) < count:
         turns += 1
-        await asyncio.sleep(0)
+        relay.next_iteration()
     return turns
 
 
@@ -59,8 +60,9 @@ class Receiver:
 
 
 async def test_each_request_reaches_its_engine_before_the_next_is_sent() -> None:
-    pool = EnginePools(GatewayOptions(), GatewayStatistics()).of(Upstream("127.0.0.1", 1, None))
     loop = asyncio.get_running_loop()
+    pools = EnginePools(GatewayOptions(), GatewayStatistics(), Turns(loop.call_soon))
+    pool = pools.of(Upstream("127.0.0.1", 1, None))
     ours, engines = zip(*(socket.socketpair() for _ in range(8)), strict=True)
     connections = [(await loop.create_connection(lambda: EngineConnection(pool), sock=end))[1] for end in ours]
     arrived = []
@@ -158,3 +160,20 @@ def test_a_head_is_limited_however_it_arrives(piece_bytes: int) -> None:
             relay.engine.data_received(head[begin : begin + piece_bytes])
         assert (relay.access.ended == [(1, Outcome.COMPLETED)]) is is_taken
         assert relay.engine.usable is is_taken
+
+
+async def test_answers_of_tiny_chunks_of_many_engines_do_not_add_up() -> None:
+    relay = asked()
+    relay.engine._owner.turns.spend(10_000)
+    relay.engine.data_received(CHUNKED + TINY_CHUNKS + END)
+    head, body = relay.client_side.written.split(b"\r\n\r\n", 1)
+    assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"")
+    assert await turns_until(relay, 1) > 10
+    assert relay.client_side.written == head + b"\r\n\r\n" + TINY_CHUNKS + END
+
+
+async def test_a_large_piece_with_few_lines_is_relayed_in_large_parts() -> None:
+    relay = asked()
+    chunk = b"c8\r\n" + b"x" * 200 + b"\r\n"
+    relay.engine.data_received(CHUNKED + chunk * 400 + END)
+    assert await turns_until(relay, 1) < 4

@@ -7,6 +7,7 @@ from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool, EnginePools
+from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
 from tests.support.gateway import FakeTransport
 
@@ -21,7 +22,7 @@ def idle_connection(pool: EnginePool) -> EngineConnection:
 
 
 def pools(options: GatewayOptions | None = None) -> EnginePools:
-    return EnginePools(options or GatewayOptions(), GatewayStatistics())
+    return EnginePools(options or GatewayOptions(), GatewayStatistics(), Turns([].append))
 
 
 def is_aborted(engine: EngineConnection) -> bool:

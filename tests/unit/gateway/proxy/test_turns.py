@@ -56,3 +56,15 @@ def test_work_that_raises_does_not_stop_the_rest() -> None:
         soon.pop()()
     soon.pop()()
     assert ran == ["b"]
+
+
+def test_what_all_do_at_once_is_bounded_in_each_iteration() -> None:
+    soon: list[Callable[[], None]] = []
+    turns = Turns(soon.append)
+    while turns.steps_left > 0:
+        assert soon == []
+        turns.spend(500)
+    turns.spend(500)
+    assert len(soon) == 1
+    soon.pop()()
+    assert turns.steps_left > 0 and soon == []
