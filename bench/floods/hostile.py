@@ -40,9 +40,8 @@ def _multipart(file_bytes: int) -> Flood:
     file = (b"\r\n--boundar" * (file_bytes // 11 + 1))[:file_bytes]
     body = part % (BOUNDARY, b"file", b'; filename="a"', file) + part % (BOUNDARY, b"model", b"", b"m")
     body += b"--%b--\r\n" % BOUNDARY
-    head = (
-        b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=%b\r\n"
-    )
+    head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=%b\r\n"
     return Flood(head % BOUNDARY + b"Content-Length: %d\r\n\r\n" % len(body) + body, len(body), 1)
 
 

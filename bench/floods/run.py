@@ -206,7 +206,9 @@ def _running(command: Sequence[str], cpu: str, log: Path) -> Iterator[subprocess
 async def _until_answers(port: int) -> None:
     """Wait until a request is answered; llmux's first one starts the engine."""
     body = b'{"model":"m"}'
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    )
     answer = b"nothing"
     try:
         async with asyncio.timeout(START_SECONDS):
