@@ -31,9 +31,8 @@ class Streaming(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         body = b'{"model":"m","stream":true}'
-        head = (
-            b"POST /v1/stream HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        )
+        head = b"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += b"Content-Length: %d\r\n\r\n"
         self._transport.write(head % len(body) + body)
 
     def data_received(self, data: bytes) -> None:
@@ -63,7 +62,7 @@ async def probe(port: int, seen: Seen) -> None:
                 try:
                     for _ in range(500):
                         asked = time.perf_counter()
-                        writer.write(b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n")
+                        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                         head = await reader.readuntil(b"\r\n\r\n")
                         length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
                         await reader.readexactly(int(length))

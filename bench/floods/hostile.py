@@ -13,7 +13,7 @@ from dataclasses import dataclass
 READ_BYTES = 1 << 20
 GIVE_UP_SECONDS = 120.0
 BOUNDARY = b"boundary"
-_POST = b"POST /v1/%b HTTP/1.1\r\nHost: hostile\r\nmodel-override: m\r\nContent-Type: %b\r\n%b\r\n\r\n"
+_POST = b"POST /v1/%b HTTP/1.1\r\nHost: localhost\r\nmodel-override: m\r\nContent-Type: %b\r\n%b\r\n\r\n"
 _CHUNKED = b"Transfer-Encoding: chunked"
 _JSON = b"application/json"
 
@@ -40,14 +40,13 @@ def _multipart(file_bytes: int) -> Flood:
     file = (b"\r\n--boundar" * (file_bytes // 11 + 1))[:file_bytes]
     body = part % (BOUNDARY, b"file", b'; filename="a"', file) + part % (BOUNDARY, b"model", b"", b"m")
     body += b"--%b--\r\n" % BOUNDARY
-    head = (
-        b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: hostile\r\nContent-Type: multipart/form-data; boundary=%b\r\n"
-    )
+    head = b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=%b\r\n"
     return Flood(head % BOUNDARY + b"Content-Length: %d\r\n\r\n" % len(body) + body, len(body), 1)
 
 
 def _pipelined(count: int, fields: bytes = b"") -> Flood:
-    return Flood((b"GET /health HTTP/1.1\r\nHost: hostile\r\n" + fields + b"\r\n") * count, 0, count)
+    return Flood((b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n") * count, 0, count)
 
 
 def _interim() -> Flood:

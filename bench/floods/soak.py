@@ -144,7 +144,7 @@ class Soak:
             prompt = f"client {number} asks {count}"
             messages = [{"role": "user", "content": prompt}]
             body = json.dumps({"model": model, "stream": True, "max_tokens": TOKENS, "messages": messages}).encode()
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: soak\r\nContent-Type: application/json\r\n"
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
             phase = self.phase
             try:

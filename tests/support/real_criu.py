@@ -24,6 +24,7 @@ from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
+from tests.support.fork_server import orders_to_fork_server
 from tests.support.processes import exists
 
 CRIU = os.environ.get("LLMUX_TEST_CRIU", "")
@@ -203,6 +204,7 @@ def nothing_left() -> Iterator[None]:
 
     Others may use criu at the same time: only names that this process has seen as its own are checked.
     """
+    orders_to_fork_server()  # It outlives the test that needs it first.
     children, tables = find_children(), set[str]()
     remove_directory = images.remove_directory
 

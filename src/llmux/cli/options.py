@@ -8,6 +8,7 @@ import typer
 from llmux.cli.remote import check_url
 from llmux.config import machine
 from llmux.config.load import load, with_overrides
+from llmux.config.remedies import about_eviction
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
 from llmux.errors import ConfigError
@@ -22,8 +23,8 @@ def parse_eviction(text: str) -> Eviction:
     """``weights+process``. Raises typer.BadParameter, which ends the program with 2."""
     try:
         return Eviction.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not WEIGHTS+PROCESS; {about_eviction(text)}") from None
 
 
 def _parse_url(text: str) -> str:

@@ -4,6 +4,7 @@ It uses the standard library's urllib: importing aiohttp would take longer than 
 """
 
 import json
+from http import HTTPStatus
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -53,13 +54,19 @@ class RemoteControl:
                 return json.loads(answer.read(MAX_ANSWER_BYTES))
         except HTTPError as error:
             with error:
-                raise Refused(_reason(error)) from None
+                raise Refused(self._reason(error)) from None
         except URLError as error:
             raise Unreachable(f"nothing listens at {self._url} ({error.reason}): is llmux running?") from None
         except OSError as error:
             raise Unreachable(f"{self._url} broke off ({error}): has llmux been stopped?") from None
         except ValueError:
             raise Unreachable(f"{self._url} answers, but it is not llmux") from None
+
+    def _reason(self, error: HTTPError) -> str:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            what = "the key is wrong" if self._admin_key else "a key is needed"
+            return f"{what}: give llmux's admin_key with --admin-key, or in LLMUX_ADMIN_KEY"
+        return _message_of(error)
 
 
 def check_url(url: str) -> str:
@@ -74,7 +81,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def _reason(error: HTTPError) -> str:
+def _message_of(error: HTTPError) -> str:
     try:
         document = json.loads(error.read(MAX_ANSWER_BYTES))
         return str(document["error"])

@@ -125,6 +125,17 @@ def lora_modules(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(module for word in words if (module := _lora_module(word)) is not None)
 
 
+def unreadable_lora_modules(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The words after ``--lora-modules`` that stand for no adapter."""
+    return tuple(
+        word
+        for option in options(arguments)
+        if option.flag in LORA_MODULES
+        for word in option.values
+        if word and _lora_module(word) is None
+    )
+
+
 def _lora_module(word: str) -> tuple[str, str] | None:
     if "=" in word and "," not in word:
         name, _, path = word.partition("=")

@@ -11,7 +11,7 @@ from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction, Process
-from llmux.core.names import NameKind
+from llmux.core.names import ModelName, NameKind
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
@@ -23,6 +23,7 @@ _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
 _ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+/?")
+_TYPOGRAPHIC = re.compile("[\u2018-\u201f\u2010-\u2015\u2212\u00ab\u00bb\u00a0\u200b\ufeff]")
 _HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
 
@@ -205,9 +206,42 @@ def warnings(settings: Settings) -> Iterator[Problem]:
         )
     for name, model in settings.models.items():
         yield from _odd_arguments(dotted(("models", name, "extra_args")), model.extra_args)
+        yield from _odd_names(name, model.names(name))
+        texts = {"model_path": model.model_path, "command": model.command or ""}
+        texts |= {f"extra_args.{index}": word for index, word in enumerate(model.extra_args)}
+        for key, text in texts.items():
+            if found := _TYPOGRAPHIC.match(text):
+                message = f"begins with the typographic character {found[0]}, as word processors and web pages have it"
+                yield Problem(dotted(("models", name, *key.split("."))), message, "type it anew")
+    yield from _keys_of_two_kinds(settings)
+
+
+def _odd_names(model: str, names: Iterable[ModelName]) -> Iterator[Problem]:
+    for named in names:
+        if named.name != named.name.strip() and named.kind in (NameKind.MODEL, NameKind.ALIAS):
+            path = ("models", model) if named.kind is NameKind.MODEL else ("models", model, "aliases")
+            message = f"{named.name!r} has a blank at its beginning or end, which headers cannot carry"
+            yield Problem(dotted(path), message, "remove it")
+
+
+def _keys_of_two_kinds(settings: Settings) -> Iterator[Problem]:
+    interactive = {key.get_secret_value() for key in settings.api_keys}
+    for index, key in enumerate(settings.batch_api_keys):
+        if key.get_secret_value() in interactive:
+            message = "this key is in api_keys, too: all of its requests are batch"
+            yield Problem(dotted(("batch_api_keys", index)), message, "keep it in one of the lists")
+    clients = interactive | {key.get_secret_value() for key in settings.batch_api_keys}
+    if settings.admin_key is not None and settings.admin_key.get_secret_value() in clients:
+        yield Problem("admin_key", "is an API key, too: whoever may ask may also switch and pin", "use another key")
 
 
 def _odd_arguments(path: str, words: Sequence[str]) -> Iterator[Problem]:
+    for _ in arguments.unreadable_lora_modules(words):
+        yield Problem(
+            path,
+            "an item after --lora-modules is no adapter, so that nobody can ask for it",
+            'write NAME=PATH, or \'{"name": "NAME", "path": "PATH"}\'',
+        )
     if words and not words[0].lstrip().startswith("-"):
         yield Problem(
             f"{path}.0", "is neither a flag nor the value of one", "begin with a flag, such as --max-model-len"

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from llmux.config.fields import Notation, Substituted
-from llmux.config.position import NOWHERE, Position, position_of
-from llmux.config.problems import Path, dotted
+from llmux.config.position import NOWHERE, Path, Position, position_of
+from llmux.config.problems import dotted
 from llmux.errors import Problem
 from llmux.redaction import is_secret_name
 
@@ -154,7 +154,8 @@ def _check_secret(reader: "_Reader", value: str) -> None:
     if reader.missing:
         raise _unset(reader.missing[0], ())
     if reader.references and not value:
-        raise _unset(reader.names[0], ())
+        name = reader.names[0]
+        raise _Refused(f"the environment variable {name} is empty", f"set {name}")
     if reader.starts_with_dollar:
         raise _Refused("begins with $ but is not ${NAME}", f"write ${{NAME}}; {_LITERAL}")
 

@@ -107,6 +107,8 @@ def _key(value: object) -> object:
         raise PydanticCustomError("blank_key", "must not be blank")
     if value != value.strip():
         raise PydanticCustomError("blanks_around_key", "must not begin or end with a blank or a line break")
+    if value[:7].lower() == "bearer ":
+        raise PydanticCustomError("bearer_in_key", "must be the key alone, without the word Bearer")
     if any(ord(character) < 32 or ord(character) == 127 for character in value):
         raise PydanticCustomError("control_character", "must not contain line breaks or control characters")
     return value

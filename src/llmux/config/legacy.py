@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmux.config.fields import as_scalar
-from llmux.config.problems import Path, dotted
+from llmux.config.position import Path
+from llmux.config.problems import dotted
 from llmux.errors import Problem
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from llmux.config import checks, legacy, machine
 from llmux.config.expansion import expand
 from llmux.config.parse import parse
-from llmux.config.problems import Path, location, problems_of
+from llmux.config.position import Path
+from llmux.config.problems import location, problems_of
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
 from llmux.redaction import Redactor

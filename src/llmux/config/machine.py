@@ -5,6 +5,7 @@ warning: ``llmux check`` and every command that starts engines print it.
 """
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -82,6 +83,7 @@ def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Ite
             yield Problem("checkpoint.criu_path", f"the program {program!r} {reason}", _INSTALL)
 
 
+_HUGGING_FACE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _INSTALL = "install it, or name another one"
 
 
@@ -98,10 +100,15 @@ def _missing_reason(program: str, search_path: str | None) -> str:
 
 def _missing_weights(settings: Settings) -> Iterator[Problem]:
     for name, model in settings.models.items():
+        path = dotted(("models", name, "model_path"))
+        if found := _HUGGING_FACE.match(model.model_path):
+            yield Problem(path, "is the address of a web page, not an id", f"write {found[1]}")
+            continue
+        if "://" in model.model_path:  # An object store, which some engines read themselves.
+            continue
         # A Hugging Face id is NAME or OWNER/NAME.
         is_path = model.model_path.startswith(("/", "./", "../")) or model.model_path.count("/") > 1
         if is_path and not exists(model.model_path):
-            path = dotted(("models", name, "model_path"))
             yield Problem(path, f"{model.model_path} does not exist", "correct it, or put the weights there")
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from llmux.config.fields import WrittenFloat
-from llmux.config.problems import Path, dotted
+from llmux.config.position import Path
+from llmux.config.problems import dotted
 from llmux.errors import ConfigError, Problem
 
 

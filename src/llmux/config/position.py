@@ -3,11 +3,14 @@
 import types
 import typing
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
 from llmux.config.fields import Notation
+
+Path: TypeAlias = tuple[str | int, ...]
+"""A location in the data: keys and list indexes."""
 
 
 class Position:

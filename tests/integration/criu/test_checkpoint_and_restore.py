@@ -161,7 +161,8 @@ async def test_validate_does_not_touch_the_images_that_serve(tmp_path: Path) -> 
 
 async def test_a_failed_dump_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     configure(tmp_path)
-    (tmp_path / "images").write_text("not a directory")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "m").write_text("not a directory")
     ended = await run_llmux("checkpoint", "m", directory=tmp_path)
     assert ended.code == 1
     assert "no image was made" in ended.errors

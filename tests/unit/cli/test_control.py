@@ -98,7 +98,11 @@ async def test_the_key_comes_from_option_or_environment() -> None:
     async with control_api(model("a"), admin_key="secret") as api:
         without = await llmux(api, "status")
         assert without.exit_code == 1
-        assert "admin_key" in without.stderr
+        assert (
+            without.stderr == "llmux: a key is needed: give llmux's admin_key with --admin-key, or in LLMUX_ADMIN_KEY\n"
+        )
+        wrong = await llmux(api, "status", "--admin-key", "other")
+        assert wrong.stderr.startswith("llmux: the key is wrong: give ")
         assert (await llmux(api, "status", "--admin-key", "secret")).exit_code == 0
         assert (await llmux(api, "status", LLMUX_ADMIN_KEY="secret")).exit_code == 0
 

@@ -337,3 +337,31 @@ def test_unsupported_names_what_serve_cannot_do_yet(tmp_path: Path) -> None:
     ]
     assert all(problem.remedy for problem in found)
     assert checks.unsupported(settings({"d": models["d"]})) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ({"model_path": "\u201cx/a\u201d"}, "models.a.model_path"),
+        ({"command": "\u2018vllm\u2019"}, "models.a.command"),
+        ({"extra_args": ["--seed", "1", "\u2013\u2013enforce-eager"]}, "models.a.extra_args.2"),
+        ({"aliases": ["gpt-4 "]}, "models.a.aliases"),
+        ({"extra_args": ["--lora-modules", "sql=/lora/sql", "docs"]}, "models.a.extra_args"),
+        ({"extra_args": ["--lora-modules", '{"name": "sql"}']}, "models.a.extra_args"),
+    ],
+)
+def test_slips_that_only_the_engine_would_notice(model: dict[str, Any], path: str) -> None:
+    (warning,) = checks.warnings(settings({"a": model}))
+    assert (warning.path, bool(warning.remedy)) == (path, True)
+
+
+def test_adapters_in_both_notations_are_no_slips() -> None:
+    words = ["--lora-modules", "sql=/lora/sql", '{"name": "docs", "path": "/lora/docs"}']
+    assert list(checks.warnings(settings({"a": {"extra_args": words}}))) == []
+
+
+def test_a_key_of_two_kinds_is_a_warning_without_the_key() -> None:
+    keys = {"api_keys": ["one-secret", "two-secret"], "batch_api_keys": ["two-secret"], "admin_key": "one-secret"}
+    found = list(checks.warnings(settings({"a": {}}, **keys)))
+    assert [warning.path for warning in found] == ["batch_api_keys.0", "admin_key"]
+    assert not any("secret" in str(warning) for warning in found)

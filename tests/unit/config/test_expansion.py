@@ -241,11 +241,11 @@ def test_every_secret_is_replaced() -> None:
     assert [key.get_secret_value() for key in settings.batch_api_keys] == ["$x"]
 
 
-@pytest.mark.parametrize("name", ["ABSENT", "EMPTY"])
-def test_a_key_from_an_unset_or_empty_variable_is_a_problem(name: str) -> None:
+@pytest.mark.parametrize(("name", "what"), [("ABSENT", "not set"), ("EMPTY", "empty")])
+def test_a_key_from_an_unset_or_empty_variable_is_a_problem(name: str, what: str) -> None:
     (problem,) = problems(api_keys=["x", f"${{{name}}}"])
     assert problem.path == "api_keys.1"
-    assert problem.message == f"the environment variable {name} is not set"
+    assert problem.message == f"the environment variable {name} is {what}"
 
 
 @pytest.mark.parametrize(

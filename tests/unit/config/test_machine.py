@@ -146,3 +146,13 @@ def test_paths_that_cannot_even_be_looked_at() -> None:
         "checkpoint.cuda_plugin_dir",
         "access_log",
     ]
+
+
+@pytest.mark.parametrize("model_path", ["s3://bucket/a", "gs://bucket/a/b"])
+def test_weights_in_an_object_store_are_not_missed(model_path: str) -> None:
+    assert warnings({"model_path": model_path}) == []
+
+
+def test_the_address_of_a_web_page_is_not_an_id() -> None:
+    (warning,) = machine.warnings(settings({"model_path": "https://huggingface.co/Qwen/Qwen3-8B/tree/main"}))
+    assert (warning.path, warning.remedy) == ("models.a.model_path", "write Qwen/Qwen3-8B")

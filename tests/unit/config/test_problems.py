@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmux.config.problems import dotted, nearest, problems_of
+from llmux.config.problems import dotted, problems_of
 from llmux.config.settings import Settings
 
 
@@ -76,6 +76,25 @@ def test_wording(model: dict[str, Any], top: dict[str, Any], expected: str) -> N
     assert texts(model, **top) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("model", "top", "path"),
+    [
+        ({}, {"start_timeout_seconds": None}, "start_timeout_seconds"),
+        ({"model_path": None}, {}, "models.a.model_path"),
+        ({"extra_args": ["--seed", None]}, {}, "models.a.extra_args.1"),
+        ({"env": {"A": None}}, {}, "models.a.env.A"),
+        ({}, {"canary": None}, "canary"),
+    ],
+)
+def test_a_key_without_a_value(model: dict[str, Any], top: dict[str, Any], path: str) -> None:
+    (text,) = texts(model, **top)
+    assert text == f"{path}: has no value (write one, or remove it)"
+
+
+def test_values_are_shown_as_the_file_has_them() -> None:
+    assert texts(canary=True) == ["canary: must be 'off', 'sampled' or 'always', not true"]
+
+
 def test_the_levels_are_listed() -> None:
     (text,) = texts({"eviction": 6})
     assert text.startswith("models.a.eviction: 6 is not a sleep level from 1 to 5 (1 offload+keep_running, 2 ")
@@ -90,9 +109,3 @@ def test_a_secret_is_never_shown() -> None:
 def test_paths_are_readable() -> None:
     assert dotted(("models", "a/b", "extra_args", 2)) == "models.a/b.extra_args.2"
     assert dotted(("models", "", "x\n")) == "models.''.'x\\n'"
-
-
-def test_nearest() -> None:
-    assert nearest("fio", ["fifo", "other"]) == "did you mean 'fifo'?"
-    assert nearest("zzz", ["fifo", "other"]) == "allowed: fifo, other"
-    assert nearest("zzz", ["fifo"], otherwise="") == ""
