@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from llmux.simulation.engine.text import embedding, expected_text
-from tests.support.bench import OFFLOAD, Bench, eventually, serving, with_flags
+from tests.support.bench import OFFLOAD, STOP, Bench, eventually, serving, with_flags
 from tests.support.client_programs import SKIP_REASON, are_missing, node_program, python_program, run
 
 pytestmark = [pytest.mark.clients, pytest.mark.skipif(are_missing(), reason=SKIP_REASON), pytest.mark.timeout(150)]
 
 KEY = "right"
 MODELS = {name: with_flags(OFFLOAD, "--token-ms", "10") for name in ("a", "b")}
-A, B = (expected_text(name, "hello", 8) for name in "ab")
+MODELS["a"] = with_flags(MODELS["a"], "--enable-lora", "--lora-modules", "sql=/lora/sql")
+NAMES = ["a", "b", "sql"]
+A, B, SQL = (expected_text(name, "hello", 8) for name in ("a", "b", "sql"))
 
 
 async def nothing_in_flight(bench: Bench) -> None:
@@ -35,12 +37,17 @@ async def test_openai(tmp_path: Path) -> None:
         seen = await python_program("openai_calls.py", bench.server.url, KEY)
         await nothing_in_flight(bench)
     assert seen["sync"] == {
-        "models": ["a", "b"],
+        "models": NAMES,
         "chat": A,
         "stream": A,
         "left early": "assistant",
         "in turn": [A, B, A, B],
         "response": A,
+        "response stream": A,
+        "response at its end": [B, "incomplete", 8],
+        "response left early": "response.created",
+        "adapter": [SQL, "a"],
+        "adapter's response": ["sql", SQL],
         "request id": "mine",
         "unknown model": ["NotFoundError", "model_not_found"],
         "unknown model retrieved": ["NotFoundError", "model_not_found"],
@@ -48,7 +55,7 @@ async def test_openai(tmp_path: Path) -> None:
         "wrong key": ["AuthenticationError", "invalid_api_key"],
     }
     assert seen["async"] == {
-        "models": ["a", "b"],
+        "models": NAMES,
         "stream": B,
         "left early": "assistant",
         "at once": [A, B] * 4,
@@ -59,12 +66,24 @@ async def test_openai(tmp_path: Path) -> None:
 async def test_anthropic(tmp_path: Path) -> None:
     async with serving(MODELS, tmp_path, api_keys=[KEY]) as bench:
         seen = await python_program("anthropic_calls.py", bench.server.url, KEY)
+        await nothing_in_flight(bench)
     assert seen == {
-        "models": ["a", "b"],
+        "models": NAMES,
         "chat": A,
         "in turn": [A, B, A, B],
+        "stream": A,
+        "at its end": ["max_tokens", 8],
+        "events": [
+            *("message_start", "content_block_start", "content_block_delta"),
+            *("content_block_stop", "message_delta", "message_stop"),
+        ],
+        "left early": "message_start",
+        "counted": 3,
+        "adapter": [SQL, 1],
+        "async stream": [B, "message_start"],
         "bearer": B,
         "unknown model": ["NotFoundError", "error", "not_found_error"],
+        "unknown model counted": ["NotFoundError", "error", "not_found_error"],
         "wrong key": ["AuthenticationError", "error", "authentication_error"],
     }
 
@@ -79,6 +98,11 @@ async def test_litellm(tmp_path: Path) -> None:
         "anthropic": A,
         "stream": A,
         "async stream": B,
+        "anthropic stream": B,
+        "adapter": [SQL, SQL],
+        "models of openai": NAMES,
+        "models of anthropic": [f"anthropic/{name}" for name in NAMES],
+        "response": expected_text("b", "hello", 16),
         "left early": "chat.completion.chunk",
         "in turn": [A, B, A, B],
         "text": expected_text("b", "hello", 4),
@@ -99,6 +123,9 @@ async def test_langchain(tmp_path: Path) -> None:
         "batch": [B] * 3,
         "at once": [A, B, A, B],
         "response": A,
+        "response stream": B,
+        "models": NAMES,
+        "adapter": SQL,
         "embedding": embedding("a", "hello"),
         "unknown model": "NotFoundError",
         "wrong key": "AuthenticationError",
@@ -115,10 +142,46 @@ async def test_vercel_ai_sdk(tmp_path: Path) -> None:
         "left early": True,
         "in turn": [A, B, A, B],
         "at once": [A, B] * 4,
+        "adapter": [SQL, SQL],
         "embedding": embedding("a", "hello"),
         "unknown model": [404, "model_not_found"],
         "wrong key": [401, "invalid_api_key"],
     }
+
+
+WAITING = {"wait_comments_after_seconds": 0.2, "keepalive_seconds": 0.2}
+"""Comments come several times while an engine starts, which takes a third of a second and what a test adds."""
+
+
+@pytest.mark.parametrize("library", ["openai", "anthropic"])
+async def test_streams_that_wait_for_a_cold_model(library: str, tmp_path: Path) -> None:
+    """Comments are no events to these libraries, and an error in a stream raises."""
+    slow = with_flags(STOP, "--startup-delay-ms", "1500")
+    models = {
+        "a": slow,
+        "b": slow,
+        "c": with_flags(OFFLOAD, "--startup-delay-ms", "1500", "--max-model-len", "8"),
+        "never": with_flags(STOP, "--sim-fault", "start-hang"),
+    }
+    async with serving(models, tmp_path, start_timeout_seconds=6.0, **WAITING) as bench:
+        seen = await python_program("waiting_calls.py", bench.server.url, library)
+    assert seen == WAITED[library]
+
+
+WAITED = {
+    "openai": {
+        "chat": [A, True],
+        "response": [B, True],
+        "never": ["APIError", "model_unavailable"],
+        "refused": ["APIError", "400"],
+    },
+    "anthropic": {
+        "message": [A, True],
+        "events": [B, True],
+        "never": ["APIStatusError", "overloaded_error"],
+        "refused": ["APIStatusError", "BadRequestError"],
+    },
+}
 
 
 async def curl(bench: Bench, path: str, *options: str, key: str = KEY) -> tuple[int, str]:
@@ -140,7 +203,7 @@ async def test_curl(tmp_path: Path) -> None:
     async with serving(MODELS, tmp_path, api_keys=[KEY]) as bench:
         code, listed = await curl(bench, "/v1/models")
         assert code == 0
-        assert [model["id"] for model in json.loads(listed)["data"]] == ["a", "b"]
+        assert [model["id"] for model in json.loads(listed)["data"]] == NAMES
         kind = ("-H", "Content-Type: application/json")
         for model, text in (("a", A), ("b", B)):
             document = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}

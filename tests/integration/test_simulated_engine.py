@@ -75,9 +75,104 @@ async def test_the_other_dialects() -> None:
         _, body = await model.post("/v1/responses", {"input": "x", "max_output_tokens": 3})
         assert body["output"][0]["content"][0]["text"] == expected_text("model", "x", 3)
         message = {"role": "user", "content": "x"}
-        _, body = await model.post("/v1/messages", {"messages": [message], "max_tokens": 3})
+        _, body = await model.post("/v1/messages", {"model": "model", "messages": [message], "max_tokens": 3})
         assert body["content"][0]["text"] == expected_text("model", "x", 3)
         assert (await model.post("/tokenize", {"prompt": "a b c"}))[1]["count"] == 3
+
+
+async def named_events(server: EngineProcess, path: str, **body: Any) -> list[tuple[str, Any]]:
+    """The events of a stream with their names; each has to say its name in its document too."""
+    async with server.session.post(server.url(path), json={"stream": True, **body}) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        lines = [event.split("\n") for event in (await response.text()).split("\n\n") if event]
+    pairs = [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]
+    assert [name for name, _ in pairs] == [document["type"] for _, document in pairs]
+    return pairs
+
+
+async def test_a_streamed_response(shared: EngineProcess) -> None:
+    body = {"input": "x", "instructions": "be brief", "max_output_tokens": 3}
+    got = await named_events(shared, "/v1/responses", **body)
+    assert [name.removeprefix("response.") for name, _ in got] == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *["output_text.delta"] * 3,
+        *("output_text.done", "content_part.done", "output_item.done", "completed"),
+    ]
+    documents = [document for _, document in got]
+    assert [document["sequence_number"] for document in documents] == list(range(11))
+    text = expected_text("model", "be brief\nx", 3)
+    assert "".join(document["delta"] for document in documents[4:7]) == text
+    assert (documents[7]["text"], documents[8]["part"]["text"]) == (text, text)
+    created, completed = documents[0]["response"], documents[-1]["response"]
+    assert (created["status"], created["output"], created["usage"]) == ("in_progress", [], None)
+    assert (completed["status"], completed["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert completed["output"] == [documents[9]["item"]]
+    assert [completed["usage"][key] for key in ("input_tokens", "output_tokens", "total_tokens")] == [3, 3, 6]
+    _, whole = await shared.post("/v1/responses", body)
+    assert whole["output"][0]["content"] == completed["output"][0]["content"]
+    assert whole["usage"] == completed["usage"]
+    _, unlimited = await shared.post("/v1/responses", {"input": "x"})
+    assert (unlimited["status"], unlimited["incomplete_details"]) == ("completed", None)
+
+
+async def test_a_streamed_message(shared: EngineProcess) -> None:
+    body = {"model": "model", "messages": [{"role": "user", "content": "x"}], "system": "be brief", "max_tokens": 3}
+    got = await named_events(shared, "/v1/messages", **body)
+    assert [name for name, _ in got] == [
+        *("message_start", "content_block_start"),
+        *["content_block_delta"] * 3,
+        *("content_block_stop", "message_delta", "message_stop"),
+    ]
+    start, block, *deltas, _, delta, _ = [document for _, document in got]
+    assert start["message"]["usage"] == {"input_tokens": 3, "output_tokens": 0}
+    assert block["content_block"] == {"type": "text", "text": ""}
+    text = expected_text("model", "be brief\nx", 3)
+    assert "".join(document["delta"]["text"] for document in deltas) == text
+    assert delta["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
+    assert delta["usage"] == {"input_tokens": 3, "output_tokens": 3}
+    _, whole = await shared.post("/v1/messages", body)
+    assert (whole["content"], whole["usage"]) == ([{"type": "text", "text": text}], delta["usage"])
+    _, counted = await shared.post("/v1/messages/count_tokens", body)
+    assert counted == {"input_tokens": 3, "context_management": {"original_input_tokens": 3}}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_anthropics_errors(path: str, shared: EngineProcess) -> None:
+    """Those of the body's form come before the endpoint, and are OpenAI's."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
+    status, answer = await shared.post(path, body | {"model": "nope"})
+    message = "The model `nope` does not exist. Valid aliases: model."
+    assert (status, answer) == (404, {"type": "error", "error": {"type": "NotFoundError", "message": message}})
+    status, answer = await shared.post(path, body)
+    assert (status, answer["error"]["param"]) == (400, "body.model")
+
+
+async def test_adapters() -> None:
+    json_adapter = json.dumps({"name": "chat", "path": "/lora/chat", "base_model_name": "other"})
+    flags = ("--served-model-name", "base", "other", "--enable-lora", "--lora-modules", "sql=/lora/sql", json_adapter)
+    async with engine(*flags, model="org/m") as model:
+        _, listed = await model.get("/v1/models")
+        keys = ("id", "root", "parent", "max_model_len")
+        assert [tuple(entry[key] for key in keys) for entry in listed["data"]] == [
+            ("base", "org/m", None, 131072),
+            ("other", "org/m", None, 131072),
+            ("sql", "/lora/sql", "base", None),
+            ("chat", "/lora/chat", "other", None),
+        ]
+        for asked, answering in (("sql", "sql"), ("chat", "chat"), ("other", "base"), (None, "base")):
+            status, body = await model.ask(model=asked, max_tokens=3)
+            assert (status, body["model"]) == (200, answering)
+            assert body["choices"][0]["message"]["content"] == expected_text(answering, "hello", 3)
+            _, body = await model.post("/v1/responses", {"model": asked, "input": "x", "max_output_tokens": 3})
+            assert (body["model"], body["output"][0]["content"][0]["text"]) == (
+                answering,
+                expected_text(answering, "x", 3),
+            )
+        status, body = await model.ask(model="org/m")
+        assert (status, body["error"]["message"]) == (
+            404,
+            "The model `org/m` does not exist. Valid aliases: base, other.",
+        )
 
 
 async def test_a_stream_is_cut_into_tokens() -> None:

@@ -273,3 +273,31 @@ async def test_sigterm_can_be_ignored() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(model.process.wait(), 0.3)
         assert (await model.get("/health"))[0] == 200
+
+
+async def test_adapters_without_lora_end_the_start() -> None:
+    async with launched("serve", "m", "--port", "0", "--lora-modules", "sql=/lora/sql") as model:
+        assert await model.exit_code() == 1
+        assert "LoRA is not enabled. Use --enable-lora to enable LoRA." in model.stderr()
+
+
+MESSAGE = {"model": "model", "messages": [{"role": "user", "content": "x"}], "max_tokens": 9}
+
+
+async def test_a_message_that_its_engine_does_not_survive() -> None:
+    async with engine("--sim-fault", "die-after-tokens:2") as model:
+        async with model.session.post(model.url("/v1/messages"), json={**MESSAGE, "stream": True}) as response:
+            *_, last = [line async for line in response.content if line.startswith(b"data: ")]
+        assert b'"type": "internal_error"' in last
+        status, body = await model.post("/v1/messages", MESSAGE)
+        assert (status, body["type"], body["error"]["type"]) == (500, "error", "InternalServerError")
+
+
+async def test_a_response_that_its_engine_does_not_survive_is_cut_off() -> None:
+    async with engine("--sim-fault", "die-after-tokens:2") as model:
+        body = {"input": "x", "stream": True}
+        async with model.session.post(model.url("/v1/responses"), json=body) as response:
+            assert response.status == 200
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert (await model.post("/v1/responses", {"input": "x"}))[0] == 500

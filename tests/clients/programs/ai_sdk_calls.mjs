@@ -49,6 +49,7 @@ const seen = { chat: await say("a"), stream: await streamed("a"), "left early": 
 for (const model of "abab") inTurn.push(await say(model));
 seen["in turn"] = inTurn;
 seen["at once"] = await Promise.all([..."abababab"].map((model) => say(model)));
+seen.adapter = [await say("sql"), await streamed("sql")];
 seen.embedding = (await embed({ model: llmux.textEmbeddingModel("a"), value: "hello", maxRetries: 0 })).embedding;
 seen["unknown model"] = await raised(() => say("nobody"));
 seen["wrong key"] = await raised(() => say("a", provider("wrong")));

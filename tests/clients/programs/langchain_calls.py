@@ -38,6 +38,9 @@ seen["in turn"] = [chat(model).invoke("hello").content for model in "abab"]
 seen["batch"] = [message.content for message in chat("b").batch(["hello"] * 3)]
 seen["at once"] = asyncio.run(at_once())
 seen["response"] = chat("a", use_responses_api=True).invoke("hello").text
+seen["response stream"] = "".join(chunk.text for chunk in chat("b", use_responses_api=True).stream("hello"))
+seen["models"] = [model.id for model in chat("a").root_client.models.list()]
+seen["adapter"] = chat("sql").invoke("hello").content
 # Counting tokens here would need a file from the network.
 embeddings = OpenAIEmbeddings(
     model="a", base_url=f"{URL}/v1", api_key=KEY, check_embedding_ctx_length=False, max_retries=0

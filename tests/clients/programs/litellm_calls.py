@@ -42,8 +42,22 @@ seen["stream"] = "".join(
     chunk.choices[0].delta.content or "" for chunk in litellm.completion(stream=True, **options("openai", "a"))
 )
 seen["async stream"] = asyncio.run(streamed())
+seen["anthropic stream"] = "".join(
+    chunk.choices[0].delta.content or "" for chunk in litellm.completion(stream=True, **options("anthropic", "b"))
+)
+seen["adapter"] = [say(provider, "sql") for provider in ("openai", "anthropic")]
 seen["left early"] = next(iter(litellm.completion(stream=True, **options("openai", "a") | {"max_tokens": 500}))).object
 seen["in turn"] = [say("openai", model) for model in "abab"]
+for provider, base in (("openai", f"{URL}/v1"), ("anthropic", URL)):
+    seen[f"models of {provider}"] = litellm.get_valid_models(
+        check_provider_endpoint=True, custom_llm_provider=provider, api_key=KEY, api_base=base
+    )
+seen["response"] = (
+    litellm.responses(model="openai/b", input="hello", max_output_tokens=16, api_base=f"{URL}/v1", api_key=KEY)
+    .output[0]
+    .content[0]
+    .text
+)
 seen["text"] = (
     litellm.text_completion(
         model="text-completion-openai/b", prompt="hello", api_base=f"{URL}/v1", api_key=KEY, max_tokens=4

@@ -26,6 +26,18 @@ def sync_calls() -> dict[str, object]:
         seen["in turn"] = [chat(model) for model in "abab"]
         response = client.responses.create(model="a", input="hello", max_output_tokens=8)
         seen["response"] = response.output_text
+        with client.responses.create(model="a", input="hello", max_output_tokens=8, stream=True) as events:
+            seen["response stream"] = "".join(
+                event.delta for event in events if event.type == "response.output_text.delta"
+            )
+        with client.responses.stream(model="b", input="hello", max_output_tokens=8) as events:
+            final = events.until_done().get_final_response()
+        seen["response at its end"] = [final.output_text, final.status, final.usage.output_tokens]
+        with client.responses.create(model="a", input="hello", max_output_tokens=500, stream=True) as events:
+            seen["response left early"] = next(iter(events)).type
+        seen["adapter"] = [chat("sql"), client.models.retrieve("sql").parent]
+        adapted = client.responses.create(model="sql", input="hello", max_output_tokens=8)
+        seen["adapter's response"] = [adapted.model, adapted.output_text]
         # vLLM's raw bytes, so that what is not in the library's types counts too.
         seen["request id"] = chats.with_raw_response.create(
             model="a", messages=HELLO, max_tokens=1, extra_headers={"X-Request-Id": "mine"}

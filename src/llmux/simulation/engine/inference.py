@@ -1,14 +1,12 @@
-"""The simulated engine's inference endpoints: completions, chats and embeddings, streamed or not."""
+"""The simulated engine's inference endpoints, in the APIs of OpenAI and Anthropic, streamed or not."""
 
 import asyncio
 import base64
-import json
 import secrets
 import struct
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -16,40 +14,11 @@ from aiohttp import web
 
 from llmux.simulation.engine import text
 from llmux.simulation.engine.core import DEAD_ERROR, EngineDead, Generation, SimulatedEngine
+from llmux.simulation.engine.dialects import Completion, Dialect, Message, Response, Task, anthropic_error
 from llmux.simulation.engine.front import Endpoint
 from llmux.simulation.engine.requests import Refused, read_object, required, token_limit
 
 DEFAULT_COMPLETION_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One request to generate text, and how its response is framed."""
-
-    chat: bool
-    generation: Generation
-    head: dict[str, Any]
-    stream: bool
-    include_usage: bool
-
-    def choice(self, content: str, finish_reason: str | None, *, streamed: bool) -> dict[str, Any]:
-        """The only member of ``choices`` in a response or a chunk."""
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
-        if not self.chat:
-            return choice | {"text": content}
-        if streamed:
-            return choice | {"delta": {"content": content}}
-        return choice | {"message": {"role": "assistant", "content": content}}
-
-    def usage(self) -> dict[str, int]:
-        """The prompt's words and the generated tokens."""
-        prompt, produced = self.generation.prompt_tokens, self.generation.produced
-        return {"prompt_tokens": prompt, "completion_tokens": produced, "total_tokens": prompt + produced}
-
-    @property
-    def finish_reason(self) -> str:
-        """Valid once the generation has ended."""
-        return "abort" if self.generation.aborted else self.generation.finish_reason
 
 
 def _failing_visibly(endpoint: Endpoint) -> Endpoint:
@@ -60,6 +29,22 @@ def _failing_visibly(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except EngineDead:
             return web.json_response(DEAD_ERROR, status=500)
+
+    return answer
+
+
+def _in_anthropics_words(endpoint: Endpoint) -> Endpoint:
+    """The endpoint with errors in Anthropic's envelope, except those of its form, as in vLLM."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await endpoint(request)
+        except EngineDead:
+            return web.json_response(anthropic_error(DEAD_ERROR), status=500)
+        except Refused as refused:
+            if refused.is_of_form:
+                raise
+            return web.json_response(anthropic_error(refused.document), status=refused.response.status)
 
     return answer
 
@@ -79,27 +64,50 @@ class Inference:
             "POST /v1/completions": _failing_visibly(self._completion),
             "POST /v1/embeddings": _failing_visibly(self._embeddings),
             "POST /v1/responses": _failing_visibly(self._response),
-            "POST /v1/messages": _failing_visibly(self._message),
+            "POST /v1/messages": _in_anthropics_words(self._message),
+            "POST /v1/messages/count_tokens": _in_anthropics_words(self._count_tokens),
             "POST /tokenize": self._tokenize,
         }
 
     async def _models(self, _: web.Request) -> web.Response:
-        now = int(time.time())
-        shared = {"object": "model", "created": now, "owned_by": "vllm", "root": self._options.model, "parent": None}
-        names = self._options.served_names
-        data = [{"id": name, **shared, "max_model_len": self._options.max_model_tokens} for name in names]
+        options = self._options
+        shared = {"object": "model", "created": int(time.time()), "owned_by": "vllm"}
+        base = {**shared, "root": options.model, "parent": None, "max_model_len": options.max_model_tokens}
+        data = [{"id": name, **base} for name in options.served_names]
+        for adapter in options.adapters:
+            own = {"root": adapter.path, "parent": adapter.base_model_name or options.name, "max_model_len": None}
+            data.append({"id": adapter.name, **shared, **own})
         return web.json_response({"object": "list", "data": data})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request)
-        messages = required(body, "messages")
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise Refused(400, "Bad Request", "1 validation error:\n  Input should be a valid list", "body.messages")
-        return await self._answer(request, body, text.chat_prompt(messages), chat=True)
+        messages = _messages(body)
+        task = self._task(request, body, text.chat_prompt(messages), text.DEFAULT_CHAT_TOKENS)
+        return await self._answer(request, body, Completion(task, chat=True, include_usage=_wants_usage(body)))
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request)
-        return await self._answer(request, body, _joined(required(body, "prompt")), chat=False)
+        task = self._task(request, body, _joined(required(body, "prompt")), DEFAULT_COMPLETION_TOKENS)
+        return await self._answer(request, body, Completion(task, chat=False, include_usage=_wants_usage(body)))
+
+    async def _response(self, request: web.Request) -> web.StreamResponse:
+        body = await self._read(request)
+        given = required(body, "input")
+        messages = given if isinstance(given, list) else [{"content": given}]
+        prompt = text.chat_prompt(_instructed(body.get("instructions"), messages))
+        body["max_tokens"] = body.get("max_output_tokens")
+        return await self._answer(request, body, Response(self._task(request, body, prompt, text.DEFAULT_CHAT_TOKENS)))
+
+    async def _message(self, request: web.Request) -> web.StreamResponse:
+        body, prompt = await self._read_message(request)
+        required(body, "max_tokens")
+        return await self._answer(request, body, Message(self._task(request, body, prompt, text.DEFAULT_CHAT_TOKENS)))
+
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        _, prompt = await self._read_message(request)
+        counted = text.count_tokens(prompt)
+        document = {"input_tokens": counted, "context_management": {"original_input_tokens": counted}}
+        return web.json_response(document)
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request)
@@ -118,45 +126,6 @@ class Inference:
         usage = {"prompt_tokens": counted, "total_tokens": counted}
         return web.json_response({"object": "list", "model": self._options.name, "data": data, "usage": usage})
 
-    async def _response(self, request: web.Request) -> web.Response:
-        body = await self._read(request)
-        given = required(body, "input")
-        prompt = text.chat_prompt(given) if isinstance(given, list) else str(given)
-        task, answer = await self._whole_text(request, body, prompt, body.get("max_output_tokens"))
-        part = {"type": "output_text", "text": answer, "annotations": []}
-        message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
-        usage = {"input_tokens": task.generation.prompt_tokens, "output_tokens": task.generation.produced}
-        head = {"id": "resp_" + task.head["id"], "object": "response", "created_at": task.head["created"]}
-        model = self._options.name
-        return web.json_response({**head, "status": "completed", "model": model, "output": [message], "usage": usage})
-
-    async def _message(self, request: web.Request) -> web.Response:
-        body = await self._read(request)
-        prompt = text.chat_prompt(required(body, "messages"))
-        task, answer = await self._whole_text(request, body, prompt, required(body, "max_tokens"))
-        usage = {"input_tokens": task.generation.prompt_tokens, "output_tokens": task.generation.produced}
-        head = {"id": task.head["id"], "type": "message", "role": "assistant", "model": self._options.name}
-        content = [{"type": "text", "text": answer}]
-        reason = "end_turn" if task.finish_reason == "stop" else "max_tokens"
-        return web.json_response(
-            {**head, "content": content, "stop_reason": reason, "stop_sequence": None, "usage": usage}
-        )
-
-    async def _whole_text(
-        self, request: web.Request, body: dict[str, Any], prompt: str, limit: object
-    ) -> tuple[_Task, str]:
-        if body.get("stream"):
-            raise Refused(400, "BadRequestError", "the simulated engine streams only chats and completions", "stream")
-        task = self._task(request, body | {"max_tokens": limit}, prompt, chat=True)
-        with self._engine.request(task.generation):
-            return task, await self._whole_answer(task)
-
-    async def _whole_answer(self, task: _Task) -> str:
-        pieces = []
-        while (piece := await self._engine.next_token(task.generation)) is not None:
-            pieces.append(piece)
-        return "".join(pieces)
-
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await self._read(request)
         words = _joined(body.get("prompt") or text.chat_prompt(body.get("messages") or [])).split()
@@ -165,82 +134,99 @@ class Inference:
             {"count": len(tokens), "max_model_len": self._options.max_model_tokens, "tokens": tokens}
         )
 
+    async def _read_message(self, request: web.Request) -> tuple[dict[str, Any], str]:
+        """The body of a request of Anthropic's API, which has to name a model, and its prompt."""
+        body = await self._read(request)
+        required(body, "model")
+        return body, text.chat_prompt(_instructed(body.get("system"), _messages(body)))
+
     async def _read(self, request: web.Request) -> dict[str, Any]:
         body = await read_object(request)
         name = body.get("model")
-        if name is not None and name not in self._options.served_names:
+        if self._options.answering_name(name) is None:
+            # It does not name the adapters.
             valid = ", ".join(self._options.served_names)
             message = f"The model `{name}` does not exist. Valid aliases: {valid}."
             raise Refused(404, "NotFoundError", message, "model")
         return body
 
-    async def _answer(
-        self, request: web.Request, body: dict[str, Any], prompt: str, *, chat: bool
-    ) -> web.StreamResponse:
-        task = self._task(request, body, prompt, chat=chat)
-        with self._engine.request(task.generation):
-            if task.stream:
-                return await self._stream(request, task)
-            answer = await self._whole_answer(task)
-        choice = task.choice(answer, task.finish_reason, streamed=False)
-        return web.json_response({**task.head, "choices": [choice], "usage": task.usage()})
-
-    def _task(self, request: web.Request, body: dict[str, Any], prompt: str, *, chat: bool) -> _Task:
+    def _task(self, request: web.Request, body: dict[str, Any], prompt: str, default_tokens: int) -> Task:
+        model = self._options.answering_name(body.get("model")) or self._options.name
         counted = text.count_tokens(prompt)
-        default = text.DEFAULT_CHAT_TOKENS if chat else DEFAULT_COMPLETION_TOKENS
-        limit = token_limit(body, default, counted, self._options.max_model_tokens)
-        limited = not chat or any(body.get(key) for key in ("max_tokens", "max_completion_tokens"))
+        limit = token_limit(body, default_tokens, counted, self._options.max_model_tokens)
+        given = next((body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key)), None)
         if body.get("temperature") == 0 and body.get("seed") is not None:
             generation = Generation(repeat(text.PROBE_ANSWER), counted, 1, "stop")
         else:
-            source = text.tokens(self._options.name, prompt)
-            generation = Generation(source, counted, limit, "length" if limited else "stop")
-        stream = bool(body.get("stream"))
-        kind = "chat.completion" if chat else "text_completion"
-        head = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + (request.headers.get("X-Request-Id") or secrets.token_hex(8)),
-            "object": f"{kind}.chunk" if chat and stream else kind,
-            "created": int(time.time()),
-            "model": self._options.name,
-        }
-        include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        return _Task(chat, generation, head, stream, include_usage)
+            limited = given is not None or default_tokens == DEFAULT_COMPLETION_TOKENS
+            generation = Generation(text.tokens(model, prompt), counted, limit, "length" if limited else "stop")
+        identifier = request.headers.get("X-Request-Id") or secrets.token_hex(8)
+        return Task(model, identifier, int(time.time()), given, generation)
 
-    async def _stream(self, request: web.Request, task: _Task) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, body: dict[str, Any], dialect: Dialect) -> web.StreamResponse:
+        generation = dialect.task.generation
+        with self._engine.request(generation):
+            if body.get("stream"):
+                return await self._stream(request, dialect)
+            pieces = []
+            while (piece := await self._engine.next_token(generation)) is not None:
+                pieces.append(piece)
+        return web.json_response(dialect.whole("".join(pieces)))
+
+    async def _stream(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
-        async with aclosing(self._events(task)) as events:
-            async for event in events:
-                if not response.prepared:
-                    await response.prepare(request)
-                await response.write(event)
-        await response.write_eof()
+        try:
+            async with aclosing(self._events(dialect)) as events:
+                async for event in events:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await response.write(event)
+            await response.write_eof()
+        except EngineDead:
+            if not response.prepared:
+                raise
+            if request.transport is not None:
+                request.transport.close()
         return response
 
-    async def _events(self, task: _Task) -> AsyncGenerator[bytes, None]:
+    async def _events(self, dialect: Dialect) -> AsyncGenerator[bytes, None]:
         """The stream's events. As in vLLM, not even the response head is sent before the first token."""
-        head = json.dumps(task.head)[:-1]
-
-        def chunk(choice: dict[str, Any]) -> bytes:
-            return f'data: {head}, "choices": [{json.dumps(choice)}]}}\n\n'.encode()
-
-        piece = await self._engine.next_token(task.generation)
-        if task.chat:
-            delta = {"role": "assistant", "content": ""}
-            yield chunk({"index": 0, "delta": delta, "logprobs": None, "finish_reason": None})
+        generation = dialect.task.generation
+        pieces = []
+        piece = await self._engine.next_token(generation)
+        for event in dialect.begin():
+            yield event
         try:
             while piece is not None:
-                yield chunk(task.choice(piece, None, streamed=True))
+                pieces.append(piece)
+                yield dialect.token(piece)
                 if not self._engine.timings.token_seconds:
                     await asyncio.sleep(0)
-                piece = await self._engine.next_token(task.generation)
+                piece = await self._engine.next_token(generation)
         except EngineDead:
-            yield f"data: {json.dumps(DEAD_ERROR)}\n\ndata: [DONE]\n\n".encode()
+            if not (last := dialect.death()):
+                raise
+            yield last
             return
-        yield chunk(task.choice("", task.finish_reason, streamed=True))
-        if task.include_usage:
-            yield f'data: {head}, "choices": [], "usage": {json.dumps(task.usage())}}}\n\n'.encode()
-        yield b"data: [DONE]\n\n"
+        for event in dialect.end("".join(pieces)):
+            yield event
+
+
+def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = required(body, "messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise Refused(400, "Bad Request", "1 validation error:\n  Input should be a valid list", "body.messages")
+    return messages
+
+
+def _instructed(instructions: object, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages after a system message, if there is one."""
+    return [{"content": instructions}, *messages] if instructions else messages
+
+
+def _wants_usage(body: dict[str, Any]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _joined(prompt: object) -> str:

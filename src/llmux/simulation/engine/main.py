@@ -63,6 +63,9 @@ def _start(options: EngineOptions, faults: Faults, worker_pid: int | None) -> En
     if Fault.START_EXIT in faults:
         log("ERROR EngineCore failed to start: injected failure of the start")
         sys.exit(int(faults.argument(Fault.START_EXIT, "1")))
+    if options.adapters and not options.lora:
+        log("ERROR RuntimeError: LoRA is not enabled. Use --enable-lora to enable LoRA.")
+        sys.exit(1)
     while Fault.START_HANG in faults:
         signal.pause()
     return memory

@@ -41,11 +41,23 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """One LoRA adapter of ``--lora-modules``."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """What one simulated engine is started with, other than its timings and faults."""
 
     model: str
     served_names: tuple[str, ...]
+    adapters: tuple[Adapter, ...]
+    lora: bool
+    """Without it, an engine that is given adapters does not start."""
     host: str
     port: int
     uds: str | None
@@ -72,8 +84,14 @@ class EngineOptions:
 
     @property
     def name(self) -> str:
-        """The first served name, which appears in every response."""
+        """The first served name, which appears in every response but an adapter's."""
         return self.served_names[0]
+
+    def answering_name(self, asked: str | None) -> str | None:
+        """The name that answers a request for a name, or for none, carry; None if it is not served."""
+        if any(adapter.name == asked for adapter in self.adapters):
+            return asked
+        return self.name if not asked or asked in self.served_names else None
 
 
 def parse(
@@ -108,6 +126,7 @@ def parse(
         parser.error(str(error))
     given.model = model
     given.served_names = tuple(given.served_names or [model])
+    given.adapters = tuple(adapter for adapter in given.adapters if adapter is not None)
     given.api_keys = tuple(given.api_keys or filter(None, [environment.get("VLLM_API_KEY")]))
     given.development_mode = environment.get("VLLM_SERVER_DEV_MODE") == "1"
     given.stays_when_dead = environment.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH") == "1"
@@ -122,6 +141,11 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     vllm = parser.add_argument_group("vLLM's")
     vllm.add_argument("--model")
     vllm.add_argument("--served-model-name", nargs="+", dest="served_names", metavar="NAME")
+    adapter = "NAME=PATH or a JSON object"
+    vllm.add_argument(
+        "--lora-modules", nargs="+", type=_adapter, default=(), dest="adapters", metavar="M", help=adapter
+    )
+    vllm.add_argument("--enable-lora", dest="lora", action=argparse.BooleanOptionalAction, default=False)
     vllm.add_argument("--host", default="127.0.0.1")
     vllm.add_argument("--port", type=int, default=8000, help="0: any; it is printed as READY PORT")
     vllm.add_argument("--uds", metavar="PATH", help="listen on a Unix socket instead of --host and --port")
@@ -196,6 +220,17 @@ def _words(text: str) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise argparse.ArgumentTypeError(f"{text} is no list of strings")
     return tuple(words)
+
+
+def _adapter(text: str) -> Adapter | None:
+    if not text:
+        return None
+    if "=" in text and "," not in text:
+        return Adapter(*text.split("=", 1))
+    try:
+        return Adapter(**json.loads(text))
+    except TypeError as error:
+        raise argparse.ArgumentTypeError(f"invalid fields in {text}: {error}") from None
 
 
 def _milliseconds(text: str) -> float:

@@ -13,8 +13,10 @@ class Refused(Exception):
 
     def __init__(self, status: int, type_: str, message: str, parameter: str | None = None) -> None:
         # vLLM's format is OpenAI's, but with the HTTP status as a numeric code.
-        error = {"message": message, "type": type_, "param": parameter, "code": status}
-        self.response = web.json_response({"error": error}, status=status)
+        self.document = {"error": {"message": message, "type": type_, "param": parameter, "code": status}}
+        self.response = web.json_response(self.document, status=status)
+        self.is_of_form = type_ == "Bad Request"
+        """Whether the body's form is at fault, which is found before the endpoint is called."""
         super().__init__(message)
 
 

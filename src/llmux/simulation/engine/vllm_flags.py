@@ -50,7 +50,7 @@ WITH_VALUE = """
 
 WITH_VALUES = """
     --allowed-media-domains --collect-detailed-traces --cpu-offload-params --cudagraph-capture-sizes
-    --ignore-patterns --kv-cache-dtype-skip-layers --logits-processors --lora-modules --lora-target-modules
+    --ignore-patterns --kv-cache-dtype-skip-layers --logits-processors --lora-target-modules
     --numa-bind-cpus --numa-bind-nodes --offload-params --sleep-preserve-parameter-names
 """.split()  # noqa: SIM905
 """Flags with one value or more."""
@@ -65,7 +65,7 @@ NEGATABLE = """
     --enable-eplb --enable-expert-parallel|-ep --enable-fault-tolerance --enable-flash-late-interaction
     --enable-flashinfer-autotune --enable-force-include-usage --enable-hc-sp --enable-layerwise-nvtx-tracing
     --enable-log-deltas --enable-log-outputs --enable-log-requests --enable-logging-iteration-details
-    --enable-lora --enable-mamba-cache-stochastic-rounding --enable-mamba-shared-prefix-checkpoint
+    --enable-mamba-cache-stochastic-rounding --enable-mamba-shared-prefix-checkpoint
     --enable-mfu-metrics --enable-mixed-moe-lora-format --enable-mm-embeds --enable-moe-shared-loras
     --enable-nccl-comm-suspend --enable-offline-docs --enable-per-request-metrics --enable-prefix-caching
     --enable-prompt-embeds --enable-prompt-tokens-details --enable-request-id-headers

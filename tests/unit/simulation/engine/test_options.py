@@ -1,6 +1,6 @@
 import pytest
 
-from llmux.simulation.engine.options import EngineOptions, Timings, parse
+from llmux.simulation.engine.options import Adapter, EngineOptions, Timings, parse
 
 
 def options(line: str, **environment: str) -> EngineOptions:
@@ -37,6 +37,16 @@ def test_vllms_flags() -> None:
     assert (parsed.shutdown_timeout_seconds, parsed.development_mode) == (3.0, True)
 
 
+def test_adapters() -> None:
+    words = ["serve", "m", "--served-model-name", "base", "other", "--enable-lora", "--lora-modules", "sql=/l=1", ""]
+    words += ['{"name": "chat", "path": "/c", "base_model_name": "other"}']
+    parsed, _, _ = parse(words, {})
+    assert parsed.adapters == (Adapter("sql", "/l=1"), Adapter("chat", "/c", "other"))
+    assert parsed.lora
+    asked = ("sql", "chat", "base", "other", None, "m")
+    assert [parsed.answering_name(name) for name in asked] == ["sql", "chat", "base", "base", "base", None]
+
+
 def test_defaults_are_those_of_the_mock() -> None:
     parsed, timings, faults = parse(["serve", "m"], {})
     assert (timings.first_token_seconds, timings.token_seconds, timings.reload_seconds) == (0.05, 0.0, 0.1)
@@ -53,6 +63,8 @@ def test_defaults_are_those_of_the_mock() -> None:
         (["--disable-log-requests", "--port", "1"], "unrecognized arguments: --disable-log-requests"),
         (["--max-num", "4"], "ambiguous option: --max-num could match"),
         (["--allowed-origins", "*"], "argument --allowed-origins: invalid"),
+        (["--lora-modules", "sql"], "argument --lora-modules: invalid"),
+        (["--lora-modules", '{"name": "sql"}'], "argument --lora-modules: invalid fields"),
     ],
 )
 def test_what_vllm_does_not_know_ends_it_as_vllm_ends(
