@@ -193,6 +193,32 @@ async def test_a_large_body_that_may_be_anything_is_passed_on() -> None:
             assert (answer.status, answer.body) == (200, body)
 
 
+async def test_bodies_of_clients_that_have_left_are_dropped_before_it_is_their_turn(blocked: threading.Event) -> None:
+    async with running_gateway(options=OPTIONS) as bench:
+        state = bench.gateway._state
+        clients = [await bench.client() for _ in range(4)]
+        for client in clients:
+            client.send(post(LARGE))
+        reading = lambda: [one._reading for one in state.connections if one._reading]  # type: ignore[attr-defined]  # noqa: E731
+        await eventually(lambda: len(reading()) == 4, "all are read or wait for a thread")
+        unread = reading()
+        for client in clients:
+            await client.close()
+        await eventually(lambda: bench.gateway.connection_count == 0, "all are closed")
+        assert [one.body for one in unread] == [None] * 4
+        blocked.set()
+        await eventually(lambda: state.receiving_bytes == 0, "the threads are done")
+        assert bench.access.asked == []
+
+
+async def test_bodies_for_llmux_itself_are_small() -> None:
+    async with running_gateway() as bench:
+        for path in ("/health", "/v1/models", "/control/switch"):
+            head = post(b"", path=path).replace(b"Content-Length: 0", b"Content-Length: %d" % len(LARGE))
+            assert (await bench.ask(head)).status in (404, 413)
+            assert bench.gateway._state.receiving_bytes == 0
+
+
 async def test_others_are_served_while_a_body_is_read(blocked: threading.Event) -> None:
     async with running_gateway(options=OPTIONS) as bench:
         client = await bench.client()

@@ -26,6 +26,8 @@ _MAX_OPTIONS = 32
 """Of a header's value with parameters: reading one takes the square of the number of its semicolons."""
 _PIECE_BYTES = 64 * 1024
 _PAUSE_SECONDS = 0.0002
+_SIMPLE = re.compile(rb'form-data; ?name="([^"\\;%]*)"')
+"""What most clients write; python-multipart takes twenty times as long for it."""
 _AFTER_BOUNDARY = re.compile(rb"[ \t]{0,100}\r\n|--")
 """The beginning of the next part, or the end of the form."""
 
@@ -137,6 +139,10 @@ def _part(body: bytes, at: int) -> tuple[int, bytes | None]:
         if line and not colon:
             raise MalformedRequest("a part of the multipart body has a malformed header")
         if field.lower() == b"content-disposition":
+            simple = _SIMPLE.fullmatch(value.strip())
+            if simple is not None:
+                name = simple[1]
+                continue
             parameters = _parameters(value.strip(), "a Content-Disposition in the multipart body")
             name = None if b"filename" in parameters else parameters.get(b"name")
     return end + 4, name

@@ -12,8 +12,8 @@ _MAX_FRAMING_BYTES = 100_000
 _MAX_FRAMING_PER_BYTE = 4
 """A chunked body with more framing than both allow is refused, as by Go since CVE-2023-39326: it costs far more work
 than it brings data."""
-_BYTES_PER_STEP = 16 * 1024
-"""Copying so much takes about as long as reading one small chunk."""
+_BYTES_PER_STEP = 1024
+"""Reading so much from the socket and copying it takes about as long as reading one small chunk."""
 
 
 class BodyReader:

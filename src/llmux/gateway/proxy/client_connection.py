@@ -28,7 +28,7 @@ from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import HeadBuffer
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import requested_priority
-from llmux.gateway.large_bodies import is_large, read_large
+from llmux.gateway.large_bodies import UnreadBody, is_large, read_large
 from llmux.gateway.proxy import turns
 from llmux.gateway.proxy.client_phase import Phase
 from llmux.gateway.proxy.departure import Departure
@@ -95,8 +95,8 @@ class ClientConnection(asyncio.Protocol):
         self._head_buffer = HeadBuffer()
         self._body: ReceivedBody | None = None
         """That of the current request, until the model in it is known."""
-        self._reading: asyncio.Future[EngineCall] | None = None
-        """A thread that looks for the model in a large body."""
+        self._reading: UnreadBody | None = None
+        """A large body, in which a thread looks for the model."""
         self._control_head = b""
         """The head of a request for the control plane, as it came."""
         self._inbox = Inbox()
@@ -289,10 +289,8 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def _limit_inbox(self) -> None:
-        if self._inbox.pending_bytes > self._state.options.max_pipelined_bytes:
-            self._flow.pause(PauseReason.BACKLOG_FULL)
-        else:
-            self._flow.resume(PauseReason.BACKLOG_FULL)
+        is_full = self._inbox.pending_bytes > self._state.options.max_pipelined_bytes
+        self._flow.pause_while(is_full, PauseReason.BACKLOG_FULL)
 
     def _take_turn(self) -> None:
         self._flow.resume(PauseReason.OTHERS_TURN)
@@ -307,7 +305,9 @@ class ClientConnection(asyncio.Protocol):
             self._fail(error)
 
     def _discard_received(self) -> None:
-        self._reading = None
+        if self._reading is not None:
+            self._reading.body = None
+            self._reading = None
         self._inbox.clear()
         self._head_buffer.clear()
         self._drop_body()
@@ -397,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
         if not head.chunked and not length:
             self._take_request(b"")
             return
-        self._body = ReceivedBody(state, None if head.chunked else length)
+        self._body = ReceivedBody(state, None if head.chunked else length, to_engine=route.destination is _TO_ENGINE)
         self._phase = _BODY
         if head.expects_continue and not self._inbox.pending_bytes and not head.http10:
             self.write(CONTINUE)
@@ -417,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
         if not body.finished:
             self.deadline = body.deadline
             return
-        self._steps_left -= body.size_bytes // turns.BODY_BYTES_PER_STEP
+        self._steps_left -= turns.steps_of_reading(body.size_bytes, is_form=self.head.is_form)
         self._take_request(body.take())
         self._drop_body()
 
@@ -444,24 +444,25 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
 
     def _read_in_thread(self, route: Route, body: bytes) -> None:
-        names, spool_bytes = self._state.access.names, self._state.options.spool_bytes
-        received, self._body = self._body, None
-        self._reading = self._state.run_in_thread(read_large, self.head, route, body, names, spool_bytes)
-        self._reading.add_done_callback(partial(self._large_body_read, route, received))
+        state, unread = self._state, UnreadBody(body)
+        received, self._body, self._reading = self._body, None, unread
+        names, spool_bytes = state.access.names, state.options.spool_bytes
+        reading = state.run_in_thread(read_large, self.head, route, unread, names, spool_bytes)
+        reading.add_done_callback(partial(self._large_body_read, route, unread, received))
 
     def _large_body_read(
-        self, route: Route, received: ReceivedBody | None, reading: asyncio.Future[EngineCall]
+        self, route: Route, unread: UnreadBody, received: ReceivedBody | None, reading: asyncio.Future[EngineCall]
     ) -> None:
         if received is not None:
             received.release()  # Not before: a client that has left leaves its body to the thread.
-        if self._reading is not reading:
+        if self._reading is not unread:
+            _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
             return
         self._reading = None
         try:
-            if reading.cancelled():
-                self.abort()
-            else:
-                self._ask_for_model(route, reading.result())
+            self._ask_for_model(route, reading.result())
+        except asyncio.CancelledError:
+            self.abort()
         except RequestError as error:
             self._answer_error(error)
         except Exception as error:
@@ -544,8 +545,7 @@ class ClientConnection(asyncio.Protocol):
     def _hand_over(self, body: bytes) -> None:
         """Give the connection to the control plane's HTTP server, with the current request and no other."""
         factory, transport = self._state.options.control_protocol_factory, self._transport
-        assert factory is not None
-        assert transport is not None
+        assert factory is not None and transport is not None
         self._phase = _OVER
         self.deadline = _NEVER
         self.write = write_nowhere

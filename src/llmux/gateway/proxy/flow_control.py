@@ -67,6 +67,13 @@ class FlowControl:
             if not self.reasons:
                 self._resume_reading()
 
+    def pause_while(self, condition: bool, reason: PauseReason) -> None:
+        """Stop reading for this reason if the condition holds, and lift it if it does not."""
+        if condition:
+            self.pause(reason)
+        else:
+            self.resume(reason)
+
     def clear(self) -> None:
         """Lift every reason: the connection's next request begins with none."""
         if self.reasons:

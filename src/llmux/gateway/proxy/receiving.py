@@ -8,16 +8,21 @@ from llmux.gateway.http.bodies import BodyReader
 from llmux.gateway.proxy.inbox import Inbox
 from llmux.gateway.state import GatewayState
 
+_MAX_OWN_BYTES = 1024 * 1024
+"""Of a body for llmux itself, whose HTTP server for the control plane takes it in one piece."""
+_EMPTY = BodyReader(0, 0)
+
 
 class ReceivedBody:
     """Counts against ``GatewayState.receiving_bytes`` until it is released."""
 
     __slots__ = ("_began_at", "_counted_bytes", "_reader", "_state")
 
-    def __init__(self, state: GatewayState, length: int | None) -> None:
+    def __init__(self, state: GatewayState, length: int | None, *, to_engine: bool) -> None:
         """``length`` None: the body is chunked. Raises RequestTooLarge."""
         self._state = state
-        self._reader = BodyReader(length, state.options.max_body_bytes)
+        limit_bytes = state.options.max_body_bytes
+        self._reader = BodyReader(length, limit_bytes if to_engine else min(limit_bytes, _MAX_OWN_BYTES))
         self._began_at = time.monotonic()
         self._counted_bytes = 0
 
@@ -53,8 +58,9 @@ class ReceivedBody:
         return steps
 
     def take(self) -> bytes:
-        """The complete body; this object is of no other use afterwards than to be released."""
-        return self._reader.take_body()
+        """The complete body, which is kept no longer; this object is of no other use than to be released."""
+        reader, self._reader = self._reader, _EMPTY
+        return reader.take_body()
 
     def release(self) -> None:
         """End the counting."""

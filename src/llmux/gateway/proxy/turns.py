@@ -14,8 +14,14 @@ _STEPS_PER_ITERATION = 5_000
 STEPS_OF_A_HEAD = 50
 STEPS_OF_A_PIECE = 5
 HEAD_BYTES_PER_STEP = 64
-BODY_BYTES_PER_STEP = 512
-"""Of finding the model's name in a body."""
+_JSON_BYTES_PER_STEP = 512
+_FORM_BYTES_PER_STEP = 4
+"""A form may have a part in every 50 bytes, which take some 10 microseconds."""
+
+
+def steps_of_reading(size_bytes: int, *, is_form: bool) -> int:
+    """What it takes to find the model in a body of this size."""
+    return size_bytes // (_FORM_BYTES_PER_STEP if is_form else _JSON_BYTES_PER_STEP)
 
 
 class Turns:
