@@ -465,6 +465,9 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
         except Exception as error:
             self._fail(error)
+        finally:
+            # The error's traceback has this frame: with it, the future would keep itself and the body alive.
+            del reading
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
