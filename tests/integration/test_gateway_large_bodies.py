@@ -49,7 +49,10 @@ async def test_a_large_body_waits_in_a_file_without_a_name(is_chunked: bool) -> 
     async with running_gateway(options=OPTIONS) as bench:
         client = await bench.client()
         if is_chunked:
-            client.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            client.send(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
             client.send(
                 *(
                     b"%x\r\n%b\r\n" % (len(LARGE[at : at + 999]), LARGE[at : at + 999])

@@ -456,8 +456,7 @@ class ClientConnection(asyncio.Protocol):
             return  # The client has left.
         self._drop_body()
         try:
-            assert self._route is not None
-            if reading.cancelled():
+            if reading.cancelled() or self._route is None:
                 self.abort()
             else:
                 self._ask_for_model(self._route, reading.result())
@@ -466,8 +465,7 @@ class ClientConnection(asyncio.Protocol):
         except Exception as error:
             self._fail(error)
         finally:
-            # The error's traceback has this frame: with it, the future would keep itself and the body alive.
-            del reading
+            del reading  # Its error's traceback has this frame: the future would keep itself and the body alive.
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
