@@ -30,6 +30,7 @@ START_SECONDS = 30.0
 FLOOD_LIMIT_SECONDS = 180.0
 BAR_MS = 50.0
 CHECK_BAR_MS = 500.0
+CHECK_TRIES = 3
 MEMORY_BAR = 2.0
 """Peak memory by which a body's receipt may raise llmux's, against the body."""
 MEMORY_SLACK_MIB = 16.0
@@ -261,7 +262,8 @@ async def _run(arguments: argparse.Namespace, kinds: Sequence[str]) -> list[Row]
                 if kind == "none" and arguments.check:
                     # What the machine does to llmux without any flood is no fault of llmux's.
                     arguments.bar_ms = max(arguments.bar_ms, 2 * max(row.seen.health, default=0.0))
-                elif row.misses(arguments.bar_ms) and arguments.check:
+                tries = CHECK_TRIES if arguments.check else 1
+                while (tries := tries - 1) and row.misses(arguments.bar_ms):
                     # A pause of a busy machine does not recur; what llmux itself does, does.
                     _print(row, arguments.bar_ms)
                     row = await _measure(kind, proxy, arguments)
@@ -283,7 +285,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ports", type=int, default=18700, help="the first of three free ports")
     arguments = parser.parse_args()
     if arguments.check:
-        arguments.seconds, arguments.size, arguments.bar_ms, arguments.nginx = 1.0, 0.25, CHECK_BAR_MS, False
+        arguments.seconds, arguments.size, arguments.bar_ms, arguments.nginx = 1.0, 0.15, CHECK_BAR_MS, False
     return arguments
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import gc
 import json
 import mmap
 import tempfile
 import threading
 from collections.abc import Iterator
+from types import FrameType, TracebackType
 from typing import Any
 
 import pytest
@@ -133,6 +135,38 @@ async def test_a_large_body_is_refused_like_a_small_one(body: bytes, status: int
         assert (await client.answer()).body == b'{"status":"ok"}'
         assert bench.access.asked == []
         assert bench.gateway._state.receiving_bytes == 0
+
+
+@pytest.mark.parametrize("size_bytes", [200_000, 1_500_000])
+@pytest.mark.parametrize(
+    ("begin", "end", "status"),
+    [
+        (b"", b"", 400),
+        (b'{"model":"m","x":"', b'"', 400),
+        (b'{"x":"', b'"}', 400),
+        (b'{"model":"nope","x":"', b'"}', 404),
+    ],
+    ids=["no JSON", "broken JSON", "no model", "unknown model"],
+)
+async def test_a_body_that_is_refused_does_not_wait_for_the_garbage_collector(
+    begin: bytes, end: bytes, status: int, size_bytes: int
+) -> None:
+    """A traceback in a cycle would keep it: megabytes a request, until so many objects are made that it runs."""
+    body = begin + b"1" * size_bytes + end
+    async with running_gateway() as bench:
+        await bench.ask(get("/health"))
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            assert (await bench.ask(post(body))).status == status
+            gc.collect()
+            kept = [found for found in gc.garbage if isinstance(found, FrameType | TracebackType)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert kept == []
 
 
 async def test_the_model_in_a_large_body_is_replaced_in_its_place() -> None:

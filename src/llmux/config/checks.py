@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from llmux.config import arguments
 from llmux.config.machine import exists
+from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
@@ -207,13 +208,18 @@ def warnings(settings: Settings) -> Iterator[Problem]:
     for name, model in settings.models.items():
         yield from _odd_arguments(dotted(("models", name, "extra_args")), model.extra_args)
         yield from _odd_names(name, model.names(name))
-        texts = {"model_path": model.model_path, "command": model.command or ""}
-        texts |= {f"extra_args.{index}": word for index, word in enumerate(model.extra_args)}
-        for key, text in texts.items():
-            if found := _TYPOGRAPHIC.match(text):
-                message = f"begins with the typographic character {found[0]}, as word processors and web pages have it"
-                yield Problem(dotted(("models", name, *key.split("."))), message, "type it anew")
+        yield from _typographic_texts(dotted(("models", name)), model)
     yield from _keys_of_two_kinds(settings)
+
+
+def _typographic_texts(path: str, model: ModelSettings) -> Iterator[Problem]:
+    """Quotes, dashes and blanks that YAML and engines take for ordinary characters."""
+    texts = {"model_path": model.model_path, "command": model.command or ""}
+    texts |= {f"extra_args.{index}": word for index, word in enumerate(model.extra_args)}
+    for key, text in texts.items():
+        if found := _TYPOGRAPHIC.match(text):
+            message = f"begins with the character {found[0]!a} of word processors and web pages"
+            yield Problem(f"{path}.{key}", message, "type it anew")
 
 
 def _odd_names(model: str, names: Iterable[ModelName]) -> Iterator[Problem]:

@@ -195,8 +195,8 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         # Only requests that wait for an engine may skip the budget of steps.
         self._repeatable = False
-        keep_alive = self._may_keep_alive()
-        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=self.head.method == b"HEAD"))
+        keep_alive, head_only = self._may_keep_alive(), self.head.method == b"HEAD"
+        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=head_only))
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -230,8 +230,7 @@ class ClientConnection(asyncio.Protocol):
             self._close()
         elif phase is _ANSWERING and self._departure.in_doubt() and not self.is_full:
             self._look()
-        elif phase is _BODY:
-            assert self._body is not None
+        elif phase is _BODY and self._body is not None:
             self._refuse_and_close(self._body.stalled())
         elif self._exchange is not None and not self.is_full:
             # A client that cannot take the comment has got another deadline meanwhile.
@@ -251,8 +250,8 @@ class ClientConnection(asyncio.Protocol):
         if self._departure.look(self._transport):
             self.abort()
         else:
-            is_expected = self._departure.in_doubt() or self._exchange is not None  # Another look, or a comment.
-            self.deadline = self._state.now if is_expected else _NEVER
+            # The next look, or the exchange's next comment.
+            self.deadline = self._state.now if self._departure.in_doubt() or self._exchange else _NEVER
 
     # Reading requests.
 
@@ -467,6 +466,8 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
         except Exception as error:
             self._fail(error)
+        finally:
+            del reading  # Its error's traceback has this frame: the future would keep itself and the body alive.
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
@@ -538,8 +539,7 @@ class ClientConnection(asyncio.Protocol):
             transport.write_eof()
 
     def _count(self, status: int, body_bytes: int) -> None:
-        endpoint = self._route.endpoint if self._route is not None else "other"
-        counts = self._state.statistics.of(self.head.method, endpoint)
+        counts = self._state.statistics.of(self.head.method, "other" if self._route is None else self._route.endpoint)
         counts.count(status, time.monotonic() - self.started_at, body_bytes)
 
     def _hand_over(self, body: bytes) -> None:
