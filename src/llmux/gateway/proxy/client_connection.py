@@ -230,8 +230,7 @@ class ClientConnection(asyncio.Protocol):
             self._close()
         elif phase is _ANSWERING and self._departure.in_doubt() and not self.is_full:
             self._look()
-        elif phase is _BODY:
-            assert self._body is not None
+        elif phase is _BODY and self._body is not None:
             self._refuse_and_close(self._body.stalled())
         elif self._exchange is not None and not self.is_full:
             # A client that cannot take the comment has got another deadline meanwhile.
@@ -444,17 +443,15 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
 
     def _read_in_thread(self, route: Route, body: bytes) -> None:
-        state, unread = self._state, UnreadBody(body)
-        received, self._body, self._reading = self._body, None, unread
+        state, received = self._state, self._body
+        self._reading = unread = UnreadBody(body, received.release if received is not None else None)
+        self._body = None
         names, spool_bytes = state.access.names, state.options.spool_bytes
         reading = state.run_in_thread(read_large, self.head, route, unread, names, spool_bytes)
-        reading.add_done_callback(partial(self._large_body_read, route, unread, received))
+        reading.add_done_callback(partial(self._large_body_read, route, unread))
 
-    def _large_body_read(
-        self, route: Route, unread: UnreadBody, received: ReceivedBody | None, reading: asyncio.Future[EngineCall]
-    ) -> None:
-        if received is not None:
-            received.release()  # Not before: a client that has left leaves its body to the thread.
+    def _large_body_read(self, route: Route, unread: UnreadBody, reading: asyncio.Future[EngineCall]) -> None:
+        unread.release()
         if self._reading is not unread:
             _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
             return
@@ -467,6 +464,8 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
         except Exception as error:
             self._fail(error)
+        finally:
+            del reading  # Its error has a traceback, with this frame, and the thread's with the body: a cycle.
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
@@ -539,8 +538,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _count(self, status: int, body_bytes: int) -> None:
         endpoint = self._route.endpoint if self._route is not None else "other"
-        counts = self._state.statistics.of(self.head.method, endpoint)
-        counts.count(status, time.monotonic() - self.started_at, body_bytes)
+        self._state.statistics.of(self.head.method, endpoint).count(
+            status, time.monotonic() - self.started_at, body_bytes
+        )
 
     def _hand_over(self, body: bytes) -> None:
         """Give the connection to the control plane's HTTP server, with the current request and no other."""
