@@ -7,6 +7,7 @@ import json
 import mmap
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from llmux.access import Outcome
+from llmux.errors import RequestError
 from llmux.gateway import GatewayOptions, large_bodies
 from llmux.gateway.proxy import client_connection
 from tests.support.access import FakeAccess
@@ -243,6 +245,27 @@ async def test_bodies_of_clients_that_have_left_are_dropped_before_it_is_their_t
         blocked.set()
         await eventually(lambda: state.receiving_bytes == 0, "the threads are done")
         assert bench.access.asked == []
+
+
+async def test_a_large_body_that_is_refused_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[RequestError]] = []
+
+    def read(*arguments: Any) -> Any:
+        try:
+            return large_bodies.read_large(*arguments)
+        except RequestError as error:
+            kept.append(weakref.ref(error))  # Its traceback has the body.
+            raise
+
+    monkeypatch.setattr(client_connection, "read_large", read)
+    gc.disable()
+    try:
+        async with running_gateway(options=OPTIONS) as bench:
+            assert (await bench.ask(post(LARGE.replace(b"cold", b"none")))).status == 404
+            assert (await bench.ask(post(LARGE[:-1]))).status == 400
+            await eventually(lambda: [error() for error in kept] == [None, None], "the bodies are freed")
+    finally:
+        gc.enable()
 
 
 async def test_bodies_for_llmux_itself_are_small() -> None:

@@ -1,5 +1,6 @@
 """The control API as aiohttp applications: routes, errors as JSON, and the check of who may use it."""
 
+import asyncio
 from collections.abc import Collection
 from importlib.resources import files
 
@@ -78,9 +79,14 @@ def add_control(application: web.Application, operations: Operations) -> None:
 def add_metrics(application: web.Application, registry: CollectorRegistry) -> None:
     """Add ``/metrics``."""
 
+    one_at_a_time = asyncio.Lock()
+
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+        async with one_at_a_time:
+            # Rendering takes milliseconds, and anybody may ask: between two, others have their turn.
+            await asyncio.sleep(0)
+            return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     application.router.add_get(METRICS_PATH, metrics)
 

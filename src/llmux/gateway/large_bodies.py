@@ -2,7 +2,7 @@
 
 import mmap
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -28,12 +28,21 @@ class BodyDropped(Exception):
 
 
 class UnreadBody:
-    """A body that waits for a thread: once it is dropped, it takes neither memory nor the thread's time."""
+    """A body that waits for a thread: once it is dropped, it takes neither memory nor the thread's time.
 
-    __slots__ = ("body",)
+    ``on_release`` ends its counting, which goes on while the thread has it, even if its client has left.
+    """
 
-    def __init__(self, body: bytes) -> None:
+    __slots__ = ("_on_release", "body")
+
+    def __init__(self, body: bytes, on_release: Callable[[], None] | None) -> None:
         self.body: bytes | None = body
+        self._on_release = on_release
+
+    def release(self) -> None:
+        """The thread is done with it."""
+        if self._on_release is not None:
+            self._on_release()
 
 
 def is_large(head: RequestHead, size_bytes: int) -> bool:

@@ -443,17 +443,15 @@ class ClientConnection(asyncio.Protocol):
             self._answer_error(error)
 
     def _read_in_thread(self, route: Route, body: bytes) -> None:
-        state, unread = self._state, UnreadBody(body)
-        received, self._body, self._reading = self._body, None, unread
+        state, received = self._state, self._body
+        self._reading = unread = UnreadBody(body, received.release if received is not None else None)
+        self._body = None
         names, spool_bytes = state.access.names, state.options.spool_bytes
         reading = state.run_in_thread(read_large, self.head, route, unread, names, spool_bytes)
-        reading.add_done_callback(partial(self._large_body_read, route, unread, received))
+        reading.add_done_callback(partial(self._large_body_read, route, unread))
 
-    def _large_body_read(
-        self, route: Route, unread: UnreadBody, received: ReceivedBody | None, reading: asyncio.Future[EngineCall]
-    ) -> None:
-        if received is not None:
-            received.release()  # Not before: a client that has left leaves its body to the thread.
+    def _large_body_read(self, route: Route, unread: UnreadBody, reading: asyncio.Future[EngineCall]) -> None:
+        unread.release()
         if self._reading is not unread:
             _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
             return

@@ -9,7 +9,7 @@ _TURN_SECONDS = 0.001
 
 STEPS_PER_TURN = 500
 """How much of what a client sends is worked off before others are served; a step takes about a microsecond."""
-_STEPS_PER_ITERATION = 5_000
+_STEPS_PER_ITERATION = 2_000
 """Of all connections together, beside what was put off: many at once must not add up."""
 STEPS_OF_A_HEAD = 50
 STEPS_OF_A_PIECE = 5
