@@ -45,3 +45,16 @@ async def test_all_names_of_a_model(tmp_path: Path) -> None:
         assert 'model="qwen"' in metrics
         assert 'model="fast"' not in metrics
     assert {json.loads(line)["model"] for line in log.read_text().splitlines()} == {"qwen"}
+
+
+async def test_an_adapter_answers_under_its_own_name(tmp_path: Path) -> None:
+    adapted = with_flags(OFFLOAD, "--enable-lora", "--lora-modules", "sql=/lora/sql")
+    async with serving({"a": adapted, "b": BASE}, tmp_path) as bench:
+        for name in ("sql", "b", "a", "sql"):
+            await bench.expect(name)
+        listed = {entry["id"]: entry for entry in (await bench.call("GET /v1/models")).document["data"]}
+        assert (listed["sql"]["parent"], listed["sql"]["root"]) == ("a", "/lora/sql")
+        count = {"model": "sql", "messages": [{"role": "user", "content": "two words"}]}
+        counted = await bench.call("POST /v1/messages/count_tokens", count)
+        assert counted.document["input_tokens"] == 2
+        assert (bench.starts("a"), bench.starts("b")) == (1, 1)
