@@ -50,3 +50,16 @@ async def test_all_names_of_a_model(tmp_path: Path) -> None:
         own = (await bench.call("GET /upstream/base/v1/models")).document["data"][0]["max_model_len"]
         assert (await bench.call("GET /v1/models/base")).document["max_model_len"] == own, "known since its start"
     assert {json.loads(line)["model"] for line in log.read_text().splitlines()} == {"qwen", "base"}
+
+
+async def test_an_adapter_answers_under_its_own_name(tmp_path: Path) -> None:
+    adapted = with_flags(OFFLOAD, "--enable-lora", "--lora-modules", "sql=/lora/sql")
+    async with serving({"a": adapted, "b": BASE}, tmp_path) as bench:
+        for name in ("sql", "b", "a", "sql"):
+            await bench.expect(name)
+        listed = {entry["id"]: entry for entry in (await bench.call("GET /v1/models")).document["data"]}
+        assert (listed["sql"]["parent"], listed["sql"]["root"]) == ("a", "/lora/sql")
+        count = {"model": "sql", "messages": [{"role": "user", "content": "two words"}]}
+        counted = await bench.call("POST /v1/messages/count_tokens", count)
+        assert counted.document["input_tokens"] == 2
+        assert (bench.starts("a"), bench.starts("b")) == (1, 1)

@@ -175,6 +175,24 @@ async def test_adapters() -> None:
         )
 
 
+async def test_the_head_of_a_stream_does_not_wait_for_a_token() -> None:
+    """Nor do the first two events of a response; a message's first one does."""
+    message = {"model": "model", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
+    async with engine() as model, asyncio.TaskGroup() as tasks:
+        await model.post("/pause?mode=keep")
+        post = model.session.post
+        async with (
+            post(model.url("/v1/responses"), json={"input": "x", "stream": True}) as response,
+            post(model.url("/v1/messages"), json={**message, "stream": True}) as answer,
+        ):
+            assert [await response.content.readline() for _ in range(4)][3] == b"event: response.in_progress\n"
+            reading = tasks.create_task(answer.content.readline())
+            assert (await model.stats())["waiting"] == 2
+            assert not reading.done()
+            await model.post("/resume")
+            assert await reading == b"event: message_start\n"
+
+
 async def test_a_stream_is_cut_into_tokens() -> None:
     async with engine() as model:
         chunks = await collected(model, "x", max_tokens=3, stream_options={"include_usage": True})

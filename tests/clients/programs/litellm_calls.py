@@ -46,7 +46,9 @@ seen["anthropic stream"] = "".join(
     chunk.choices[0].delta.content or "" for chunk in litellm.completion(stream=True, **options("anthropic", "b"))
 )
 seen["adapter"] = [say(provider, "sql") for provider in ("openai", "anthropic")]
-seen["left early"] = next(iter(litellm.completion(stream=True, **options("openai", "a") | {"max_tokens": 500}))).object
+early = litellm.completion(stream=True, **options("openai", "a") | {"max_tokens": 500})
+seen["left early"] = next(iter(early)).object
+early.completion_stream.close()  # It has no close of its own, and dropping it leaves nothing until it is collected.
 seen["in turn"] = [say("openai", model) for model in "abab"]
 for provider, base in (("openai", f"{URL}/v1"), ("anthropic", URL)):
     seen[f"models of {provider}"] = litellm.get_valid_models(

@@ -38,8 +38,11 @@ class Dialect(Protocol):
     def whole(self, answer: str) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
 
+    def at_once(self) -> Iterator[bytes]:
+        """The events that do not wait for a token."""
+
     def begin(self) -> Iterator[bytes]:
-        """The events before the first token, which are not sent before it is there."""
+        """The events before the first token's, which are sent with it."""
 
     def token(self, token: str) -> bytes:
         """A token's event."""
@@ -63,6 +66,9 @@ class Completion:
         said = {"message": {"role": "assistant", "content": answer}} if self.chat else {"text": answer}
         choice = self._choice(said, self.task.finish_reason)
         return {**self._head(streamed=False), "choices": [choice], "usage": self._usage()}
+
+    def at_once(self) -> Iterator[bytes]:
+        return iter(())
 
     def begin(self) -> Iterator[bytes]:
         if self.chat:
@@ -129,9 +135,11 @@ class Response:
         status = "incomplete" if cut else "completed"
         return self._document(status, [self._item("completed", answer)], usage, details)
 
-    def begin(self) -> Iterator[bytes]:
+    def at_once(self) -> Iterator[bytes]:
         for kind in ("created", "in_progress"):
             yield self._event(kind, response=self._document("in_progress", [], None, None))
+
+    def begin(self) -> Iterator[bytes]:
         yield self._event("output_item.added", output_index=0, item=self._item("in_progress"))
         yield self._of_part("content_part.added", part=_part(""))
 
@@ -188,6 +196,9 @@ class Message:
     def whole(self, answer: str) -> dict[str, Any]:
         content = [{"type": "text", "text": answer}]
         return {**self._head(), "content": content, **self._stop(), "usage": self._usage()}
+
+    def at_once(self) -> Iterator[bytes]:
+        return iter(())
 
     def begin(self) -> Iterator[bytes]:
         started = {**self._head(), "content": [], "stop_reason": None, "stop_sequence": None}

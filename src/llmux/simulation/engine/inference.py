@@ -176,28 +176,27 @@ class Inference:
     async def _stream(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
+        # As vLLM does, before there is a token: what the engine does not survive from now on is a broken stream.
+        await response.prepare(request)
         try:
             async with aclosing(self._events(dialect)) as events:
                 async for event in events:
-                    if not response.prepared:
-                        await response.prepare(request)
                     await response.write(event)
             await response.write_eof()
         except EngineDead:
-            if not response.prepared:
-                raise
             if request.transport is not None:
                 request.transport.close()
         return response
 
     async def _events(self, dialect: Dialect) -> AsyncGenerator[bytes, None]:
-        """The stream's events. As in vLLM, not even the response head is sent before the first token."""
         generation = dialect.task.generation
         pieces = []
-        piece = await self._engine.next_token(generation)
-        for event in dialect.begin():
+        for event in dialect.at_once():
             yield event
         try:
+            piece = await self._engine.next_token(generation)
+            for event in dialect.begin():
+                yield event
             while piece is not None:
                 pieces.append(piece)
                 yield dialect.token(piece)
