@@ -102,7 +102,7 @@ async def test_a_sleep_that_fails_is_a_failed_row_though_the_engine_was_stopped_
         (["validate", "nobody"], 1, "configured models: m"),
         (["checkpoint", "nobody"], 1, "configured models: m"),
         (["restore", "nobody"], 1, "configured models: m"),
-        (["validate", "m", "--policies", "offload"], 2, "weights+process"),
+        (["validate", "m", "--policies", "offload"], 2, "WEIGHTS+PROCESS"),
         (["validate", "m", "--policies", ","], 2, "no policy"),
         (["checkpoint", "m", "--eviction", "retain+stop"], 2, "makes no image"),
         (["checkpoint", "m"], 1, "criu cannot be used"),

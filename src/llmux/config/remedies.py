@@ -99,6 +99,7 @@ def about_eviction(text: str) -> str:
     """What to write for an eviction that is not one: the nearest, or all words."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).replace(" ", "").lower()
     last = {Process.STOP: "retain+stop", Process.CHECKPOINT: "discard+checkpoint", "sleep": "offload+keep_running"}
+    last |= {weights: f"{weights}+keep_running" for weights in (Weights.OFFLOAD, Weights.DISCARD)}
     words = "retain, offload or discard + keep_running, cuda_suspend, checkpoint or stop"
     return nearest(last.get(plain, plain), _EVICTIONS, otherwise=words)
 

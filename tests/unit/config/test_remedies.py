@@ -57,6 +57,7 @@ def remedy_of(model: dict[str, Any] | None = None, **top: Any) -> str:
         ({}, {"policy": {"policy_type": "FIFO"}}, "did you mean 'fifo'?"),
         ({}, {"log_level": "WARN"}, "did you mean 'warning'?"),
         ({"eviction": "Offload+KeepRunning"}, {}, "did you mean 'offload+keep_running'?"),
+        ({"eviction": "offload"}, {}, "did you mean 'offload+keep_running'?"),
         ({"eviction": "offload + keep_running"}, {}, "did you mean 'offload+keep_running'?"),
         ({"eviction": "stop"}, {}, "did you mean 'retain+stop'?"),
         ({"eviction": "x"}, {}, "retain, offload or discard + keep_running, cuda_suspend, checkpoint or stop"),

@@ -21,6 +21,7 @@ _UNCOMMON = re.compile(
 """Fields of one hop, of llmux's own, or with addresses: none in most heads, which then pass as they are."""
 _COMMON_STATUSES = {b"HTTP/1.1 %d " % status: status for status in range(200, 600) if status not in (204, 304)}
 _LENGTH_FIELD = b"\r\ncontent-length:"
+_LENGTH_LINE = re.compile(rb"(?:^|(?<=\r\n))content-length:[^\r\n]*\r\n", re.IGNORECASE)
 _MAX_LENGTH_DIGITS = 18
 _HOP_BY_HOP = frozenset(
     (
@@ -98,6 +99,9 @@ class ResponseHead:
             self.framing = Framing.NONE
             if chunked:
                 self.fields = self.without_transfer_encoding()
+            elif status == 204:
+                # RFC 9110, 8.6: it has none, and a client may wait for a body that a length announces.
+                self.fields = _LENGTH_LINE.sub(b"", self.fields)
         else:
             self.framing = self._find_framing(lower, chunked, length_at)
 

@@ -123,3 +123,10 @@ def test_a_head_with_addresses_is_looked_at_each_time(name: bytes) -> None:
 def test_alternative_services_are_not_passed_on() -> None:
     head = b'HTTP/1.1 200 OK\r\nAlt-Svc: h2=":8001"\r\ncontent-length: 2\r\n\r\n'
     assert ResponseHead(head, to_head_request=False).fields == b"content-length: 2\r\n"
+
+
+def test_an_answer_that_cannot_have_a_body_announces_none() -> None:
+    head = b"HTTP/1.1 %b\r\ncontent-length: 5\r\nx: y\r\nContent-Length: 5\r\n\r\n"
+    assert ResponseHead(head % b"204 No Content", to_head_request=False).fields == b"x: y\r\n"
+    not_modified = b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"
+    assert ResponseHead(not_modified, to_head_request=False).fields == b"content-length: 5\r\n"
