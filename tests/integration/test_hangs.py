@@ -95,6 +95,7 @@ async def test_hangs_off_the_gpu_end_with_the_time_of_a_sleep_or_a_wake(tmp_path
         assert not is_living(engine.pid)
 
 
+@pytest.mark.slow
 async def test_a_hang_in_a_start_ends_with_the_time_of_a_start(tmp_path: Path) -> None:
     models = {"a": with_flags(OFFLOAD, "--startup-delay-ms", "600000"), "b": OFFLOAD}
     async with serving(models, tmp_path, **LIMITS, start_timeout_seconds=2.0) as bench:
@@ -108,6 +109,7 @@ async def test_a_hang_in_a_start_ends_with_the_time_of_a_start(tmp_path: Path) -
         assert not is_living(engine.pid)
 
 
+@pytest.mark.slow
 async def test_a_shim_that_hangs_does_not_hold_up_the_next_engine(tmp_path: Path) -> None:
     async with serving({"a": OFFLOAD}, tmp_path, **LIMITS) as bench:
         await bench.expect("a")
@@ -131,6 +133,7 @@ async def test_a_shim_that_hangs_is_killed_when_its_model_is_to_leave(tmp_path: 
         assert not is_living(shim.pid)
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_shims_that_hang(tmp_path: Path) -> None:
     """That of a serving engine with a stream, and that of a sleeping one."""
     models = {"asleep": OFFLOAD, "serving": with_flags(OFFLOAD, *SLOW)}

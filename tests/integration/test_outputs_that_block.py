@@ -105,6 +105,7 @@ def talkative_engine(directory: Path, lines: int, line_bytes: int) -> str:
     return str(program)
 
 
+@pytest.mark.slow
 async def test_what_was_dropped_is_said_and_counted(tmp_path: Path, unused_ports: tuple[int, int]) -> None:
     engine = talkative_engine(tmp_path, lines=3000, line_bytes=4000)
     async with blocked(tmp_path, unused_ports[0], {"a": STOP}, "-v", vllm_command=engine) as server:

@@ -134,7 +134,9 @@ async def test_a_program_started_with_nohup_goes_on_ignoring_the_terminal(tmp_pa
             await process.wait()
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("<&-", ">&-", "2>&-")), "<&- >&- 2>&-"]
+)
 async def test_standard_streams_that_are_closed_at_the_start(
     tmp_path: Path, unused_ports: tuple[int, int], closed: str
 ) -> None:
