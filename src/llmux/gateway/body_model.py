@@ -61,7 +61,17 @@ def read_json(body: bytes) -> JsonBody:
         raise _not_an_object() from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_leniently(body)
+    if not body.isascii():
+        _require_utf8(body)
     return JsonBody(fields.model, bytes(fields.stream).strip(b'"').lower() in TRUE, body)
+
+
+def _require_utf8(body: bytes) -> None:
+    """msgspec does not look at what it skips, but engines refuse it, and no model is to be woken for that."""
+    try:
+        body.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise _invalid("not UTF-8", error.start) from None
 
 
 def _read_leniently(body: bytes) -> JsonBody:

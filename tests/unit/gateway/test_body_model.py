@@ -137,3 +137,17 @@ def test_replacing_the_model_keeps_the_spelling_of_all_other_values() -> None:
 def test_a_body_in_which_the_model_cannot_be_replaced_is_invalid() -> None:
     with pytest.raises(InvalidJson):
         replace_model(b'{"model":"a","\xff":1}', "m")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model":"m","a":"\xff"}', b'{"model":"m","\xc7":1}', b'\xef\xbb\xbf{"model":"m","a":["\xe4"]}']
+)
+def test_what_is_skipped_must_be_utf8_too(body: bytes) -> None:
+    with pytest.raises(InvalidJson, match="not UTF-8 at byte"):
+        read_json(body)
+
+
+def test_text_in_any_script_is_read() -> None:
+    body = '{"model":"m","a":"äß 模型 \\ud800"}'.encode()
+    assert read_json(body).model == "m"
+    assert read_json(b'{"model":"m","a":"\xed\xa0\x80"}').model == "m", "as Python's parser reads it"
