@@ -61,13 +61,14 @@ def read_json(body: bytes) -> JsonBody:
         raise _not_an_object() from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_leniently(body)
-    if not body.isascii():
-        _require_utf8(body)
+    _require_utf8(body)
     return JsonBody(fields.model, bytes(fields.stream).strip(b'"').lower() in TRUE, body)
 
 
 def _require_utf8(body: bytes) -> None:
     """msgspec does not look at what it skips, but engines refuse it, and no model is to be woken for that."""
+    if body.isascii():  # Most are, and decoding would copy them.
+        return
     try:
         body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
@@ -98,6 +99,7 @@ def require_valid(body: bytes) -> None:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             place = _MSGSPEC_PLACE.fullmatch(str(error))
             raise _invalid(place[1] if place else str(error), int(place[2]) if place else None) from None
+    _require_utf8(body)
 
 
 def _decode(body: bytes) -> None:

@@ -143,11 +143,13 @@ def test_a_body_in_which_the_model_cannot_be_replaced_is_invalid() -> None:
     "body", [b'{"model":"m","a":"\xff"}', b'{"model":"m","\xc7":1}', b'\xef\xbb\xbf{"model":"m","a":["\xe4"]}']
 )
 def test_what_is_skipped_must_be_utf8_too(body: bytes) -> None:
-    with pytest.raises(InvalidJson, match="not UTF-8 at byte"):
-        read_json(body)
+    for read in (read_json, require_valid):
+        with pytest.raises(InvalidJson, match="not UTF-8 at byte"):
+            read(body)
 
 
 def test_text_in_any_script_is_read() -> None:
     body = '{"model":"m","a":"äß 模型 \\ud800"}'.encode()
     assert read_json(body).model == "m"
+    require_valid(body)
     assert read_json(b'{"model":"m","a":"\xed\xa0\x80"}').model == "m", "as Python's parser reads it"
