@@ -7,6 +7,7 @@ pieces. h11 is the second opinion on framing, and ``json.loads`` on JSON.
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from tests.support.access import FakeAccess
 LOOP = DeterministicLoop()
 _BARE_LINE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _MALFORMED = frozenset((b"400", b"431", b"501"))
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHUNKED_REQUEST = (
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nmodel-override: m\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -296,7 +296,7 @@ def _check_json(body: bytes) -> None:
     if asked.models:
         if asked.models != [named]:
             raise Fault("llmux and an engine read different models", (asked.models, loaded))
-        if asked.sent not in ([body], [body.removeprefix(_BYTE_ORDER_MARK)]):
+        if asked.sent not in ([body], [body.removeprefix(BOM_UTF8)]):
             raise Fault("a body is changed that names its model itself", (body[:200], asked.sent))
     elif asked.status == b"404":
         raise Fault("llmux finds another model than an engine would, or one where there is none", (body[:200], named))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +20,6 @@ _NOT_A_NUMBER = re.compile(rb"(?<=[\[,: \t\r\n])(?:NaN|-?Infinity)(?=[,\]} \t\r\
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F]..)|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..", re.DOTALL
 )
-_BOM = b"\xef\xbb\xbf"
 _MSGSPEC_PLACE = re.compile(r"(?:JSON is malformed: )?(.*) \(byte (\d+)\)")
 
 
@@ -76,8 +76,8 @@ def _require_utf8(body: bytes) -> None:
 
 
 def _read_leniently(body: bytes) -> JsonBody:
-    if body.startswith(_BOM):
-        return read_json(body.removeprefix(_BOM))
+    if body.startswith(BOM_UTF8):
+        return read_json(body.removeprefix(BOM_UTF8))
     fields = _parse(body)
     model, stream = fields.get("model"), fields.get("stream", False)
     if not isinstance(model, str | None):
@@ -87,7 +87,7 @@ def _read_leniently(body: bytes) -> JsonBody:
 
 def require_valid(body: bytes) -> None:
     """Raise InvalidJson unless the body is JSON, in the sense of ``read_json``; for bodies that are too long for it."""
-    body = body.removeprefix(_BOM)
+    body = body.removeprefix(BOM_UTF8)
     try:
         _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

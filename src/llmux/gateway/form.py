@@ -5,15 +5,14 @@ boundary is what does so for python-multipart, with which vLLM reads forms.
 """
 
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
+from llmux.gateway import pieces
 from llmux.gateway.body_model import TRUE
 from llmux.gateway.errors import MalformedRequest
-from llmux.gateway.json_outline import replace_values
 
 LARGE_FORM_BYTES = 256 * 1024
 """From this size on a form must be read by a thread."""
@@ -24,8 +23,6 @@ _MAX_HEADER_BYTES = 16 * 1024
 _MAX_OPTIONS_BYTES = 4096
 _MAX_OPTIONS = 32
 """Of a header's value with parameters: reading one takes the square of the number of its semicolons."""
-_PIECE_BYTES = 64 * 1024
-_PAUSE_SECONDS = 0.0002
 _SIMPLE = re.compile(rb'form-data; ?name="([^"\\;%]*)"')
 """What most clients write; python-multipart takes twenty times as long for it."""
 _AFTER_BOUNDARY = re.compile(rb"[ \t]{0,100}\r\n|--")
@@ -49,7 +46,7 @@ class FormBody:
             head = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n' % (self.boundary, value)
             begin = self.text.find(b"-")
             return head + (memoryview(self.text)[begin:] if begin > 0 else self.text)
-        return replace_values(self.text, self.places, value)
+        return pieces.replace_at(self.text, self.places, value)
 
 
 def read_form(body: bytes, content_type: bytes) -> FormBody:
@@ -78,15 +75,15 @@ def _parameters(header: bytes, what: str) -> dict[bytes, bytes]:
 
 
 def _find(body: bytes, mark: bytes, start: int) -> int:
-    """Like ``bytes.find``, which holds the interpreter's lock, but in a large form gives it away after each piece."""
+    """Like ``bytes.find``, which holds Python's lock, but in a large form gives it away after each piece."""
     if len(body) < LARGE_FORM_BYTES:
         return body.find(mark, start)
     while True:
-        end = start + _PIECE_BYTES
+        end = start + pieces.PIECE_BYTES
         at = body.find(mark, start, end + len(mark) - 1)
         if at >= 0 or end >= len(body):
             return at
-        time.sleep(_PAUSE_SECONDS)
+        pieces.pause()
         start = end
 
 

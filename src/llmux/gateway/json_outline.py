@@ -1,20 +1,16 @@
-"""The few members of a large JSON object that decide where it goes, found without holding up the event loop.
+"""The few members of a large JSON object that decide where it goes, found piece by piece (``pieces.py``).
 
-A parser written in C keeps Python's lock for as long as it parses, a third of a second for 100 MB, and in a thread as
-well as anywhere: meanwhile no client is served. This looks at small pieces and gives the lock away after each. What is
-skipped is not validated, which is left to the engine.
+What is skipped is not validated, which is left to the engine.
 """
 
 import json
 import re
-import time
+from codecs import BOM_UTF8
 from typing import NamedTuple
 
+from llmux.gateway import pieces
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 
-_PIECE_BYTES = 64 * 1024
-_PAUSE_SECONDS = 0.0002
-"""Long enough for the event loop's thread to wake up and take the lock."""
 _MAX_REDUCTIONS = 64
 _MAX_KEPT_BYTES = 4096
 _MAX_MEMBERS = 10_000
@@ -23,7 +19,6 @@ _NAMES = {"model": b'"model"', "stream": b'"stream"'}
 _MAX_NAME_BYTES = len('"stream"') * 6
 """Every character may be written as an escape of six."""
 _MAX_SCALAR_BYTES = 64 * 1024
-_BOM = b"\xef\xbb\xbf"
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb"[^ \t\r\n,\[\]{}\":]++")
@@ -47,27 +42,17 @@ def outline_of(body: bytes) -> Outline:
     return _Reader(body).read()
 
 
-def replace_values(body: bytes, places: tuple[tuple[int, int], ...], value: bytes) -> bytes:
-    """The body with what stands in the places replaced."""
-    pieces: list[bytes | memoryview] = []
-    done = 0
-    for start, end in places:
-        pieces += [memoryview(body)[done:start], value]
-        done = end
-    return b"".join((*pieces, memoryview(body)[done:]))
-
-
 class _Reader:
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._found: dict[bytes, bytes] = {}
         """By key; of equal keys the last counts, as to Python."""
         self._model_places: list[tuple[int, int]] = []
-        self._pause_at = _PIECE_BYTES
+        self._pause_at = pieces.PIECE_BYTES
 
     def read(self) -> Outline:
         body = self._body
-        at = self._after_space(len(_BOM) if body.startswith(_BOM) else 0)
+        at = self._after_space(len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0)
         if body[at : at + 1] != b"{":
             # Whoever reads this says what is wrong with it; no object has to be looked through.
             return Outline(b"[]" if body[at : at + 1] == b"[" else body[at : at + 16] or b"", ())
@@ -127,18 +112,18 @@ class _Reader:
 
     def _after_space(self, at: int) -> int:
         while True:
-            space = _SPACE.match(self._body, at, at + _PIECE_BYTES)
+            space = _SPACE.match(self._body, at, at + pieces.PIECE_BYTES)
             assert space is not None
             at = space.end()
             self._pause(at)
-            if at - space.start() < _PIECE_BYTES:
+            if at - space.start() < pieces.PIECE_BYTES:
                 return at
 
     def _after_string(self, at: int) -> int:
         body = self._body
         at += 1
         while at < len(body):
-            inside = _IN_STRING.match(body, at, at + _PIECE_BYTES)
+            inside = _IN_STRING.match(body, at, at + pieces.PIECE_BYTES)
             assert inside is not None
             end = inside.end()
             self._pause(end)
@@ -153,7 +138,7 @@ class _Reader:
         depth = 1
         at += 1
         while at < len(body):
-            tokens = _WHOLE_TOKENS.match(body, at, at + _PIECE_BYTES)
+            tokens = _WHOLE_TOKENS.match(body, at, at + pieces.PIECE_BYTES)
             assert tokens is not None
             end = tokens.end()
             closing, opening = _unbalanced(body[at:end])
@@ -169,8 +154,8 @@ class _Reader:
 
     def _pause(self, at: int) -> None:
         if at >= self._pause_at:
-            self._pause_at = at + _PIECE_BYTES
-            time.sleep(_PAUSE_SECONDS)
+            self._pause_at = at + pieces.PIECE_BYTES
+            pieces.pause()
 
     def _invalid(self, at: int) -> InvalidJson:
         return InvalidJson(f"the body is not valid JSON: at byte {min(at, len(self._body))}")

@@ -14,13 +14,17 @@ from llmux.gateway.errors import InvalidJson, MalformedRequest
 from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
-from llmux.gateway.json_outline import outline_of, replace_values
+from llmux.gateway.json_outline import outline_of
+from llmux.gateway.pieces import replace_at
 from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
 
 LARGE_JSON_BYTES = 1024 * 1024
 """From this size on, and from LARGE_FORM_BYTES on for a form, finding the model takes more than about 2 ms."""
+
+_NO_JSON = b"{"
+"""Stands for a body that is not JSON, whatever it is."""
 
 
 class BodyDropped(Exception):
@@ -79,10 +83,7 @@ def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
     if call.body == outline.text:
         return call._replace(body=body)
     new_model = msgspec.json.decode(call.body, type=_Model).model
-    return call._replace(body=replace_values(body, outline.model_places, msgspec.json.encode(new_model)))
-
-
-_NO_JSON = b"{"
+    return call._replace(body=replace_at(body, outline.model_places, msgspec.json.encode(new_model)))
 
 
 class _Model(msgspec.Struct):

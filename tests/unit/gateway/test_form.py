@@ -3,7 +3,7 @@
 import pytest
 from python_multipart import MultipartParser
 
-from llmux.gateway import form as module
+from llmux.gateway import pieces
 from llmux.gateway.errors import MalformedRequest
 from llmux.gateway.form import LARGE_FORM_BYTES, read_form
 from llmux.gateway.http.media_types import MediaType, media_type
@@ -119,11 +119,11 @@ def test_headers_with_too_many_parameters_are_refused(parameters: str) -> None:
 
 def test_a_large_form_is_searched_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(pieces.time, "sleep", pauses.append)
     file = "\r\n--A" * (LARGE_FORM_BYTES // 5)
     large = form(f"{FILE}{file}", MODEL)
     found = read_form(large, CONTENT_TYPE)
-    assert found.model == "whisper" and len(pauses) == len(large) // module._PIECE_BYTES
+    assert found.model == "whisper" and len(pauses) == len(large) // pieces.PIECE_BYTES
     assert found.with_model("n") == large.replace(b"whisper", b"n")
     pauses.clear()
     assert read_form(form(f"{FILE}{file[: LARGE_FORM_BYTES // 2]}", MODEL), CONTENT_TYPE).model == "whisper"
@@ -132,7 +132,7 @@ def test_a_large_form_is_searched_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("offset", range(-6, 2))
 def test_a_boundary_is_found_wherever_pieces_are_cut(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "sleep", lambda _seconds: None)
-    padding = "x" * (3 * module._PIECE_BYTES + offset - len('"model":.'))
+    monkeypatch.setattr(pieces.time, "sleep", lambda _seconds: None)
+    padding = "x" * (3 * pieces.PIECE_BYTES + offset - len('"model":.'))
     last = field("last", "y" * LARGE_FORM_BYTES)
     assert read_form(form(f"{FILE}{padding}", MODEL, last), CONTENT_TYPE).model == "whisper"

@@ -8,14 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmux.gateway import json_outline as module
+from llmux.gateway import pieces
 from llmux.gateway.errors import InvalidJson, MalformedRequest
-from llmux.gateway.json_outline import outline_of, replace_values
+from llmux.gateway.json_outline import outline_of
 
 
 @pytest.fixture(autouse=True, params=[7, 64 * 1024])
 def _piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PIECE_BYTES", request.param)
-    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", request.param)
+    monkeypatch.setattr(pieces, "_PAUSE_SECONDS", 0)
 
 
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
@@ -38,7 +39,7 @@ def test_the_outline_says_the_same(members: dict[str, Any], indent: int | None, 
     body = json.dumps(members, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     outline = outline_of(body)
     assert same(read(outline.text), read(body))
-    replaced = json.loads(replace_values(body, outline.model_places, b'"new"'))
+    replaced = json.loads(pieces.replace_at(body, outline.model_places, b'"new"'))
     assert same(replaced, {**members, "model": "new"} if "model" in members else members)
 
 
@@ -64,7 +65,7 @@ def test_escaped_names_and_repeated_members() -> None:
     body = b'{"model":"a","\\u006dodel":"b" , "stream":true,"model" : "c","x":{"model":"d"}}'
     outline = outline_of(body)
     assert json.loads(outline.text) == {"model": "c", "stream": True}
-    replaced = replace_values(body, outline.model_places, b'"new"')
+    replaced = pieces.replace_at(body, outline.model_places, b'"new"')
     assert json.loads(replaced) == {"model": "new", "stream": True, "x": {"model": "d"}}
     assert replaced == b'{"model":"new","\\u006dodel":"new" , "stream":true,"model" : "new","x":{"model":"d"}}'
 
