@@ -5,7 +5,7 @@ import signal
 import sys
 
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What must not end a server; they mean nothing before it runs."""
+"""What must not end a server: those of ``server.signals.REMARKS``, whose import would take longer than this may."""
 
 
 def open_standard_descriptors() -> None:

@@ -62,6 +62,9 @@ _OF_RESPONSE = {
     "input_items": Endpoint("/v1/responses/{id}/input_items", ("GET", "HEAD"), model_in_body=False, may_wake=False),
 }
 
+UPSTREAM = b"/upstream/"
+"""Stands before the name of a model, which stands before the path that its engine gets."""
+
 UNKNOWN_TREES = ("/v1/", "/v2/", "/inference/", "/cohere/")
 """Where engines may have further paths, which are forwarded to a model that serves already."""
 

@@ -12,14 +12,14 @@ class ApiKeys:
 
     __slots__ = ("_keys",)
 
-    def __bool__(self) -> bool:
-        """Whether a key is needed."""
-        return bool(self._keys)
-
     def __init__(self, keys: frozenset[str], batch_keys: frozenset[str] = frozenset()) -> None:
         # Batch last: a key that is in both sets is a batch key.
         self._keys = [(key.encode(), Priority.INTERACTIVE) for key in keys]
         self._keys += [(key.encode(), Priority.BATCH) for key in batch_keys]
+
+    def __bool__(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self._keys)
 
     def authenticate(self, head: RequestHead) -> Priority:
         """The highest priority that the request's key allows; without configured keys, everybody has the highest.

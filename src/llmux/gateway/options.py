@@ -58,7 +58,7 @@ class GatewayOptions:
     max_head_bytes: int = 64 * 1024
     max_body_bytes: int = 128 * 1024 * 1024
     max_receiving_bytes: int = 1 << 30
-    """How many bytes of bodies may be incomplete at once, over all connections."""
+    """How much may have been received, over all connections, of bodies whose model is not known yet."""
     spool_bytes: int = 8 * 1024 * 1024
     """Bodies from this size on wait in a temporary file."""
     max_pipelined_bytes: int = 256 * 1024

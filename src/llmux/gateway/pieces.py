@@ -1,7 +1,7 @@
 """Working through large bodies in a thread, a piece at a time, without holding up the event loop.
 
-What is written in C keeps Python's lock for as long as it works, a third of a second for parsing 100 MB, and in a thread
-as well as anywhere: meanwhile no client is served.
+What is written in C keeps Python's lock for as long as it works, a third of a second for parsing 100 MB, and in a
+thread as well as anywhere: meanwhile no client is served.
 """
 
 import time

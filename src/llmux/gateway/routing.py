@@ -72,7 +72,6 @@ _ENGINE_CONTROL = frozenset(
     """.split()  # noqa: SIM905
 )
 _ENGINE_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight", "set_internal")
-_UPSTREAM = b"/upstream/"
 _ONE_MODEL = (b"/v1/models/", b"/models/")
 _FORBIDDEN_OCTET = re.compile(rb"[\x00-\x20\x7f\\%#]")
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
@@ -158,7 +157,7 @@ class Router:
         if not path.startswith(b"/"):
             raise UnknownPath(path.decode("latin-1"))
         shortest = _shortest(path)
-        if shortest.startswith(_UPSTREAM) or path.startswith(_UPSTREAM):
+        if shortest.startswith(endpoints.UPSTREAM) or path.startswith(endpoints.UPSTREAM):
             return self._find_upstream(path, shortest)
         route = self._find(path, shortest)
         # Of these there are only so many, so that nobody can fill the cache with others.
@@ -188,7 +187,7 @@ class Router:
         return self._engine_route(raw, shortest, path, None)
 
     def _find_upstream(self, raw: bytes, shortest: bytes) -> Route:
-        segments = shortest[len(_UPSTREAM) :].split(b"/")
+        segments = shortest[len(endpoints.UPSTREAM) :].split(b"/")
         parts = [unquote_to_bytes(segment).decode("utf-8", "replace") for segment in segments[:_MAX_MODEL_SEGMENTS]]
         names = self._names()
         for count in range(min(len(parts), len(segments) - 1), 0, -1):

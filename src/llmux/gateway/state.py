@@ -99,7 +99,7 @@ class GatewayState:
         self.turns = turns
         self.run_in_thread = run_in_thread
         self.receiving_bytes = 0
-        """How much has been received of bodies that are not complete."""
+        """How much has been received of bodies whose model is not known yet."""
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""

@@ -42,8 +42,10 @@ _READ_HERE = frozenset(
 _MAX_FIELDS = 256
 """nginx and HAProxy refuse about 1,000; clients and the proxies before llmux send a few dozen."""
 _MAX_CONNECTION_OPTIONS = 64
-_MAX_LENGTH_DIGITS = 18
 _MAX_ENCODINGS = 16
+"""Far more than anybody sends; 60 KiB of commas would take milliseconds."""
+_MAX_LENGTH_DIGITS = 18
+"""Python refuses to read a number of more than 4,300 digits."""
 _CONTENT_TYPE = re.compile(rb"((?:^|\r\n)content-type: )[^\r\n]*", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -13,10 +13,12 @@ from llmux.gateway.errors import BadGateway
 from llmux.gateway.http.response_head import Framing, ResponseHead
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
+"""So much of an engine's refusal is kept for the event; engines send a few hundred bytes."""
 
 _WAITING = b": waiting\n\n"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _MAX_ACCEPTED = 64
+"""Browsers send about ten; 60 KiB of commas would take milliseconds."""
 _ACCEPTED = (b"text/event-stream", b"text/*", b"*/*", b"application/json")
 """The last because openai's and anthropic's libraries send it, whatever they ask for."""
 

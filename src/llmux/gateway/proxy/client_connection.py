@@ -385,11 +385,10 @@ class ClientConnection(asyncio.Protocol):
             if preflight is not None and not state.router.is_control(head.path):
                 self._answer_preflight(preflight)
                 return
-        own_address = transport.get_extra_info("sockname")
-        route = self._route = find_route(state, head, own_address)
+        route = self._route = find_route(state, head, transport)
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
-        self._allowed_priority = check_head(state, head, route, own_address)
+        self._allowed_priority = check_head(state, head, route, transport)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
         length = head.content_length

@@ -16,6 +16,7 @@ _LARGE_REQUEST_BYTES = 64 * 1024
 """Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
 _HEAD_TOO_LARGE = "the head of the engine's answer is too large"
 _MAX_INTERIM_ANSWERS = 16
+"""Before one answer. Engines send one, if any; a hundred thousand held up the loop for seconds."""
 _TURN_LINES = 512
 """A read with more lines of chunk framing than that is relayed piece by piece, so that other connections get a turn."""
 _PIECES_BYTES = (32 * 1024, 8 * 1024, 2 * 1024)

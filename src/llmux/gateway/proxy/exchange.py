@@ -13,7 +13,7 @@ from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
-from llmux.gateway.endpoints import EVENT_STREAMS
+from llmux.gateway.endpoints import EVENT_STREAMS, UPSTREAM
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.engine_addresses import AddressExposed
@@ -79,7 +79,6 @@ class _Phase(Enum):
 _QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
 _, _, _CHUNKED, _UNTIL_CLOSE = Framing
 
-_UPSTREAM = b"/upstream/"
 _NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
 _COMMENT = b": keep-alive\n\n"
 
@@ -140,7 +139,7 @@ class Exchange:
             return
         self._upstream = upstream
         self._retried = False
-        try:
+        try:  # As ``_guard``, without its cost: this is on the path of every request.
             self._begin(upstream)
         except Exception as error:
             self.failed(error)
@@ -288,7 +287,7 @@ class Exchange:
 
     def answer_began(self, head: ResponseHead) -> None:
         if head.status < 500:
-            try:
+            try:  # As in ``admitted``.
                 self._relay(head)
             except Exception as error:
                 self.failed(error)
@@ -497,8 +496,8 @@ class Exchange:
         """Make the engine's references to itself lead through llmux; the answer is refused where that cannot be."""
         upstream, model = self._upstream, self._request.model
         assert upstream is not None
-        by_upstream = self._client.head.path.startswith(_UPSTREAM)
-        prefix = _UPSTREAM + quote(model, safe="").encode() if by_upstream else b""
+        by_upstream = self._client.head.path.startswith(UPSTREAM)
+        prefix = UPSTREAM + quote(model, safe="").encode() if by_upstream else b""
         try:
             head.fields = self._state.pools.of(upstream).address.hide(head.fields, prefix)
         except AddressExposed as exposed:

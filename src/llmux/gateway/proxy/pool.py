@@ -16,6 +16,7 @@ from llmux.os_errors import is_own_shortage, reason_of
 
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5
+"""Descriptors may be freed at any moment, but many requests that wait for one must not keep the loop busy."""
 
 
 class ConnectionSeeker(Protocol):
