@@ -78,6 +78,15 @@ def every_value(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ..
     return tuple(word for option in options(arguments) if option.flag in flags for word in option.values)
 
 
+def _last_values(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+    """All values of the last occurrence of the flags."""
+    found: tuple[str, ...] = ()
+    for option in options(arguments):
+        if option.flag in flags:
+            found = option.values
+    return found
+
+
 def number(arguments: Sequence[str], flags: Sequence[str]) -> int | None:
     """The flag's value as a number of at least 1; None if absent. Raises ValueError with a message for the user."""
     text = value(arguments, flags)
@@ -106,11 +115,7 @@ def present(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
 
 def served_names(arguments: Sequence[str]) -> tuple[str, ...]:
     """The names after ``--served-model-name``."""
-    found: tuple[str, ...] = ()
-    for option in options(arguments):
-        if option.flag in SERVED_NAMES:
-            found = option.values
-    return found
+    return _last_values(arguments, SERVED_NAMES)
 
 
 def lora_modules(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -118,22 +123,13 @@ def lora_modules(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
     What vLLM does not read either is left out.
     """
-    words: tuple[str, ...] = ()
-    for option in options(arguments):
-        if option.flag in LORA_MODULES:
-            words = option.values
+    words = _last_values(arguments, LORA_MODULES)
     return tuple(module for word in words if (module := _lora_module(word)) is not None)
 
 
 def unreadable_lora_modules(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The words after ``--lora-modules`` that stand for no adapter."""
-    return tuple(
-        word
-        for option in options(arguments)
-        if option.flag in LORA_MODULES
-        for word in option.values
-        if word and _lora_module(word) is None
-    )
+    """The words after any ``--lora-modules`` that stand for no adapter."""
+    return tuple(word for word in every_value(arguments, LORA_MODULES) if word and _lora_module(word) is None)
 
 
 def _lora_module(word: str) -> tuple[str, str] | None:
