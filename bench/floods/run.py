@@ -6,7 +6,6 @@
 import argparse
 import asyncio
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,10 +20,13 @@ import uvloop
 from bystanders import HOSTILE_NICENESS, Seen, Streaming, percentile, probe
 from engine import SPACING_SECONDS
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.proxies import OTHER_CPU, PROXY_CPU, nginx_command, pinned, running
+
 HERE = Path(__file__).parent
 
 STREAMS = 200
-PROXY_CPU, OTHER_CPU = "1", "0"
 SETTLE_SECONDS = 1.0
 START_SECONDS = 30.0
 FLOOD_LIMIT_SECONDS = 180.0
@@ -34,39 +36,6 @@ CHECK_TRIES = 3
 MEMORY_BAR = 2.0
 """Peak memory by which a body's receipt may raise llmux's, against the body."""
 MEMORY_SLACK_MIB = 16.0
-
-NGINX = """
-daemon off;
-user root;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  tcp_nodelay on;
-  client_max_body_size 0;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  upstream engine {{
-    server 127.0.0.1:{engine};
-    keepalive 512;
-  }}
-  server {{
-    listen 127.0.0.1:{port};
-    location = /health {{ return 200 "{{}}"; }}
-    location / {{
-      proxy_pass http://engine;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_buffering off;
-    }}
-  }}
-}}
-"""
 
 
 @dataclass(slots=True)
@@ -114,8 +83,17 @@ async def _innocent(port: int, streams: int) -> AsyncIterator[Seen]:
 
 async def _flood(kind: str, port: int, size: float, seconds: float) -> tuple[int, int]:
     """Run one hostile client to its end; returns how often it flooded, and the bytes of one body."""
-    command = ["nice", "-n", HOSTILE_NICENESS, "taskset", "-c", OTHER_CPU, sys.executable, str(HERE / "hostile.py")]
-    command += [kind, str(port), "--size", str(size), "--seconds", str(seconds)]
+    command = [
+        sys.executable,
+        str(HERE / "hostile.py"),
+        kind,
+        str(port),
+        "--size",
+        str(size),
+        "--seconds",
+        str(seconds),
+    ]
+    command = ["nice", "-n", HOSTILE_NICENESS, *pinned(OTHER_CPU, command)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         async with asyncio.timeout(FLOOD_LIMIT_SECONDS + seconds):
@@ -186,22 +164,15 @@ async def _measure(kind: str, proxy: Proxy, arguments: argparse.Namespace) -> Ro
 
 
 @contextmanager
-def _running(command: Sequence[str], cpu: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(["taskset", "-c", cpu, *command], stdout=output, stderr=output)
+def _logged(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a proxy; where the block waits for it in vain, the end of its log is shown."""
+    with log.open("wb") as output, running(command, PROXY_CPU, output, output) as process:
         try:
             yield process
         except TimeoutError:
             output.flush()
             print(log.read_text()[-2000:], file=sys.stderr)
             raise
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 async def _until_answers(port: int) -> None:
@@ -246,14 +217,13 @@ async def _run(arguments: argparse.Namespace, kinds: Sequence[str]) -> list[Row]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmux-floods-")))
         config = _write_config(folder, llmux_port, engine_port)
         llmux_command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
-        llmux = stack.enter_context(_running(llmux_command, PROXY_CPU, folder / "llmux.log"))
+        llmux = stack.enter_context(_logged(llmux_command, folder / "llmux.log"))
         await _until_answers(llmux_port)
         proxies = [Proxy("llmux", llmux.pid, llmux_port)]
         if arguments.nginx:
-            (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=nginx_port, engine=engine_port))
-            program = shutil.which("nginx") or "/usr/sbin/nginx"
-            command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-            nginx = stack.enter_context(_running(command, PROXY_CPU, folder / "nginx.log"))
+            server = 'location = /health { return 200 "{}"; }'
+            command = nginx_command(folder, nginx_port, engine_port, http="client_max_body_size 0;", server=server)
+            nginx = stack.enter_context(_logged(command, folder / "nginx.log"))
             await _until_answers(nginx_port)
             proxies.insert(0, Proxy("nginx", nginx.pid, nginx_port))
         for kind in kinds:

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.proxies import OTHER_CPU, PROXY_CPU, nginx_command, pinned, running
 
 HERE = Path(__file__).parent
 MODELS = 40
@@ -24,41 +28,7 @@ STREAMS = 200
 SPACING_MS = 20
 CHUNK_BYTES = 250
 ENGINE = "upstream"
-PROXY_CPU, OTHER_CPU = "1", "0"
 BARS = {"request": 1.5, "chunk": 1.2}
-
-NGINX = """
-daemon off;
-user root;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  tcp_nodelay on;
-  keepalive_requests 1000000000;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  upstream engine {{
-    server 127.0.0.1:{upstream};
-    keepalive 512;
-    keepalive_requests 1000000000;
-  }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://engine;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_buffering off;
-    }}
-  }}
-}}
-"""
 
 
 @dataclass(slots=True)
@@ -87,24 +57,6 @@ def _tree(pid: int) -> Iterator[int]:
 def _own_cpu_microseconds(pid: int) -> float:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
-
-
-def _pinned(cpu: str, command: Sequence[str]) -> list[str]:
-    return ["taskset", "-c", cpu, *command]
-
-
-@contextmanager
-def _running(command: Sequence[str], cpu: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(_pinned(cpu, command), stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 async def _ask(port: int, model: str) -> bytes:
@@ -142,7 +94,7 @@ def _requests(port: int, seconds: float) -> tuple[int, int]:
     """Requests answered and errors."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(HERE / "post.lua")]
     command += [f"http://127.0.0.1:{port}", "--", "1"]
-    output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
     result = next(line for line in output.splitlines() if line.startswith("RESULT"))
     answered, errors = map(int, result.split()[1:])
     return answered, errors
@@ -151,7 +103,7 @@ def _requests(port: int, seconds: float) -> tuple[int, int]:
 def _streams(program: Path, port: int, chunks: int) -> tuple[int, int]:
     """Chunks received and errors."""
     command = [str(program), *map(str, (port, STREAMS, chunks, 1, SPACING_MS))]
-    output = subprocess.run(_pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
     received, errors = map(int, output.split())
     return received, errors
 
@@ -179,7 +131,8 @@ def _write_config(folder: Path, engine: Path, port: int, engine_port: int, chunk
     program = folder / "engine"
     program.write_text(f'#!/bin/sh\nexec taskset -c {OTHER_CPU} {engine} "$@"\n')
     program.chmod(0o755)
-    models: dict[str, dict[str, object]] = {f"model-{number:02d}": {"model_path": "m"} for number in range(MODELS)}
+    names = [f"model-{number:02d}" for number in range(MODELS)]
+    models: dict[str, dict[str, object]] = {name: {"model_path": name} for name in names}
     models["model-00"] |= {"port": engine_port, "env": {"BENCH_STREAM": f"{SPACING_MS} {chunks} {CHUNK_BYTES}"}}
     config = folder / "config.json"
     config.write_text(json.dumps({"vllm_command": str(program), "port": port, "metrics_port": 0, "models": models}))
@@ -222,12 +175,13 @@ def main() -> int:
         streams = _compile(folder, "streams")
         chunks = round(arguments.seconds * 1000 / SPACING_MS)
         config = _write_config(folder, _compile(folder, ENGINE), llmux_port, upstream, chunks)
-        (folder / "nginx.conf").write_text(NGINX.format(folder=folder, port=nginx_port, upstream=upstream))
-        nginx_program = shutil.which("nginx") or "/usr/sbin/nginx"
-        nginx_command = [nginx_program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        nginx = Proxy("nginx", stack.enter_context(_running(nginx_command, PROXY_CPU)), nginx_port)
+        requests_per_connection = "keepalive_requests 1000000000;"
+        command = nginx_command(
+            folder, nginx_port, upstream, http=requests_per_connection, upstream=requests_per_connection
+        )
+        nginx = Proxy("nginx", stack.enter_context(running(command, PROXY_CPU, subprocess.DEVNULL)), nginx_port)
         llmux_command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
-        llmux = Proxy("llmux", stack.enter_context(_running(llmux_command, PROXY_CPU)), llmux_port)
+        llmux = Proxy("llmux", stack.enter_context(running(llmux_command, PROXY_CPU, subprocess.DEVNULL)), llmux_port)
         # llmux first: its first request starts the engine that both are measured with.
         for proxy in (llmux, nginx):
             _check(proxy, upstream)
