@@ -142,7 +142,8 @@ async def test_sigterm_works_while_the_access_log_is_not_read(tmp_path: Path, un
             assert await server.ask("a") == 200
         assert await server.metric("access_log") == 0, "the queue holds them"
         assert await server.terminate() == 0
-    assert len(os.read(reader, 1 << 16).splitlines()) >= 5, "as many as the pipe holds"
+    # How many fit depends on how they were batched: Linux puts a write into a pipe's last page only if all of it fits.
+    assert 0 < os.read(reader, 1 << 16).count(b"\n") < 40, "the pipe was full"
     os.close(reader)
 
 
