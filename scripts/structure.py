@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("hosts", "core", "cancellation", "errors"),
     ),
     (
-        "engines",
+        "instances",
         "one engine: command line, control calls, eviction steps, canary, the shim, and the instance that uses them",
         ("checkpoints", "gpus", "hosts", "access", "core", "redaction", "os_errors", "cancellation", "errors"),
     ),
@@ -56,12 +56,12 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "runtime",
         "performs what the scheduler decides: controller, dispatcher, operations; watches for engines that hang",
-        ("engines", "observability", "access", "core", "errors"),
+        ("instances", "observability", "access", "core", "errors"),
     ),
     (
         "control",
         "control API, status page, model list, in 0.7.7's words where it had some",
-        ("runtime", "gateway", "engines", "observability", "core", "errors"),
+        ("runtime", "gateway", "instances", "observability", "core", "errors"),
     ),
     (
         "server",
@@ -70,7 +70,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "control",
             "runtime",
             "gateway",
-            "engines",
+            "instances",
             "checkpoints",
             "observability",
             "hosts",
@@ -85,7 +85,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "tools",
         "the command line's jobs with one engine and no server: validate, checkpoint, restore",
-        ("server", "engines", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
+        ("server", "instances", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
     ),
     (
         "simulation",
@@ -101,7 +101,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "server",
             "control",
             "runtime",
-            "engines",
+            "instances",
             "checkpoints",
             "observability",
             "hosts",

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 
 from llmux.access import Outcome
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.health import Health, check_health
 from llmux.errors import ControlCallFailed, EngineDied
 from llmux.gateway import GatewayOptions
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.health import Health, check_health
 from tests.support.gateway import Bench, Message, RawClient, post, running_gateway
 
 BODY = b'{"model":"m"}'

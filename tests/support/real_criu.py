@@ -22,8 +22,8 @@ from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.fingerprint import fingerprint_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
-from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.hosts.local import choose_ports, create_temporary_directory
+from llmux.instances.process import EngineProcess, LaunchCommand
 from tests.support.fork_server import orders_to_fork_server
 from tests.support.processes import exists
 

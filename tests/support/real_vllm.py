@@ -21,8 +21,8 @@ import aiohttp
 import openai
 import psutil
 
-from llmux.engines import vllm
 from llmux.hosts.local import choose_ports
+from llmux.instances import vllm
 from tests.support.server import LlmuxProcess, chat
 
 VARIABLES = ("LLMUX_TEST_VLLM", "LLMUX_TEST_MODELS", "LLMUX_TEST_VLLM_PLUGIN")

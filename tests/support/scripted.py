@@ -15,9 +15,9 @@ from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
-from llmux.engines.health import Health
-from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.errors import FailureReason, RequestError
+from llmux.instances.health import Health
+from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher

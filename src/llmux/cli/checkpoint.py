@@ -11,7 +11,7 @@ from llmux.cli.options import ConfigOption, ModelArgument, VerboseOption, load_s
 from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
-from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.server.build import require_checkpointer
 from llmux.tools.checkpointing import Checkpoint, Restored, make_checkpoint, restore_to_stay
 from llmux.tools.standalone import Memory, open_standalone

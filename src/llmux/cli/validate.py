@@ -18,7 +18,7 @@ from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, sho
 from llmux.config.settings import CanaryMode, Settings
 from llmux.control.status import policy_word
 from llmux.core.eviction import Eviction, Process
-from llmux.engines.checkpoint_store import CheckpointStore
+from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
 from llmux.tools.standalone import Memory, open_standalone
 from llmux.tools.validation import Trial, Validation

@@ -32,9 +32,9 @@ from llmux.core.eviction import Eviction
 from llmux.core.identifiers import InstanceId
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Cold
-from llmux.engines.health import Health
-from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.errors import CommandFailed, FailureReason
+from llmux.instances.health import Health
+from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 
 log = structlog.get_logger("llmux.controller")
 

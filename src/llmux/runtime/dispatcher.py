@@ -10,8 +10,8 @@ from llmux.core.events import InstanceExited, RequestArrived, RequestDone, Reque
 from llmux.core.names import ModelName, own_names
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
-from llmux.engines.health import Health
 from llmux.errors import FailureReason
+from llmux.instances.health import Health
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 

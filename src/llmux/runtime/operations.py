@@ -11,8 +11,8 @@ from llmux.core.model import Transition
 from llmux.core.names import ModelName, own_names
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
-from llmux.engines.steps import steps_of
 from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
+from llmux.instances.steps import steps_of
 from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
 

@@ -19,8 +19,8 @@ from llmux.core.model import Model
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Draining, Serving
-from llmux.engines.health import Health
 from llmux.errors import FailureReason
+from llmux.instances.health import Health
 from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
 

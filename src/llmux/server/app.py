@@ -18,15 +18,15 @@ from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
-from llmux.engines.control_calls import EngineEndpoints, new_control_session
-from llmux.engines.instance import Instance
-from llmux.engines.socketless import SocketlessPrograms
 from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit, url_of
+from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.instance import Instance
+from llmux.instances.socketless import SocketlessPrograms
 from llmux.observability.access_log import AccessLog
 from llmux.observability.background import log_lines_dropped
 from llmux.observability.metrics import LogMetrics, RuntimeMetrics

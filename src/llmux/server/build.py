@@ -15,14 +15,14 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
-from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.vllm import ControlTimeouts
 from llmux.errors import ConfigError, Problem
 from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
+from llmux.instances.checkpoint_store import CheckpointStore
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.vllm import ControlTimeouts
 from llmux.redaction import Redactor, secrets_in
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}

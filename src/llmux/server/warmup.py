@@ -12,7 +12,6 @@ import structlog
 
 from llmux.access import ModelAccess, Outcome, Upstream
 from llmux.core.request import Request
-from llmux.engines.question import Endpoints, probe
 from llmux.errors import (
     CommandFailed,
     ControlCallFailed,
@@ -21,6 +20,7 @@ from llmux.errors import (
     RequestError,
     ShuttingDown,
 )
+from llmux.instances.question import Endpoints, probe
 from llmux.runtime.operations import Operations
 
 log = structlog.get_logger("llmux.warmup")

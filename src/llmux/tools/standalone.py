@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.config.settings import Settings
-from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.control_calls import EngineEndpoints, new_control_session
-from llmux.engines.instance import Instance
-from llmux.engines.outcomes import WakeOutcome
-from llmux.engines.question import probe
 from llmux.errors import ControlCallFailed, LlmuxError, ModelNotFound
 from llmux.gpus.memory import GpuHeadroom, total_used_mib
 from llmux.hosts.local import find_descendants, held_mib
+from llmux.instances.checkpoint_store import CheckpointStore
+from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.instance import Instance
+from llmux.instances.outcomes import WakeOutcome
+from llmux.instances.question import probe
 from llmux.server.build import build_headroom, engine_specs
 
 OnProgress: TypeAlias = Callable[[str], None]

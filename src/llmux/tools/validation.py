@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from llmux.core.eviction import STOP, Eviction, Process
-from llmux.engines.steps import steps_of
 from llmux.errors import LlmuxError, UnsupportedEviction
 from llmux.hosts.local import find_descendants, find_living
+from llmux.instances.steps import steps_of
 from llmux.tools.standalone import Memory, OnProgress, StandaloneEngine, WakeFailed
 
 PAUSE_SECONDS = 1.0

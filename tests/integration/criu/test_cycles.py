@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmux.checkpoints.manifest import read_manifest
-from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.errors import ImageUnusable
 from llmux.hosts.local import choose_ports, create_temporary_directory
+from llmux.instances.process import EngineProcess, LaunchCommand
 from tests.support.real_criu import CRIU, FAMILY, SKIP_REASON, Engine, new_checkpointer, only_image_left, started
 
 pytestmark = [pytest.mark.criu, pytest.mark.skipif(not CRIU, reason=SKIP_REASON)]

@@ -17,9 +17,9 @@ from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings, RestoreCo
 from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.manifest import write_manifest
 from llmux.core.eviction import Eviction
-from llmux.engines.process import EngineProcess, LaunchCommand
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed
 from llmux.hosts.local import choose_ports
+from llmux.instances.process import EngineProcess, LaunchCommand
 from tests.support import fake_criu
 from tests.support.processes import PRINT_PID_AND_WAIT, exists, is_living, until
 

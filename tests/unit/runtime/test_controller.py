@@ -6,8 +6,8 @@ from llmux.access import Outcome
 from llmux.core.events import ShutdownRequested
 from llmux.core.identifiers import InstanceId
 from llmux.core.states import Asleep, Failed, Serving
-from llmux.engines.health import Health
 from llmux.errors import CommandFailed, EngineUnavailable, FailureReason, ShuttingDown
+from llmux.instances.health import Health
 from tests.support.scripted import OFFLOAD, model, scripted_runtime
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from llmux.access import Outcome
 from llmux.core.settings import Limits
-from llmux.engines.health import Health
 from llmux.errors import EngineDied, FailureReason, ModelNotLoaded, QueueTimeout
+from llmux.instances.health import Health
 from tests.support.scripted import Holder, Runtime, model, scripted_runtime
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from llmux.access import Outcome
 from llmux.core.states import Asleep, Serving
-from llmux.engines.health import Health
 from llmux.errors import EngineDied
+from llmux.instances.health import Health
 from llmux.runtime.stall_watch import StallWatch
 from tests.support.scripted import DEADLINE_SECONDS, Holder, Runtime, ScriptedEngine, model, scripted_runtime
 

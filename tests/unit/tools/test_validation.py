@@ -7,8 +7,8 @@ import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines.outcomes import EvictOutcome, WakeOutcome
 from llmux.errors import FailureReason
+from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
 from llmux.tools.validation import Trial, Validation, validate
 

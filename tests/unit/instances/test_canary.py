@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmux.engines.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, OutputMismatch, is_same
 from llmux.errors import ControlCallFailed
+from llmux.instances.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, OutputMismatch, is_same
 
 
 class Engine:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llmux.engines import process as process_module
-from llmux.engines.process import EngineProcess, LaunchCommand, StayRefused, describe_exit
-from llmux.engines.shim_connection import ShimConnection
 from llmux.errors import DumpFailed, ProcessStuck, SpawnFailed
+from llmux.instances import process as process_module
+from llmux.instances.process import EngineProcess, LaunchCommand, StayRefused, describe_exit
+from llmux.instances.shim_connection import ShimConnection
 from tests.support.processes import (
     DEADLINE_SECONDS,
     IGNORE_SIGTERM,
@@ -313,7 +313,7 @@ async def test_endless_printer_does_not_starve_the_loop() -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from llmux.engines.process import EngineProcess, LaunchCommand
+from llmux.instances.process import EngineProcess, LaunchCommand
 
 async def main():
     argv = (sys.executable, "-S", "-c", sys.argv[1])

@@ -13,15 +13,15 @@ from aiohttp import web
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines import vllm
-from llmux.engines.control_calls import EngineEndpoints, new_control_session
-from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.health import Health
-from llmux.engines.instance import Instance
-from llmux.engines.outcomes import EvictOutcome
-from llmux.engines.socketless import SocketlessPrograms
 from llmux.errors import FailureReason
 from llmux.hosts.local import choose_ports
+from llmux.instances import vllm
+from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.health import Health
+from llmux.instances.instance import Instance
+from llmux.instances.outcomes import EvictOutcome
+from llmux.instances.socketless import SocketlessPrograms
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 SIMULATED = str(Path(sys.executable).with_name("llmux-sim-engine"))

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
-from llmux.engines import vllm
-from llmux.engines.process import LaunchCommand
 from llmux.hosts.local import available_mib, weights_mib
+from llmux.instances import vllm
+from llmux.instances.process import LaunchCommand
 from llmux.redaction import Redactor
 
 

@@ -11,9 +11,9 @@ from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
-from llmux.engines.canary import is_same
-from llmux.engines.process import EngineProcess, LineReceiver
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
+from llmux.instances.canary import is_same
+from llmux.instances.process import EngineProcess, LineReceiver
 
 log = structlog.get_logger("llmux.images")
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from llmux.engines.shim.tree import find_descendants, read_processes
+from llmux.instances.shim.tree import find_descendants, read_processes
 
 
 def find_living(session: int) -> list[int]:

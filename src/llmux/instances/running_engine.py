@@ -10,16 +10,16 @@ from llmux.access import Upstream
 from llmux.checkpoints.dumping import ImageFacts
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
-from llmux.engines import vllm
-from llmux.engines.canary import Canary
-from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.outcomes import EvictOutcome
-from llmux.engines.process import EngineProcess
-from llmux.engines.scope import EngineFailure, EngineScope
-from llmux.engines.steps import Sleep, SleepLevel, Step, residency_after, steps_of
 from llmux.errors import CriuUnusable, DumpFailed, FailureReason, UnsupportedEviction
+from llmux.instances import vllm
+from llmux.instances.canary import Canary
+from llmux.instances.checkpoint_store import CheckpointStore
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.outcomes import EvictOutcome
+from llmux.instances.process import EngineProcess
+from llmux.instances.scope import EngineFailure, EngineScope
+from llmux.instances.steps import Sleep, SleepLevel, Step, residency_after, steps_of
 
 log = structlog.get_logger("engine")
 

@@ -16,16 +16,16 @@ from structlog.testing import capture_logs
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines import health
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.health import Health
-from llmux.engines.instance import Instance
-from llmux.engines.outcomes import EvictOutcome, WakeOutcome
-from llmux.engines.process import EngineProcess
 from llmux.errors import FailureReason, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory
 from llmux.hosts.local import choose_ports
+from llmux.instances import health
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.health import Health
+from llmux.instances.instance import Instance
+from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.instances.process import EngineProcess
 from llmux.redaction import Redactor
 from tests.support.processes import until
 
@@ -229,7 +229,7 @@ async def test_a_start_without_a_free_descriptor_says_so_and_leaves_no_directory
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("llmux.hosts.local.tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("llmux.engines.shim_connection.socket.socketpair", exhausted)
+    monkeypatch.setattr("llmux.instances.shim_connection.socket.socketpair", exhausted)
     async with instance_of() as instance:
         outcome = await instance.wake()
         assert outcome.error is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmux.engines.shim_connection import SHIM
+from llmux.instances.shim_connection import SHIM
 from tests.support.processes import (
     DEADLINE_SECONDS,
     IGNORE_SIGTERM,

@@ -6,7 +6,8 @@ import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines.steps import (
+from llmux.errors import UnsupportedEviction
+from llmux.instances.steps import (
     DumpProcess,
     PauseRequests,
     Sleep,
@@ -17,7 +18,6 @@ from llmux.engines.steps import (
     residency_after,
     steps_of,
 )
-from llmux.errors import UnsupportedEviction
 
 OFFLOAD, DISCARD = Sleep(SleepLevel.OFFLOAD), Sleep(SleepLevel.DISCARD)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import structlog
 
-from llmux.engines.question import CANARY, EMBEDDINGS, Endpoints, ask
 from llmux.errors import ControlCallFailed, LlmuxError
+from llmux.instances.question import CANARY, EMBEDDINGS, Endpoints, ask
 
 log = structlog.get_logger("llmux.canary")
 

@@ -4,11 +4,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llmux.engines import vllm
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.health import Health, check_health, listens
-from llmux.engines.steps import SleepLevel
 from llmux.errors import ControlCallFailed
+from llmux.instances import vllm
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.health import Health, check_health, listens
+from llmux.instances.steps import SleepLevel
 from tests.support.simulated_engine import engine
 
 TIMEOUTS = vllm.ControlTimeouts()

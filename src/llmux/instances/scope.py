@@ -5,9 +5,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from llmux.engines import vllm
-from llmux.engines.process import EngineProcess, describe_exit
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
+from llmux.instances import vllm
+from llmux.instances.process import EngineProcess, describe_exit
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""

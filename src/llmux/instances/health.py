@@ -6,8 +6,8 @@ from enum import Enum, auto
 
 import psutil
 
-from llmux.engines.control_calls import EngineEndpoints
 from llmux.errors import ControlCallFailed
+from llmux.instances.control_calls import EngineEndpoints
 from llmux.os_errors import is_own_shortage
 
 POLL_SECONDS = 0.1

@@ -10,19 +10,6 @@ from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
-from llmux.engines import vllm
-from llmux.engines.canary import Canary, OutputMismatch
-from llmux.engines.checkpoint_store import CheckpointStore
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.engine_spec import EngineSpec
-from llmux.engines.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
-from llmux.engines.outcomes import EvictOutcome, WakeOutcome
-from llmux.engines.process import EngineProcess
-from llmux.engines.question import ONE_TOKEN, ask
-from llmux.engines.running_engine import KILL_SECONDS, RunningEngine
-from llmux.engines.scope import EngineFailure, EngineScope, exit_report
-from llmux.engines.socketless import SocketlessPrograms
-from llmux.engines.steps import parse_step
 from llmux.errors import (
     ControlCallFailed,
     CriuUnusable,
@@ -35,6 +22,19 @@ from llmux.errors import (
 )
 from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.instances import vllm
+from llmux.instances.canary import Canary, OutputMismatch
+from llmux.instances.checkpoint_store import CheckpointStore
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
+from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.instances.process import EngineProcess
+from llmux.instances.question import ONE_TOKEN, ask
+from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
+from llmux.instances.scope import EngineFailure, EngineScope, exit_report
+from llmux.instances.socketless import SocketlessPrograms
+from llmux.instances.steps import parse_step
 
 log = structlog.get_logger("engine")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.engines.output import OutputTail, clean_line, shorten
+from llmux.instances.output import OutputTail, clean_line, shorten
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmux.engines.control_calls import EngineEndpoints
-from llmux.engines.steps import SleepLevel
 from llmux.errors import ControlCallFailed
 from llmux.hosts.local import LOOPBACK
+from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.steps import SleepLevel
 
 KEEP_ALIVE_SECONDS = 3600
 """Longer than the gateway's pool keeps an idle connection, so that the engine never closes one as it is being used."""

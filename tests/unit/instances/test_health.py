@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmux.engines import health
-from llmux.engines.health import wait_until_healthy
 from llmux.errors import ControlCallFailed
+from llmux.instances import health
+from llmux.instances.health import wait_until_healthy
 
 
 class Starting:

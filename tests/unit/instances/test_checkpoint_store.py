@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llmux.core.eviction import Eviction
-from llmux.engines.checkpoint_store import CheckpointStore
 from llmux.errors import CriuUnusable, ImageUnusable, RestoreFailed
+from llmux.instances.checkpoint_store import CheckpointStore
 
 EVICTION = Eviction.parse("offload+checkpoint")
 IMAGE = Path("/images/m/images")

@@ -12,9 +12,10 @@ import structlog
 
 from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints.checkpointer import RestoreCommand
-from llmux.engines.output import OutputTail, clean_line
-from llmux.engines.sessions import find_living, kill_session
-from llmux.engines.shim_connection import (
+from llmux.errors import DumpFailed, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
+from llmux.instances.output import OutputTail, clean_line
+from llmux.instances.sessions import find_living, kill_session
+from llmux.instances.shim_connection import (
     Dropped,
     Dumped,
     DumpRefused,
@@ -31,7 +32,6 @@ from llmux.engines.shim_connection import (
     Started,
     Stays,
 )
-from llmux.errors import DumpFailed, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 
 log = structlog.get_logger("engine")
 

@@ -13,8 +13,8 @@ from typing import Any, Self, cast
 import msgspec
 
 from llmux import os_errors
-from llmux.engines.sessions import find_living, kill_session, kill_session_once
 from llmux.errors import SpawnFailed
+from llmux.instances.sessions import find_living, kill_session, kill_session_once
 
 SHIM = Path(__file__).with_name("shim")
 MESSAGE_BYTES_MAX = 4_194_304
