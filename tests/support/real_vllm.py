@@ -22,7 +22,7 @@ import openai
 import psutil
 
 from llmux.hosts.local import choose_ports
-from llmux.instances import vllm
+from tests.support.engines import vllm_engine
 from tests.support.server import LlmuxProcess, chat
 
 VARIABLES = ("LLMUX_TEST_VLLM", "LLMUX_TEST_MODELS", "LLMUX_TEST_VLLM_PLUGIN")
@@ -113,23 +113,30 @@ def greedy_answers(models: Sequence[str]) -> dict[str, dict[Question, str]]:
 
 def _answers_alone(model: str, port: int) -> dict[Question, str]:
     # Short and not pytest's own: vLLM puts its sockets there.
+    engine = vllm_engine(
+        model,
+        *engine_arguments(),
+        program=program(),
+        model_path=model_path(model),
+        environment=engine_environment(),
+    )
     with tempfile.TemporaryDirectory(prefix="llmux-alone-") as directory:
         output = Path(directory) / "output"
         with output.open("wb") as sink:
-            engine = subprocess.Popen(
-                vllm.command_line(program(), model_path(model), port, [model], engine_arguments()),
-                env=vllm.environment(os.environ, engine_environment(), directory),
+            process = subprocess.Popen(
+                engine.command_line(port),
+                env=engine.environment(os.environ, directory, checkpointable=False),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         try:
-            _wait_until_healthy(engine, port, output)
+            _wait_until_healthy(process, port, output)
             return {question: _ask_alone(port, model, question) for question in QUESTIONS}
         finally:
-            os.killpg(engine.pid, signal.SIGKILL)
-            engine.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait_until_healthy(engine: subprocess.Popen[bytes], port: int, output: Path) -> None:

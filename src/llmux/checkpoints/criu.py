@@ -47,7 +47,7 @@ TAIL_CHARACTERS = 300
 class NetworkLock(StrEnum):
     """How criu drops the packets of established connections while their process does not exist.
 
-    Dumps of vLLM took 0.8–1.0 s with nftables, which needs no program, 0.9–1.5 s with iptables, which needs its own,
+    Dumps took 0.8–1.0 s with nftables, which needs no program, 0.9–1.5 s with iptables, which needs its own,
     and 0.7–0.8 s with skip, which drops nothing.
     """
 

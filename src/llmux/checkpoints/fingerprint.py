@@ -3,16 +3,14 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-TEMPORARY_PATHS = frozenset({"TMPDIR", "VLLM_RPC_BASE_PATH"})
-"""Variables that differ at every start."""
-ENGINE_PREFIXES = (
-    *("CUDA_", "FLASHINFER_", "HF_", "LD_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON", "PYTORCH_", "TORCH"),
-    *("TRANSFORMERS_", "TRITON_", "VLLM_"),
+LIBRARY_PREFIXES = (
+    *("CUDA_", "HF_", "LD_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTHON", "PYTORCH_", "TORCH"),
+    *("TRANSFORMERS_", "TRITON_"),
 )
-"""Variables that engines and their libraries read; most others change with every login."""
+"""Variables that the libraries of most engines read; most others change with every login."""
 
 
 def fingerprint_of(
@@ -20,32 +18,37 @@ def fingerprint_of(
     environment: Mapping[str, str],
     configured: Collection[str] = (),
     files: Sequence[tuple[str, int, int]] = (),
+    *,
+    prefixes: tuple[str, ...] = (),
+    ignored: Collection[str] = (),
 ) -> str:
     """A digest of the arguments, the relevant environment and the ``files`` (path, size, time).
 
-    Relevant are variables with one of ``ENGINE_PREFIXES`` and those ``configured`` for the model. The port and
-    temporary paths are left out: they differ between starts of the same engine.
+    Relevant are variables with one of ``LIBRARY_PREFIXES`` or ``prefixes`` and those ``configured`` for the model,
+    without those ``ignored``, which differ between starts of the same engine, as the port does.
     """
+    relevant = (*LIBRARY_PREFIXES, *prefixes)
     variables = {
         name: value
         for name, value in environment.items()
-        if name not in TEMPORARY_PATHS and (name in configured or name.startswith(ENGINE_PREFIXES))
+        if name not in ignored and (name in configured or name.startswith(relevant))
     }
     text = json.dumps([without_port(argv), sorted(variables.items()), *([sorted(files)] if files else [])])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stamps_of(program: str, model_path: str) -> list[tuple[str, int, int]]:
-    """Path, size and modification time (ns) of the program and the model's files, as far as they are local."""
+def stamps_of(program: str, files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size and modification time (ns) of the program and of the model's files, without those that are gone."""
     found = shutil.which(program)
     paths = [] if found is None else [Path(found).resolve()]
-    directory = Path(model_path)
-    try:
-        paths += [entry for entry in directory.iterdir() if entry.is_file()]
-        stats = [(str(path), path.stat()) for path in paths]
-    except OSError:  # the model is a name on a hub
-        stats = [(str(path), path.stat()) for path in paths[:1]]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    stamps = []
+    for path in (*paths, *files):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        stamps.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return stamps
 
 
 def without_port(argv: Sequence[str]) -> list[str]:

@@ -1,24 +1,32 @@
 """Checks across keys. Each yields all of its problems; those within one key are the settings' own business."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from llmux.config import arguments
 from llmux.config.machine import exists
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
+from llmux.config.remedies import nearest
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
+from llmux.engines import arguments
+from llmux.engines.base import Engine
+from llmux.engines.registry import KINDS
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
-MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
-"""Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
 
+_KEYS_OF_SOME_KINDS = frozenset(
+    (
+        *("start_command", "stop_command", "ready_path", "wake_command", "sleep_command", "alive_command"),
+        *("url", "api_key", "saved_prompts_mib"),
+    )
+)
 _HOST_NAME = re.compile(r"(?=.{1,253}$)\w(?:[\w-]{0,61}\w)?(?:\.\w(?:[\w-]{0,61}\w)?)*\.?")
 _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
@@ -31,18 +39,30 @@ _OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models
 
 def problems(settings: Settings) -> Iterator[Problem]:
     """Every combination that cannot work. Reads the disk: ``checkpoint_path`` must exist."""
+    if unknown := list(unknown_engines(settings)):
+        # Of such a model nothing else is known.
+        yield from unknown
+        return
     yield from names(settings)
     yield from listeners(settings)
     yield from weights(settings)
     yield from inference_paths(settings)
     yield from origins(settings)
-    yield from extra_arguments(settings)
+    yield from engines(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
     if settings.max_body_bytes > settings.queue_limit_bytes:
         yield Problem(
             "max_body_bytes", "is larger than queue_limit_bytes: such a body could never wait", "lower it or raise that"
         )
+
+
+def unknown_engines(settings: Settings) -> Iterator[Problem]:
+    """Every model's engine must be of a kind that llmux knows."""
+    for name, model in settings.models.items():
+        if model.engine not in KINDS:
+            path = dotted(("models", name, "engine"))
+            yield Problem(path, f"'{model.engine}' is not a kind of engine", nearest(model.engine, KINDS))
 
 
 def names(settings: Settings) -> Iterator[Problem]:
@@ -55,8 +75,8 @@ def names(settings: Settings) -> Iterator[Problem]:
                 path = dotted(("models", name, "aliases", index))
                 yield Problem(path, f"not usable as a model's name: {reason}", "rename it")
     owners = {name: name for name in settings.models}
-    for key, model in settings.models.items():
-        for named in model.names(key):
+    for key in settings.models:
+        for named in settings.names_of(key):
             owner = owners.setdefault(named.name, key)
             if owner != key:
                 yield Problem(
@@ -74,10 +94,12 @@ def listeners(settings: Settings) -> Iterator[Problem]:
 
 
 def weights(settings: Settings) -> Iterator[Problem]:
-    """The engine must not take the model's path for a flag."""
+    """There must be some, and the engine must not take their path for a flag."""
     for name, model in settings.models.items():
+        path = dotted(("models", name, "model_path"))
+        if not model.model_path and settings.engine_of(name).needs_model_path:
+            yield Problem(path, "is missing", "name the weights: a Hugging Face id, a directory or a file")
         if model.model_path.startswith("-"):
-            path = dotted(("models", name, "model_path"))
             yield Problem(path, "begins with '-', so that the engine would take it for a flag", "write ./ before it")
 
 
@@ -124,25 +146,33 @@ def origins(settings: Settings) -> Iterator[Problem]:
             yield Problem(dotted(("allowed_hosts", index)), f"'{host}' is not a host's name", remedy)
 
 
-def extra_arguments(settings: Settings) -> Iterator[Problem]:
-    """``extra_args`` must not contain flags that llmux sets, and the numbers that llmux reads must be valid."""
+def engines(settings: Settings) -> Iterator[Problem]:
+    """What is wrong with a model's engine: keys of other kinds, arguments that llmux sets, and what its kind knows."""
     for name, model in settings.models.items():
-        path = dotted(("models", name, "extra_args"))
-        for index, word in enumerate(model.extra_args):
-            if (parts := arguments.flag_with_more(word)) is not None:
-                yield Problem(f"{path}.{index}", *_joined(*parts))
-        for short, full in arguments.abbreviated(model.extra_args, arguments.RESERVED):
+        engine = settings.engine_of(name)
+        for key in sorted(_KEYS_OF_SOME_KINDS & model.model_fields_set - engine.own_keys):
+            yield Problem(dotted(("models", name, key)), f"a {engine.kind} engine has no use for it", "remove it")
+        yield from _wrong_arguments(dotted(("models", name, "extra_args")), engine)
+        for problem in engine.problems(settings.eviction_of(name)):
+            yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
+
+
+def _wrong_arguments(path: str, engine: Engine) -> Iterator[Problem]:
+    words = engine.options.extra_args
+    for index, word in enumerate(words):
+        if (parts := arguments.flag_with_more(word)) is not None:
+            yield Problem(f"{path}.{index}", *_joined(*parts))
+    if engine.completes_flags:
+        for short, full in arguments.abbreviated(words, engine.reserved_flags):
             yield Problem(path, f"{short} would be read as {full}, which is set by llmux itself", "remove it")
-        for flag in arguments.present(model.extra_args, arguments.RESERVED):
-            remedy = "use the model's port" if flag == "--port" else "engines listen on loopback only"
-            yield Problem(path, f"{flag} is set by llmux itself", f"remove it; {remedy}")
-        for flags in (arguments.TENSOR_PARALLEL_SIZE, arguments.MAX_IN_FLIGHT):
-            try:
-                arguments.number(model.extra_args, flags)
-            except ValueError as error:
-                yield Problem(path, str(error), "correct it")
-        if arguments.value(model.extra_args, arguments.SERVED_NAMES) == "":
-            yield Problem(path, "--served-model-name without a name", "add one or remove it")
+    for flag in arguments.present(words, engine.reserved_flags):
+        remedy = "use the model's port" if flag == "--port" else "engines listen on loopback only"
+        yield Problem(path, f"{flag} is set by llmux itself", f"remove it; {remedy}")
+    for number in ("gpu_count", "max_in_flight"):
+        try:
+            getattr(engine, number)
+        except ValueError as error:
+            yield Problem(path, str(error), "correct it")
 
 
 def residents(settings: Settings) -> Iterator[Problem]:
@@ -172,7 +202,6 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
         )
     stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
     for name, model in settings.models.items():
-        yield from _missing_multi_gpu_flags(settings, name)
         if model.checkpoint_path is not None and not stored and not exists(model.checkpoint_path):
             yield Problem(
                 dotted(("models", name, "checkpoint_path")),
@@ -206,8 +235,11 @@ def warnings(settings: Settings) -> Iterator[Problem]:
             "policy.drain_before_switch", f"{policy.policy_type} always drains", "use the model's 'drain: abort'"
         )
     for name, model in settings.models.items():
-        yield from _odd_arguments(dotted(("models", name, "extra_args")), model.extra_args)
-        yield from _odd_names(name, model.names(name))
+        engine = settings.engine_of(name)
+        yield from _odd_arguments(dotted(("models", name, "extra_args")), engine)
+        for problem in engine.warnings():
+            yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
+        yield from _odd_names(name, settings.names_of(name))
         yield from _typographic_texts(dotted(("models", name)), model)
     yield from _keys_of_two_kinds(settings)
 
@@ -241,18 +273,14 @@ def _keys_of_two_kinds(settings: Settings) -> Iterator[Problem]:
         yield Problem("admin_key", "is an API key, too: whoever may ask may also switch and pin", "use another key")
 
 
-def _odd_arguments(path: str, words: Sequence[str]) -> Iterator[Problem]:
-    for _ in arguments.unreadable_lora_modules(words):
-        yield Problem(
-            path,
-            "an item after --lora-modules is no adapter, so that nobody can ask for it",
-            'write NAME=PATH, or \'{"name": "NAME", "path": "PATH"}\'',
-        )
+def _odd_arguments(path: str, engine: Engine) -> Iterator[Problem]:
+    words = engine.options.extra_args
     if words and not words[0].lstrip().startswith("-"):
         yield Problem(
             f"{path}.0", "is neither a flag nor the value of one", "begin with a flag, such as --max-model-len"
         )
-    for short, full in arguments.abbreviated(words, arguments.READ):
+    completed = arguments.abbreviated(words, engine.read_flags) if engine.completes_flags else ()
+    for short, full in completed:
         yield Problem(path, f"{short} may be read as {full} by the engine, but not by llmux", f"write {full}")
     for index, word in enumerate(words):
         if flag := arguments.second_flag(word):
@@ -273,7 +301,11 @@ def _joined(flag: str, rest: str) -> tuple[str, str]:
 def _same_weights(settings: Settings) -> Iterator[Problem]:
     first: dict[tuple[object, ...], str] = {}
     for name, model in settings.models.items():
-        engine = (model.model_path, settings.command_of(name), model.engine_arguments, tuple(sorted(model.env.items())))
+        started = settings.engine_of(name)
+        engine = (
+            *(model.engine, model.model_path, settings.command_of(name), started.arguments, model.start_command),
+            *(model.url, tuple(sorted(model.env.items()))),
+        )
         other = first.setdefault(engine, name)
         if other != name:
             yield Problem(
@@ -303,24 +335,6 @@ def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) ->
             path = "policy.eviction" if model.eviction is None else dotted(("models", name, "eviction"))
             found.setdefault(path, []).append(name)
     return found
-
-
-def _missing_multi_gpu_flags(settings: Settings, name: str) -> Iterator[Problem]:
-    model = settings.models[name]
-    process = settings.eviction_of(name).process
-    try:
-        size = model.tensor_parallel_size
-    except ValueError:
-        return
-    if size == 1 or process not in IMAGE_PROCESSES:
-        return
-    missing = [flag for flag in MULTI_GPU_FLAGS if not arguments.switched_on(model.extra_args, flag)]
-    if missing:
-        yield Problem(
-            dotted(("models", name, "extra_args")),
-            f"{process} over {size} GPUs needs {' and '.join(missing)}, else the engine crashes on resume",
-            f"add {' '.join(missing)}",
-        )
 
 
 def _wrong_host(host: str) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """The types of settings. They are strict: ``port: "3000"`` and ``warmup: yes`` are reported instead of converted."""
 
 import re
+import shlex
 from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,4 +136,28 @@ EnginePort = Annotated[int, Field(strict=True, ge=1, le=65535), _SCALAR]
 
 _WORD_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "number"}]}
 Word = Annotated[str, Field(strict=True), BeforeValidator(_word), WithJsonSchema(_WORD_SCHEMA), Notation.WORD]
+
+
+def _command_line(value: object) -> object:
+    """Split a command line into words as a shell does; a list is taken as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "command_line", "cannot be split into words: {reason}", {"reason": str(error)}
+        ) from None
+    if not words:
+        raise PydanticCustomError("empty_text", "must not be empty")
+    return words
+
+
+CommandLine = Annotated[
+    tuple[Word, ...],
+    BeforeValidator(_command_line),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": _WORD_SCHEMA}]}),
+    Notation.WORD,
+]
+"""The words of a command, written as one text or as a list; no shell runs it."""
 VariableName = Annotated[str, Field(strict=True, pattern=r"^[^=\x00]+$")]

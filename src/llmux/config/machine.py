@@ -62,10 +62,12 @@ def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Ite
     """Each program once, with the models that need it: it is searched on their own PATH."""
     missing: dict[tuple[str, str, str], list[str]] = {}
     for name, model in settings.models.items():
+        if not settings.engine_of(name).runs_as_process:
+            continue
         program = settings.command_of(name)
         reason = _missing_reason(program, model.env.get("PATH", environment.get("PATH")))
         if reason:
-            path = "vllm_command" if model.command is None else dotted(("models", name, "command"))
+            path = settings.command_path_of(name)
             missing.setdefault((path, program, reason), []).append(name)
     is_unused = "vllm_command" in settings.model_fields_set and all(one.command for one in settings.models.values())
     if is_unused and (reason := _missing_reason(settings.vllm_command, environment.get("PATH"))):
@@ -101,6 +103,8 @@ def _missing_reason(program: str, search_path: str | None) -> str:
 def _missing_weights(settings: Settings) -> Iterator[Problem]:
     for name, model in settings.models.items():
         path = dotted(("models", name, "model_path"))
+        if not model.model_path:
+            continue
         if found := _HUGGING_FACE.match(model.model_path):
             yield Problem(path, "is the address of a web page, not an id", f"write {found[1]}")
             continue

@@ -1,34 +1,39 @@
 """One entry of the section ``models``: its weights, its engine, and how it leaves the GPU."""
 
-from collections.abc import Iterator
-
 from pydantic import Field
 
-from llmux.config import arguments
 from llmux.config.eviction import EvictionField
 from llmux.config.fields import (
+    CommandLine,
     Count,
     Directory,
     EnginePort,
     PathText,
     PositiveFactor,
     Seconds,
+    Secret,
     Section,
+    Size,
     Text,
     VariableName,
     Word,
 )
 from llmux.core.eviction import Drain
-from llmux.core.names import ModelName, NameKind
-
-DEFAULT_GPU_SHARE = 0.92
-"""vLLM's default of ``--gpu-memory-utilization``."""
+from llmux.engines.registry import DEFAULT_KIND
 
 
 class ModelSettings(Section):
     """One model that clients can ask for."""
 
-    model_path: PathText = Field(description="Hugging Face id, or directory, of the weights.")
+    engine: Text = Field(
+        default=DEFAULT_KIND,
+        description="The kind of its engine; docs/engines.md has a table of them.",
+    )
+    model_path: PathText = Field(
+        default="",
+        description="The weights: a Hugging Face id, a directory, or a file, as the engine takes them. Required, but "
+        "for engines that llmux knows only by commands or a URL.",
+    )
     aliases: tuple[Text, ...] = Field(
         default=(),
         description="Further names that clients can ask for. They are llmux's own: the engine gets the model's name "
@@ -39,8 +44,8 @@ class ModelSettings(Section):
     )
     extra_args: tuple[Word, ...] = Field(
         default=(),
-        description="Further command-line arguments of the engine. --port, --host and --uds are set by llmux "
-        "and refused here.",
+        description="Further command-line arguments of the engine. Those that llmux sets itself, such as --port and "
+        "--host, are refused here.",
     )
     eviction: EvictionField | None = Field(
         default=None,
@@ -53,12 +58,14 @@ class ModelSettings(Section):
         default_factory=dict, description="Environment variables for the engine; they override inherited ones."
     )
     command: PathText | None = Field(
-        default=None, description="The engine's program, one word that is never split at spaces. Default: vllm_command."
+        default=None,
+        description="The engine's program, one word that is never split at spaces. Default: that of its kind, or "
+        "vllm_command.",
     )
     max_in_flight: Count | None = Field(
         default=None,
-        description="How many requests the engine gets at once; more wait in llmux. Default: its --max-num-seqs, or "
-        "else 256.",
+        description="How many requests the engine gets at once; more wait in llmux. Default: what its arguments say, "
+        "as --max-num-seqs, or else what its kind usually takes.",
     )
     drain: Drain | None = Field(
         default=None,
@@ -74,58 +81,41 @@ class ModelSettings(Section):
         default=None, description="This model's own max_wait_seconds. Default: policy.max_wait_seconds."
     )
 
-    def served_names(self, name: str) -> tuple[str, ...]:
-        """The values of ``--served-model-name``: the configured name, the path, then names from ``extra_args``.
-
-        The configured name goes first because vLLM puts the first one into its answers.
-        """
-        return tuple(dict.fromkeys((name, self.model_path, *arguments.served_names(self.extra_args))))
-
-    def names(self, name: str) -> Iterator[ModelName]:
-        """All names that stand for the model ``name`` or for an adapter of it, but for the path of its weights.
-
-        An engine's own come before aliases: they need not be replaced.
-        """
-        path = self.model_path
-        yield ModelName(name, name, name, root=path)
-        for served in arguments.served_names(self.extra_args):
-            yield ModelName(served, name, served, NameKind.SERVED, path)
-        for adapter, adapter_path in arguments.lora_modules(self.extra_args):
-            yield ModelName(adapter, name, adapter, NameKind.ADAPTER, adapter_path)
-        for alias in self.aliases:
-            yield ModelName(alias, name, name, NameKind.ALIAS, path)
-
-    @property
-    def max_model_length(self) -> int | None:
-        """How many tokens a request may have, from ``--max-model-len``; None if the arguments do not tell."""
-        return arguments.max_model_length(self.extra_args)
-
-    @property
-    def engine_arguments(self) -> tuple[str, ...]:
-        """``extra_args`` without ``--served-model-name``, whose values are part of ``served_names``."""
-        return arguments.without(self.extra_args, arguments.SERVED_NAMES)
-
-    @property
-    def engine_api_key(self) -> str | None:
-        """The API key that the engine requires, from ``--api-key`` or from ``VLLM_API_KEY`` in ``env``."""
-        return arguments.value(self.extra_args, arguments.API_KEY) or self.env.get("VLLM_API_KEY") or None
-
-    @property
-    def tensor_parallel_size(self) -> int:
-        """How many GPUs the engine spreads the model over. Raises ValueError if ``extra_args`` names no number."""
-        return arguments.number(self.extra_args, arguments.TENSOR_PARALLEL_SIZE) or 1
-
-    @property
-    def start_share(self) -> float | None:
-        """The share of a GPU's memory that vLLM requires to be free at its start; None if its arguments do not tell."""
-        if arguments.present(self.extra_args, arguments.KV_CACHE_BYTES):
-            return None
-        text = arguments.value(self.extra_args, arguments.GPU_SHARE)
-        try:
-            return DEFAULT_GPU_SHARE if text is None else float(text)
-        except ValueError:
-            return None
-
-    def in_flight_limit(self, default: int) -> int:
-        """``max_in_flight``, else the engine's own limit, else ``default``. Raises ValueError as above."""
-        return self.max_in_flight or arguments.number(self.extra_args, arguments.MAX_IN_FLIGHT) or default
+    start_command: CommandLine | None = Field(
+        default=None,
+        description="engine: command. The whole command line that starts it, as one text or as a list of words; no "
+        "shell runs it. {port}, {model} and {name} stand for its port, model_path and the model's name.",
+    )
+    stop_command: CommandLine | None = Field(
+        default=None,
+        description="engine: command. Ends it, where ending its process does not, as docker stop {name}; the process "
+        "is ended as well.",
+    )
+    ready_path: Text | None = Field(
+        default=None,
+        description="engine: command, remote. Path that answers 200 once it is ready, and as long as it lives. "
+        "Default: /health.",
+    )
+    wake_command: Text | None = Field(
+        default=None, description="engine: hooks. Shell command that brings the model onto the GPU; 0 means done."
+    )
+    sleep_command: Text | None = Field(
+        default=None, description="engine: hooks. Shell command that takes the model off the GPU; 0 means done."
+    )
+    alive_command: Text | None = Field(
+        default=None, description="engine: hooks. Shell command that ends with 0 while the engine lives."
+    )
+    url: Text | None = Field(
+        default=None,
+        description="engine: hooks, remote. Where it serves, as http://127.0.0.1:8080 or https://api.example.org/v1.",
+    )
+    api_key: Secret | None = Field(
+        default=None,
+        description="engine: command, hooks, remote. Key that the engine requires; ${NAME} takes it from the "
+        "environment.",
+    )
+    saved_prompts_mib: Size = Field(
+        default=2048,
+        description="engine: llama_cpp. How much of cache_dir the prompts of this model's conversations may take. They "
+        "are saved before it leaves and restored when it is back. 0: they are not saved.",
+    )

@@ -5,6 +5,7 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from llmux.config import arguments
 from llmux.config.fields import (
     Count,
     Directory,
@@ -28,12 +28,14 @@ from llmux.config.fields import (
 )
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
+from llmux.config.problems import dotted
 from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind, register
+from llmux.engines.arguments import KEY_FLAGS, every_value
+from llmux.engines.base import Engine, EngineOptions
+from llmux.engines.calls import ControlTimeouts
+from llmux.engines.registry import DEFAULT_KIND, KINDS, engine_of
 from llmux.redaction import secrets_in
-
-DEFAULT_MAX_IN_FLIGHT = 256
-"""For engines without ``--max-num-seqs``. Requests beyond it wait in llmux, where a switch can leave them behind."""
 
 
 class LogLevel(StrEnum):
@@ -86,6 +88,12 @@ class CheckpointSettings(Section):
     )
 
 
+def default_cache_directory() -> Path:
+    """As the XDG Base Directory Specification says."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "llmux"
+
+
 class Settings(Section):
     """The configuration file, with a default for every key that is optional."""
 
@@ -135,7 +143,7 @@ class Settings(Section):
         "Others that llmux does not know are forwarded only to a model that is on the GPU.",
     )
     vllm_command: PathText = Field(
-        default="vllm",
+        default=KINDS[DEFAULT_KIND].default_program,
         description="The engine's program: a name on PATH, or a path. It is one word and never split at spaces.",
     )
     checkpoint: CheckpointSettings | None = Field(
@@ -222,27 +230,77 @@ class Settings(Section):
         description="Host memory, in MiB, that offloaded weights must leave free; otherwise they are discarded. The "
         "size of the weights is known only where model_path is a local directory: elsewhere, what is free now decides.",
     )
+    cache_dir: Directory | None = Field(
+        default=None,
+        description="Directory of what makes a later start quicker: compiled kernels, saved prompts. It may be deleted "
+        "while llmux does not run. Default: llmux in $XDG_CACHE_HOME, or else ~/.cache/llmux.",
+    )
     access_log: Directory | None = Field(
         default=None,
         description="File to which one JSON line is appended for each inference request; llmux simulate and replay "
         "read it. Default: none.",
     )
 
+    def engine_of(self, name: str) -> Engine:
+        """What is known of the model's engine before it runs. Its kind must be known: see ``checks.problems``."""
+        model = self.models[name]
+        options = EngineOptions(
+            name=name,
+            model_path=model.model_path,
+            program=self.command_of(name),
+            extra_args=model.extra_args,
+            environment=model.env,
+            timeouts=ControlTimeouts(
+                self.sleep_timeout_seconds,
+                self.wake_timeout_seconds,
+                self.reload_timeout_seconds,
+                self.reset_timeout_seconds,
+            ),
+            start_command=model.start_command or (),
+            stop_command=model.stop_command or (),
+            ready_path=model.ready_path or "",
+            wake_command=model.wake_command or "",
+            sleep_command=model.sleep_command or "",
+            alive_command=model.alive_command or "",
+            url=model.url or "",
+            api_key=None if model.api_key is None else model.api_key.get_secret_value(),
+            cache_directory=self.cache_dir or default_cache_directory(),
+            saved_prompts_bytes=model.saved_prompts_mib << 20,
+        )
+        return engine_of(model.engine, options)
+
     def names(self) -> Mapping[str, ModelName]:
         """Every name by which clients can ask for a model: those in the file, then each path that one model has."""
-        found = [name for key, model in self.models.items() for name in model.names(key)]
+        found = [name for key in self.models for name in self.names_of(key)]
         # A model's own name goes before anything that another model is called.
         found.sort(key=lambda name: name.kind is not NameKind.MODEL)
         paths = Counter(model.model_path for model in self.models.values())
         for key, model in self.models.items():
             path = model.model_path
-            if paths[path] == 1:
-                found.append(ModelName(path, key, path, NameKind.PATH, path))
+            if path and paths[path] == 1:
+                served = self.engine_of(key).served_names
+                found.append(ModelName(path, key, path if path in served else served[0], NameKind.PATH, path))
         return register(found)
 
+    def names_of(self, key: str) -> Iterator[ModelName]:
+        """All names that stand for the model or for an adapter of it, but for the path of its weights.
+
+        An engine's own come before aliases: they need not be replaced.
+        """
+        engine = self.engine_of(key)
+        yield from engine.names()
+        for alias in self.models[key].aliases:
+            yield ModelName(alias, key, engine.served_names[0], NameKind.ALIAS, self.models[key].model_path or None)
+
     def eviction_of(self, name: str) -> Eviction:
-        """How the model leaves the GPU: its own eviction, else the policy's."""
-        return (self.models[name].eviction or self.policy.eviction).eviction
+        """How the model leaves the GPU: its own eviction, else its kind's, else the policy's, if its engine can."""
+        own = self.models[name].eviction
+        if own is not None:
+            return own.eviction
+        engine, shared = self.engine_of(name), self.policy.eviction.eviction
+        if engine.default_eviction is not None:
+            return engine.default_eviction
+        return shared if shared.process is Process.CUDA_SUSPEND else engine.nearest(shared)
 
     def drain_of(self, name: str) -> Drain:
         """What a switch away from the model does with its requests in flight."""
@@ -254,11 +312,7 @@ class Settings(Section):
 
     def max_in_flight_of(self, name: str) -> int:
         """How many requests the model's engine gets at once."""
-        return self.models[name].in_flight_limit(DEFAULT_MAX_IN_FLIGHT)
-
-    def tensor_parallel_size_of(self, name: str) -> int:
-        """How many GPUs the engine spreads the model over."""
-        return self.models[name].tensor_parallel_size
+        return self.models[name].max_in_flight or self.engine_of(name).max_in_flight
 
     @property
     def needs_criu(self) -> bool:
@@ -277,8 +331,18 @@ class Settings(Section):
         yield from (key.get_secret_value() for key in keys)
         for model in self.models.values():
             yield from secrets_in(model.env)
-            yield from arguments.every_value(model.extra_args, arguments.API_KEY)
+            yield from every_value(model.extra_args, KEY_FLAGS)
+            if model.api_key is not None:
+                yield model.api_key.get_secret_value()
 
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""
-        return self.models[name].command or self.vllm_command
+        model = self.models[name]
+        program = self.vllm_command if model.engine == DEFAULT_KIND else KINDS[model.engine].default_program
+        return model.command or program
+
+    def command_path_of(self, name: str) -> str:
+        """The key that says which program it is, or would say it."""
+        model = self.models[name]
+        is_shared = model.command is None and model.engine == DEFAULT_KIND
+        return "vllm_command" if is_shared else dotted(("models", name, "command"))

@@ -54,7 +54,7 @@ class ModelList:
         return LocalAnswer(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
 
     def _entry(self, name: ModelName) -> dict[str, Any]:
-        """vLLM's fields, and llmux's own from ``status`` on. ``parent`` is the model that the name belongs to."""
+        """As engines list it, then llmux's own fields. ``parent`` is the model that the name belongs to."""
         model = self._operations.model_status(name.model)
         max_length = self._max_length_of(name.model)
         return {

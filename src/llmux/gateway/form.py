@@ -1,7 +1,7 @@
 """What the gateway reads in a multipart form, ``model`` and ``stream``, and how the model is replaced in it.
 
 Most of such a body is a file, so it is searched for its boundary and never looked at byte by byte. What counts as a
-boundary is what does so for python-multipart, with which vLLM reads forms.
+boundary is what does so for python-multipart, with which most engines read forms.
 """
 
 import re

@@ -80,7 +80,7 @@ class GatewayOptions:
     connect_timeout_seconds: float = 5.0
     """How long an engine may take to accept a connection, and how long llmux may lack what it takes to open one."""
     engine_keep_alive_seconds: float = 4.0
-    """Idle connections to engines are closed after this; keep it below the engine's own keep-alive (vLLM: 5 s)."""
+    """Idle connections to engines are closed after this; keep it below the engine's own keep-alive, often 5 s."""
     keepalive_seconds: float = 15.0
     """How often the client of an event stream that waits or is frozen is sent a comment."""
     wait_comments_after_seconds: float = math.inf

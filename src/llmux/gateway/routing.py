@@ -8,10 +8,11 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from llmux.core.names import ModelName, NameKind
+from llmux.engines.paths import JSON, Endpoint, MediaType
+from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
 from llmux.gateway.body_model import JsonBody, read_json, replace_model
-from llmux.gateway.endpoints import Endpoint
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -22,7 +23,7 @@ from llmux.gateway.errors import (
 )
 from llmux.gateway.form import FormBody, read_form
 from llmux.gateway.http.bodies import Body
-from llmux.gateway.http.media_types import MediaType, is_plain_json, media_type
+from llmux.gateway.http.media_types import is_plain_json, media_type
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
 
@@ -61,17 +62,6 @@ _LOCAL = {
     "/health": Destination.HEALTH,
     "/ready": Destination.READY,
 }
-_ENGINE_CONTROL = frozenset(
-    """
-    sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
-    abort_requests release_kv_cache_memory weight_info weight_checker get_world_size scale_elastic_ep
-    is_scaling_elastic_ep start_profile stop_profile shutdown flush_cache release_memory_occupation
-    resume_memory_occupation pause_generation continue_generation kv_event_sources load_lora_adapter
-    unload_lora_adapter fault_tolerance start_weight_update start_draft_weight_update finish_weight_update
-    shutdown_weight_transfer_engine
-    """.split()  # noqa: SIM905
-)
-_ENGINE_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight", "set_internal")
 _ONE_MODEL = (b"/v1/models/", b"/models/")
 _FORBIDDEN_OCTET = re.compile(rb"[\x00-\x20\x7f\\%#]")
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:/|$)")
@@ -116,9 +106,10 @@ def _decode_name(raw: bytes) -> str:
 
 
 def _is_engine_control(path: str) -> bool:
+    """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
     first, last = path.split("/")[1], path.rpartition("/")[2]
     names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) else (first,)
-    return any(name in _ENGINE_CONTROL or name.startswith(_ENGINE_CONTROL_PREFIXES) for name in names)
+    return any(name in NEVER_FORWARDED or name.startswith(NEVER_FORWARDED_PREFIXES) for name in names)
 
 
 def _refuse_doubled_slashes(raw: bytes) -> None:
@@ -226,7 +217,7 @@ def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:
 
 
 def check_request(head: RequestHead, route: Route) -> None:
-    """Refuse by its head what an engine is certain to refuse, and spell JSON's type as vLLM does.
+    """Refuse by its head what an engine is certain to refuse, and spell JSON's type as engines compare it.
 
     Raises MethodNotAllowed or UnsupportedMediaType.
     """
@@ -239,7 +230,7 @@ def check_request(head: RequestHead, route: Route) -> None:
     # A body without a type is judged when it is there: what is wrong with its framing says more.
     if method == "POST" and head.content_type and (head.content_length or head.chunked):
         _check_media_type(head, rules)
-        if rules.media_types is endpoints.JSON and not is_plain_json(head.content_type):
+        if rules.media_types is JSON and not is_plain_json(head.content_type):
             head.send_as_json()
 
 

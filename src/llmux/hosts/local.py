@@ -35,10 +35,9 @@ RANDOM_SUFFIX_CHARACTERS = 8
 SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket on Linux, without the closing NUL."""
 LONGEST_SOCKET_NAME_BYTES = 40
-"""vLLM names its sockets by a UUID (36 characters)."""
+"""Engines name their sockets by a UUID (36 characters) at most."""
 
 MIB = 1 << 20
-WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
 
 
 class NoFreePort(LlmuxError):
@@ -157,11 +156,9 @@ def available_mib() -> int:
     return int(psutil.virtual_memory().available) // MIB
 
 
-def weights_mib(model_path: str) -> int:
-    """The size of the weights in a local directory; 0 if ``model_path`` is not one (a name on a hub) and so unknown."""
-    directory = Path(model_path)
+def size_mib(files: Iterable[Path]) -> int:
+    """The size of files together; 0 if one of them cannot be read."""
     try:
-        files = [file for file in directory.iterdir() if file.suffix in WEIGHT_FILES]
         return sum(file.stat().st_size for file in files) // MIB
     except OSError:
         return 0

@@ -9,8 +9,10 @@ from typing import Any
 
 import structlog
 
+from llmux.engines.base import Engine
+from llmux.engines.calls import Endpoints
+from llmux.engines.questions import EMBEDDINGS, ONE_TOKEN, ask
 from llmux.errors import ControlCallFailed, LlmuxError
-from llmux.instances.question import CANARY, EMBEDDINGS, Endpoints, ask
 
 log = structlog.get_logger("llmux.canary")
 
@@ -35,7 +37,7 @@ class OutputMismatch(LlmuxError):
 class Canary:
     """Checks one model's engine against its first answer, and counts checks, mismatches and their time."""
 
-    def __init__(self, served_name: str, check_every: int | None) -> None:
+    def __init__(self, engine: Engine, check_every: int | None) -> None:
         """``check_every``: check one wake in so many, 1 for each; None: never."""
         self.baseline: str | None = None
         """The answer of the engine when it had just started; None if wakes are not checked."""
@@ -43,8 +45,9 @@ class Canary:
         self.mismatches = 0
         self.seconds = 0.0
         """Time spent on asking."""
-        self._served_name = served_name
-        self._check_every = check_every
+        self._served_name = engine.served_names[0]
+        self._question = engine.canary
+        self._check_every = check_every if engine.canary is not None else None
         self._wakes = 0
 
     async def record(self, endpoints: Endpoints) -> None:
@@ -100,7 +103,7 @@ class Canary:
         """The answer as text that can be kept: token ids, words, or an embedding. Raises ControlCallFailed."""
         began_at = monotonic()
         try:
-            path, document = await ask(endpoints, CANARY, self._served_name, limit_seconds)
+            path, document = await ask(endpoints, self._question or ONE_TOKEN, self._served_name, limit_seconds)
         finally:
             self.seconds += monotonic() - began_at
         if path == EMBEDDINGS:

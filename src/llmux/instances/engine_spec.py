@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
-from llmux.hosts.local import available_mib, weights_mib
-from llmux.instances import vllm
+from llmux.engines.base import Engine
+from llmux.hosts.local import available_mib, size_mib
 from llmux.instances.process import LaunchCommand
 from llmux.redaction import Redactor
 
@@ -21,18 +21,11 @@ class EngineSpec:
     its weights are offloaded.
     """
 
-    model: str
-    program: str
-    model_path: str
+    engine: Engine
     port: int
-    served_names: tuple[str, ...]
-    extra_args: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-    api_key: str | None = None
     prefers_socket: bool = False
     start_timeout_seconds: float = 1800.0
     stop_timeout_seconds: float = 10.0
-    timeouts: vllm.ControlTimeouts = field(default_factory=vllm.ControlTimeouts)
     checkpointable: bool = False
     freezes: bool = False
     canary_every: int | None = None
@@ -41,29 +34,50 @@ class EngineSpec:
     """Takes secrets out of what the engine prints and answers, before it is logged, kept or passed on."""
 
     @property
+    def model(self) -> str:
+        """The model's key."""
+        return self.engine.options.name
+
+    @property
+    def program(self) -> str:
+        """The engine's program."""
+        return self.engine.options.program
+
+    @property
     def argv(self) -> tuple[str, ...]:
         """The engine's command line, on its port."""
-        return vllm.command_line(self.program, self.model_path, self.port, self.served_names, self.extra_args)
+        return self.engine.command_line(self.port)
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that the engine requires; it inherits llmux's environment."""
+        variable = self.engine.key_variable
+        return self.engine.api_key or (os.environ.get(variable) if variable else None) or None
 
     def fingerprint(self) -> str:
         """Identifies the command, environment and files it is started with; reads the disk.
 
         An image with another fingerprint is out of date.
         """
-        files = stamps_of(self.program, self.model_path)
-        return fingerprint_of(self.argv, os.environ | self.environment, self.environment, files)
+        engine = self.engine
+        return fingerprint_of(
+            self.argv,
+            os.environ | engine.options.environment,
+            engine.options.environment,
+            stamps_of(self.program, engine.files()),
+            prefixes=engine.environment_prefixes,
+            ignored=engine.temporary_variables,
+        )
 
     def fits_into_host_memory(self) -> bool:
         """Whether the weights can be offloaded now without touching the reserve; reads the disk."""
-        return available_mib() - weights_mib(self.model_path) >= self.host_memory_reserve_mib
+        return available_mib() - size_mib(self.engine.weight_files()) >= self.host_memory_reserve_mib
 
     def launch_command(self, temporary_directory: Path, socket_path: Path | None = None) -> LaunchCommand:
         """The command for the shim; ``temporary_directory`` belongs to the engine from then on."""
-        argv = vllm.command_line(
-            self.program, self.model_path, self.port, self.served_names, self.extra_args, socket_path=socket_path
-        )
-        configured = (vllm.WITHOUT_IO_URING if self.checkpointable else {}) | self.environment
-        environment = vllm.environment(os.environ, configured, str(temporary_directory))
         return LaunchCommand(
-            argv, environment, temporary_directory=temporary_directory, checkpointable=self.checkpointable
+            self.engine.command_line(self.port, socket_path),
+            self.engine.environment(os.environ, str(temporary_directory), checkpointable=self.checkpointable),
+            temporary_directory=temporary_directory,
+            checkpointable=self.checkpointable,
         )

@@ -10,6 +10,7 @@ from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
+from llmux.engines.questions import ONE_TOKEN, ask
 from llmux.errors import (
     ControlCallFailed,
     CriuUnusable,
@@ -22,7 +23,6 @@ from llmux.errors import (
 )
 from llmux.gpus.memory import GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
-from llmux.instances import vllm
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
@@ -30,17 +30,15 @@ from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.process import EngineProcess
-from llmux.instances.question import ONE_TOKEN, ask
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
-from llmux.instances.scope import EngineFailure, EngineScope, exit_report
+from llmux.instances.scope import EngineFailure, EngineScope
 from llmux.instances.socketless import SocketlessPrograms
-from llmux.instances.steps import parse_step
 
 log = structlog.get_logger("engine")
 
 STUCK_RETRY_SECONDS = 5.0
 SOCKET_NAME = "http"
-"""In the engine's own directory, whose path is short enough for vLLM's longer names."""
+"""In the engine's own directory, whose path is short enough for engines' own, longer names."""
 USAGE_ERROR = 2
 """The exit code of argparse, and of most parsers of command lines, for arguments that they do not know."""
 RESTORED_HEALTHY_SECONDS = 30.0
@@ -68,7 +66,7 @@ class Instance:
         self.spec = spec
         self.max_model_length: int | None = None
         """How many tokens a request may have, as the engine said after its last cold start."""
-        self.canary = Canary(spec.served_names[0], spec.canary_every)
+        self.canary = Canary(spec.engine, spec.canary_every)
         self._endpoints = endpoints
         self._store = store
         self._headroom = headroom or GpuHeadroom(spec.model, None, None)
@@ -76,7 +74,7 @@ class Instance:
         self._on_leaving = on_leaving
         self._socketless = socketless or SocketlessPrograms()
         self._engine: RunningEngine | None = None
-        self._scope = EngineScope(lambda: self._process)
+        self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
         self._last_output: tuple[str, ...] = ()
 
@@ -117,7 +115,7 @@ class Instance:
         if self._process is None:
             return None if self._is_in_image else FailureReason("no engine runs")
         status = self._process.exit_status
-        return None if status is None else exit_report(self._process, status)
+        return None if status is None else self._scope.exit_report(self._process, status)
 
     async def wake(self) -> WakeOutcome:
         """Bring the engine onto the GPU: start it, or restore it and undo the steps by which it left."""
@@ -139,7 +137,7 @@ class Instance:
         lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,
-            is_out_of_memory=error is not None and vllm.reports_out_of_memory(lines),
+            is_out_of_memory=error is not None and self.spec.engine.reports_out_of_memory(lines),
             is_mismatch=is_mismatch,
             can_freeze=self._engine is not None and self._engine.can_freeze,
             canary_seconds=self.canary.seconds - canary_seconds_before,
@@ -224,7 +222,7 @@ class Instance:
     async def generates(self, limit_seconds: float) -> bool:
         """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
         try:
-            await ask(self._endpoints, ONE_TOKEN, self.spec.served_names[0], limit_seconds)
+            await ask(self._endpoints, ONE_TOKEN, self.spec.engine.served_names[0], limit_seconds)
         except ControlCallFailed as failure:
             return not failure.is_timeout
         return True
@@ -247,7 +245,7 @@ class Instance:
             await self._start_on_port(fingerprint)
             self._socketless.add(program)
             log.warning(
-                f"this program knows no {vllm.SOCKET_FLAG}: its engines listen on ports of loopback, "
+                "this program knows no Unix socket: its engines listen on ports of loopback, "
                 "which every user of this machine can reach",
                 program=program,
             )
@@ -282,7 +280,7 @@ class Instance:
             started = poll(lambda: self._has_started(process.pid, socket_path), self._report_start)
             await self._scope.run(started, self.spec.start_timeout_seconds, "the start")
         except EngineFailure:
-            is_refusal = process.exit_status == USAGE_ERROR or vllm.refuses_socket(process.tail)
+            is_refusal = process.exit_status == USAGE_ERROR or self.spec.engine.refuses_socket(process.tail)
             if self._is_interrupted or process.exit_status is None or not is_refusal:
                 raise
             await self.end()
@@ -297,7 +295,7 @@ class Instance:
             return True
         if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
             self._endpoints.move_to(port)
-            log.warning(f"the engine ignores {vllm.SOCKET_FLAG} and listens on a port", model=model, port=port)
+            log.warning("the engine ignores its Unix socket and listens on a port", model=model, port=port)
             return True
         return False
 
@@ -325,12 +323,13 @@ class Instance:
 
     async def _probe_started(self, engine: RunningEngine) -> None:
         """Find out what a started engine can do and what it answers; raises ControlCallFailed."""
-        if self.spec.freezes:
-            engine.can_freeze = await vllm.can_keep_requests(self._endpoints, self.spec.timeouts)
-            if not engine.can_freeze:
-                log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
-        self.max_model_length = await vllm.max_model_length(self._endpoints, self.spec.timeouts)
+        abilities = await self.spec.engine.find_abilities(self._endpoints, freezes=self.spec.freezes)
+        engine.can_freeze = self.spec.freezes and abilities.keeps_requests
+        if self.spec.freezes and not engine.can_freeze:
+            log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
+        self.max_model_length = abilities.max_model_length
         await self.canary.record(self._endpoints)
+        await self.spec.engine.came_back(self._endpoints)
 
     async def _come_back(self) -> None:
         """Undo how the engine left, and check its answers; raises EngineFailure, OutputMismatch."""
@@ -350,6 +349,7 @@ class Instance:
             if self._store is not None:
                 self._store.distrust()
             raise
+        await self._scope.run(self.spec.engine.came_back(self._endpoints), None, "what follows the canary")
 
     async def _restore(self) -> None:
         """Restore the engine; its image says where it listens and what is to be undone. Raises EngineFailure."""
@@ -367,7 +367,7 @@ class Instance:
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
             reason = FailureReason(str(failure), "the engine could not be restored from its image")
             raise EngineFailure(reason) from failure
-        engine.applied = tuple(map(parse_step, manifest.steps))
+        engine.applied = tuple(map(self.spec.engine.parse_step, manifest.steps))
         engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline
         self._endpoints.move_to(manifest.port)
@@ -393,7 +393,7 @@ class Instance:
 
     def _on_process_exit(self, status: int) -> None:
         # There is no process yet if it ended while it was being spawned.
-        reason = exit_report(self._process, status)
+        reason = self._scope.exit_report(self._process, status)
         self._scope.interrupt(reason)
         self._on_exit(reason)
 

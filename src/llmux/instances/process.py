@@ -47,7 +47,7 @@ CRIU_END_SECONDS = 10.0
 RESTORE_END_SECONDS = 30.0
 """For a restore that was killed to free the memory that it has filled."""
 LEFTOVER_SECONDS = 5.0
-"""vLLM's worker outlives its root by up to 3.4 s (measured)."""
+"""A worker outlives its engine's root by up to 3.4 s (measured)."""
 SHIM_KILLED_STATUS = -signal.SIGKILL
 """The exit status reported for an engine that was killed because its shim had been killed."""
 

@@ -1,8 +1,9 @@
 """One engine process and the steps taken on it: how it leaves the GPU, and how that is undone."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -10,8 +11,8 @@ from llmux.access import Upstream
 from llmux.checkpoints.dumping import ImageFacts
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
+from llmux.engines.steps import Step, residency_after
 from llmux.errors import CriuUnusable, DumpFailed, FailureReason, UnsupportedEviction
-from llmux.instances import vllm
 from llmux.instances.canary import Canary
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
@@ -19,7 +20,6 @@ from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.outcomes import EvictOutcome
 from llmux.instances.process import EngineProcess
 from llmux.instances.scope import EngineFailure, EngineScope
-from llmux.instances.steps import Sleep, SleepLevel, Step, residency_after, steps_of
 
 log = structlog.get_logger("engine")
 
@@ -79,32 +79,20 @@ class RunningEngine:
                 await self.stop()
                 self.store.set_current(image)
                 return Asleep(eviction)
-        for step in steps_of(eviction, freeze=freeze):
+        for step in self.spec.engine.steps(eviction, freeze=freeze):
             self.applied += await step.apply(self)
         return residency_after(eviction, self.applied)
 
     # The controls of the steps.
 
-    @property
-    def is_asleep(self) -> bool:
-        return any(isinstance(step, Sleep) for step in self.applied)
-
     async def fits_into_host_memory(self) -> bool:
         return await asyncio.to_thread(self.spec.fits_into_host_memory)
 
-    async def sleep(self, level: SleepLevel, *, keep_requests: bool) -> None:
-        call = vllm.fall_asleep(self.endpoints, level, self.spec.timeouts, keep_requests=keep_requests)
-        await self.scope.run(call, None, "going to sleep")
+    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
+        await self.scope.run(work, None, what)
 
-    async def wake_up(self, level: SleepLevel, *, keep_requests: bool) -> None:
-        call = vllm.wake_up(self.endpoints, level, self.spec.timeouts, keep_requests=keep_requests)
-        await self.scope.run(call, None, "waking up")
-
-    async def pause(self) -> None:
-        await self.scope.run(vllm.pause_requests(self.endpoints, self.spec.timeouts), None, "pausing")
-
-    async def resume(self) -> None:
-        await self.scope.run(vllm.resume_requests(self.endpoints, self.spec.timeouts), None, "resuming")
+    def fail(self, reason: str) -> None:
+        raise EngineFailure(FailureReason(reason))
 
     async def dump(self, *, keep_requests: bool) -> str | None:
         if self.store is None:
@@ -132,7 +120,8 @@ class RunningEngine:
 
     async def stop(self) -> None:
         self.on_leaving(self.endpoints.upstream)
-        await self.process.stop(self.spec.stop_timeout_seconds, KILL_SECONDS)
+        seconds = min(self.spec.stop_timeout_seconds, self.spec.engine.max_stop_seconds)
+        await self.process.stop(seconds, KILL_SECONDS)
 
     def note_fallback(self, what: str, reason: str) -> None:
         self._fallback = f"{what}: {reason}"

@@ -1,18 +1,17 @@
 """Limits a piece of work on an engine to the engine's life, and lets it be interrupted."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
-from llmux.instances import vllm
 from llmux.instances.process import EngineProcess, describe_exit
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""
 EXIT_AFTER_500_SECONDS = 0.3
-"""A dying vLLM answers 500 up to 0.14 s before its ``/health`` fails (measured)."""
+"""A dying engine answers 500 up to 0.14 s before its ``/health`` fails (measured)."""
 LINES_SHOWN = 8
 
 
@@ -27,9 +26,12 @@ class EngineFailure(LlmuxError):
 class EngineScope:
     """Runs one piece of work at a time. An interruption fails it, and all later work until ``reset``."""
 
-    def __init__(self, process: Callable[[], EngineProcess | None]) -> None:
-        """``process`` gives the engine's process, if there is one."""
+    def __init__(
+        self, process: Callable[[], EngineProcess | None], known_cause: Callable[[Sequence[str]], str | None]
+    ) -> None:
+        """``process`` gives the engine's process, if there is one; ``known_cause`` what its last lines tell."""
         self._process = process
+        self._known_cause = known_cause
         self._timeout: asyncio.Timeout | None = None
         self._interruption: FailureReason | None = None
 
@@ -49,13 +51,13 @@ class EngineScope:
             async with asyncio.timeout(limit_seconds) as self._timeout:
                 process = self._process()
                 if process is not None and process.exit_status is not None:
-                    self.interrupt(exit_report(process, process.exit_status))
+                    self.interrupt(self.exit_report(process, process.exit_status))
                 elif self._interruption is not None:
                     self.interrupt(self._interruption)
                 await work
         except TimeoutError:
             limit = "was allowed" if limit_seconds is None else f"{limit_seconds:g} s"
-            reason = self._interruption or with_output(f"{what} took longer than {limit}", self._process())
+            reason = self._interruption or self._with_output(f"{what} took longer than {limit}", self._process())
             raise EngineFailure(reason) from None
         except ControlCallFailed as failure:
             # The work is over: an exit that is reported from here on explains its failure and interrupts nothing.
@@ -72,21 +74,19 @@ class EngineScope:
             return FailureReason(str(failure), failure.cause)
         with suppress(TimeoutError):
             async with asyncio.timeout(EXIT_NOTICE_SECONDS if failure.status is None else EXIT_AFTER_500_SECONDS):
-                return exit_report(process, await process.wait_exited())
-        return with_output(str(failure), process, failure.cause)
+                return self.exit_report(process, await process.wait_exited())
+        return self._with_output(str(failure), process, failure.cause)
 
+    def exit_report(self, process: EngineProcess | None, status: int) -> FailureReason:
+        """How an engine ended, with its last lines of output."""
+        return self._with_output(f"the engine ended with {describe_exit(status)}", process)
 
-def exit_report(process: EngineProcess | None, status: int) -> FailureReason:
-    """How an engine ended, with its last lines of output."""
-    return with_output(f"the engine ended with {describe_exit(status)}", process)
-
-
-def with_output(sentence: str, process: EngineProcess | None, cause: str = "") -> FailureReason:
-    """The sentence and the engine's last lines of output, for the operator; for clients what is known from them."""
-    lines = () if process is None else process.tail
-    known = vllm.known_cause(lines)
-    shown = lines[-LINES_SHOWN:]
-    return FailureReason(
-        sentence + (f"; its last lines: {' | '.join(shown)}" if shown else ""),
-        (cause or sentence) + (f": {known}" if known else ""),
-    )
+    def _with_output(self, sentence: str, process: EngineProcess | None, cause: str = "") -> FailureReason:
+        """The sentence and the engine's last lines, for the operator; for clients what is known from them."""
+        lines = () if process is None else process.tail
+        known = self._known_cause(lines)
+        shown = lines[-LINES_SHOWN:]
+        return FailureReason(
+            sentence + (f"; its last lines: {' | '.join(shown)}" if shown else ""),
+            (cause or sentence) + (f": {known}" if known else ""),
+        )

@@ -19,7 +19,7 @@ HEALTH_TIMEOUT_SECONDS = 0.2
 """An engine that lives answers /health in milliseconds; a client is waiting for this."""
 
 SECOND_CHECK_SECONDS = 0.15
-"""A dying vLLM answers 500 up to 0.14 s before its /health says so (measured on 0.32)."""
+"""A dying engine answers 500 up to 0.14 s before its /health says so (measured)."""
 
 
 class Dispatcher:

@@ -1,6 +1,6 @@
 """The operator's view and commands, as plain values: what the control API renders and calls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +11,7 @@ from llmux.core.model import Transition
 from llmux.core.names import ModelName, own_names
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
-from llmux.errors import EvictionRefused, ModelNotFound, UnsupportedEviction
-from llmux.instances.steps import steps_of
+from llmux.errors import EvictionRefused, ModelNotFound
 from llmux.observability.metrics import Stalls
 from llmux.runtime.controller import Controller
 
@@ -103,14 +102,16 @@ class Operations:
         has_images: bool = False,
         names: Mapping[str, ModelName] | None = None,
         stalls: Mapping[str, Stalls] | None = None,
+        why_not: Callable[[str, Eviction], str | None] = lambda model, eviction: None,
     ) -> None:
         """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``.
 
-        ``stalls`` are the watch's, by model.
+        ``stalls`` are the watch's, by model. ``why_not`` says why a model's engine cannot leave by an eviction.
         """
         self.names = own_names(engines) if names is None else names
         self._stalls = stalls or {}
         self._has_images = has_images
+        self._why_not = why_not
         self._scheduler = scheduler
         self._controller = controller
         self._engines = engines
@@ -182,7 +183,7 @@ class Operations:
         """
         name = self._model(name)
         if eviction is not None:
-            self._check_eviction(eviction)
+            self._check_eviction(name, eviction)
         state = self._scheduler.state(name)
         is_in_image = isinstance(state, Asleep) and state.eviction.process is Process.CHECKPOINT
         await self._controller.command(lambda number: SleepRequested(number, name, eviction))
@@ -199,14 +200,12 @@ class Operations:
         Raises ModelNotFound, EvictionRefused.
         """
         name = self._model(name)
-        self._check_eviction(eviction)
+        self._check_eviction(name, eviction)
         self._controller.feed(EvictionChanged(name, eviction))
 
-    def _check_eviction(self, eviction: Eviction) -> None:
-        try:
-            steps_of(eviction)
-        except UnsupportedEviction as unsupported:
-            raise EvictionRefused(str(unsupported)) from None
+    def _check_eviction(self, name: str, eviction: Eviction) -> None:
+        if reason := self._why_not(name, eviction):
+            raise EvictionRefused(reason)
         if eviction.process is Process.CHECKPOINT and not self._has_images:
             raise EvictionRefused(
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "

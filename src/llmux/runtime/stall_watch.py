@@ -32,8 +32,8 @@ HEALTH_TRIES = 3
 """How many times in a row, once at each look, ``/health`` must fail."""
 HEALTH_TIMEOUT_SECONDS = 5.0
 TOKEN_LIMIT_FACTOR = 5.0
-"""How long one token may take, in ``engine_stall_seconds``: vLLM takes the question up only after a prefill under way,
-and one of 100,000 tokens may take minutes."""
+"""How long one token may take, in ``engine_stall_seconds``: engines take the question up only after a prefill under
+way, and one of 100,000 tokens may take minutes."""
 
 _NOT_BEGUN: Progress = (False, 0)
 

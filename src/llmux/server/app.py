@@ -47,7 +47,7 @@ from llmux.server.warmup import WarmUp
 log = structlog.get_logger("llmux")
 
 POOLED_IDLE_SECONDS = 60.0
-"""Idle connections to engines are closed after this. Engines are started with a longer keep-alive than vLLM's 5 s, so
+"""Idle connections to engines are closed after this. Engines are started with a longer keep-alive where they can be, so
 that they never close a connection just as a request is written to it."""
 
 CLOSE_SECONDS = 5.0
@@ -98,6 +98,7 @@ class Server:
             self._instances,
             has_images=self._checkpointer is not None,
             names=names,
+            why_not=lambda model, eviction: self._instances[model].spec.engine.why_not(eviction),
             stalls=self._stall_watch.stalls,
         )
         self._warm_up: WarmUp | None = None
@@ -197,7 +198,7 @@ class Server:
 
     def _max_model_length(self, model: str) -> int | None:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
-        return self._instances[model].max_model_length or self.settings.models[model].max_model_length
+        return self._instances[model].max_model_length or self._instances[model].spec.engine.max_model_length
 
     def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)

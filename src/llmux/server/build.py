@@ -22,7 +22,6 @@ from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.engine_spec import EngineSpec
-from llmux.instances.vllm import ControlTimeouts
 from llmux.redaction import Redactor, secrets_in
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
@@ -95,27 +94,14 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     portless = [name for name, model in settings.models.items() if model.port is None]
     chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
     redactor = build_redactor(settings)
-    timeouts = ControlTimeouts(
-        settings.sleep_timeout_seconds,
-        settings.wake_timeout_seconds,
-        settings.reload_timeout_seconds,
-        settings.reset_timeout_seconds,
-    )
     return {
         name: EngineSpec(
-            model=name,
-            program=settings.command_of(name),
-            model_path=model.model_path,
+            engine=settings.engine_of(name),
             port=model.port or chosen[name],
-            served_names=model.served_names(name),
-            extra_args=model.engine_arguments,
-            environment=dict(model.env),
             # An engine that may be dumped must be found again where its image says.
             prefers_socket=model.port is None and settings.checkpoint is None,
-            api_key=model.engine_api_key or os.environ.get("VLLM_API_KEY") or None,
             start_timeout_seconds=settings.start_timeout_seconds,
             stop_timeout_seconds=settings.stop_timeout_seconds,
-            timeouts=timeouts,
             checkpointable=settings.checkpoint is not None,
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
@@ -137,15 +123,15 @@ def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
 
     Raises GpuHookUnusable.
     """
-    model = settings.models[name]
-    environment = os.environ | model.env
+    engine = settings.engine_of(name)
+    environment = os.environ | engine.options.environment
     find_gpus = load_gpu_hook()
-    found = find_gpus(model.engine_arguments, environment) if find_gpus is not None else None
+    found = find_gpus(engine.arguments, environment) if find_gpus is not None else None
     if found is not None:
         reader, need = found
         return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
-    need = None if model.start_share is None else StartNeed(share=model.start_share)
-    nvml = NvmlReader(environment, settings.tensor_parallel_size_of(name))
+    need = None if engine.start_share is None else StartNeed(share=engine.start_share)
+    nvml = NvmlReader(environment, engine.gpu_count)
     return GpuHeadroom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
 
 

@@ -12,6 +12,8 @@ import structlog
 
 from llmux.access import ModelAccess, Outcome, Upstream
 from llmux.core.request import Request
+from llmux.engines.calls import Endpoints
+from llmux.engines.questions import probe
 from llmux.errors import (
     CommandFailed,
     ControlCallFailed,
@@ -20,7 +22,6 @@ from llmux.errors import (
     RequestError,
     ShuttingDown,
 )
-from llmux.instances.question import Endpoints, probe
 from llmux.runtime.operations import Operations
 
 log = structlog.get_logger("llmux.warmup")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.config.settings import Settings
+from llmux.engines.questions import probe
 from llmux.errors import ControlCallFailed, LlmuxError, ModelNotFound
 from llmux.gpus.memory import GpuHeadroom, total_used_mib
 from llmux.hosts.local import find_descendants, held_mib
@@ -13,7 +14,6 @@ from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.instance import Instance
 from llmux.instances.outcomes import WakeOutcome
-from llmux.instances.question import probe
 from llmux.server.build import build_headroom, engine_specs
 
 OnProgress: TypeAlias = Callable[[str], None]
@@ -57,7 +57,7 @@ class StandaloneEngine:
     async def ask(self) -> str:
         """The answer to the probe; raises ProbeFailed."""
         try:
-            return await probe(self.endpoints, self.instance.spec.served_names[0])
+            return await probe(self.endpoints, self.instance.spec.engine.served_names[0])
         except ControlCallFailed as failure:
             raise ProbeFailed(str(failure)) from failure
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from llmux.core.eviction import STOP, Eviction, Process
-from llmux.errors import LlmuxError, UnsupportedEviction
+from llmux.errors import LlmuxError
 from llmux.hosts.local import find_descendants, find_living
-from llmux.instances.steps import steps_of
 from llmux.tools.standalone import Memory, OnProgress, StandaloneEngine, WakeFailed
 
 PAUSE_SECONDS = 1.0
@@ -85,10 +84,8 @@ class _Examiner:
 
     async def try_out(self, eviction: Eviction) -> Trial:
         trial = Trial(eviction)
-        try:
-            steps_of(eviction)
-        except UnsupportedEviction as refusal:
-            trial.reasons.append(str(refusal))
+        if reason := self.engine.instance.spec.engine.why_not(eviction):
+            trial.reasons.append(reason)
             return trial
         try:
             await self._ensure_running(eviction)

@@ -3,6 +3,7 @@ import pytest
 from llmux.checkpoints.fingerprint import fingerprint_of, without_port
 
 ARGV = ("vllm", "serve", "model", "--port", "8000", "--dtype", "float16")
+VLLM = {"prefixes": ("VLLM_",), "ignored": ("TMPDIR", "VLLM_RPC_BASE_PATH")}
 ENVIRONMENT = {"VLLM_USE": "1", "TMPDIR": "/tmp/a", "VLLM_RPC_BASE_PATH": "/tmp/a", "SSH_CONNECTION": "x", "MINE": "1"}
 
 
@@ -16,7 +17,7 @@ ENVIRONMENT = {"VLLM_USE": "1", "TMPDIR": "/tmp/a", "VLLM_RPC_BASE_PATH": "/tmp/
 def test_port_and_temporary_paths_and_other_variables_do_not_matter(
     argv: tuple[str, ...], environment: dict[str, str]
 ) -> None:
-    assert fingerprint_of(argv, environment, ["MINE"]) == fingerprint_of(ARGV, ENVIRONMENT, ["MINE"])
+    assert fingerprint_of(argv, environment, ["MINE"], **VLLM) == fingerprint_of(ARGV, ENVIRONMENT, ["MINE"], **VLLM)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_port_and_temporary_paths_and_other_variables_do_not_matter(
     ],
 )
 def test_arguments_and_engine_variables_matter(argv: tuple[str, ...], environment: dict[str, str]) -> None:
-    assert fingerprint_of(argv, environment, ["MINE"]) != fingerprint_of(ARGV, ENVIRONMENT, ["MINE"])
+    assert fingerprint_of(argv, environment, ["MINE"], **VLLM) != fingerprint_of(ARGV, ENVIRONMENT, ["MINE"], **VLLM)
 
 
 def test_only_the_value_of_the_port_is_removed() -> None:

@@ -68,7 +68,7 @@ def test_six_models() -> None:
     assert differences(settings) == {"models", "policy", "start_timeout_seconds"}
     assert list(settings.models) == [f"model-{letter}" for letter in "fedcba"]
     assert [model.port for model in settings.models.values()] == [*range(8001, 8007)]
-    assert {settings.tensor_parallel_size_of(name) for name in settings.models} == {4}
+    assert {settings.engine_of(name).gpu_count for name in settings.models} == {4}
     assert {str(settings.eviction_of(name)) for name in settings.models} == {"offload+keep_running"}
     assert policy.policy_type is PolicyType.TIME_SLICE
     assert policy.request_timeout_seconds == 600
@@ -122,7 +122,7 @@ def test_object_store() -> None:
 def test_tensor_parallel() -> None:
     settings = loaded("tensor_parallel").settings
     assert differences(settings) == {"models", "checkpoint"}
-    assert settings.tensor_parallel_size_of("tiny") == 2
+    assert settings.engine_of("tiny").gpu_count == 2
     assert str(settings.eviction_of("tiny")) == "retain+cuda_suspend"
     assert settings.checkpoint is not None
     assert settings.checkpoint.model_fields_set == {"cuda_checkpoint_path"}

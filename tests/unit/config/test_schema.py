@@ -82,7 +82,6 @@ def test_all_old_keys_are_in_the_schema() -> None:
     [
         {"unknown": 1},
         {"models": {}},
-        {"models": {"a": {}}},
         {"models": {"a": {"model_path": "x", "port": 0}}},
         {"models": {"a": {"model_path": "x", "eviction": 6}}},
         {"models": {"a": {"model_path": "x", "eviction": "stop"}}},

@@ -74,6 +74,7 @@ def test_every_default_of_the_top_level() -> None:
         "keepalive_seconds": 15,
         "wait_comments_after_seconds": 1,
         "access_log": None,
+        "cache_dir": None,
         "inference_paths": (),
         "cors_origins": (),
         "allowed_hosts": (),
@@ -126,6 +127,16 @@ def test_every_default_of_a_model() -> None:
         "drain": None,
         "weight": 1.0,
         "max_wait_seconds": None,
+        "engine": "vllm",
+        "start_command": None,
+        "stop_command": None,
+        "ready_path": None,
+        "wake_command": None,
+        "sleep_command": None,
+        "alive_command": None,
+        "url": None,
+        "api_key": None,
+        "saved_prompts_mib": 2048,
     }
 
 
@@ -189,8 +200,8 @@ def test_max_in_flight(model: dict[str, Any], expected: int) -> None:
 def test_tensor_parallel_size_and_command() -> None:
     models = {"a": {"model_path": "x", "extra_args": ["-tp", 2]}, "b": {"model_path": "x", "command": "/opt/engine"}}
     configured = settings(models=models, vllm_command="my-vllm")
-    assert configured.tensor_parallel_size_of("a") == 2
-    assert configured.tensor_parallel_size_of("b") == 1
+    assert configured.engine_of("a").gpu_count == 2
+    assert configured.engine_of("b").gpu_count == 1
     assert configured.command_of("a") == "my-vllm"
     assert configured.command_of("b") == "/opt/engine"
 

@@ -3,8 +3,9 @@
 import pytest
 
 from llmux.core.names import ModelName, NameKind, own_names, register
+from llmux.engines.paths import COMMON_ENDPOINTS
 from llmux.errors import ModelNotFound
-from llmux.gateway.endpoints import ENDPOINTS, with_further
+from llmux.gateway.endpoints import with_further
 from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel, UnknownPath, UnsupportedMediaType
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import DEFAULT_CONTROL_PATHS
@@ -177,7 +178,7 @@ def test_an_unknown_path_is_that_unless_a_model_is_named() -> None:
 
 
 def test_further_paths_take_any_body() -> None:
-    assert with_further(["/v1/videos"]).keys() - ENDPOINTS.keys() == {"/v1/videos"}
+    assert with_further(["/v1/videos"]).keys() - COMMON_ENDPOINTS.keys() == {"/v1/videos"}
     assert find(b"\0\xff", "model-override: m", path="/v1/videos") == ("m", b"\0\xff", False)
     assert find(b'{"model":"gpt-4"}', path="/v1/videos") == ("base", b'{"model":"base"}', False)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from llmux.core.names import own_names
+from llmux.engines.paths import COMMON_ENDPOINTS
 from llmux.errors import ModelNotFound, RequestError
-from llmux.gateway.endpoints import ENDPOINTS
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -114,12 +114,12 @@ def test_refused_paths(path: bytes, error: type[RequestError]) -> None:
         router().find(path)
 
 
-@pytest.mark.parametrize("path", [path for path in ENDPOINTS if path != "/v1/models"])
+@pytest.mark.parametrize("path", [path for path in COMMON_ENDPOINTS if path != "/v1/models"])
 @pytest.mark.parametrize("upstream", ["", "/upstream/org/m"])
 def test_every_spelling_of_a_base_url_leads_to_the_same_path(path: str, upstream: str) -> None:
     spellings = {path, f"{path}/", f"{path}//", f"/{path}", path.replace("/v1/", "/v1//")}
     spellings |= {f"{upstream}/{one.removeprefix('/')}" for one in spellings} | {upstream + one for one in spellings}
-    if path.removeprefix("/v1") not in ENDPOINTS:
+    if path.removeprefix("/v1") not in COMMON_ENDPOINTS:
         spellings |= {upstream + path.removeprefix("/v1"), upstream + path.removeprefix("/v1") + "/"}
     routes = router()
     for spelling in spellings:
@@ -259,7 +259,7 @@ def test_what_may_wake_a_model(path: str, may_wake: bool) -> None:
 def test_the_cache_holds_known_paths_only_and_is_independent_of_the_configured_models() -> None:
     names = dict(own_names(["m"]))
     routes = Router((), lambda: names)
-    for path in ENDPOINTS:
+    for path in COMMON_ENDPOINTS:
         for spelling in (
             path,
             path + "/",
@@ -270,7 +270,7 @@ def test_the_cache_holds_known_paths_only_and_is_independent_of_the_configured_m
         ):
             routes.find(spelling.encode())
     for path in [*routes._cached]:
-        assert path.rstrip(b"/").decode() in ENDPOINTS
+        assert path.rstrip(b"/").decode() in COMMON_ENDPOINTS
     assert routes.find(b"/upstream/m/v1/x").model == "m"
     names.clear()
     with pytest.raises(ModelNotFound):

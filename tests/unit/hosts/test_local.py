@@ -21,7 +21,7 @@ from llmux.hosts.local import (
     is_free,
     read_ephemeral_ports,
     remove_temporary_directory,
-    weights_mib,
+    size_mib,
 )
 
 
@@ -126,15 +126,11 @@ def test_the_limit_on_open_files_is_raised_and_client_connections_fit_in_it() ->
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_weights_are_counted_and_other_files_are_not(tmp_path: Path) -> None:
-    (tmp_path / "model-1.safetensors").write_bytes(bytes(2 * MIB))
-    (tmp_path / "model-2.safetensors").write_bytes(bytes(MIB))
-    (tmp_path / "tokenizer.json").write_bytes(bytes(5 * MIB))
-    assert weights_mib(str(tmp_path)) == 3
-
-
-def test_the_weights_of_a_model_on_a_hub_have_no_known_size(tmp_path: Path) -> None:
-    assert weights_mib(str(tmp_path / "meta-llama" / "Llama-3.1-8B")) == 0
+def test_the_size_of_files_is_that_of_all_of_them_or_unknown(tmp_path: Path) -> None:
+    one, gone = tmp_path / "one", tmp_path / "gone"
+    one.write_bytes(bytes(2 * MIB))
+    assert size_mib([one, one]) == 4
+    assert size_mib([one, gone]) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from llmux.errors import ControlCallFailed
 from llmux.instances.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, OutputMismatch, is_same
+from tests.support.engines import vllm_engine
 
 
 class Engine:
@@ -37,7 +38,7 @@ NO_COMPLETIONS = ControlCallFailed("POST /v1/completions", "status 404", 404)
 
 
 async def test_the_same_tokens_pass() -> None:
-    engine, canary = Engine(completion(1, 2, 3)), Canary("m", 1)
+    engine, canary = Engine(completion(1, 2, 3)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     await canary.check(engine)
     assert json.loads(canary.baseline or "") == [1, 2, 3]
@@ -46,7 +47,7 @@ async def test_the_same_tokens_pass() -> None:
 
 
 async def test_a_mismatch_that_repeats_is_raised() -> None:
-    engine, canary = Engine(completion(1, 2), completion(1, 9)), Canary("m", 1)
+    engine, canary = Engine(completion(1, 2), completion(1, 9)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     with pytest.raises(OutputMismatch, match=r"\[1, 9\], before it was \[1, 2\]"):
         await canary.check(engine)
@@ -55,14 +56,14 @@ async def test_a_mismatch_that_repeats_is_raised() -> None:
 
 
 async def test_a_mismatch_that_does_not_repeat_is_ignored() -> None:
-    engine, canary = Engine(completion(1, 2), completion(1, 9), completion(1, 2)), Canary("m", 1)
+    engine, canary = Engine(completion(1, 2), completion(1, 9), completion(1, 2)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     await canary.check(engine)
     assert canary.mismatches == 0
 
 
 async def test_an_engine_without_token_ids_is_compared_by_text() -> None:
-    engine, canary = Engine(completion(text="one"), completion(text="two")), Canary("m", 1)
+    engine, canary = Engine(completion(text="one"), completion(text="two")), Canary(vllm_engine(), 1)
     await canary.record(engine)
     with pytest.raises(OutputMismatch):
         await canary.check(engine)
@@ -70,7 +71,10 @@ async def test_an_engine_without_token_ids_is_compared_by_text() -> None:
 
 async def test_an_engine_without_completions_is_asked_for_an_embedding() -> None:
     answers = (NO_COMPLETIONS, embedding(0.5, 0.5), NO_COMPLETIONS, embedding(0.5, 0.5001), NO_COMPLETIONS)
-    engine, canary = Engine(*answers, embedding(-0.5, 0.5), NO_COMPLETIONS, embedding(-0.5, 0.5)), Canary("m", 1)
+    engine, canary = (
+        Engine(*answers, embedding(-0.5, 0.5), NO_COMPLETIONS, embedding(-0.5, 0.5)),
+        Canary(vllm_engine(), 1),
+    )
     await canary.record(engine)
     await canary.check(engine)
     with pytest.raises(OutputMismatch):
@@ -78,7 +82,7 @@ async def test_an_engine_without_completions_is_asked_for_an_embedding() -> None
 
 
 async def test_only_each_nth_wake_is_checked() -> None:
-    engine, canary = Engine(completion(1)), Canary("m", 3)
+    engine, canary = Engine(completion(1)), Canary(vllm_engine(), 3)
     await canary.record(engine)
     for _ in range(7):
         await canary.check(engine)
@@ -86,7 +90,7 @@ async def test_only_each_nth_wake_is_checked() -> None:
 
 
 async def test_with_frozen_requests_it_is_always_asked_and_given_more_time() -> None:
-    engine, canary = Engine(completion(1)), Canary("m", None)
+    engine, canary = Engine(completion(1)), Canary(vllm_engine(), None)
     await canary.record(engine)
     await canary.check(engine)
     assert engine.calls == []
@@ -97,7 +101,7 @@ async def test_with_frozen_requests_it_is_always_asked_and_given_more_time() -> 
 
 async def test_an_engine_that_is_too_slow_is_not_checked() -> None:
     too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
-    engine, canary = Engine(too_slow, completion(1)), Canary("m", 1)
+    engine, canary = Engine(too_slow, completion(1)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     await canary.check(engine)
     assert engine.calls == [("/v1/completions", LIMIT_SECONDS)]
@@ -106,7 +110,7 @@ async def test_an_engine_that_is_too_slow_is_not_checked() -> None:
 @pytest.mark.parametrize("answer", [None, {}, {"choices": []}, {"choices": ["x"]}, []])
 async def test_a_malformed_answer_is_a_failure(answer: Any) -> None:
     with pytest.raises(ControlCallFailed, match="an answer without choices"):
-        await Canary("m", 1).record(Engine(answer))
+        await Canary(vllm_engine(), 1).record(Engine(answer))
 
 
 def test_text_and_embeddings_are_told_apart() -> None:
@@ -119,7 +123,7 @@ def test_text_and_embeddings_are_told_apart() -> None:
 
 @pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
 async def test_a_model_that_refuses_such_questions_is_not_checked(status: int) -> None:
-    engine, canary = Engine(ControlCallFailed("POST /v1/completions", "status", status)), Canary("m", 1)
+    engine, canary = Engine(ControlCallFailed("POST /v1/completions", "status", status)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     await canary.check(engine)
     await canary.check(engine, has_frozen=True)
@@ -128,12 +132,12 @@ async def test_a_model_that_refuses_such_questions_is_not_checked(status: int) -
 
 async def test_an_engine_that_fails_at_the_first_question_has_not_started() -> None:
     with pytest.raises(ControlCallFailed):
-        await Canary("m", 1).record(Engine(ControlCallFailed("POST /v1/completions", "status 500", 500)))
+        await Canary(vllm_engine(), 1).record(Engine(ControlCallFailed("POST /v1/completions", "status 500", 500)))
 
 
 async def test_a_new_engine_is_not_compared_with_the_last_one() -> None:
     too_slow = ControlCallFailed("POST /v1/completions", "no answer", is_timeout=True)
-    engine, canary = Engine(completion(1), too_slow, completion(2)), Canary("m", 1)
+    engine, canary = Engine(completion(1), too_slow, completion(2)), Canary(vllm_engine(), 1)
     await canary.record(engine)
     await canary.record(engine)
     await canary.check(engine)

@@ -15,13 +15,13 @@ from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
 from llmux.errors import FailureReason
 from llmux.hosts.local import choose_ports
-from llmux.instances import vllm
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import Health
 from llmux.instances.instance import Instance
 from llmux.instances.outcomes import EvictOutcome
 from llmux.instances.socketless import SocketlessPrograms
+from tests.support.engines import vllm_engine
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 SIMULATED = str(Path(sys.executable).with_name("llmux-sim-engine"))
@@ -70,12 +70,8 @@ async def instance_of(
     *flags: str, program: str = SIMULATED, socketless: SocketlessPrograms | None = None, canary_every: int | None = None
 ) -> AsyncIterator[Instance]:
     spec = EngineSpec(
-        model="m",
-        program=program,
-        model_path="m",
+        vllm_engine("m", "--latency-ms", "0", *flags, program=program),
         port=choose_ports(1)[0],
-        served_names=("m",),
-        extra_args=("--latency-ms", "0", *flags),
         start_timeout_seconds=15.0,
         prefers_socket=True,
         canary_every=canary_every,
@@ -219,4 +215,4 @@ async def test_an_end_in_the_middle_of_the_trial_starts_nothing_more(programs: P
     ],
 )
 def test_which_output_says_that_the_flag_is_unknown(line: str, refused: bool) -> None:
-    assert vllm.refuses_socket(["before", line]) is refused
+    assert vllm_engine().refuses_socket(["before", line]) is refused

@@ -27,6 +27,7 @@ from llmux.instances.instance import Instance
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.process import EngineProcess
 from llmux.redaction import Redactor
+from tests.support.engines import vllm_engine
 from tests.support.processes import until
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -34,13 +35,11 @@ OFFLOAD = Eviction.parse("offload+keep_running")
 
 @asynccontextmanager
 async def instance_of(*flags: str, headroom: GpuHeadroom | None = None, **fields: Any) -> AsyncIterator[Instance]:
-    fields.setdefault("program", str(Path(sys.executable).with_name("llmux-sim-engine")))
+    program = fields.pop("program", str(Path(sys.executable).with_name("llmux-sim-engine")))
+    options = {key: fields.pop(key) for key in ("environment", "timeouts", "api_key") if key in fields}
     spec = EngineSpec(
-        model="m",
-        model_path="m",
+        vllm_engine("m", "--latency-ms", "0", *flags, program=program, **options),
         port=choose_ports(1)[0],
-        served_names=("m",),
-        extra_args=("--latency-ms", "0", *flags),
         start_timeout_seconds=15.0,
         **fields,
     )

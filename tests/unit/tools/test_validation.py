@@ -11,6 +11,7 @@ from llmux.errors import FailureReason
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
 from llmux.tools.validation import Trial, Validation, validate
+from tests.support.engines import vllm_engine
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 STOP = Eviction.parse("retain+stop")
@@ -22,6 +23,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.instance = self
         self.spec = self
+        self.engine = vllm_engine()
         self.model = "m"
         self.shim_pid = 4_194_304
         self.is_running = self.is_awake = False

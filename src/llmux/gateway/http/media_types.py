@@ -1,14 +1,6 @@
 """What a Content-Type announces, as far as engines tell bodies apart."""
 
-from enum import Enum
-
-
-class MediaType(Enum):
-    """The kinds of bodies that endpoints take."""
-
-    JSON = "application/json"
-    FORM = "multipart/form-data"
-    OTHER = "another type"
+from llmux.engines.paths import MediaType
 
 
 def media_type(content_type: bytes) -> MediaType:
@@ -20,5 +12,5 @@ def media_type(content_type: bytes) -> MediaType:
 
 
 def is_plain_json(content_type: bytes) -> bool:
-    """Whether vLLM takes a Content-Type for JSON: it compares what stands before the semicolon."""
+    """Whether engines take a Content-Type for JSON that compare what stands before the semicolon."""
     return content_type.partition(b";")[0].lower() == b"application/json"

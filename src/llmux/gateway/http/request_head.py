@@ -4,10 +4,11 @@ import re
 
 import httptools
 
+from llmux.engines.paths import MediaType
 from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEncoding, UpgradeRefused
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import require_beginning
-from llmux.gateway.http.media_types import MediaType, media_type
+from llmux.gateway.http.media_types import media_type
 from llmux.gateway.http.origins import is_valid_host
 from llmux.gateway.http.repeated_head import RepeatedHead
 
@@ -231,7 +232,7 @@ class RequestHead:
             self.repeated.remember(head)
 
     def send_as_json(self) -> None:
-        """Forward the request as ``application/json``: vLLM takes no other spelling of it."""
+        """Forward the request as ``application/json``: engines may take no other spelling of it."""
         self.forwarded = _CONTENT_TYPE.sub(rb"\1application/json", self.forwarded)
 
     def _run_parser(self, head: bytes) -> bytes:

@@ -31,7 +31,7 @@ def test_the_settings_can_be_served(tmp_path: Path) -> None:
 
 def test_the_engines_understand_their_arguments(tmp_path: Path) -> None:
     built = build_setup(tmp_path)
-    arguments = built.settings.models["qwen"].engine_arguments
+    arguments = built.settings.engine_of("qwen").arguments
     options, timings, _ = parse(["serve", "x", *arguments], {})
     assert options.ledger_path == str(built.ledger.path)
     assert options.residue_mib == ASLEEP_MIB

@@ -4,14 +4,17 @@ from typing import Any
 import aiohttp
 import pytest
 
+from llmux.core.eviction import Eviction
+from llmux.engines import vllm
+from llmux.engines.calls import ControlTimeouts
+from llmux.engines.vllm import SleepLevel
 from llmux.errors import ControlCallFailed
-from llmux.instances import vllm
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.health import Health, check_health, listens
-from llmux.instances.steps import SleepLevel
+from tests.support.engines import vllm_engine
 from tests.support.simulated_engine import engine
 
-TIMEOUTS = vllm.ControlTimeouts()
+TIMEOUTS = ControlTimeouts()
 DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -32,11 +35,11 @@ DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
     ],
 )
 def test_what_the_last_lines_tell(lines: list[str], cause: str | None) -> None:
-    assert vllm.known_cause(lines) == cause
+    assert vllm_engine().known_cause(lines) == cause
 
 
 def test_command_line() -> None:
-    line = vllm.command_line("vllm", "org/model", 8001, ("name", "org/model"), ("--max-model-len", "4096"))
+    line = vllm_engine("name", "--max-model-len", "4096", model_path="org/model").command_line(8001)
     assert line == (
         *("vllm", "serve", "org/model", "--served-model-name", "name", "org/model"),
         *("--host", "127.0.0.1", "--port", "8001", "--enable-sleep-mode", "--max-model-len", "4096"),
@@ -44,7 +47,8 @@ def test_command_line() -> None:
 
 
 def test_environment_has_the_engines_own_directory_and_the_models_settings_win() -> None:
-    made = vllm.environment({"PATH": "/bin", "TMPDIR": "/elsewhere"}, {"NO_COLOR": "0", "X": "1"}, "/short")
+    engine = vllm_engine(environment={"NO_COLOR": "0", "X": "1"})
+    made = engine.environment({"PATH": "/bin", "TMPDIR": "/elsewhere"}, "/short", checkpointable=False)
     assert made["PATH"] == "/bin"
     assert (made["TMPDIR"], made["VLLM_RPC_BASE_PATH"]) == ("/short", "/short")
     assert made["VLLM_SERVER_DEV_MODE"] == "1"
@@ -109,7 +113,7 @@ async def test_a_call_to_an_engine_that_hangs_times_out() -> None:
         endpoints = EngineEndpoints(session, process.port)
         await vllm.fall_asleep(endpoints, SleepLevel.OFFLOAD, TIMEOUTS)
         with pytest.raises(ControlCallFailed, match=r"no answer within 0.2 s") as failure:
-            await vllm.wake_up(endpoints, SleepLevel.OFFLOAD, vllm.ControlTimeouts(wake_seconds=0.2))
+            await vllm.wake_up(endpoints, SleepLevel.OFFLOAD, ControlTimeouts(wake_seconds=0.2))
         assert failure.value.is_timeout
 
 
@@ -122,3 +126,68 @@ async def test_health(tmp_path: Path) -> None:
             assert not listens(process.pid, process.port + 1)
         assert await check_health(endpoints, 5.0) is Health.DEAD
         assert not listens(process.pid, process.port)
+
+
+def test_the_name_is_served_first_then_the_path_then_the_files_own_names() -> None:
+    own = vllm_engine("name", "--served-model-name", "gpt-4", "name", "--seed", "1", model_path="org/a")
+    assert own.served_names == ("name", "org/a", "gpt-4")
+    assert own.arguments == ("--seed", "1")
+    assert vllm_engine("org/a").served_names == ("org/a",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, None),
+        ({"extra_args": ["--api-key", "k1", "k2"]}, "k1"),
+        ({"extra_args": ["--api-key=k1"]}, "k1"),
+        ({"environment": {"VLLM_API_KEY": "k3"}}, "k3"),
+        ({"extra_args": ["--api-key", "k1"], "environment": {"VLLM_API_KEY": "k3"}}, "k1"),
+    ],
+)
+def test_the_engines_own_api_key(keys: dict[str, Any], expected: str | None) -> None:
+    assert vllm_engine("m", *keys.pop("extra_args", ()), **keys).api_key == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [
+        ([], 0.92),
+        (["--gpu-memory-utilization", "0.85"], 0.85),
+        (["--gpu_memory_utilization=0.5"], 0.5),
+        (["--gpu-memory-utilization", "most"], None),
+        (["--kv-cache-memory-bytes", "4G", "--gpu-memory-utilization", "0.9"], None),
+    ],
+)
+def test_the_share_of_memory_that_a_start_needs(arguments: list[str], share: float | None) -> None:
+    assert vllm_engine("m", *arguments).start_share == share
+
+
+def test_weights_are_counted_and_other_files_are_not(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    weights = vllm_engine(model_path=str(tmp_path)).weight_files()
+    assert {file.name for file in weights} == {"model-1.safetensors", "model-2.safetensors"}
+
+
+def test_the_weights_of_a_model_on_a_hub_are_not_local(tmp_path: Path) -> None:
+    assert not list(vllm_engine(model_path=str(tmp_path / "meta-llama" / "Llama-3.1-8B")).weight_files())
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "model_path", "eviction", "reason"),
+    [
+        (["--load-format", "runai_streamer"], "org/a", "discard+keep_running", "runai_streamer cannot reload"),
+        ([], "s3://bucket/a", "discard+checkpoint", "object store are streamed"),
+        (["--load-format", "runai_streamer"], "org/a", "offload+keep_running", None),
+        (["--load-format", "runai_streamer"], "org/a", "discard+stop", None),
+        (["--load-format", "auto"], "org/a", "discard+keep_running", None),
+    ],
+)
+def test_weights_that_cannot_be_reloaded_are_not_discarded(
+    extra_args: list[str], model_path: str, eviction: str, reason: str | None
+) -> None:
+    engine = vllm_engine("m", *extra_args, model_path=model_path)
+    problems = list(engine.problems(Eviction.parse(eviction)))
+    assert [problem.path for problem in problems] == (["eviction"] if reason else [])
+    assert not reason or reason in problems[0].message

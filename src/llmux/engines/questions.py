@@ -5,8 +5,9 @@ An engine that does not know the endpoint (404) is sent the question's text for 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from llmux.engines.calls import Endpoints
 from llmux.errors import ControlCallFailed
 
 COMPLETIONS = "/v1/completions"
@@ -16,13 +17,6 @@ EMBEDDINGS = "/v1/embeddings"
 CANARY_TEXT = "Once upon a time there was"
 PROBE_TEXT = "What is 2 + 2? Answer with the number only."
 PROBE_LIMIT_SECONDS = 30.0
-
-
-class Endpoints(Protocol):
-    """What asking needs of an engine."""
-
-    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
-        """POST a JSON document; raises ControlCallFailed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from llmux.engines.questions import CANARY, ask, probe
 from llmux.errors import ControlCallFailed
-from llmux.instances.question import CANARY, ask, probe
 
 
 class Engine:

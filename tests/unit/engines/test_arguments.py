@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.config import arguments
+from llmux.engines import arguments, vllm
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,19 @@ from llmux.config import arguments
     ],
 )
 def test_tensor_parallel_size_in_every_spelling(words: list[str], expected: int | None) -> None:
-    assert arguments.number(words, arguments.TENSOR_PARALLEL_SIZE) == expected
+    assert arguments.number(words, vllm.TENSOR_PARALLEL_SIZE) == expected
 
 
 @pytest.mark.parametrize("word", ["two", "", "0", "-1", "1.5", "²"])
 def test_an_invalid_number_is_reported_with_the_flag_and_the_word(word: str) -> None:
     with pytest.raises(ValueError, match="--max-num-seqs needs a whole number of at least 1") as caught:
-        arguments.number([f"--max-num-seqs={word}"], arguments.MAX_IN_FLIGHT)
+        arguments.number([f"--max-num-seqs={word}"], vllm.MAX_IN_FLIGHT)
     assert repr(word) in str(caught.value)
 
 
 def test_a_flag_at_the_end_without_its_value_is_no_number() -> None:
     with pytest.raises(ValueError, match="not ''"):
-        arguments.number(["--max-num-seqs"], arguments.MAX_IN_FLIGHT)
+        arguments.number(["--max-num-seqs"], vllm.MAX_IN_FLIGHT)
 
 
 def test_negative_numbers_are_values() -> None:
@@ -56,7 +56,7 @@ def test_switched_on(words: list[str], expected: bool) -> None:
 
 
 def test_present_finds_both_spellings() -> None:
-    assert arguments.present(["--port=1", "--uds", "/x"], arguments.RESERVED) == ("--port", "--uds")
+    assert arguments.present(["--port=1", "--uds", "/x"], vllm.Vllm.reserved_flags) == ("--port", "--uds")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_present_finds_both_spellings() -> None:
     ],
 )
 def test_adapters(words: list[str], modules: list[tuple[str, str]]) -> None:
-    assert list(arguments.lora_modules(words)) == modules
+    assert list(vllm.lora_modules(words)) == modules
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_adapters(words: list[str], modules: list[tuple[str, str]]) -> None:
     ],
 )
 def test_lengths_are_read_as_vllm_reads_them(text: str, tokens: int | None) -> None:
-    assert arguments.max_model_length(["--max-model-len", text]) == tokens
-    assert arguments.max_model_length([f"--max_model_len={text}"]) == tokens
-    assert arguments.max_model_length(["--seed", "1"]) is None
+    assert vllm.max_model_length(["--max-model-len", text]) == tokens
+    assert vllm.max_model_length([f"--max_model_len={text}"]) == tokens
+    assert vllm.max_model_length(["--seed", "1"]) is None
 
 
 def test_several_served_names_are_read_and_can_be_removed() -> None:
     words = ["--seed", "1", "--served-model-name", "a", "b", "--enforce-eager", "--served_model_name=c"]
-    assert arguments.served_names(words[:6]) == ("a", "b")
-    assert arguments.served_names(words) == ("c",)
-    assert arguments.without(words, arguments.SERVED_NAMES) == ("--seed", "1", "--enforce-eager")
+    assert vllm.served_names(words[:6]) == ("a", "b")
+    assert vllm.served_names(words) == ("c",)
+    assert arguments.without(words, vllm.SERVED_NAMES) == ("--seed", "1", "--enforce-eager")

@@ -1,40 +1,16 @@
-"""Reads an engine's command line as the engine's own parser does (argparse, as vLLM uses it).
+"""Reads an engine's command line as the engine's own parser does, if that is Python's argparse.
 
 ``--flag VALUE`` and ``--flag=VALUE`` are equal, ``_`` equals ``-`` in a long flag, and the last occurrence wins.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
-MAX_IN_FLIGHT = ("--max-num-seqs",)
-GPU_SHARE = ("--gpu-memory-utilization",)
-KV_CACHE_BYTES = ("--kv-cache-memory-bytes", "--kv-cache-memory")
-SERVED_NAMES = ("--served-model-name",)
-LORA_MODULES = ("--lora-modules",)
-MAX_MODEL_LENGTH = ("--max-model-len",)
-API_KEY = ("--api-key",)
-RESERVED = ("--port", "--host", "--uds")
-"""Flags that llmux sets itself."""
-
-READ = (
-    *TENSOR_PARALLEL_SIZE[:1],
-    *MAX_IN_FLIGHT,
-    *GPU_SHARE,
-    *KV_CACHE_BYTES,
-    *SERVED_NAMES,
-    *LORA_MODULES,
-    *MAX_MODEL_LENGTH,
-    *API_KEY,
-)
-"""Long flags that llmux reads, by their full names."""
+KEY_FLAGS = ("--api-key",)
+"""Flags of all kinds of engines whose values are secret."""
 _FLAG_AND_MORE = re.compile(r"\s*(--?[A-Za-z][A-Za-z0-9._-]*)\s+(.*)", re.DOTALL)
 _SECOND_FLAG = re.compile(r"\s(--[a-z][a-z0-9-]*)(?:[\s=]|$)")
-_LENGTH = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kmgtKMGT])?")
-_UNITS = {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
-_UNITS |= {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +54,7 @@ def every_value(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ..
     return tuple(word for option in options(arguments) if option.flag in flags for word in option.values)
 
 
-def _last_values(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
+def last_values(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
     """All values of the last occurrence of the flags."""
     found: tuple[str, ...] = ()
     for option in options(arguments):
@@ -111,54 +87,6 @@ def present(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:
     """Those of the flags that occur, in the order of ``flags``."""
     found = {option.flag for option in options(arguments)}
     return tuple(flag for flag in flags if flag in found)
-
-
-def served_names(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The names after ``--served-model-name``."""
-    return _last_values(arguments, SERVED_NAMES)
-
-
-def lora_modules(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Name and path of each adapter after ``--lora-modules``, written as ``name=path`` or as a JSON object.
-
-    What vLLM does not read either is left out.
-    """
-    words = _last_values(arguments, LORA_MODULES)
-    return tuple(module for word in words if (module := _lora_module(word)) is not None)
-
-
-def unreadable_lora_modules(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The words after any ``--lora-modules`` that stand for no adapter."""
-    return tuple(word for word in every_value(arguments, LORA_MODULES) if word and _lora_module(word) is None)
-
-
-def _lora_module(word: str) -> tuple[str, str] | None:
-    if "=" in word and "," not in word:
-        name, _, path = word.partition("=")
-        return (name, path) if name else None
-    try:
-        module = json.loads(word)
-    except (ValueError, RecursionError):
-        return None
-    match module:
-        case {"name": str(name), "path": str(path)} if name:
-            return name, path
-        case _:
-            return None
-
-
-def max_model_length(arguments: Sequence[str]) -> int | None:
-    """The value of ``--max-model-len`` in tokens, read as vLLM does: 8k is 8000, 8K is 8192, 25.6k is 25600.
-
-    None if it is absent, left to the engine (-1, auto), or no such number.
-    """
-    match = _LENGTH.fullmatch((value(arguments, MAX_MODEL_LENGTH) or "").strip())
-    if match is None:
-        return None
-    number, unit = match[1], match[2]
-    if "." not in number:
-        return int(number) * (_UNITS[unit] if unit else 1)
-    return int(float(number) * _UNITS[unit]) if unit and unit.islower() else None
 
 
 def without(arguments: Sequence[str], flags: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,291 @@
+"""The port to engines: what the rest of llmux asks a kind of engine, and what a kind must answer.
+
+A kind is one module here with a subclass of ``Engine``, entered in ``registry.py``. All that the rest of llmux does
+with an engine goes through this class, so that no other module knows one kind from another. ``tests/conformance`` holds
+the tests that every kind passes.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from llmux.core.eviction import STOP, Eviction, Process, Weights
+from llmux.core.names import ModelName, NameKind
+from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.paths import RequestRules
+from llmux.engines.questions import CANARY, Question
+from llmux.engines.steps import DumpProcess, Step, StopProcess
+from llmux.errors import Problem, UnsupportedEviction
+
+DEFAULT_MAX_IN_FLIGHT = 256
+"""vLLM's own default on most GPUs; engines that batch less have a smaller one of their own."""
+
+LOOPBACK = "127.0.0.1"
+WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the configuration says of one model, as far as its engine is concerned.
+
+    ``start_command`` to ``api_key`` are empty for kinds that do not have them; ``check`` refuses them there.
+    """
+
+    name: str
+    """The model's key, by which most clients ask for it."""
+    model_path: str
+    program: str
+    """A name on PATH, or a path."""
+    extra_args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What is configured; the rest is inherited from llmux."""
+    timeouts: ControlTimeouts = field(default_factory=ControlTimeouts)
+    start_command: tuple[str, ...] = ()
+    stop_command: tuple[str, ...] = ()
+    ready_path: str = ""
+    wake_command: str = ""
+    sleep_command: str = ""
+    alive_command: str = ""
+    url: str = ""
+    api_key: str | None = None
+    cache_directory: Path | None = None
+    """Where files may be kept from one start to the next: compiled kernels, saved prompts."""
+    saved_prompts_bytes: int = 0
+    """How much of ``cache_directory`` the model's saved prompts may take; 0: they are not saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an engine says of itself when it has started."""
+
+    keeps_requests: bool = False
+    """Whether its requests can be suspended with it."""
+    max_model_length: int | None = None
+    """How many tokens a request may have; None if it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine(ABC):
+    """One model's engine: what is known of it before it runs, and how it is spoken to while it does. Immutable."""
+
+    options: EngineOptions
+
+    kind: ClassVar[str]
+    """Its name in the configuration."""
+    default_program: ClassVar[str]
+    health_path: ClassVar[str] = "/health"
+    """Answers 200 while the engine lives, and not before it is ready."""
+    takes_socket: ClassVar[bool] = False
+    """Whether it can listen on a Unix socket instead of a port."""
+    key_variable: ClassVar[str | None] = None
+    """The variable from which it takes the key that it requires."""
+    keep_alive_seconds: ClassVar[float] = 60.0
+    """How long llmux keeps an idle connection to it: less than the engine does."""
+    max_in_flight_default: ClassVar[int] = DEFAULT_MAX_IN_FLIGHT
+    max_stop_seconds: ClassVar[float] = float("inf")
+    """How long waiting for its end after SIGTERM pays, whatever is configured."""
+    default_eviction: ClassVar[Eviction | None] = None
+    """How it leaves where nothing is configured; None: by ``policy.eviction``."""
+    runs_as_process: ClassVar[bool] = True
+    """Whether it is a process that llmux starts and ends."""
+    uses_gpu: ClassVar[bool] = True
+    """Whether it takes memory of the GPUs that llmux schedules."""
+    can_be_dumped: ClassVar[bool] = True
+    """Whether criu can put its processes into an image."""
+    works_after_answering: ClassVar[bool] = False
+    """Whether work goes on when the HTTP answer has ended, so that ``has_work`` must be asked."""
+    environment_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Variables with these prefixes change what it computes or how it starts."""
+    temporary_variables: ClassVar[frozenset[str]] = frozenset(("TMPDIR",))
+    """Variables that differ at every start."""
+    own_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys of a model's section that only some kinds have, and this one does."""
+    needs_model_path: ClassVar[bool] = True
+    reserved_flags: ClassVar[tuple[str, ...]] = ()
+    """Flags that llmux sets itself."""
+    read_flags: ClassVar[tuple[str, ...]] = ()
+    """Long flags that llmux reads, by their full names."""
+    completes_flags: ClassVar[bool] = True
+    """Whether it takes the beginning of a flag for the flag, as Python's argparse does."""
+    rules: ClassVar[RequestRules] = RequestRules()
+    canary: ClassVar[Question | None] = CANARY
+    """The question whose answer must be the same after every wake; None: its wakes are not checked."""
+    out_of_memory: ClassVar[re.Pattern[str]] = re.compile("out of memory", re.IGNORECASE)
+    """Found in a line of output that says that the GPU had too little memory."""
+    causes: ClassVar[tuple[tuple[re.Pattern[str], str], ...]] = ()
+    """What further lines of output tell of an engine's end, in llmux's words: clients must not see the line itself."""
+
+    # What it is called, and what it needs: read from its arguments.
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """What it is told to call itself; its answers carry the first one."""
+        return (self.options.name, *self.further_names)
+
+    @property
+    def further_names(self) -> tuple[str, ...]:
+        """Names that its arguments give it beside the model's own."""
+        return ()
+
+    @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        """Name and path of each adapter that can be asked for as a model."""
+        return ()
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that it requires, as far as the configuration tells: it may inherit ``key_variable`` from llmux."""
+        variable = self.key_variable
+        return self.options.api_key or (self.options.environment.get(variable) if variable else None) or None
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests it works on at once.
+
+        Raises ValueError, with a message for the user, if an argument is wrong.
+        """
+        return self.max_in_flight_default
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs it spreads the model over; raises as ``max_in_flight``."""
+        return 1
+
+    @property
+    def start_share(self) -> float | None:
+        """The share of a GPU's memory that must be free at its start; None if its arguments do not tell."""
+        return None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of ``extra_args`` that are passed on as they are."""
+        return self.options.extra_args
+
+    @property
+    def max_model_length(self) -> int | None:
+        """How many tokens a request may have; None if its arguments do not tell."""
+        return None
+
+    def names(self) -> Iterator[ModelName]:
+        """The names that stand for the model or an adapter of it, but for aliases and the path of its weights."""
+        key, path = self.options.name, self.options.model_path
+        yield ModelName(key, key, self.served_names[0], root=path)
+        for served in self.further_names:
+            yield ModelName(served, key, served, NameKind.SERVED, path)
+        for adapter, adapter_path in self.adapters:
+            yield ModelName(adapter, key, adapter, NameKind.ADAPTER, adapter_path)
+
+    # What is wrong with its configuration. Paths of problems are relative to the model's section.
+
+    def problems(self, eviction: Eviction) -> Iterator[Problem]:
+        """What cannot work, if it is to leave by ``eviction``."""
+        # A CUDA suspend is refused by ``serve`` alone, since 0.7.7's files may ask for it.
+        if eviction.process is not Process.CUDA_SUSPEND and (reason := self.why_not(eviction)):
+            yield Problem("eviction", reason, f"use one of {', '.join(map(str, self.evictions()))}")
+
+    def warnings(self) -> Iterator[Problem]:
+        """What works, but probably not as intended."""
+        yield from ()
+
+    # How it is started.
+
+    @abstractmethod
+    def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
+        """The command that starts it on a port of loopback, or on a Unix socket where ``takes_socket``."""
+
+    def environment(
+        self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
+    ) -> dict[str, str]:
+        """All of its variables. Its temporary files stay in its own directory."""
+        return {**inherited, "TMPDIR": temporary_directory, **self.options.environment}
+
+    def files(self) -> Iterator[Path]:
+        """Local files of the model: an image that was made from others is out of date. Reads the disk."""
+        path = Path(self.options.model_path)
+        try:
+            if path.is_dir():
+                yield from (entry for entry in path.iterdir() if entry.is_file())
+            elif path.is_file():
+                yield path
+        except OSError:
+            return
+
+    def weight_files(self) -> Iterator[Path]:
+        """Those of its files that hold weights; none where the weights are not local. Reads the disk."""
+        return (file for file in self.files() if file.suffix in WEIGHT_FILES)
+
+    def refuses_socket(self, lines: Sequence[str]) -> bool:
+        """Whether its last lines of output say that it does not know how to listen on a socket."""
+        return False
+
+    # What it says.
+
+    async def find_abilities(self, endpoints: Endpoints, *, freezes: bool) -> Abilities:
+        """Ask an engine that has just started; ``freezes``: whether ``keeps_requests`` matters.
+
+        Raises ControlCallFailed.
+        """
+        return Abilities()
+
+    async def has_work(self, endpoints: Endpoints) -> bool:
+        """Whether it still works on something, where ``works_after_answering``; raises ControlCallFailed."""
+        return False
+
+    def reports_out_of_memory(self, lines: Sequence[str]) -> bool:
+        """Whether its last lines of output say that the GPU had too little memory for it."""
+        return any(self.out_of_memory.search(line) for line in lines)
+
+    def known_cause(self, lines: Sequence[str]) -> str | None:
+        """Why it ended, if its last lines of output tell."""
+        patterns = ((self.out_of_memory, "out of GPU memory"), *self.causes)
+        causes = (cause for line in reversed(lines) for pattern, cause in patterns if pattern.search(line))
+        return next(causes, None)
+
+    # How it leaves the GPU and comes back.
+
+    def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
+        """The steps by which it leaves, in order; raises UnsupportedEviction.
+
+        ``freeze``: it has requests that are to be suspended with it.
+        """
+        match eviction.process:
+            case Process.STOP:
+                return (StopProcess(),)
+            case Process.CHECKPOINT if self.can_be_dumped and eviction.weights is Weights.RETAIN:
+                return (DumpProcess(keeps_requests=freeze),)
+            case Process.KEEP_RUNNING if eviction.weights is Weights.RETAIN:
+                return ()
+            case _:
+                raise UnsupportedEviction(eviction)
+
+    def parse_step(self, text: str) -> Step:
+        """The step that ``str(step)`` gives, from an image's manifest; raises ValueError."""
+        for eviction in self.evictions():
+            for step in (*self.steps(eviction), *self.steps(eviction, freeze=True)):
+                if str(step) == text:
+                    return step
+        raise ValueError(f"no step of a {self.kind} engine is called {text!r}")
+
+    def why_not(self, eviction: Eviction) -> str | None:
+        """Why it cannot leave by ``eviction``; None if it can."""
+        try:
+            self.steps(eviction)
+        except UnsupportedEviction as refusal:
+            return str(refusal)
+        return None
+
+    def evictions(self) -> tuple[Eviction, ...]:
+        """Every eviction that it can leave by."""
+        every = (Eviction(weights, process) for process in Process for weights in Weights)
+        return tuple(eviction for eviction in every if self.why_not(eviction) is None)
+
+    def nearest(self, eviction: Eviction) -> Eviction:
+        """The same, or what takes its place in an engine that cannot: ``stop``."""
+        return eviction if self.why_not(eviction) is None else STOP
+
+    async def came_back(self, endpoints: Endpoints) -> None:
+        """Called when it has been started, restored or woken and has answered the canary, before any request."""
+        return

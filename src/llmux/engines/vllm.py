@@ -1,0 +1,471 @@
+"""vLLM: its command line and environment, what it says, and the calls that put it to sleep and wake it.
+
+Sleep mode's endpoints exist only in vLLM's development mode and are not authenticated, so every engine listens on
+loopback alone, or on a Unix socket in its own directory.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import ClassVar
+
+from llmux.core.eviction import Eviction, Process, Weights
+from llmux.engines import arguments
+from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engine
+from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.paths import RequestRules
+from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
+from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+
+# Flags that llmux reads, with their synonyms.
+TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
+MAX_IN_FLIGHT = ("--max-num-seqs",)
+GPU_SHARE = ("--gpu-memory-utilization",)
+KV_CACHE_BYTES = ("--kv-cache-memory-bytes", "--kv-cache-memory")
+SERVED_NAMES = ("--served-model-name",)
+LORA_MODULES = ("--lora-modules",)
+MAX_MODEL_LENGTH = ("--max-model-len",)
+API_KEY = ("--api-key",)
+
+
+DEFAULT_GPU_SHARE = 0.92
+"""vLLM's default of ``--gpu-memory-utilization``."""
+
+SOCKET_FLAG = "--uds"
+_SOCKET_REFUSED = re.compile(
+    rf"(?:unrecogni[sz]ed|unknown|unexpected|invalid|no such) (?:arguments?|options?|flags?)\b.*{SOCKET_FLAG}\b",
+    re.IGNORECASE,
+)
+
+SERVER_KEEP_ALIVE_SECONDS = 3600
+"""Longer than llmux keeps an idle connection, so that the engine never closes one as it is being used."""
+
+WITHOUT_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
+"""Keeps older uvloop and torch's stores from io_uring, which criu cannot dump. Newer uvloop needs the shim's filter."""
+
+_LENGTH = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kmgtKMGT])?")
+_UNITS = {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
+_UNITS |= {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
+
+MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
+"""Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
+
+_LOADERS_THAT_CANNOT_RELOAD = (
+    "runai_streamer",
+    "runai_streamer_sharded",
+    "sharded_state",
+    "bitsandbytes",
+    "tensorizer",
+)
+"""Values of ``--load-format`` whose loader raises NotImplementedError in ``reload_weights``, by vLLM's source: only the
+default loader, and those built on it, have ``get_all_weights`` (vllm-project/vllm#57381)."""
+_REMOTE_WEIGHTS = ("s3://", "gs://", "az://")
+"""Paths of weights that vLLM reads with a streaming loader."""
+
+_CONTROL_PATHS = frozenset(
+    """
+    sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
+    abort_requests release_kv_cache_memory weight_info weight_checker get_world_size scale_elastic_ep
+    is_scaling_elastic_ep start_profile stop_profile shutdown flush_cache release_memory_occupation
+    resume_memory_occupation pause_generation continue_generation kv_event_sources load_lora_adapter
+    unload_lora_adapter fault_tolerance start_weight_update start_draft_weight_update finish_weight_update
+    shutdown_weight_transfer_engine
+    """.split()  # noqa: SIM905
+)
+_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight", "set_internal")
+
+_CAUSES = (
+    (
+        re.compile(r"larger than the (?:maximum number of tokens|available KV cache)"),
+        "too little GPU memory for its context",
+    ),
+    (re.compile(r"address already in use|Errno 98\b", re.IGNORECASE), "its port is taken"),
+    (re.compile(r"unrecognized arguments|invalid choice:|expected (?:one|at least one) argument"), "wrong extra_args"),
+    (re.compile(r"GatedRepoError|gated repo|\b40[13] Client Error", re.IGNORECASE), "no access to its weights"),
+    (re.compile(r"RepositoryNotFound|not a valid model identifier|HFValidationError"), "its model_path is not found"),
+    (re.compile(r"No space left on device|Errno 28\b"), "the disk is full"),
+    (
+        re.compile(r"No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver version is insufficient"),
+        "no usable GPU",
+    ),
+    (re.compile(r"are not supported for now|does not recognize this architecture"), "an unsupported architecture"),
+    (re.compile(r"CUDA error|cudaError"), "a CUDA error"),
+    (re.compile(r"ModuleNotFoundError"), "a Python package is missing"),
+)
+
+
+class SleepLevel(IntEnum):
+    """What ``/sleep`` does with the weights."""
+
+    OFFLOAD = 1
+    DISCARD = 2
+
+
+_LEVELS = {Weights.OFFLOAD: SleepLevel.OFFLOAD, Weights.DISCARD: SleepLevel.DISCARD}
+_WEIGHTS = {level: weights for weights, level in _LEVELS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm(Engine):
+    """vLLM's OpenAI-compatible server in sleep mode."""
+
+    kind: ClassVar[str] = "vllm"
+    default_program: ClassVar[str] = "vllm"
+    takes_socket: ClassVar[bool] = True
+    key_variable: ClassVar[str] = "VLLM_API_KEY"
+    reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
+    read_flags: ClassVar[tuple[str, ...]] = (
+        *TENSOR_PARALLEL_SIZE[:1],
+        *MAX_IN_FLIGHT,
+        *GPU_SHARE,
+        *KV_CACHE_BYTES,
+        *SERVED_NAMES,
+        *LORA_MODULES,
+        *MAX_MODEL_LENGTH,
+        *API_KEY,
+    )
+    environment_prefixes: ClassVar[tuple[str, ...]] = ("VLLM_", "FLASHINFER_")
+    temporary_variables: ClassVar[frozenset[str]] = frozenset(("TMPDIR", "VLLM_RPC_BASE_PATH"))
+    rules: ClassVar[RequestRules] = RequestRules(
+        never_forwarded=_CONTROL_PATHS, never_forwarded_prefixes=_CONTROL_PREFIXES
+    )
+    out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
+        r"out of memory|OutOfMemoryError|less than desired GPU memory utilization"
+        r"|No available memory for the cache blocks",
+        re.IGNORECASE,
+    )
+    causes: ClassVar[tuple[tuple[re.Pattern[str], str], ...]] = _CAUSES
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        # Its answers carry the first one.
+        return tuple(dict.fromkeys((self.options.name, self.options.model_path, *self.further_names)))
+
+    @property
+    def further_names(self) -> tuple[str, ...]:
+        return served_names(self.options.extra_args)
+
+    @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        return lora_modules(self.options.extra_args)
+
+    @property
+    def api_key(self) -> str | None:
+        return arguments.value(self.options.extra_args, API_KEY) or super(Vllm, self).api_key
+
+    @property
+    def max_in_flight(self) -> int:
+        return arguments.number(self.options.extra_args, MAX_IN_FLIGHT) or DEFAULT_MAX_IN_FLIGHT
+
+    @property
+    def gpu_count(self) -> int:
+        return arguments.number(self.options.extra_args, TENSOR_PARALLEL_SIZE) or 1
+
+    @property
+    def start_share(self) -> float | None:
+        if arguments.present(self.options.extra_args, KV_CACHE_BYTES):
+            return None
+        text = arguments.value(self.options.extra_args, GPU_SHARE)
+        try:
+            return DEFAULT_GPU_SHARE if text is None else float(text)
+        except ValueError:
+            return None
+
+    @property
+    def max_model_length(self) -> int | None:
+        return max_model_length(self.options.extra_args)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        # The names are part of ``served_names``.
+        return arguments.without(self.options.extra_args, SERVED_NAMES)
+
+    def problems(self, eviction: Eviction) -> Iterator[Problem]:
+        yield from super(Vllm, self).problems(eviction)
+        words = self.options.extra_args
+        if arguments.value(words, SERVED_NAMES) == "":
+            yield Problem("extra_args", "--served-model-name without a name", "add one or remove it")
+        yield from self._missing_multi_gpu_flags(eviction)
+        if eviction.weights is Weights.DISCARD and eviction.process is not Process.STOP:
+            yield from self._irretrievable_weights(eviction)
+
+    def _missing_multi_gpu_flags(self, eviction: Eviction) -> Iterator[Problem]:
+        words = self.options.extra_args
+        try:
+            size = self.gpu_count
+        except ValueError:
+            return
+        if size == 1 or eviction.process not in (Process.CUDA_SUSPEND, Process.CHECKPOINT):
+            return
+        if missing := [flag for flag in MULTI_GPU_FLAGS if not arguments.switched_on(words, flag)]:
+            yield Problem(
+                "extra_args",
+                f"{eviction.process} over {size} GPUs needs {' and '.join(missing)}, else the engine crashes on resume",
+                f"add {' '.join(missing)}",
+            )
+
+    def _irretrievable_weights(self, eviction: Eviction) -> Iterator[Problem]:
+        loader = arguments.value(self.options.extra_args, ("--load-format",))
+        remedy = f"use {Eviction(Weights.OFFLOAD, eviction.process)}"
+        if loader in _LOADERS_THAT_CANNOT_RELOAD:
+            yield Problem("eviction", f"--load-format {loader} cannot reload discarded weights", remedy)
+        elif loader is None and self.options.model_path.startswith(_REMOTE_WEIGHTS):
+            message = "weights from an object store are streamed, and cannot be reloaded once discarded"
+            yield Problem("eviction", message, remedy)
+
+    def warnings(self) -> Iterator[Problem]:
+        for _ in unreadable_lora_modules(self.options.extra_args):
+            yield Problem(
+                "extra_args",
+                "an item after --lora-modules is no adapter, so that nobody can ask for it",
+                'write NAME=PATH, or \'{"name": "NAME", "path": "PATH"}\'',
+            )
+
+    def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
+        # With a socket vLLM ignores the port; a program that ignores the socket instead listens there.
+        on_socket = () if socket_path is None else (SOCKET_FLAG, str(socket_path))
+        return (
+            self.options.program,
+            "serve",
+            self.options.model_path,
+            "--served-model-name",
+            *self.served_names,
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(port),
+            *on_socket,
+            "--enable-sleep-mode",
+            *self.arguments,
+        )
+
+    def environment(
+        self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
+    ) -> dict[str, str]:
+        return {
+            **inherited,
+            "VLLM_SERVER_DEV_MODE": "1",
+            "NO_COLOR": "1",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_SECONDS),
+            "TMPDIR": temporary_directory,
+            "VLLM_RPC_BASE_PATH": temporary_directory,
+            **(WITHOUT_IO_URING if checkpointable else {}),
+            **self.options.environment,
+        }
+
+    def refuses_socket(self, lines: Sequence[str]) -> bool:
+        return any(_SOCKET_REFUSED.search(line) for line in lines)
+
+    async def find_abilities(self, endpoints: Endpoints, *, freezes: bool) -> Abilities:
+        timeouts = self.options.timeouts
+        return Abilities(
+            keeps_requests=freezes and await can_keep_requests(endpoints, timeouts),
+            max_model_length=await told_max_model_length(endpoints, timeouts),
+        )
+
+    def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
+        level = _LEVELS.get(eviction.weights)
+        sleep = () if level is None else (Sleep(self.options.timeouts, level, keeps_requests=freeze),)
+        match eviction.process:
+            case Process.STOP:
+                return (StopProcess(),)
+            case Process.KEEP_RUNNING:
+                return sleep
+            case Process.CHECKPOINT:
+                # A dump freezes the engine at any point. Paused before, it does not find its requests timed out after.
+                pause = (PauseRequests(self.options.timeouts),) if freeze and level is None else ()
+                otherwise = Sleep(self.options.timeouts, SleepLevel.OFFLOAD, keeps_requests=freeze)
+                return (*pause, *sleep, DumpProcess(keeps_requests=freeze, otherwise=otherwise))
+            case Process.CUDA_SUSPEND:
+                raise UnsupportedEviction(eviction)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """The engine itself releases its GPU memory and keeps running."""
+
+    timeouts: ControlTimeouts
+    level: SleepLevel
+    keeps_requests: bool = False
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+
+    @property
+    def leaves_weights(self) -> Weights:
+        return _WEIGHTS[self.level]
+
+    def __str__(self) -> str:
+        return f"sleep {self.level.value}{' keep' if self.keeps_requests else ''}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if _is_asleep(engine):
+            # A second /sleep is answered with 200 and does nothing: a sleeping engine can only be dumped or stopped.
+            return ()
+        step = self
+        if self.level is SleepLevel.OFFLOAD and not await engine.fits_into_host_memory():
+            engine.note_fallback("the weights are discarded instead of offloaded", "too little host memory for them")
+            step = replace(self, level=SleepLevel.DISCARD)
+        call = fall_asleep(engine.endpoints, step.level, step.timeouts, keep_requests=step.keeps_requests)
+        await engine.perform(call, "going to sleep")
+        return (step,)
+
+    async def undo(self, engine: EngineControls) -> None:
+        call = wake_up(engine.endpoints, self.level, self.timeouts, keep_requests=self.keeps_requests)
+        await engine.perform(call, "waking up")
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequests:
+    """The engine's scheduler is paused with its requests kept."""
+
+    timeouts: ControlTimeouts
+    keeps_requests: ClassVar[bool] = True
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+    leaves_weights: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return "pause"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if _is_asleep(engine):
+            return ()
+        await engine.perform(pause_requests(engine.endpoints, self.timeouts), "pausing")
+        return (self,)
+
+    async def undo(self, engine: EngineControls) -> None:
+        await engine.perform(resume_requests(engine.endpoints, self.timeouts), "resuming")
+
+
+def _is_asleep(engine: EngineControls) -> bool:
+    return any(isinstance(step, Sleep) for step in engine.applied)
+
+
+def served_names(words: Sequence[str]) -> tuple[str, ...]:
+    """The names after ``--served-model-name``."""
+    return arguments.last_values(words, SERVED_NAMES)
+
+
+def lora_modules(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Name and path of each adapter after ``--lora-modules``, written as ``name=path`` or as a JSON object.
+
+    What vLLM does not read either is left out.
+    """
+    words = arguments.last_values(words, LORA_MODULES)
+    return tuple(module for word in words if (module := _lora_module(word)) is not None)
+
+
+def unreadable_lora_modules(words: Sequence[str]) -> tuple[str, ...]:
+    """The words after any ``--lora-modules`` that stand for no adapter."""
+    return tuple(word for word in arguments.every_value(words, LORA_MODULES) if word and _lora_module(word) is None)
+
+
+def _lora_module(word: str) -> tuple[str, str] | None:
+    if "=" in word and "," not in word:
+        name, _, path = word.partition("=")
+        return (name, path) if name else None
+    try:
+        module = json.loads(word)
+    except (ValueError, RecursionError):
+        return None
+    match module:
+        case {"name": str(name), "path": str(path)} if name:
+            return name, path
+        case _:
+            return None
+
+
+def max_model_length(words: Sequence[str]) -> int | None:
+    """The value of ``--max-model-len`` in tokens, read as vLLM does: 8k is 8000, 8K is 8192, 25.6k is 25600.
+
+    None if it is absent, left to the engine (-1, auto), or no such number.
+    """
+    match = _LENGTH.fullmatch((arguments.value(words, MAX_MODEL_LENGTH) or "").strip())
+    if match is None:
+        return None
+    number, unit = match[1], match[2]
+    if "." not in number:
+        return int(number) * (_UNITS[unit] if unit else 1)
+    return int(float(number) * _UNITS[unit]) if unit and unit.islower() else None
+
+
+async def fall_asleep(
+    endpoints: Endpoints, level: SleepLevel, timeouts: ControlTimeouts, *, keep_requests: bool = False
+) -> None:
+    """Put the engine to sleep and read back that it sleeps; raises ControlCallFailed.
+
+    After a failure the engine's state is unknown (its scheduler stays paused) and it must be stopped.
+    """
+    # In the query string: in a body vLLM silently ignores the level.
+    mode = "&mode=keep" if keep_requests else ""
+    await endpoints.post(f"/sleep?level={level.value}{mode}", timeouts.sleep_seconds)
+    await _read_back(endpoints, asleep=True, timeouts=timeouts)
+
+
+async def wake_up(
+    endpoints: Endpoints, level: SleepLevel, timeouts: ControlTimeouts, *, keep_requests: bool = False
+) -> None:
+    """Undo ``fall_asleep`` and read back that the engine is awake; raises ControlCallFailed.
+
+    After a failure the engine must be stopped: one whose weights were not reloaded answers garbage with 200.
+    """
+    match level:
+        case SleepLevel.OFFLOAD:
+            await endpoints.post("/wake_up", timeouts.wake_seconds)
+        case SleepLevel.DISCARD:
+            # Waking the KV cache resumes vLLM's scheduler: in any other order, requests would run without weights. An
+            # engine that ignores tags wakes entirely at the first call, and llmux admits nothing before the last.
+            await endpoints.post("/wake_up?tags=weights", timeouts.wake_seconds)
+            await endpoints.post("/collective_rpc", timeouts.reload_seconds, {"method": "reload_weights"})
+            await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
+            if not keep_requests:
+                await _reset_prefix_cache(endpoints, timeouts)
+    await _read_back(endpoints, asleep=False, timeouts=timeouts)
+
+
+async def can_keep_requests(endpoints: Endpoints, timeouts: ControlTimeouts) -> bool:
+    """Whether the engine can suspend its requests: vLLM 0.17 and later, which also has ``/is_paused``."""
+    try:
+        await endpoints.get("/is_paused", timeouts.read_back_seconds)
+    except ControlCallFailed as failure:
+        if failure.status in (404, 405):
+            return False
+        raise
+    return True
+
+
+async def told_max_model_length(endpoints: Endpoints, timeouts: ControlTimeouts) -> int | None:
+    """How many tokens a request may have, from the engine's list of models; None if it does not say."""
+    try:
+        listed = await endpoints.get("/v1/models", timeouts.read_back_seconds)
+        length = listed["data"][0]["max_model_len"]
+    except (ControlCallFailed, LookupError, TypeError):
+        return None
+    return length if isinstance(length, int) else None
+
+
+async def pause_requests(endpoints: Endpoints, timeouts: ControlTimeouts) -> None:
+    """Stop the engine's scheduler, keeping all requests and their KV cache; raises ControlCallFailed."""
+    await endpoints.post("/pause?mode=keep&clear_cache=false", timeouts.sleep_seconds)
+
+
+async def resume_requests(endpoints: Endpoints, timeouts: ControlTimeouts) -> None:
+    """Undo ``pause_requests``; raises ControlCallFailed. Not to be called while the engine sleeps: it would die."""
+    await endpoints.post("/resume", timeouts.wake_seconds)
+
+
+async def _reset_prefix_cache(endpoints: Endpoints, timeouts: ControlTimeouts) -> None:
+    try:
+        await endpoints.post("/reset_prefix_cache", timeouts.reset_seconds)
+    except ControlCallFailed:
+        # A precaution that may fail: /sleep has emptied the cache already.
+        return
+
+
+async def _read_back(endpoints: Endpoints, *, asleep: bool, timeouts: ControlTimeouts) -> None:
+    document = await endpoints.get("/is_sleeping", timeouts.read_back_seconds)
+    is_sleeping = document.get("is_sleeping") if isinstance(document, dict) else None
+    if is_sleeping is not asleep:
+        wanted = "asleep" if asleep else "awake"
+        raise ControlCallFailed("GET /is_sleeping", f"the engine should be {wanted} and says {document!r}")

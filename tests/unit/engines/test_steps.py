@@ -1,0 +1,199 @@
+"""The steps of each eviction, what each step does to the engine, and how manifests name it."""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from llmux.core.eviction import Eviction
+from llmux.core.states import Asleep, Cold
+from llmux.engines.calls import ControlTimeouts
+from llmux.engines.steps import DumpProcess, Step, StopProcess, residency_after
+from llmux.engines.vllm import PauseRequests, Sleep, SleepLevel
+from llmux.errors import UnsupportedEviction
+from tests.support.engines import vllm_engine
+
+TIMEOUTS = ControlTimeouts()
+ENGINE = vllm_engine()
+OFFLOAD, DISCARD = Sleep(TIMEOUTS, SleepLevel.OFFLOAD), Sleep(TIMEOUTS, SleepLevel.DISCARD)
+KEEPING = Sleep(TIMEOUTS, SleepLevel.OFFLOAD, keeps_requests=True)
+PAUSE = PauseRequests(TIMEOUTS)
+DUMP, DUMP_KEEPING = DumpProcess(otherwise=OFFLOAD), DumpProcess(keeps_requests=True, otherwise=KEEPING)
+
+
+@pytest.mark.parametrize(
+    ("eviction", "steps"),
+    [
+        ("retain+keep_running", ()),
+        ("offload+keep_running", (OFFLOAD,)),
+        ("discard+keep_running", (DISCARD,)),
+        ("retain+checkpoint", (DUMP,)),
+        ("offload+checkpoint", (OFFLOAD, DUMP)),
+        ("discard+checkpoint", (DISCARD, DUMP)),
+        ("retain+stop", (StopProcess(),)),
+        ("offload+stop", (StopProcess(),)),
+        ("discard+stop", (StopProcess(),)),
+    ],
+)
+def test_steps(eviction: str, steps: tuple[object, ...]) -> None:
+    assert ENGINE.steps(Eviction.parse(eviction)) == steps
+
+
+@pytest.mark.parametrize(
+    ("eviction", "steps"),
+    [
+        ("offload+keep_running", (Sleep(TIMEOUTS, SleepLevel.OFFLOAD, keeps_requests=True),)),
+        ("discard+checkpoint", (Sleep(TIMEOUTS, SleepLevel.DISCARD, keeps_requests=True), DUMP_KEEPING)),
+        ("retain+checkpoint", (PAUSE, DUMP_KEEPING)),
+    ],
+)
+def test_steps_that_keep_requests(eviction: str, steps: tuple[object, ...]) -> None:
+    assert ENGINE.steps(Eviction.parse(eviction), freeze=True) == steps
+
+
+def test_an_unsupported_eviction_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedEviction, match=r"offload\+cuda_suspend.*not available yet"):
+        ENGINE.steps(Eviction.parse("offload+cuda_suspend"))
+
+
+@dataclass(slots=True)
+class Engine:
+    """Records what the steps do to it, and answers as an engine that does what it is told."""
+
+    applied: tuple[Step, ...] = ()
+    has_host_memory: bool = True
+    dump_failure: str | None = None
+    calls: list[str] = field(default_factory=list)
+    is_sleeping: bool = False
+
+    @property
+    def endpoints(self) -> "Engine":
+        return self
+
+    async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
+        self.calls.append(path)
+        self.is_sleeping = path.startswith("/sleep")
+
+    async def get(self, path: str, timeout_seconds: float) -> dict[str, bool]:
+        assert path == "/is_sleeping"
+        return {"is_sleeping": self.is_sleeping}
+
+    async def fits_into_host_memory(self) -> bool:
+        return self.has_host_memory
+
+    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
+        await work
+
+    async def dump(self, *, keep_requests: bool) -> str | None:
+        self.calls.append(f"dump {keep_requests}")
+        return self.dump_failure
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+
+    def fail(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def note_fallback(self, what: str, reason: str) -> None:
+        self.calls.append(f"{what}: {reason}")
+
+
+def asleep(**state: Any) -> Engine:
+    return Engine(applied=(OFFLOAD,), is_sleeping=True, **state)
+
+
+TOO_LITTLE = "the weights are discarded instead of offloaded: too little host memory for them"
+NO_IMAGE = "no image was made, the engine sleeps instead: criu failed"
+
+
+@pytest.mark.parametrize(
+    ("step", "engine", "taken", "calls"),
+    [
+        (OFFLOAD, Engine(), (OFFLOAD,), ["/sleep?level=1"]),
+        (KEEPING, Engine(), (KEEPING,), ["/sleep?level=1&mode=keep"]),
+        (OFFLOAD, Engine(has_host_memory=False), (DISCARD,), [TOO_LITTLE, "/sleep?level=2"]),
+        (DISCARD, Engine(has_host_memory=False), (DISCARD,), ["/sleep?level=2"]),
+        (DISCARD, asleep(), (), []),
+        (PAUSE, Engine(), (PAUSE,), ["/pause?mode=keep&clear_cache=false"]),
+        (PAUSE, asleep(), (), []),
+        (DUMP, Engine(), (DUMP,), ["dump False"]),
+        (DUMP, Engine(dump_failure="criu failed"), (OFFLOAD,), ["dump False", NO_IMAGE, "/sleep?level=1"]),
+        (
+            DUMP_KEEPING,
+            Engine(dump_failure="criu failed"),
+            (KEEPING,),
+            ["dump True", NO_IMAGE, "/sleep?level=1&mode=keep"],
+        ),
+        (DUMP, asleep(dump_failure="criu failed"), (), ["dump False", NO_IMAGE]),
+        (StopProcess(), asleep(), (StopProcess(),), ["stop"]),
+    ],
+)
+async def test_apply(step: Step, engine: Engine, taken: tuple[Step, ...], calls: list[str]) -> None:
+    assert await step.apply(engine) == taken
+    assert engine.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("step", "calls"),
+    [
+        (OFFLOAD, ["/wake_up"]),
+        (
+            Sleep(TIMEOUTS, SleepLevel.DISCARD, keeps_requests=True),
+            ["/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache"],
+        ),
+        (PAUSE, ["/resume"]),
+        (DUMP, []),
+        (StopProcess(), []),
+    ],
+)
+async def test_undo(step: Step, calls: list[str]) -> None:
+    engine = Engine()
+    await step.undo(engine)
+    assert engine.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("eviction", "taken", "residency"),
+    [
+        ("retain+keep_running", (), "retain+keep_running"),
+        ("offload+keep_running", (DISCARD,), "discard+keep_running"),
+        ("discard+keep_running", (OFFLOAD,), "offload+keep_running"),
+        ("retain+checkpoint", (DUMP,), "retain+checkpoint"),
+        ("offload+checkpoint", (DISCARD, DUMP), "discard+checkpoint"),
+        ("retain+checkpoint", (PAUSE, KEEPING), "offload+keep_running"),
+    ],
+)
+def test_residency_is_what_was_really_done(eviction: str, taken: tuple[Step, ...], residency: str) -> None:
+    assert residency_after(Eviction.parse(eviction), taken) == Asleep(Eviction.parse(residency))
+
+
+def test_residency_after_a_stop() -> None:
+    assert residency_after(Eviction.parse("discard+stop"), (DISCARD, StopProcess())) == Cold()
+
+
+STEPS: list[Step] = [
+    Sleep(TIMEOUTS, SleepLevel.OFFLOAD),
+    Sleep(TIMEOUTS, SleepLevel.DISCARD),
+    StopProcess(),
+    PAUSE,
+    DUMP,
+]
+
+
+def test_each_step_has_a_text_of_its_own() -> None:
+    words = list(map(str, STEPS))
+    assert words == ["sleep 1", "sleep 2", "stop", "pause", "dump"]
+    assert list(map(ENGINE.parse_step, words)) == STEPS
+
+
+@pytest.mark.parametrize("level", SleepLevel)
+def test_the_text_of_a_sleep_that_keeps_requests(level: SleepLevel) -> None:
+    step = Sleep(TIMEOUTS, level, keeps_requests=True)
+    assert str(step) == f"sleep {level.value} keep"
+    assert ENGINE.parse_step(str(step)) == step
+
+
+def test_unknown_text() -> None:
+    with pytest.raises(ValueError, match="no step of a vllm engine is called 'sleep 3'"):
+        ENGINE.parse_step("sleep 3")
