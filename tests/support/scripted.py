@@ -9,13 +9,13 @@ from typing import Any
 
 from llmux.access import Progress, Upstream
 from llmux.core.events import ShutdownRequested
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import Eviction, Process
 from llmux.core.policies.fifo import Fifo
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
-from llmux.errors import FailureReason, RequestError
+from llmux.errors import FailureReason, RequestError, UnsupportedEviction
 from llmux.instances.health import Health
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.observability.metrics import RuntimeMetrics
@@ -54,6 +54,9 @@ class ScriptedEngine:
         self.pid: int | None = None
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
         self._interruption: str | None = None
+
+    def why_not(self, eviction: Eviction) -> str | None:
+        return str(UnsupportedEviction(eviction)) if eviction.process is Process.CUDA_SUSPEND else None
 
     async def wake(self) -> WakeOutcome:
         self.calls.append("wake")

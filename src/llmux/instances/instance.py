@@ -98,6 +98,10 @@ class Instance:
         """The last lines of output of the engine, or of the last one that ran."""
         return self._last_output if self._process is None else self._process.tail
 
+    def why_not(self, eviction: Eviction) -> str | None:
+        """Why the engine cannot leave the GPU by an eviction; None if it can."""
+        return self.spec.engine.why_not(eviction)
+
     @property
     def has_engine(self) -> bool:
         """Whether an engine runs or is in an image."""

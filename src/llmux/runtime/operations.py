@@ -1,6 +1,6 @@
 """The operator's view and commands, as plain values: what the control API renders and calls."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,9 @@ class Engine(Protocol):
     def output_tail(self) -> tuple[str, ...]:
         """Its last lines of output, oldest first."""
 
+    def why_not(self, eviction: Eviction) -> str | None:
+        """Why it cannot leave the GPU by an eviction; None if it can."""
+
     async def delete_images(self) -> None:
         """Delete the images that it could be restored from, if there are any."""
 
@@ -102,16 +105,14 @@ class Operations:
         has_images: bool = False,
         names: Mapping[str, ModelName] | None = None,
         stalls: Mapping[str, Stalls] | None = None,
-        why_not: Callable[[str, Eviction], str | None] = lambda model, eviction: None,
     ) -> None:
         """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``.
 
-        ``stalls`` are the watch's, by model. ``why_not`` says why a model's engine cannot leave by an eviction.
+        ``stalls`` are the watch's, by model.
         """
         self.names = own_names(engines) if names is None else names
         self._stalls = stalls or {}
         self._has_images = has_images
-        self._why_not = why_not
         self._scheduler = scheduler
         self._controller = controller
         self._engines = engines
@@ -204,7 +205,7 @@ class Operations:
         self._controller.feed(EvictionChanged(name, eviction))
 
     def _check_eviction(self, name: str, eviction: Eviction) -> None:
-        if reason := self._why_not(name, eviction):
+        if reason := self._engines[name].why_not(eviction):
             raise EvictionRefused(reason)
         if eviction.process is Process.CHECKPOINT and not self._has_images:
             raise EvictionRefused(

@@ -98,7 +98,6 @@ class Server:
             self._instances,
             has_images=self._checkpointer is not None,
             names=names,
-            why_not=lambda model, eviction: self._instances[model].spec.engine.why_not(eviction),
             stalls=self._stall_watch.stalls,
         )
         self._warm_up: WarmUp | None = None
