@@ -69,7 +69,8 @@ def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Ite
         if reason:
             path = settings.command_path_of(name)
             missing.setdefault((path, program, reason), []).append(name)
-    is_unused = "vllm_command" in settings.model_fields_set and all(one.command for one in settings.models.values())
+    is_configured = settings.vllm_command != Settings.model_fields["vllm_command"].default
+    is_unused = is_configured and all(settings.command_path_of(name) != "vllm_command" for name in settings.models)
     if is_unused and (reason := _missing_reason(settings.vllm_command, environment.get("PATH"))):
         missing["vllm_command", settings.vllm_command, reason] = []
     for (path, program, reason), names in missing.items():
