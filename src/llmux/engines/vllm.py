@@ -16,6 +16,7 @@ from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines import arguments
 from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engine
 from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import RequestRules
 from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
 from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
@@ -49,6 +50,14 @@ WITHOUT_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
 _LENGTH = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kmgtKMGT])?")
 _UNITS = {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
 _UNITS |= {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
+
+_COMPILE_CACHES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+}
+"""Variables that name directories of compiled code. FlashInfer puts ``.cache/flashinfer`` below its one."""
 
 MULTI_GPU_FLAGS = ("--enforce-eager", "--disable-custom-all-reduce")
 """Without them, an engine over several GPUs crashes on resume: reported by 0.7.7, not tried here for want of GPUs."""
@@ -246,6 +255,7 @@ class Vllm(Engine):
         self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
     ) -> dict[str, str]:
         return {
+            **self._compile_caches(),
             **inherited,
             "VLLM_SERVER_DEV_MODE": "1",
             "NO_COLOR": "1",
@@ -255,6 +265,18 @@ class Vllm(Engine):
             **(WITHOUT_IO_URING if checkpointable else {}),
             **self.options.environment,
         }
+
+    def _compile_caches(self) -> dict[str, str]:
+        """Where compiled kernels outlive a start, so that the next one compiles nothing. What is set otherwise wins.
+
+        The caches' own keys tell GPUs and versions of their libraries apart; the directory tells programs and models
+        apart, so that those of a replaced program or a removed model can be deleted.
+        """
+        cache = self.options.cache_directory
+        if cache is None:
+            return {}
+        directory = cache / self.kind / file_identity(self.options.program) / digest(self.options.model_path)
+        return {name: str(directory / part) for name, part in _COMPILE_CACHES.items()}
 
     def refuses_socket(self, lines: Sequence[str]) -> bool:
         return any(_SOCKET_REFUSED.search(line) for line in lines)

@@ -191,3 +191,21 @@ def test_weights_that_cannot_be_reloaded_are_not_discarded(
     problems = list(engine.problems(Eviction.parse(eviction)))
     assert [problem.path for problem in problems] == (["eviction"] if reason else [])
     assert not reason or reason in problems[0].message
+
+
+def test_compiled_kernels_are_kept_from_one_start_to_the_next(tmp_path: Path) -> None:
+    def caches(**options: Any) -> dict[str, str]:
+        made = vllm_engine(cache_directory=tmp_path, **options).environment(
+            {"TRITON_CACHE_DIR": "/mine"}, "/t", checkpointable=False
+        )
+        return {name: made[name] for name in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+
+    program = tmp_path / "vllm"
+    program.write_text("1.0")
+    first = caches(program=str(program))
+    assert first == caches(program=str(program))
+    assert first["VLLM_CACHE_ROOT"].startswith(str(tmp_path))
+    assert first["TRITON_CACHE_DIR"] == "/mine", "what the user has set stays"
+    assert first != caches(program=str(program), model_path="another")
+    program.write_text("1.0.1")
+    assert first != caches(program=str(program)), "another version compiles anew"
