@@ -1,7 +1,7 @@
 """GPU memory: how much there is, which processes hold it, and waiting until an engine's share of it is free."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +16,9 @@ MIB = 1 << 20
 READ_LIMIT_SECONDS = 10.0
 """A read takes milliseconds unless the driver hangs."""
 POLL_INTERVAL_SECONDS = 0.1
+LEAST_SHARE_FREED = 0.2
+"""Of what an engine held, that any real release gives back: a small model's CUDA context and graphs may be half of
+it. Engines that answer 200 and release nothing give back none."""
 PROCESSES_SHOWN = 8
 """In a warning; the largest ones come first."""
 
@@ -114,6 +117,44 @@ class GpuHeadroom:
             freed_mib = used_before.get(gpu.gpu, 0) - gpu.used_mib
             if freed_mib > 0:
                 self._freed_mib[gpu.gpu] = self._freed_mib.get(gpu.gpu, 0) + freed_mib
+
+    async def held_mib(self, is_own: Callable[[int], bool]) -> int | None:
+        """What an engine's processes hold on its GPUs together; None if the driver does not tell.
+
+        ``is_own`` says whether a process is the engine's; it is called in a thread. In a container the driver's
+        process numbers may be others than ours: then nothing seems to be held.
+        """
+        if self.reader is None or not self._is_readable:
+            return None
+        reader = self.reader
+
+        def read() -> int | None:
+            own = [process.mib for process in reader.read_processes() if is_own(process.pid)]
+            amounts = [mib for mib in own if mib is not None]
+            return sum(amounts) if len(amounts) == len(own) else None
+
+        try:
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return await asyncio.to_thread(read)
+        except (GpusUnreadable, TimeoutError):
+            return None
+
+    async def wait_until_freed(self, is_own: Callable[[int], bool], held_mib: int) -> int | None:
+        """Wait until an engine that held so much has given back a part of it that only a real release can be.
+
+        Returns what it still holds if it keeps nearly all of it for the whole time, else None. Engines and drivers free
+        memory a moment after the engine has said so.
+        """
+        if not self._wait_seconds:
+            return None
+        give_up_at = asyncio.get_running_loop().time() + self._wait_seconds
+        while True:
+            kept_mib = await self.held_mib(is_own)
+            if kept_mib is None or kept_mib <= held_mib * (1 - LEAST_SHARE_FREED):
+                return None
+            if asyncio.get_running_loop().time() >= give_up_at:
+                return kept_mib
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
     def forget_freed(self) -> None:
         """Start over: the engine is awake again, or has ended."""

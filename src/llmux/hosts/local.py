@@ -164,6 +164,14 @@ def size_mib(files: Iterable[Path]) -> int:
         return 0
 
 
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is a descendant of another one; False if it has ended."""
+    try:
+        return any(parent.pid == ancestor for parent in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False
+
+
 def find_descendants(pid: int) -> list[psutil.Process]:
     """All descendants of a process, parents before their children; empty if there is no such process."""
     try:

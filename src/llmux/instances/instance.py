@@ -22,7 +22,7 @@ from llmux.errors import (
     SpawnFailed,
 )
 from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.hosts.local import create_temporary_directory, descends_from, is_free, remove_temporary_directory
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
@@ -156,9 +156,12 @@ class Instance:
             self._scope.reset()
         if self._engine is None:
             return EvictOutcome(await self._evict_from_image(eviction))
-        before = await self._headroom.read()
+        engine = self._engine
+        before, held_mib = await asyncio.gather(self._headroom.read(), self._headroom.held_mib(self._is_own))
         try:
-            outcome = await self._engine.leave(eviction, freeze=freeze)
+            outcome = await engine.leave(eviction, freeze=freeze)
+            if held_mib and _sleeps(outcome.residency):
+                outcome = await self._stop_unless_freed(engine, outcome, held_mib)
         except ProcessStuck as stuck:
             return EvictOutcome(Cold(), error=FailureReason(str(stuck)))
         residency = outcome.residency
@@ -173,6 +176,20 @@ class Instance:
             await self.end()
             return EvictOutcome(Cold(), outcome.fallback or str(reason))
         return outcome
+
+    async def _stop_unless_freed(self, engine: RunningEngine, outcome: EvictOutcome, held_mib: int) -> EvictOutcome:
+        """An engine may say that it sleeps, and keep its memory: the next model would not fit. Raises ProcessStuck."""
+        kept_mib = await self._headroom.wait_until_freed(self._is_own, held_mib)
+        if kept_mib is None or self._missing_reason() is not None:
+            return outcome
+        reason = f"it says that it has left, and holds {kept_mib} of its {held_mib} MiB of GPU memory"
+        engine.note_fallback("eviction failed, stopping the engine instead", reason)
+        await engine.stop()
+        return EvictOutcome(Cold(), engine.fallback)
+
+    def _is_own(self, pid: int) -> bool:
+        shim_pid = self.shim_pid
+        return shim_pid is not None and descends_from(pid, shim_pid)
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
         if self._store is None or not self._store.holds_engine:
@@ -403,3 +420,11 @@ class Instance:
 
     def _on_line(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
+
+
+def _sleeps(residency: Asleep | Cold) -> bool:
+    """Whether an engine runs that has released its GPU memory itself."""
+    if isinstance(residency, Cold):
+        return False
+    eviction = residency.eviction
+    return eviction.process is Process.KEEP_RUNNING and eviction.leaves_the_gpu

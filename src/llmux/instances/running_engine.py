@@ -68,6 +68,11 @@ class RunningEngine:
         self.applied = ()
 
     @property
+    def fallback(self) -> str | None:
+        """What was done in the last eviction instead of what was asked, and why."""
+        return self._fallback
+
+    @property
     def has_frozen(self) -> bool:
         """Whether requests are suspended with the engine."""
         return any(step.keeps_requests for step in self.applied)

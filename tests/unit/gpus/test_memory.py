@@ -119,3 +119,42 @@ async def test_gpus_that_cannot_be_read_delay_no_start_and_are_read_once() -> No
         assert await headroom.read() == ()
     assert gpus.reads == 1
     assert await GpuHeadroom("m", None, StartNeed(share=0.9)).read() == ()
+
+
+async def test_what_the_own_processes_hold() -> None:
+    gpus = Gpus(300)
+    headroom = GpuHeadroom("m", gpus, None)
+    assert await headroom.held_mib(lambda pid: pid == 17) == 300
+    assert await headroom.held_mib(lambda pid: pid == 18) == 0
+    gpus.fails_at_processes = True
+    assert await headroom.held_mib(lambda pid: True) is None
+    assert await GpuHeadroom("m", None, None).held_mib(lambda pid: True) is None
+
+
+class Releasing(Gpus):
+    """The engine's process gives its memory back after some reads."""
+
+    def __init__(self, *held_mib: int | None) -> None:
+        super().__init__(300)
+        self.held_mib = list(held_mib)
+
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        return (GpuProcess(17, "python", self.held_mib.pop(0) if len(self.held_mib) > 1 else self.held_mib[0]),)
+
+
+@pytest.mark.parametrize(
+    ("held_mib", "wait_seconds", "kept_mib"),
+    [
+        pytest.param([300, 290, 100], 60.0, None, id="late"),
+        pytest.param([300], 0.02, 300, id="never"),
+        pytest.param([250], 0.02, 250, id="too-little"),
+        pytest.param([240], 0.02, None, id="enough"),
+        pytest.param([None], 60.0, None, id="unknown"),
+        pytest.param([300], 0.0, None, id="not-checked"),
+    ],
+)
+async def test_whether_an_engine_that_says_so_has_released_its_memory(
+    held_mib: list[int | None], wait_seconds: float, kept_mib: int | None
+) -> None:
+    headroom = GpuHeadroom("m", Releasing(*held_mib), None, wait_seconds=wait_seconds)
+    assert await headroom.wait_until_freed(lambda pid: True, 300) == kept_mib

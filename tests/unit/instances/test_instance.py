@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
 from llmux.errors import FailureReason, ProcessStuck
-from llmux.gpus.memory import GpuHeadroom, GpuMemory
+from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuProcess
 from llmux.hosts.local import choose_ports
 from llmux.instances import health
 from llmux.instances.control_calls import EngineEndpoints
@@ -234,3 +234,26 @@ async def test_a_start_without_a_free_descriptor_says_so_and_leaves_no_directory
         assert outcome.error is not None
         assert "its shim could not be started: too many open files (raise the limit on open files" in outcome.error.text
         assert list(tmp_path.iterdir()) == []
+
+
+class Keeping:
+    """A GPU whose memory the engine never gives back, as its driver sees it."""
+
+    instance: Instance
+
+    def read_memory(self) -> tuple[GpuMemory, ...]:
+        return (GpuMemory("GPU-a", 1000, 900),)
+
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        return (GpuProcess(self.instance.pid or 0, "engine", 900),)
+
+
+async def test_an_engine_that_says_it_sleeps_and_keeps_its_memory_is_stopped() -> None:
+    gpus = Keeping()
+    async with instance_of(headroom=GpuHeadroom("m", gpus, None, wait_seconds=0.05)) as instance:
+        gpus.instance = instance
+        assert (await instance.wake()).error is None
+        outcome = await instance.evict(OFFLOAD)
+        assert outcome.residency == Cold()
+        assert outcome.fallback is not None and "holds 900 of its 900 MiB" in outcome.fallback
+        assert not instance.has_engine
