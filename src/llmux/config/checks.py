@@ -153,6 +153,14 @@ def engines(settings: Settings) -> Iterator[Problem]:
         for key in sorted(_KEYS_OF_SOME_KINDS & model.model_fields_set - engine.own_keys):
             yield Problem(dotted(("models", name, key)), f"a {engine.kind} engine has no use for it", "remove it")
         yield from _wrong_arguments(dotted(("models", name, "extra_args")), engine)
+        adapters = [adapter for adapter, _ in engine.adapters]
+        if model.canary_adapter is not None and model.canary_adapter not in adapters:
+            path = dotted(("models", name, "canary_adapter"))
+            yield Problem(
+                path,
+                f"the engine has no adapter '{model.canary_adapter}'",
+                nearest(model.canary_adapter, adapters, "remove it"),
+            )
         for problem in engine.problems(settings.eviction_of(name)):
             yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
 

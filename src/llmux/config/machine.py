@@ -41,6 +41,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
     for path, directory in _directories(settings):
         if exists(directory) and not is_directory(directory):
             yield Problem(path, f"{directory} is not a directory", "correct it")
+    yield from _missing_images(settings)
 
 
 def warnings(settings: Settings, environment: Mapping[str, str] = os.environ) -> Iterator[Problem]:
@@ -115,6 +116,13 @@ def _missing_weights(settings: Settings) -> Iterator[Problem]:
         is_path = model.model_path.startswith(("/", "./", "../")) or model.model_path.count("/") > 1
         if is_path and not exists(model.model_path):
             yield Problem(path, f"{model.model_path} does not exist", "correct it, or put the weights there")
+
+
+def _missing_images(settings: Settings) -> Iterator[Problem]:
+    for name, model in settings.models.items():
+        image = model.canary_image
+        if image is not None and not (exists(image) and not is_directory(image)):
+            yield Problem(dotted(("models", name, "canary_image")), f"{image} is not a file", "correct it")
 
 
 def _directories(settings: Settings) -> Iterator[tuple[str, Path]]:

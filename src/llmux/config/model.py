@@ -81,6 +81,21 @@ class ModelSettings(Section):
         default=None, description="This model's own max_wait_seconds. Default: policy.max_wait_seconds."
     )
 
+    canary_adapter: Text | None = Field(
+        default=None,
+        description="Name of an adapter that the canary asks as well: the model alone may answer right while its "
+        "adapters are lost.",
+    )
+    canary_image: Directory | None = Field(
+        default=None,
+        description="File of a small image that the canary asks about as well, for models that see images.",
+    )
+    canary_tokens_per_second: PositiveFactor | None = Field(
+        default=None,
+        description="How fast the canary's answers must come after a wake; an engine that is slower, as one that has "
+        "lost the weights of its draft model, counts as one that answers differently.",
+    )
+
     start_command: CommandLine | None = Field(
         default=None,
         description="engine: command. The whole command line that starts it, as one text or as a list of words; no "

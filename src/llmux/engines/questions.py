@@ -4,7 +4,7 @@ An engine that does not know the endpoint (404) is sent the question's text for 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmux.engines.calls import Endpoints
@@ -16,7 +16,10 @@ EMBEDDINGS = "/v1/embeddings"
 
 CANARY_TEXT = "Once upon a time there was"
 PROBE_TEXT = "What is 2 + 2? Answer with the number only."
+IMAGE_TEXT = "Describe this image in a few words."
 PROBE_LIMIT_SECONDS = 30.0
+SPEED_TOKENS = 64
+"""Enough that the prefill hardly counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,36 @@ class Question:
 
 CANARY = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 4, "return_token_ids": True})
 ONE_TOKEN = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 1})
+SPEED = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": SPEED_TOKENS, "ignore_eos": True})
 PROBE = Question(
     CHAT, PROBE_TEXT, {"messages": [{"role": "user", "content": PROBE_TEXT}], "seed": 42, "max_tokens": 10}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryExtras:
+    """What a model's canary asks beside a line of text, which alone passes where other parts are broken."""
+
+    adapter: str | None = None
+    """Asked the same line, by its own name."""
+    image: str | None = None
+    """A data URL of an image that is to be described."""
+    min_tokens_per_second: float | None = None
+    """How fast a longer answer must come, for a model whose draft weights or kernels may be lost."""
+
+    def questions(self) -> tuple[Question, ...]:
+        """The further questions; the adapter's carries the adapter's name."""
+        asked = []
+        if self.adapter is not None:
+            asked.append(replace(CANARY, fields={**CANARY.fields, "model": self.adapter}))
+        if self.image is not None:
+            content = [
+                {"type": "text", "text": IMAGE_TEXT},
+                {"type": "image_url", "image_url": {"url": self.image}},
+            ]
+            fields = {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
+            asked.append(Question(CHAT, IMAGE_TEXT, fields))
+        return tuple(asked)
 
 
 async def ask(endpoints: Endpoints, question: Question, served_name: str, limit_seconds: float) -> tuple[str, Any]:

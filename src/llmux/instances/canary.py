@@ -11,7 +11,7 @@ import structlog
 
 from llmux.engines.base import Engine
 from llmux.engines.calls import Endpoints
-from llmux.engines.questions import EMBEDDINGS, ONE_TOKEN, ask
+from llmux.engines.questions import CANARY, EMBEDDINGS, SPEED, SPEED_TOKENS, CanaryExtras, Question, ask
 from llmux.errors import ControlCallFailed, LlmuxError
 
 log = structlog.get_logger("llmux.canary")
@@ -37,7 +37,7 @@ class OutputMismatch(LlmuxError):
 class Canary:
     """Checks one model's engine against its first answer, and counts checks, mismatches and their time."""
 
-    def __init__(self, engine: Engine, check_every: int | None) -> None:
+    def __init__(self, engine: Engine, check_every: int | None, extras: CanaryExtras | None = None) -> None:
         """``check_every``: check one wake in so many, 1 for each; None: never."""
         self.baseline: str | None = None
         """The answer of the engine when it had just started; None if wakes are not checked."""
@@ -46,8 +46,9 @@ class Canary:
         self.seconds = 0.0
         """Time spent on asking."""
         self._served_name = engine.served_names[0]
-        self._question = engine.canary
-        self._check_every = check_every if engine.canary is not None else None
+        self._extras = extras or CanaryExtras()
+        self._questions = (*([engine.canary] if engine.canary is not None else []), *self._extras.questions())
+        self._check_every = check_every if self._questions else None
         self._wakes = 0
 
     async def record(self, endpoints: Endpoints) -> None:
@@ -81,9 +82,26 @@ class Canary:
         for _ in range(TRIES):
             answer = await self._ask(endpoints, limit_seconds)
             if is_same(self.baseline, answer):
+                break
+        else:
+            self.mismatches += 1
+            raise OutputMismatch(self.baseline, answer)
+        await self._check_speed(endpoints, limit_seconds)
+
+    async def _check_speed(self, endpoints: Endpoints, limit_seconds: float) -> None:
+        minimum = self._extras.min_tokens_per_second
+        if minimum is None:
+            return
+        for _ in range(TRIES):
+            began_at = monotonic()
+            _, document = await ask(endpoints, SPEED, self._served_name, limit_seconds)
+            seconds = monotonic() - began_at
+            self.seconds += seconds
+            speed = _token_count(document) / seconds
+            if speed >= minimum:
                 return
         self.mismatches += 1
-        raise OutputMismatch(self.baseline, answer)
+        raise OutputMismatch(f"{minimum:g} tokens a second at least", f"{speed:.1f}")
 
     def _is_due(self) -> bool:
         if self._check_every is None or self.baseline is None:
@@ -100,17 +118,27 @@ class Canary:
                 raise
 
     async def _ask(self, endpoints: Endpoints, limit_seconds: float) -> str:
-        """The answer as text that can be kept: token ids, words, or an embedding. Raises ControlCallFailed."""
+        """The answer, or a list of the answers to several questions, as text that can be kept.
+
+        Raises ControlCallFailed.
+        """
+        answers = [await self._ask_one(endpoints, question, limit_seconds) for question in self._questions or (CANARY,)]
+        return answers[0] if len(answers) == 1 else json.dumps(answers)
+
+    async def _ask_one(self, endpoints: Endpoints, question: Question, limit_seconds: float) -> str:
+        """One answer: token ids, words, or an embedding, as JSON."""
         began_at = monotonic()
         try:
-            path, document = await ask(endpoints, self._question or ONE_TOKEN, self._served_name, limit_seconds)
+            path, document = await ask(endpoints, question, self._served_name, limit_seconds)
         finally:
             self.seconds += monotonic() - began_at
         if path == EMBEDDINGS:
             return json.dumps(_first(document, "data").get("embedding"))
         choice = _first(document, "choices")
         # Engines that do not know return_token_ids answer with the words alone.
-        return json.dumps(choice.get("token_ids") or choice.get("text"))
+        message = choice.get("message")
+        words = message.get("content") if isinstance(message, dict) else choice.get("text")
+        return json.dumps(choice.get("token_ids") or words)
 
 
 def _is_refusal(failure: ControlCallFailed) -> bool:
@@ -132,10 +160,22 @@ def is_same(one: str, other: str) -> bool:
     if one == other:
         return True
     first, second = json.loads(one), json.loads(other)
+    if _is_several(first) and _is_several(second) and len(first) == len(second):
+        return all(map(is_same, first, second))
     if not _is_embedding(first) or not _is_embedding(second) or len(first) != len(second):
         return False
     norms = math.hypot(*first) * math.hypot(*second)
     return norms > 0 and sum(map(operator.mul, first, second)) / norms >= COSINE_MIN
+
+
+def _is_several(answer: object) -> bool:
+    return isinstance(answer, list) and bool(answer) and all(isinstance(one, str) for one in answer)
+
+
+def _token_count(document: Any) -> int:
+    usage = document.get("usage") if isinstance(document, dict) else None
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else SPEED_TOKENS
 
 
 def _is_embedding(answer: object) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
 from llmux.engines.base import Engine
+from llmux.engines.questions import CanaryExtras
 from llmux.hosts.local import available_mib, size_mib
 from llmux.instances.process import LaunchCommand
 from llmux.redaction import Redactor
@@ -29,6 +30,7 @@ class EngineSpec:
     checkpointable: bool = False
     freezes: bool = False
     canary_every: int | None = None
+    canary_extras: CanaryExtras = field(default_factory=CanaryExtras)
     host_memory_reserve_mib: int = 0
     redactor: Redactor = field(default_factory=Redactor)
     """Takes secrets out of what the engine prints and answers, before it is logged, kept or passed on."""

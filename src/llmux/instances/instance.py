@@ -66,7 +66,7 @@ class Instance:
         self.spec = spec
         self.max_model_length: int | None = None
         """How many tokens a request may have, as the engine said after its last cold start."""
-        self.canary = Canary(spec.engine, spec.canary_every)
+        self.canary = Canary(spec.engine, spec.canary_every, spec.canary_extras)
         self._endpoints = endpoints
         self._store = store
         self._headroom = headroom or GpuHeadroom(spec.model, None, None)

@@ -1,10 +1,13 @@
 """Builds parts from settings: the scheduler and its policy, then what each engine needs, then checkpoints."""
 
+import base64
+import mimetypes
 import os
 from pathlib import Path
 from typing import assert_never
 
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
+from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
@@ -15,6 +18,7 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.questions import CanaryExtras
 from llmux.errors import ConfigError, Problem
 from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
@@ -105,11 +109,26 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             checkpointable=settings.checkpoint is not None,
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
+            canary_extras=canary_extras(model),
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
             redactor=redactor,
         )
         for name, model in settings.models.items()
     }
+
+
+def canary_extras(model: ModelSettings) -> CanaryExtras:
+    """What the model's canary asks beside text. Raises ConfigError if its image cannot be read."""
+    image = None
+    if model.canary_image is not None:
+        try:
+            data = model.canary_image.read_bytes()
+        except OSError as error:
+            problem = Problem("canary_image", f"{model.canary_image} cannot be read: {error.strerror}", "correct it")
+            raise ConfigError([problem]) from error
+        kind = mimetypes.guess_type(model.canary_image)[0] or "application/octet-stream"
+        image = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return CanaryExtras(model.canary_adapter, image, model.canary_tokens_per_second)
 
 
 def build_redactor(settings: Settings) -> Redactor:

@@ -365,3 +365,14 @@ def test_a_key_of_two_kinds_is_a_warning_without_the_key() -> None:
     found = list(checks.warnings(settings({"a": {}}, **keys)))
     assert [warning.path for warning in found] == ["batch_api_keys.0", "admin_key"]
     assert not any("secret" in str(warning) for warning in found)
+
+
+def test_the_canarys_adapter_must_be_one_of_the_engine() -> None:
+    lora = {"extra_args": ["--lora-modules", "sql=/l"]}
+    assert paths({"a": {**lora, "canary_adapter": "sql"}}) == []
+    assert paths({"a": {**lora, "canary_adapter": "sqk"}}) == ["models.a.canary_adapter"]
+
+
+def test_keys_of_other_kinds_and_unknown_kinds_are_refused() -> None:
+    assert paths({"a": {"start_command": "serve {port}"}}) == ["models.a.start_command"]
+    assert paths({"a": {"engine": "vlm"}}) == ["models.a.engine"]

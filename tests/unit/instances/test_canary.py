@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmux.engines.questions import CanaryExtras
 from llmux.errors import ControlCallFailed
 from llmux.instances.canary import LIMIT_SECONDS, RECOMPUTE_LIMIT_SECONDS, Canary, OutputMismatch, is_same
 from tests.support.engines import vllm_engine
@@ -17,9 +18,11 @@ class Engine:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.calls: list[tuple[str, float]] = []
+        self.documents: list[dict[str, Any]] = []
 
     async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
         self.calls.append((path, timeout_seconds))
+        self.documents.append(dict(document or {}))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -142,3 +145,37 @@ async def test_a_new_engine_is_not_compared_with_the_last_one() -> None:
     await canary.record(engine)
     await canary.check(engine)
     assert canary.baseline is None
+
+
+def described(text: str) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text}}]}
+
+
+async def test_an_adapter_and_an_image_are_asked_as_well() -> None:
+    extras = CanaryExtras(adapter="sql", image="data:image/png;base64,AA==")
+    same = (completion(1), completion(2), described("a cat"))
+    engine, canary = (
+        Engine(*same, *same, completion(1), completion(9), described("a cat")),
+        Canary(vllm_engine(), 1, extras),
+    )
+    await canary.record(engine)
+    await canary.check(engine)
+    assert [path for path, _ in engine.calls[:3]] == ["/v1/completions", "/v1/completions", "/v1/chat/completions"]
+    assert [document["model"] for document in engine.documents[:3]] == ["m", "sql", "m"]
+    engine.answers = [completion(1), completion(9), described("a cat")] * 2
+    with pytest.raises(OutputMismatch):
+        await canary.check(engine)
+
+
+@pytest.mark.parametrize(("minimum", "is_quick"), [(0.001, True), (1e12, False)])
+async def test_an_engine_that_answers_right_and_too_slowly_is_a_mismatch(minimum: float, is_quick: bool) -> None:
+    long = {**completion(1), "usage": {"completion_tokens": 64}}
+    canary = Canary(vllm_engine(), 1, CanaryExtras(min_tokens_per_second=minimum))
+    engine = Engine(long)
+    await canary.record(engine)
+    if is_quick:
+        await canary.check(engine)
+    else:
+        with pytest.raises(OutputMismatch, match="tokens a second"):
+            await canary.check(engine)
+    assert canary.mismatches == (0 if is_quick else 1)
