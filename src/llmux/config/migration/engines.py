@@ -13,7 +13,7 @@ _PYTHON = re.compile(r"python(?:3(?:\.\d+)?)?")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _CONTAINER_PROGRAMS = ("docker", "podman")
 _NOT_IN_A_CONTAINER_NAME = re.compile(r"[^a-zA-Z0-9_.-]+")
-_EVERY_ADDRESS = re.compile(rf"{words.PORT}:\d+(?:/tcp)?")
+_EVERY_ADDRESS = re.compile(rf"(?:{words.PORT}|\d+):\d+(?:/tcp)?")
 
 _SET_BY_LLMUX = ("--host", "--port", "--uds", "--served-model-name")
 """Flags of vLLM and SGLang that are not passed on."""
@@ -36,7 +36,7 @@ def draft_model(name: str, command: Command) -> ModelDraft:
     command = _without_env(command)
     if command.env:
         draft.keys["env"] = dict(command.env)
-    if words.program(command.words) in _CONTAINER_PROGRAMS and "run" in command.words[1:3]:
+    if words.program(command.words) in _CONTAINER_PROGRAMS and "run" in command.words[1:4]:
         _container(name, command, draft)
     elif (why := _known_engine(command, draft)) is not None:
         if why:
@@ -70,6 +70,7 @@ def _known_engine(command: Command, draft: ModelDraft) -> str | None:
         why = _vllm(program, given[1:], draft)
     elif _PYTHON.fullmatch(name) and given[:2] == ("-m", "vllm.entrypoints.openai.api_server"):
         why = _vllm(f"{program.rpartition('/')[0]}/vllm" if "/" in program else "vllm", given[2:], draft)
+        draft.note("command", Note("cmd", "llmux runs 'vllm serve'", " ".join((name, *given[:2]))))
     elif _PYTHON.fullmatch(name) and given[:2] == ("-m", "sglang.launch_server"):
         why = _sglang(program, given[2:], draft)
     else:
@@ -123,7 +124,7 @@ def pass_on(given: llama_server.Given, extra: list[str], draft: ModelDraft) -> N
     if given.flag and given.flag.name == "sleep-idle-seconds":
         draft.note("extra_args", idle_note(given.words[0], given.value))
     elif why:
-        draft.note("extra_args", Note(given.words[0].partition("=")[0], why, given.value))
+        draft.note("extra_args", Note(given.key or given.words[0].partition("=")[0], why, given.value))
     else:
         extra += given.words
 

@@ -20,12 +20,17 @@ OF_A_MODEL = {
 }
 """Keys of a model, by name."""
 
+_AS_THEY_ARE = "llmux passes requests on as they are"
+
 OF_FILTERS = {
-    "stripParams": "llmux passes requests on as they are: the engine sees these parameters",
-    "setParams": "llmux passes requests on as they are; set defaults by the engine's flags in extra_args, as --temp",
+    "stripParams": f"{_AS_THEY_ARE}: the engine sees these parameters",
+    "setParams": f"{_AS_THEY_ARE}. Set defaults by the engine's flags in extra_args, as --temp",
     "setParamsByID": "llmux has no presets, so clients cannot ask for these names",
 }
-"""Keys of a model's or a peer's filters, by name."""
+"""Keys of a model's filters, by name."""
+
+OF_PEER_FILTERS = {"stripParams": _AS_THEY_ARE, "setParams": _AS_THEY_ARE}
+"""Keys of a peer's filters, by name."""
 
 OF_A_PEER = {
     "timeouts": _TIMEOUTS,
@@ -51,7 +56,10 @@ OF_THE_FILE = {
 """Keys of the file, by name."""
 
 GROUP_SWAPS = f"{_GROUPS}. Members that replace each other are the usual case, for which nothing has to be done"
-GROUP_SHARES = f"{_GROUPS}. Members that were on the GPU together may have to take turns: see how fast they switch"
+GROUP_SHARES = (
+    f"{_GROUPS}. Members that were on the GPU together may have to take turns; docs/residency.md says how to make "
+    "that quick"
+)
 GROUP_PERSISTS = (
     f"{_GROUPS}, and none is kept there for good. A server that must always run can be started outside llmux, and "
     "be a model with 'engine: remote' and its 'url'"

@@ -114,11 +114,15 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A flag on a command line with its value, or any other word, whose ``flag`` is None."""
+    """A flag on a command line with its value, or any other word, whose ``flag`` is None.
+
+    ``key`` is what a presets file has in its place.
+    """
 
     flag: Flag | None
     words: tuple[str, ...]
     value: str = ""
+    key: str = ""
 
 
 def _flags() -> Iterator[tuple[str, Flag]]:

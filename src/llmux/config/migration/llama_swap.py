@@ -145,7 +145,8 @@ class _File:
                 "'engine: remote' and 'url' take the place of the command"
             )
             draft.note("port", Note("proxy", text, proxy))
-        elif command and words.PORT not in proxy:
+            return
+        if command and words.PORT not in proxy:
             draft.keys["port"] = port or 80
         if url.path not in ("", "/"):
             draft.note("port", Note("proxy", "llmux puts nothing before the paths that clients ask for", proxy))
@@ -187,14 +188,15 @@ class _File:
                 draft.note("", idle_note("globalTTL", shared))
         elif ttl != "0":
             draft.note("", idle_note("ttl", ttl))
-        self._filters(draft, model.get("filters"), (*path, "filters"))
+        self._filters(draft, model.get("filters"), scope, (*path, "filters"))
         for key, why in left_out.OF_A_MODEL.items():
             _leave_out(draft, key, why, model.get(key))
 
-    def _filters(self, draft: ModelDraft, value: object, path: Path) -> None:
+    def _filters(self, draft: ModelDraft, value: object, scope: Macros, path: Path) -> None:
         for key, content in self._source.mapping(value, path).items():
-            names = ", ".join(content) if key == "setParamsByID" and isinstance(content, dict) else content
-            _leave_out(draft, f"filters.{key}", left_out.OF_FILTERS.get(key, left_out.UNKNOWN), names)
+            if key == "setParamsByID" and isinstance(content, dict):
+                content = macros.expand(", ".join(content), scope, self._source, path)
+            _leave_out(draft, f"filters.{key}", left_out.OF_FILTERS.get(key, left_out.UNKNOWN), content)
 
     # What is no model of this machine.
 
@@ -223,7 +225,8 @@ class _File:
         if urlsplit(url).scheme not in ("http", "https"):
             draft.is_usable = False
             draft.note("url", Note("proxy", "llmux reaches other machines by HTTP only"))
-        self._filters(draft, peer.get("filters"), (*path, "filters"))
+        for one, content in self._source.mapping(peer.get("filters"), (*path, "filters")).items():
+            _leave_out(draft, f"filters.{one}", left_out.OF_PEER_FILTERS.get(one, left_out.UNKNOWN), content)
         for one in _others(peer, ("proxy", "models", "apiKey", "filters")):
             _leave_out(draft, one, left_out.OF_A_PEER.get(one, left_out.UNKNOWN), peer[one])
         return draft

@@ -21,6 +21,8 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", re.ASCII)
 _FALSE = ("false", "off", "disabled", "0")
 _KEYS = "the router does not pass it to its models; llmux's own keys are api_keys"
 _OF_THE_ROUTER = ("load-on-startup", "sleep-idle-seconds", "stop-timeout", "api-key", "api-key-file", "LLAMA_API_KEY")
+_UNKNOWN = "llmux does not know this flag of llama-server's; it is passed on"
+_UNKNOWN_OFF = "llmux does not know this flag of llama-server's, nor how it is switched off; it is left out"
 _STARTS = "llmux can start every model once and put it to sleep:"
 _STOPS = "llmux has one stop_timeout_seconds for all models; it is taken from [*] only"
 _PLACE = "where the router listens is on its command line; llmux listens on 127.0.0.1, port 3000. To take its place:"
@@ -146,15 +148,15 @@ def _arguments(entry: Entry, draft: ModelDraft) -> Iterator[Given]:
         if note := _of_the_router(entry):
             draft.note("", note)
     elif flag is None:
-        draft.note("extra_args", Note(entry.key, "llmux does not know this flag; it is passed on", entry.value))
-        if value in ("true", "on", "enabled"):
-            yield Given(None, (written,))
-        elif value not in ("false", "off", "disabled"):
-            yield Given(None, (written, entry.value))
+        is_off = value in ("false", "off", "disabled")
+        is_switch = is_off or value in ("true", "on", "enabled")
+        draft.note("extra_args", Note(entry.key, _UNKNOWN_OFF if is_off else _UNKNOWN, entry.value))
+        if not is_off:
+            yield Given(None, (written,) if is_switch else (written, entry.value))
     elif flag.takes_value:
-        yield Given(flag, (written, entry.value), entry.value)
+        yield Given(flag, (written, entry.value), entry.value, entry.key)
     elif word := _switch(written, flag, value not in _FALSE):
-        yield Given(flag, (word,))
+        yield Given(flag, (word,), entry.value, entry.key)
 
 
 def _of_the_router(entry: Entry) -> Note | None:
