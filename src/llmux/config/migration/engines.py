@@ -1,7 +1,7 @@
 """From the command line of an engine to the keys of a model: which kind of engine it is, and what llmux sets itself."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llmux.config import arguments
@@ -65,12 +65,13 @@ def _known_engine(command: Command, draft: ModelDraft) -> str | None:
     program, given = command.words[0], command.words[1:]
     name = words.program(command.words)
     if _LLAMA_SERVER.fullmatch(name):
-        why = _llama_server(program, given, draft)
+        why = _llama_server(program, given, command.env, draft)
     elif name == "vllm" and given[:1] == ("serve",):
         why = _vllm(program, given[1:], draft)
     elif _PYTHON.fullmatch(name) and given[:2] == ("-m", "vllm.entrypoints.openai.api_server"):
         why = _vllm(f"{program.rpartition('/')[0]}/vllm" if "/" in program else "vllm", given[2:], draft)
-        draft.note("command", Note("cmd", "llmux runs 'vllm serve'", " ".join((name, *given[:2]))))
+        if not why:
+            draft.note("command", Note("cmd", "llmux runs 'vllm serve'", " ".join((name, *given[:2]))))
     elif _PYTHON.fullmatch(name) and given[:2] == ("-m", "sglang.launch_server"):
         why = _sglang(program, given[2:], draft)
     else:
@@ -82,11 +83,9 @@ def _known_engine(command: Command, draft: ModelDraft) -> str | None:
     return why or None
 
 
-def _llama_server(program: str, given: Sequence[str], draft: ModelDraft) -> str:
+def _llama_server(program: str, given: Sequence[str], env: Mapping[str, str], draft: ModelDraft) -> str:
     read = list(llama_server.read(given))
     named = {one.flag.name: one.value for one in read if one.flag is not None}
-    env = draft.keys.get("env", {})
-    assert isinstance(env, dict)
     from_env = {
         flag: value
         for flag, name in ((llama_server.HF_REPO, "LLAMA_ARG_HF_REPO"), (llama_server.MODEL, "LLAMA_ARG_MODEL"))
@@ -122,7 +121,8 @@ def pass_on(given: llama_server.Given, extra: list[str], draft: ModelDraft) -> N
     """Add a flag of llama-server's to ``extra_args``, or note why it is left out."""
     why = llama_server.why_dropped(given.flag) if given.flag else ""
     if given.flag and given.flag.name == "sleep-idle-seconds":
-        draft.note("extra_args", idle_note(given.words[0], given.value))
+        if not given.value.startswith("-"):  # Below 0: never, as in llmux.
+            draft.note("extra_args", idle_note(given.words[0], given.value))
     elif why:
         draft.note("extra_args", Note(given.key or given.words[0].partition("=")[0], why, given.value))
     else:
@@ -181,6 +181,9 @@ def _set_arguments(draft: ModelDraft, extra: list[str]) -> None:
 
 def _plain_command(command: Command, draft: ModelDraft) -> None:
     draft.keys |= {"engine": "command", "start_command": words.joined(command.words)}
+    for placeholder in words.PLACEHOLDERS:
+        if any(placeholder in word for word in command.words):
+            draft.note("start_command", Note(placeholder, "llmux replaces this in the command, llama-swap does not"))
     if command.stop:
         draft.keys["stop_command"] = words.joined(command.stop)
 
@@ -196,8 +199,11 @@ def _container(name: str, command: Command, draft: ModelDraft) -> None:
     for word in given:
         published = word.removeprefix("-p").removeprefix("--publish=")
         if _EVERY_ADDRESS.fullmatch(published):
-            text = "every address of this machine reaches the engine; to keep it to llmux, write 127.0.0.1:"
+            text = "other machines can reach the engine there; to keep it to llmux, write 127.0.0.1:"
             draft.note("start_command", Note("-p", f"{text}{published}", published))
+    if "-d" in given or "--detach" in given:
+        text = "with it the command ends at once, and llmux takes the engine for dead: remove it"
+        draft.note("start_command", Note("-d", text))
     _plain_command(Command((program, *given), command.stop or (program, "stop", container)), draft)
 
 

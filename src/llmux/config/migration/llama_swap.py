@@ -222,7 +222,7 @@ class _File:
         draft.keys = {"engine": "remote", "url": url, "aliases": [f"{peer_name}/{model}"]}
         if key := self._text(peer, "apiKey", self._macros, path):
             draft.keys["api_key"] = key
-        if urlsplit(url).scheme not in ("http", "https"):
+        if not (url.startswith(("http://", "https://")) or words.is_variable(url)):
             draft.is_usable = False
             draft.note("url", Note("proxy", "llmux reaches other machines by HTTP only"))
         for one, content in self._source.mapping(peer.get("filters"), (*path, "filters")).items():

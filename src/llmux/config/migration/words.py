@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 PORT = "\ue000"
 _VARIABLE_BEGINS, _VARIABLE_ENDS = "\ue001", "\ue002"
+PLACEHOLDERS = ("{port}", "{model}", "{name}")
+"""What llmux replaces in the commands of an engine."""
 RESERVED_CHARACTERS = (PORT, _VARIABLE_BEGINS, _VARIABLE_ENDS)
 
 _VARIABLE = re.compile(rf"{_VARIABLE_BEGINS}([A-Za-z_][A-Za-z0-9_]*){_VARIABLE_ENDS}")

@@ -70,5 +70,20 @@ def test_what_would_hide_the_engine_is_said() -> None:
     assert note.text == "run by the engine 'command': numactl stands before /opt/llama-server"
 
 
+@pytest.mark.parametrize(
+    ("command", "about"),
+    [
+        ("docker run --name c -d -p 127.0.0.1:8080:8080 i", ["-d"]),
+        ("docker run --name c -p 8080:8080 i", ["-p"]),
+        ("docker run --name c --publish=8080:8080/tcp i", ["-p"]),
+        ("serve --prefix {name} x", ["{name}"]),
+        ("llama-server -m x --sleep-idle-seconds -1", []),
+        ("python -m vllm.entrypoints.openai.api_server --model m", ["cmd"]),
+    ],
+)
+def test_what_behaves_differently_is_said(command: str, about: list[str]) -> None:
+    assert [note.about for note in draft_of(command).all_notes()] == about
+
+
 def test_an_ordinary_program_needs_no_remark() -> None:
     assert list(draft_of("whisper-server -m x").all_notes()) == []

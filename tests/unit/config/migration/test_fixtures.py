@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmux.config.load import loads
 from llmux.config.migration.convert import Kind, convert
@@ -13,6 +15,9 @@ from llmux.errors import ConfigError
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "migration"
 SOURCES = sorted(path for path in FIXTURES.iterdir() if ".expected" not in path.name)
+
+TEXTS = [path.read_text() for path in SOURCES]
+FRAGMENTS = ("", "null", "[]", "{}", "{a: b}", "${PORT}", "${env.X}", "'", '"', "\\", "\n", ": ", "- ", "run", "env ")
 
 PLACE_OF_SWAP, PLACE_OF_ROUTER = "-listen", "--port"
 NOTED = {
@@ -89,6 +94,21 @@ def test_llmux_itself_accepts_what_was_written(source: Path) -> None:
             if not (problem.path.rpartition(".")[2] in missing or (missing and problem.path.endswith(".model_path")))
         ]
     assert problems == []
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_damaged_file_is_refused_or_still_becomes_yaml(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from(TEXTS))
+    for _ in range(data.draw(st.integers(1, 3))):
+        begin = data.draw(st.integers(0, len(text)))
+        end = min(len(text), begin + data.draw(st.integers(0, 8)))
+        text = text[:begin] + data.draw(st.sampled_from(FRAGMENTS)) + text[end:]
+    try:
+        converted = convert(text, "damaged")
+    except ConfigError:
+        return
+    assert isinstance(yaml.safe_load(converted.text)["models"], dict)
 
 
 def test_every_fixture_is_known_here() -> None:
