@@ -18,7 +18,7 @@ cors-methods | cors-origins | cpu-strict | cpu-strict-batch | -Cr cpu-range | -c
 -dev device | -devd device-draft spec-draft-device | -dr docker-repo | draft draft-n draft-max | draft-min draft-n-min
 draft-p-min spec-draft-p-min | draft-p-split spec-draft-p-split | dry-allowed-length | dry-base | dry-multiplier
 dry-penalty-last-n | dry-sequence-breaker | -dt defrag-thold | dynatemp-exp | dynatemp-range | embd-normalize
--fa flash-attn | fit | -fitc fit-ctx | -fitt fit-target | frequency-penalty | grammar | grammar-file
+-fa flash-attn | -fit fit | -fitc fit-ctx | -fitt fit-target | frequency-penalty | grammar | grammar-file
 -hf -hfr hf-repo | -hfd -hfrd hf-repo-draft spec-draft-hf | -hff hf-file | -hft hf-token | host | image-max-tokens
 image-min-tokens | -j json-schema | -jf json-schema-file | keep | kv-unified-per-slot | -l logit-bias
 -lcd lookup-cache-dynamic | -lcs lookup-cache-static | -lm load-mode | log-colors | log-file | log-prompts-dir | lora
@@ -39,6 +39,13 @@ temperature temp | threads-http | -to timeout | tools | tools-runtime | top-k | 
 -ts tensor-split | typical-p typical | -ub ubatch-size | ui-config-file webui-config-file | ui-config webui-config
 video-ffmpeg-dir | video-fps | video-timestamp-interval | xtc-probability | xtc-threshold | yarn-attn-factor
 yarn-beta-fast | yarn-beta-slow | yarn-ext-factor | yarn-orig-ctx
+-hfv -hfrv hf-repo-v | -hffv hf-file-v | -mv model-vocoder | cpu-strict-draft spec-draft-cpu-strict
+cpu-strict-batch-draft spec-draft-cpu-strict-batch | poll-draft spec-draft-poll | prio-draft spec-draft-prio
+poll-batch-draft spec-draft-poll-batch | prio-batch-draft spec-draft-prio-batch | spec-ngram-mod-n-match
+spec-ngram-mod-n-max | spec-ngram-mod-n-min | spec-ngram-map-k-min-hits | spec-ngram-map-k-size-m
+spec-ngram-map-k-size-n | spec-ngram-map-k4v-min-hits | spec-ngram-map-k4v-size-m | spec-ngram-map-k4v-size-n
+spec-ngram-simple-min-hits | spec-ngram-simple-size-m | spec-ngram-simple-size-n | spec-ngram-min-hits
+spec-ngram-size-m | spec-ngram-size-n | spec-synth-len | spec-synth-rates
 """
 """The names of one flag between bars, its usual one last. Those with one dash have it here, the others take two."""
 
@@ -58,7 +65,7 @@ spec-draft-backend-sampling / no-spec-draft-backend-sampling | spec-default | sp
 webui-mcp-proxy ui-mcp-proxy / no-webui-mcp-proxy no-ui-mcp-proxy | webui ui / no-webui no-ui
 -v verbose log-verbose | warmup / no-warmup | embd-gemma-default | fim-qwen-1.5b-default | fim-qwen-3b-default
 fim-qwen-7b-default | fim-qwen-7b-spec | fim-qwen-14b-spec | fim-qwen-30b-default | gpt-oss-20b-default
-gpt-oss-120b-default | vision-gemma-4b-default | vision-gemma-12b-default
+gpt-oss-120b-default | vision-gemma-4b-default | vision-gemma-12b-default | tts-use-guide-tokens
 """
 """The same for flags without a value; behind the slash the names that switch it off."""
 
@@ -76,6 +83,10 @@ _VARIABLES = {
     "rope-scaling-type": "rope-scaling",
     "log-verbosity": "verbosity",
     "checkpoint-min-spacing-nt": "checkpoint-min-step",
+    "dio": "direct-io",
+    "spec-draft-cache-type-k": "spec-draft-type-k",
+    "spec-draft-cache-type-v": "spec-draft-type-v",
+    "spec-draft-hf-repo": "spec-draft-hf",
 }
 """Variables ``LLAMA_ARG_*`` that are not named as their flag is."""
 

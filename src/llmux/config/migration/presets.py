@@ -48,7 +48,8 @@ class Section:
     name: str
     line: int
     entries: dict[str, Entry] = field(default_factory=dict)
-    repeated: list[Entry] = field(default_factory=list)
+    repeated: list[tuple[Entry, Entry]] = field(default_factory=list)
+    """Entries without effect, each with the one that counts instead."""
 
 
 def is_presets(text: str) -> bool:
@@ -69,8 +70,10 @@ def convert(text: str, name: str) -> FileDraft:
         draft.keys["stop_timeout_seconds"] = int(stop.value)
     for section in sections.values():
         draft.models[section.name] = _model(section, common)
-    for entry in (*common.repeated, *(entry for section in sections.values() for entry in section.repeated)):
-        draft.note("", Note(entry.key, f"line {entry.line} has no effect: the key is given again below it"))
+    for section in (common, *sections.values()):
+        for lost, kept in section.repeated:
+            text = f"line {lost.line} has no effect: of the names of one flag in a section, line {kept.line} counts"
+            draft.note("", Note(lost.key, text))
     if not draft.models:
         raise _wrong(name, common.line, "there is no section for a model", "add one, as [name]")
     return draft
@@ -101,9 +104,12 @@ def _read(text: str, name: str) -> dict[str, Section]:
 def _add(section: Section, entry: Entry) -> None:
     flag = llama_server.find(llama_server.dashed(entry.key))
     identity = flag.name if flag else entry.key
+    kept = entry
     if earlier := section.entries.pop(identity, None):
-        section.repeated.append(earlier)
-    section.entries[identity] = entry
+        # llama.cpp sorts a section's keys: of two names of one flag the alphabetically last counts.
+        kept, lost = (entry, earlier) if entry.key >= earlier.key else (earlier, entry)
+        section.repeated.append((lost, kept))
+    section.entries[identity] = kept
 
 
 def _wrong(name: str, line: int, message: str, remedy: str = "") -> ConfigError:

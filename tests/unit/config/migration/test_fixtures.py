@@ -34,8 +34,7 @@ NOTED = {
     "swap_minimal": "--port cmd",
     "presets_common": "load-on-startup",
     "presets_repositories": "sleep-idle-seconds api-key stop-timeout port [Qwen3VL-8B-Instruct-Q8_0] [downloaded]",
-    "presets_flags": "spec-draft-model model brand-new-switch brand-new-value brand-new-off tools models-max "
-    "no-such-switch-at-all",
+    "presets_flags": "md model brand-new-switch brand-new-value brand-new-off tools models-max no-such-switch-at-all",
 }
 """What the comments are about, by fixture, beside the one about the port that clients use."""
 

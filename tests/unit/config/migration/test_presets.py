@@ -65,6 +65,14 @@ def test_a_models_own_key_overrides_the_common_one_under_any_of_its_names() -> N
     assert model["extra_args"] == ["--ctx-size", "2", "--no-jinja"]
 
 
+def test_of_two_names_of_a_flag_the_alphabetically_last_counts_as_in_llama_cpp() -> None:
+    assert arguments("ctx-size = 1", "c = 2") == ["--ctx-size", "1"]
+    assert arguments("c = 2", "ctx-size = 1") == ["--ctx-size", "1"]
+    assert arguments("c = 1", "c = 2") == ["-c", "2"]
+    text = convert("[a]\nm = x\nctx-size = 1\nc = 2\n", "models.ini").text
+    assert "# c: line 4 has no effect: of the names of one flag in a section, line 3 counts" in text
+
+
 def test_a_file_of_a_server_without_models_in_it_is_only_comments() -> None:
     converted = convert("[a]\nc = 1\n", "models.ini")
     assert yaml.safe_load(converted.text) == {"models": {}}
