@@ -32,13 +32,18 @@ NOTED = {
     "performance upstream newKey x-defaults profiles selectors routing.router.settings.groups.pair "
     "routing.router.settings.groups.pair.color routing.scheduler hooks.on_startup.profile",
     "swap_minimal": "--port cmd",
+    "swap_workstation": "--port ttl useModelName unlisted concurrencyLimit groups.speech metricsMaxInMemory",
     "presets_common": "load-on-startup",
     "presets_repositories": "sleep-idle-seconds api-key stop-timeout port [Qwen3VL-8B-Instruct-Q8_0] [downloaded]",
     "presets_flags": "md model brand-new-switch brand-new-value brand-new-off tools models-max no-such-switch-at-all",
+    "presets_speculative": "models-max stop-timeout",
+    "presets_services": "host api-key-file ssl-key-file ssl-cert-file load-on-startup",
 }
 """What the comments are about, by fixture, beside the one about the port that clients use."""
 
-ENVIRONMENT = dict.fromkeys(("MODELS", "HF_TOKEN", "CHAT_KEY", "OPENROUTER_API_KEY", "BIG_ARGS"), "x") | {"LIMIT": "3"}
+ENVIRONMENT = dict.fromkeys(("MODELS", "HF_TOKEN", "CHAT_KEY", "OPENROUTER_API_KEY", "BIG_ARGS", "HF_HOME"), "x") | {
+    "LIMIT": "3"
+}
 KEYS_OF_ENGINES = {"engine", "start_command", "stop_command", "ready_path", "url", "api_key"}
 
 
