@@ -13,6 +13,7 @@ from llmux.errors import ConfigError, Problem
 GLOBAL, DEFAULT = "*", "default"
 """The section whose keys count for all others; the one of keys that stand above any section."""
 
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _HEADER = re.compile(r"\s*\[\s*([^\]]*?)\s*\]\s*(?:[;#].*)?")
 _ENTRY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=[ \t]*([^;#]*)(?:[;#].*)?")
 _NOTHING = re.compile(r"\s*(?:[;#].*)?")
@@ -54,7 +55,7 @@ class Section:
 
 def is_presets(text: str) -> bool:
     """Whether the first line that says something is a section's header or ``key = value``."""
-    first = next((line for line in text.splitlines() if not _NOTHING.fullmatch(line)), "")
+    first = next((line for line in _LINE_END.split(text) if not _NOTHING.fullmatch(line)), "")
     return _HEADER.fullmatch(first) is not None or re.match(r"\s*[A-Za-z_][A-Za-z0-9_.-]*\s*=", first) is not None
 
 
@@ -82,7 +83,7 @@ def convert(text: str, name: str) -> FileDraft:
 def _read(text: str, name: str) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     current = Section(DEFAULT, 1)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         if _NOTHING.fullmatch(line):
             continue
         if match := _HEADER.fullmatch(line):

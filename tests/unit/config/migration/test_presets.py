@@ -53,6 +53,7 @@ def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str) -
         ("load-on-startup = true", []),
         ("\tn-gpu-layers\t=\tall\r", ["--n-gpu-layers", "all"]),
         ("lora =", ["--lora", ""]),
+        ("tags = a\u2028b\fc", ["--tags", "a\u2028b\fc"]),
     ],
 )
 def test_a_key_becomes_a_flag(line: str, expected: list[str]) -> None:
