@@ -50,6 +50,12 @@ COMMANDS = (
         "check", "schema", RUN, "Print the JSON schema of the configuration file, for editors and validators."
     ),
     CommandEntry(
+        "migrate",
+        "migrate",
+        RUN,
+        "Write llmux's configuration from llama-swap's YAML or from the presets of llama.cpp's router (INI).",
+    ),
+    CommandEntry(
         "validate",
         "validate",
         ENGINE,
