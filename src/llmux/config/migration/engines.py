@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmux.config import arguments
 from llmux.config.migration import llama_server, words
 from llmux.config.migration.draft import ModelDraft, Note
+from llmux.engines import arguments
 
 _LLAMA_SERVER = re.compile(r"(?:.*[-_])?llama[-_]server(?:[-_.].*)?")
 _PYTHON = re.compile(r"python(?:3(?:\.\d+)?)?")
