@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "images of processes: criu's command lines, and all that criu leaves to others",
         ("hosts", "core", "cancellation", "errors"),
     ),
+    ("engines", "what each kind of engine is, and what can be known of it without running it", ("core", "errors")),
     (
         "instances",
         "one engine: command line, control calls, eviction steps, canary, the shim, and the instance that uses them",
