@@ -361,7 +361,7 @@ class _Reader:
     def _find(self, count: int) -> int:
         """Where the next bytes are in the window, so many of them at least."""
         begin = self.position - self._window_begins
-        if 0 <= begin <= len(self._window) - count:
+        if begin <= len(self._window) - count:
             return begin
         self.check(count)
         self._file.seek(self.position)

@@ -182,6 +182,10 @@ def damaged(path: Path, content: bytes) -> str:
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62),
             "its header does not end: it is damaged or incomplete",
         ),
+        (
+            header({**LLAMA, "z": ["word"]})[:-12] + struct.pack("<Q", 1 << 40) + b"word",
+            "its header does not end: it is damaged or incomplete",
+        ),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a" * 2000), "the name of a piece of its metadata is too long"),
         (
             b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + text("t") + struct.pack("<I", 1 << 31),
