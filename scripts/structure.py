@@ -39,7 +39,11 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "the port to engines, one module for each kind: command line, names, paths, control calls, eviction steps",
         ("core", "errors"),
     ),
-    ("config", "the schema, the loader, files of 0.7.7", ("engines", "core", "redaction", "errors")),
+    (
+        "config",
+        "the schema, the loader, files of 0.7.7 and of other programs",
+        ("engines", "core", "redaction", "errors"),
+    ),
     ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
     ("observability", "metrics and logs", ("core", "os_errors", "errors")),
