@@ -69,7 +69,9 @@ async def test_memory_that_is_not_given_back(tmp_path: Path, with_gpu: bool) -> 
     assert ended.code == 1
     (row,) = ended.document["policies"]
     assert (row["same_answer"], row["passed"]) == (True, False)
-    assert "the memory was not freed" in row["reasons"][0]
+    # What keeps memory of a GPU is stopped; the host's is nobody's but the operator's business.
+    expected = "holds 900 of its 900 MiB of GPU memory" if with_gpu else "the memory was not freed"
+    assert expected in row["reasons"][0]
     assert ended.document["freed_memory_judged_by"] == ("gpu" if with_gpu else "host")
 
 

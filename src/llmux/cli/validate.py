@@ -1,5 +1,6 @@
 """``llmux validate``: does a model survive each eviction with the same output, and does it really free its memory?"""
 
+import csv
 import json as json_text
 import shutil
 import tempfile
@@ -17,27 +18,47 @@ from llmux.cli.options import PIPE_WIDTH, ConfigOption, ModelArgument, VerboseOp
 from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
 from llmux.config.settings import CanaryMode, Settings
 from llmux.control.status import policy_word
-from llmux.core.eviction import Eviction, Process
+from llmux.core.eviction import STOP, Eviction, Process
+from llmux.engines.base import Engine
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
 from llmux.tools.standalone import Memory, open_standalone
 from llmux.tools.validation import Trial, Validation
 from llmux.tools.validation import validate as validate_engine
 
-DEFAULT_POLICIES = "offload+keep_running,discard+keep_running"
 TITLES = ("Policy", "Sleep (s)", "Wake (s)", "GPU Before", "GPU After", "GPU Wake (MiB)")
 HOST_TITLES = ("Host Before", "Host After", "Host Wake (MiB)")
 VERDICT_TITLES = ("Response", "Pass")
 
+MATRIX_COLUMNS = (
+    *("engine", "version", "model", "eviction", "passed", "same_answer", "freed_mib", "freed_memory_judged_by"),
+    *("sleep_seconds", "wake_seconds", "reasons"),
+)
+
 PoliciesOption = Annotated[
-    str, typer.Option("--policies", metavar="W+P,W+P", help="The evictions to try, in this order.")
+    str | None,
+    typer.Option(
+        "--policies",
+        metavar="W+P,W+P",
+        help="The evictions to try, in this order. Default: those that keep the engine running, else stop.",
+    ),
+]
+MatrixOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--matrix",
+        metavar="FILE",
+        help="Append a line for each eviction to this CSV file: engine, version, model, eviction, result, figures.",
+        dir_okay=False,
+    ),
 ]
 
 
 def validate(
     model: ModelArgument,
     config: ConfigOption = Path("config.json"),
-    policies: PoliciesOption = DEFAULT_POLICIES,
+    policies: PoliciesOption = None,
+    matrix: MatrixOption = None,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     port: IgnoredPortOption = None,
@@ -52,10 +73,12 @@ def validate(
 
     Exit codes: 0 all passed; 1 some failed, or the engine could not be started; 2 wrong usage; 130 interrupted.
     """
-    evictions = [parse_eviction(word.strip()) for word in policies.split(",") if word.strip()]
-    if not evictions:
+    evictions = [parse_eviction(word.strip()) for word in (policies or "").split(",") if word.strip()]
+    if policies is not None and not evictions:
         raise typer.BadParameter("no policy to try")
     settings = load_settings(config)
+    if not evictions and model in settings.models:
+        evictions = default_evictions(settings.engine_of(model))
     # The canary is part of the verdict, so it must run at every wake, whatever the file says.
     settings = settings.model_copy(update={"canary": CanaryMode.ALWAYS})
     result = run_engine_job(_validate(settings, model, evictions), verbose=verbose)
@@ -63,8 +86,44 @@ def validate(
         typer.echo(json_text.dumps(document(result), indent=2))
     else:
         _print_report(result)
+    if matrix is not None:
+        append_to_matrix(matrix, result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def default_evictions(engine: Engine) -> list[Eviction]:
+    """What is worth knowing of an engine without being asked: sleeping, or stopping where it cannot sleep."""
+    running = [one for one in engine.evictions() if one.process is Process.KEEP_RUNNING and one.leaves_the_gpu]
+    return running or [STOP]
+
+
+def append_to_matrix(file: Path, result: Validation) -> None:
+    """Add the trials to a table that collects them over engines, versions and models. Raises typer.BadParameter."""
+    try:
+        with file.open("a", newline="") as sink:
+            writer = csv.DictWriter(sink, MATRIX_COLUMNS)
+            if sink.tell() == 0:
+                writer.writeheader()
+            writer.writerows(_matrix_row(result, trial) for trial in result.trials)
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _matrix_row(result: Validation, trial: Trial) -> dict[str, Any]:
+    return {
+        "engine": result.engine,
+        "version": result.version or "",
+        "model": result.model_path or result.model,
+        "eviction": str(trial.eviction),
+        "passed": trial.passed,
+        "same_answer": trial.is_same_answer,
+        "freed_mib": trial.freed_mib(of_gpu=result.is_judged_by_gpu),
+        "freed_memory_judged_by": "gpu" if result.is_judged_by_gpu else "host",
+        "sleep_seconds": trial.sleep_seconds,
+        "wake_seconds": trial.wake_seconds,
+        "reasons": "; ".join(trial.reasons),
+    }
 
 
 async def _validate(settings: Settings, model: str, evictions: Sequence[Eviction]) -> Validation:
@@ -138,6 +197,8 @@ def document(result: Validation) -> dict[str, Any]:
     """The result as JSON. Null stands for what was not reached or cannot be read."""
     return {
         "model": result.model,
+        "engine": result.engine,
+        "version": result.version,
         "baseline": result.baseline,
         "freed_memory_judged_by": "gpu" if result.is_judged_by_gpu else "host",
         "passed": result.passed,

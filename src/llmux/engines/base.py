@@ -65,6 +65,7 @@ class Abilities:
     """Whether its requests can be suspended with it."""
     max_model_length: int | None = None
     """How many tokens a request may have; None if it does not say."""
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,6 +286,7 @@ class Vllm(Engine):
         return Abilities(
             keeps_requests=freezes and await can_keep_requests(endpoints, timeouts),
             max_model_length=await told_max_model_length(endpoints, timeouts),
+            version=await told_version(endpoints, timeouts),
         )
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
@@ -465,6 +466,16 @@ async def told_max_model_length(endpoints: Endpoints, timeouts: ControlTimeouts)
     except (ControlCallFailed, LookupError, TypeError):
         return None
     return length if isinstance(length, int) else None
+
+
+async def told_version(endpoints: Endpoints, timeouts: ControlTimeouts) -> str | None:
+    """The engine's version; None if it does not say."""
+    try:
+        document = await endpoints.get("/version", timeouts.read_back_seconds)
+    except ControlCallFailed:
+        return None
+    version = document.get("version") if isinstance(document, dict) else None
+    return version if isinstance(version, str) else None
 
 
 async def pause_requests(endpoints: Endpoints, timeouts: ControlTimeouts) -> None:

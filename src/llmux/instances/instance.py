@@ -10,6 +10,7 @@ from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
+from llmux.engines.base import Abilities
 from llmux.engines.questions import ONE_TOKEN, ask
 from llmux.errors import (
     ControlCallFailed,
@@ -64,8 +65,8 @@ class Instance:
     ) -> None:
         """``on_leaving`` is called before the process ends, so that connections to it can be closed."""
         self.spec = spec
-        self.max_model_length: int | None = None
-        """How many tokens a request may have, as the engine said after its last cold start."""
+        self.abilities = Abilities()
+        """What the engine said of itself after its last cold start."""
         self.canary = Canary(spec.engine, spec.canary_every, spec.canary_extras)
         self._endpoints = endpoints
         self._store = store
@@ -348,7 +349,7 @@ class Instance:
         engine.can_freeze = self.spec.freezes and abilities.keeps_requests
         if self.spec.freezes and not engine.can_freeze:
             log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
-        self.max_model_length = abilities.max_model_length
+        self.abilities = abilities
         await self.canary.record(self._endpoints)
         await self.spec.engine.came_back(self._endpoints)
 

@@ -197,7 +197,8 @@ class Server:
 
     def _max_model_length(self, model: str) -> int | None:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
-        return self._instances[model].max_model_length or self._instances[model].spec.engine.max_model_length
+        instance = self._instances[model]
+        return instance.abilities.max_model_length or instance.spec.engine.max_model_length
 
     def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)

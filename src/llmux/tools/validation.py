@@ -32,6 +32,13 @@ class Trial:
     reasons: list[str] = field(default_factory=list)
     """Why it failed; empty if it passed."""
 
+    def freed_mib(self, *, of_gpu: bool) -> int | None:
+        """How much memory the engine gave back; None if that was not reached or cannot be read."""
+        if self.before is None or self.asleep is None:
+            return None
+        before, asleep = (one.gpu_mib if of_gpu else one.host_mib for one in (self.before, self.asleep))
+        return None if before is None or asleep is None else before - asleep
+
     @property
     def passed(self) -> bool:
         """Whether the answer was the same and nothing else was wrong."""
@@ -43,6 +50,11 @@ class Validation:
     """The trials of one model."""
 
     model: str
+    engine: str
+    """The kind of its engine."""
+    version: str | None
+    """The engine's version, if it tells."""
+    model_path: str
     baseline: str
     is_judged_by_gpu: bool
     """Whether freed memory was measured on the GPUs; if those cannot be read, it is the host's."""
@@ -71,7 +83,16 @@ async def validate(
     baseline = await engine.ask()
     examiner = _Examiner(engine, baseline, empty.gpu_mib, on_progress, pause_seconds)
     trials = [await examiner.try_out(eviction) for eviction in evictions]
-    return Validation(engine.instance.spec.model, baseline, empty.gpu_mib is not None, tuple(trials))
+    spec = engine.instance.spec
+    return Validation(
+        model=spec.model,
+        engine=spec.engine.kind,
+        version=engine.instance.abilities.version,
+        model_path=spec.engine.options.model_path,
+        baseline=baseline,
+        is_judged_by_gpu=empty.gpu_mib is not None,
+        trials=tuple(trials),
+    )
 
 
 @dataclass(frozen=True, slots=True)

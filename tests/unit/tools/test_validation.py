@@ -7,6 +7,7 @@ import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.engines.base import Abilities
 from llmux.errors import FailureReason
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
@@ -24,6 +25,7 @@ class FakeEngine:
         self.instance = self
         self.spec = self
         self.engine = vllm_engine()
+        self.abilities = Abilities(version="1")
         self.model = "m"
         self.shim_pid = 4_194_304
         self.is_running = self.is_awake = False
@@ -152,5 +154,6 @@ async def test_an_unsupported_eviction_leaves_the_engine_running() -> None:
 
 def test_an_unfinished_trial_has_not_passed() -> None:
     assert not Trial(OFFLOAD).passed
-    fields: dict[str, Any] = {"model": "m", "baseline": "4", "is_judged_by_gpu": True}
+    about = {"model": "m", "engine": "vllm", "version": None, "model_path": "m"}
+    fields: dict[str, Any] = {**about, "baseline": "4", "is_judged_by_gpu": True}
     assert not Validation(**fields, trials=(Trial(OFFLOAD),)).passed
