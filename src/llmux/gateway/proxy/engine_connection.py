@@ -30,7 +30,7 @@ class AnswerReceiver(Protocol):
         """The head of the final answer has arrived; the receiver calls ``relay`` now or later, or ``abort``."""
 
     def first_bytes(self) -> None:
-        """The first bytes of the answer's body have arrived: of a stream, the first token."""
+        """The first bytes of the answer's body have arrived, and are about to be relayed."""
 
     def answer_ended(self) -> None:
         """The whole answer has been relayed; the connection is idle or closed."""
@@ -291,7 +291,7 @@ class EngineConnection(asyncio.Protocol):
             self._owner.discard(self)
         elif receiver is None:
             pass
-        elif phase is _UNTIL_CLOSE and exc is None:
+        elif phase is _UNTIL_CLOSE and exc is None and not self._lacks_events:
             receiver.answer_ended()
         elif self.has_answered:
             receiver.engine_lost("the engine closed the connection in the middle of its answer")
@@ -299,6 +299,11 @@ class EngineConnection(asyncio.Protocol):
             receiver.engine_lost("the engine closed the connection without an answer")
 
     # The answer.
+
+    @property
+    def _lacks_events(self) -> bool:
+        """Whether the answer is an event stream of which nothing has come."""
+        return self._awaits_first_bytes and self._head is not None and self._head.is_event_stream
 
     def _take_head(self, data: bytes) -> None:
         partial = self._partial_head
@@ -372,10 +377,10 @@ class EngineConnection(asyncio.Protocol):
         write = self._write
         assert chunks is not None
         assert write is not None
-        if self._awaits_first_bytes and data:
-            self._report_first_bytes()
         if len(data) > _PIECES_BYTES[-1] and data.count(b"\r\n") > _TURN_LINES:
             data = self._leave_for_later(data)
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes()
         self.body_bytes += len(data)
         self._last_piece = data
         try:
