@@ -13,7 +13,7 @@ from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
-from llmux.gateway.endpoints import EVENT_STREAMS, UPSTREAM
+from llmux.gateway.endpoints import ANNOUNCED_STREAMS, EVENT_STREAMS, UPSTREAM
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.engine_addresses import AddressExposed
@@ -21,6 +21,7 @@ from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
 from llmux.gateway.proxy.begun_answer import BegunAnswer, accepts_comments, can_be_finished
 from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.first_output import OutputFinder
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
 from llmux.gateway.proxy.requesting_client import RequestingClient
@@ -73,6 +74,7 @@ class Exchange:
         "_engine",
         "_keep_alive",
         "_last_comment_at",
+        "_output_finder",
         "_phase",
         "_request",
         "_request_id",
@@ -101,6 +103,8 @@ class Exchange:
         """The answer whose head the client has already, if that is not the current engine's."""
         self._answer: ResponseHead | None = None
         """The head of the current engine's answer, once its body is being relayed."""
+        self._output_finder: OutputFinder | None = None
+        """Looks for the first token, where it is not the first thing that is sent."""
         self._keep_alive = False
         """Whether the client was told, in the answer's head, that its connection stays open."""
         self._size_bytes = len(body)
@@ -285,11 +289,16 @@ class Exchange:
 
         self._state.access.confirm_alive(request, report)
 
-    def first_bytes(self) -> None:
-        if self._begun is None or not self._begun.passes_nothing:
-            self._body = b""
-        if self._upstream is not None and self._answer is not None and self._answer.status < 400:
-            self._state.access.first_token(self._request)
+    def first_bytes(self, data: bytes) -> bool:
+        if self._begun is not None and self._begun.passes_nothing:
+            return False
+        self._body = b""
+        if self._upstream is None or self._answer is None or self._answer.status >= 400:
+            return False
+        if self._output_finder is not None and not self._output_finder.find(data):
+            return True
+        self._state.access.first_token(self._request)
+        return False
 
     def answer_ended(self) -> None:
         engine = self._engine
@@ -454,6 +463,8 @@ class Exchange:
         assert engine is not None
         self._phase = _RELAYING
         self._answer = head
+        if request.streams and client.counts.endpoint in ANNOUNCED_STREAMS and head.is_event_stream:
+            self._output_finder = OutputFinder(is_chunked=head.framing is _CHUNKED)
         begun = self._begun
         if begun is not None:
             if not begun.takes_events and not begun.fits(head):
