@@ -200,8 +200,62 @@ async def test_no_token_is_asked_of_an_engine_without_a_free_place() -> None:
         bench.engine.is_generating = False
         await bench.look(20 * LIMIT_SECONDS)
         assert not bench.is_ended
+        assert not [call for call in bench.engine.calls if call.startswith("generate")]
         bench.engine.health = Health.SILENT
         await bench.look(3 * LOOK_SECONDS)
+        assert bench.is_ended
+
+
+@pytest.mark.parametrize("bytes_before", [0, 100])
+async def test_a_full_engine_that_gives_no_stream_a_token_is_killed_though_it_answers_health(bytes_before: int) -> None:
+    async with watched(max_in_flight=2) as bench:
+        stream, whole = await bench.serve(streams=True), await bench.serve()
+        stream.received = (bool(bytes_before), bytes_before)
+        bench.watch.find_quiet()
+        await bench.look(5 * LIMIT_SECONDS - LOOK_SECONDS)
+        assert not bench.is_ended
+        await bench.look(2 * LOOK_SECONDS)
+        assert bench.is_ended
+        for holder in (stream, whole):
+            await holder.wait("admitted", "revoked")
+            assert "nothing to the 2 requests that take all its places" in str(holder.revocation)
+
+
+async def test_a_full_engine_that_decodes_any_of_its_requests_is_left_alone() -> None:
+    async with watched(max_in_flight=3) as bench:
+        holders = [await bench.serve(streams=True) for _ in range(3)]
+        tokens = 0
+
+        def receive() -> None:
+            nonlocal tokens
+            tokens += 1
+            if tokens % 29 == 0:
+                holders[1].received = (True, tokens)
+
+        await bench.look(50 * LIMIT_SECONDS, receive)
+        assert not bench.is_ended
+
+
+async def test_a_stream_that_has_just_been_admitted_says_nothing_about_a_full_engine() -> None:
+    """The other request may have been decoded all the while, since its answer comes in one piece."""
+    async with watched(max_in_flight=2) as bench:
+        await bench.serve()
+        streams = [await bench.serve(streams=True)]
+
+        def retry() -> None:
+            bench.runtime.access.end(streams[-1].request, Outcome.CLIENT_GONE)
+            streams.append(bench.runtime.ask("a", streams=True))
+
+        await bench.look(20 * LIMIT_SECONDS, retry)
+        assert not bench.is_ended
+
+
+async def test_a_full_engine_that_ends_nothing_for_very_long_is_killed() -> None:
+    async with watched(max_in_flight=1) as bench:
+        await bench.serve()
+        await bench.look(30 * LIMIT_SECONDS - LOOK_SECONDS)
+        assert not bench.is_ended
+        await bench.look(2 * LOOK_SECONDS)
         assert bench.is_ended
 
 
