@@ -1,7 +1,6 @@
 """When an engine counts as hung, and what becomes of its requests; the time is the test's."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from llmux.access import Outcome
 from llmux.core.states import Asleep, Serving
 from llmux.errors import EngineDied
 from llmux.instances.health import Health
+from llmux.runtime.loop_clock import LoopClock
 from llmux.runtime.stall_watch import StallWatch
 from tests.support.scripted import DEADLINE_SECONDS, Holder, Runtime, ScriptedEngine, model, scripted_runtime
 
@@ -21,7 +21,7 @@ LOOK_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Watched:
-    """A runtime whose model ``a`` serves, and a watch over it, on a loop whose clock the test puts forward."""
+    """A runtime whose model ``a`` serves, and a watch over it, with a clock that the test puts forward."""
 
     runtime: Runtime = field(init=False)
     watch: StallWatch = field(init=False)
@@ -50,12 +50,25 @@ class Watched:
                 await self.watch.check(name)
 
 
+class SteppedClock(LoopClock):
+    """One that a test has put forward."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bench: Watched) -> None:
+        self._bench = bench
+        super().__init__(loop)
+
+    def now(self) -> float:
+        return super().now() + self._bench.passed_seconds
+
+    def on_loop(self, at: float) -> float:
+        return super().on_loop(at) - self._bench.passed_seconds
+
+
 @asynccontextmanager
 async def watched(**fields: object) -> AsyncIterator[Watched]:
-    loop = asyncio.get_running_loop()
-    loop.time = lambda: time.monotonic() + bench.passed_seconds  # type: ignore[method-assign]
     bench = Watched()
-    async with scripted_runtime(model("a", **fields), model("b")) as runtime:
+    clock = SteppedClock(asyncio.get_running_loop(), bench)
+    async with scripted_runtime(model("a", **fields), model("b"), clock=clock) as runtime:
         bench.runtime = runtime
         bench.watch = watch = StallWatch(
             runtime.scheduler, runtime.controller, runtime.engines, runtime.access.progress_of, LIMIT_SECONDS
