@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from llmux.access import Outcome
 from llmux.errors import RequestError
-from llmux.gateway import GatewayOptions, large_bodies
+from llmux.gateway import GatewayOptions, large_bodies, pieces
 from llmux.gateway.proxy import client_connection
 from tests.support.access import FakeAccess
 from tests.support.bench import eventually
@@ -285,6 +285,32 @@ async def test_others_are_served_while_a_body_is_read(blocked: threading.Event) 
         blocked.set()
         assert len((await client.answer()).body) > 3_000_000
         assert (await client.answer()).body == b'{"status":"ok"}'
+
+
+async def test_a_large_body_does_not_wait_for_the_end_of_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pieces: beside each of its own there are about two of the others'."""
+    done: dict[int, int] = {}
+    begins, pause = threading.Event(), pieces.pause
+
+    def count() -> None:
+        begins.wait(20)
+        done[threading.get_ident()] = done.get(threading.get_ident(), 0) + 1
+        pause()
+
+    monkeypatch.setattr(pieces, "pause", count)
+    giant = b'{"model":"cold","x":"%b"}' % (b"y" * 20_000_000)
+    async with running_gateway(options=GatewayOptions(spool_bytes=2**30)) as bench:
+        connections = bench.gateway._state.connections
+        for body in (giant, giant, giant, LARGE.replace(b"cold", b"m")):
+            (await bench.client()).send(post(body))
+            arrived = len(bench.clients)
+            await eventually(lambda: sum(bool(one._reading) for one in connections) == arrived, "all have arrived")  # type: ignore[attr-defined]  # noqa: B023
+        begins.set()
+        assert (await bench.clients[-1].answer()).status == 200
+        assert len(bench.access.asked) == 1, "the others are still being read"
+        own, *others = sorted(done.values())
+        assert own == len(LARGE) // pieces.PIECE_BYTES
+        assert max(others, default=0) < len(giant) // pieces.PIECE_BYTES // 2, done
 
 
 async def test_an_error_in_the_thread_is_answered_and_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
