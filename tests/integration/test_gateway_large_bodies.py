@@ -221,6 +221,19 @@ async def test_a_middling_body_that_is_no_json_is_refused_and_wakes_nothing() ->
         assert bench.access.asked == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+async def test_a_body_in_another_encoding_is_refused_whatever_its_size(encoding: str) -> None:
+    async with running_gateway() as bench:
+        for path in ("/v1/completions", "/upstream/m/v1/completions"):
+            for characters in (1, 20_000, 2_000_000):
+                body = json.dumps({"model": "m", "x": "y" * characters}).encode(encoding)
+                answer = await bench.ask(post(body, path=path))
+                error = json.loads(answer.body)["error"]
+                assert (answer.status, error["code"]) == (400, "invalid_json")
+                assert f"it is encoded as {encoding[:6].upper()}; send it as UTF-8" in error["message"]
+        assert bench.access.asked == []
+
+
 async def test_a_large_body_that_may_be_anything_is_passed_on() -> None:
     options = GatewayOptions(inference_paths=("/v1/anything",))
     for body in (b"{" * 2_000_000, b'{"":' + b"NaN," * 20_000, b"{" + b'"":0,' * 300_000 + b'"x":0}'):
