@@ -108,7 +108,7 @@ def inference_paths(settings: Settings) -> Iterator[Problem]:
                 f"'{path}' is not a path as requests have it",
                 "write it as /v1/videos: from the first slash on, without query, pattern or slash at the end",
             )
-        elif path.startswith(_OWN_TREES):
+        elif any(f"{path}/".startswith(f"{tree}/") for tree in _OWN_TREES):
             yield Problem(dotted(("inference_paths", index)), f"'{path}' is llmux's own", "remove it")
 
 
