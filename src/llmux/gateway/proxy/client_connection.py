@@ -4,16 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from functools import partial
-from http import HTTPStatus
 from typing import cast
 
 import structlog
 
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
-from llmux.gateway.body_model import TooLong
+from llmux.gateway.answers import CONTINUE
 from llmux.gateway.errors import (
     HeadTooLarge,
     InternalError,
@@ -23,12 +20,10 @@ from llmux.gateway.errors import (
     TooManyHeaders,
     UpgradeRefused,
 )
-from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import requested_priority
-from llmux.gateway.large_bodies import UnreadBody, is_large, read_large
-from llmux.gateway.proxy import turns
+from llmux.gateway.proxy import own_answers, turns
 from llmux.gateway.proxy.client_phase import Phase
 from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
@@ -36,15 +31,15 @@ from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.handover import hand_over
 from llmux.gateway.proxy.intake import Intake
+from llmux.gateway.proxy.model_search import ModelSearch
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.refusals import check_head, find_route
-from llmux.gateway.routing import Destination, EngineCall, Route, answer_locally, explain, find_model
+from llmux.gateway.routing import Destination, EngineCall, Route, explain
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
 
 _NEVER = math.inf
-
 
 # Bound once, for speed: see the docstring of llmux.gateway.
 _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = Phase
@@ -62,9 +57,9 @@ class ClientConnection(asyncio.Protocol):
         "_exchange",
         "_intake",
         "_phase",
-        "_reading",
         "_repeatable",
         "_route",
+        "_search",
         "_state",
         "_transport",
         "cors_fields",
@@ -90,8 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self._intake = Intake(state)
         self._body: ReceivedBody | None = None
         """That of the current request, until the model in it is known."""
-        self._reading: UnreadBody | None = None
-        """A large body, in which a thread looks for the model."""
+        self._search = ModelSearch(state)
         self._control_head = b""
         """The head of a request for the control plane, as it came."""
         self._departure = Departure()
@@ -185,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
         # Only requests that wait for an engine may skip the budget of steps.
         self._repeatable = False
         keep_alive, head_only = self._may_keep_alive(), self.head.method == b"HEAD"
-        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=head_only))
+        own_answers.write_error(self, error, request_id, keep_alive=keep_alive, head_only=head_only)
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -270,9 +264,7 @@ class ClientConnection(asyncio.Protocol):
             self._fail(error)
 
     def _discard_received(self) -> None:
-        if self._reading is not None:
-            self._reading.body = None
-            self._reading = None
+        self._search.give_up()
         self._intake.clear()
         self._drop_body()
 
@@ -291,9 +283,8 @@ class ClientConnection(asyncio.Protocol):
             return False
         head = self.head
         length = head.repeated.length_of(data[:end])
-        if length != len(data) - end:
-            return False
-        if end > self._state.options.max_head_bytes or length > self._state.options.max_body_bytes:
+        options = self._state.options
+        if length != len(data) - end or end > options.max_head_bytes or length > options.max_body_bytes:
             return False
         head.content_length = length
         self.started_at = time.monotonic()
@@ -352,11 +343,11 @@ class ClientConnection(asyncio.Protocol):
         self._allowed_priority = check_head(state, head, route, transport)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
-        length = head.content_length
-        if not head.chunked and not length:
+        if not head.chunked and not head.content_length:
             self._take_request(b"")
             return
-        self._body = ReceivedBody(state, None if head.chunked else length, to_engine=route.destination is _TO_ENGINE)
+        length = None if head.chunked else head.content_length
+        self._body = ReceivedBody(state, length, to_engine=route.destination is _TO_ENGINE)
         self._phase = _BODY
         if head.expects_continue and not self._intake.pending_bytes and not head.http10:
             self.write(CONTINUE)
@@ -384,7 +375,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_request(self, body: bytes) -> None:
         """Answer a request that has arrived completely."""
-        state, head, route = self._state, self.head, self._route
+        route = self._route
         assert route is not None
         self._phase = _ANSWERING
         self.deadline = _NEVER
@@ -393,31 +384,18 @@ class ClientConnection(asyncio.Protocol):
                 self._hand_over(body)
             elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
-            elif len(body) >= LARGE_FORM_BYTES and is_large(head, len(body)):
-                self._read_in_thread(route, body)
             else:
-                self._ask_for_model(route, find_model(head, route, body, state.access.names))
-        except TooLong:
-            self._read_in_thread(route, body)
+                call = self._search.begin(self, route, body, self._body)
+                if call is not None:
+                    self._ask_for_model(route, call)
+                else:
+                    self._body = None  # The search releases it.
         except RequestError as error:
             self._answer_error(error)
 
-    def _read_in_thread(self, route: Route, body: bytes) -> None:
-        state, received = self._state, self._body
-        self._reading = unread = UnreadBody(body, received.release if received is not None else None)
-        self._body = None
-        names, spool_bytes = state.access.names, state.options.spool_bytes
-        reading = state.run_in_thread(read_large, self.head, route, unread, names, spool_bytes)
-        reading.add_done_callback(partial(self._large_body_read, route, unread))
-
-    def _large_body_read(self, route: Route, unread: UnreadBody, reading: asyncio.Future[EngineCall]) -> None:
-        unread.release()
-        if self._reading is not unread:
-            _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
-            return
-        self._reading = None
+    def search_ended(self, route: Route, result: Callable[[], EngineCall]) -> None:
         try:
-            self._ask_for_model(route, reading.result())
+            self._ask_for_model(route, result())
         except asyncio.CancelledError:
             self.abort()
         except RequestError as error:
@@ -425,7 +403,7 @@ class ClientConnection(asyncio.Protocol):
         except Exception as error:
             self._fail(error)
         finally:
-            del reading  # Its error's traceback has this frame: the future would keep itself and the body alive.
+            del result
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
@@ -454,51 +432,34 @@ class ClientConnection(asyncio.Protocol):
             self._probe()
 
     def _answer_locally(self, route: Route) -> None:
-        head, keep_alive, cors = self.head, self._may_keep_alive(), self.cors_fields
-        answer = answer_locally(head.method, route, self._state.options.local_routes)
-        request_id = head.request_id or self._state.new_request_id()
-        head_only = head.method == b"HEAD"
-        self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors))
-        self._count(answer.status, len(answer.body))
+        keep_alive = self._may_keep_alive()
+        own_answers.write_local(self._state, self, route, keep_alive=keep_alive)
         self.answered(keep_alive=keep_alive)
 
     def _answer_preflight(self, fields: bytes) -> None:
-        head, keep_alive = self.head, self._may_keep_alive()
+        keep_alive = self._may_keep_alive()
         self._phase = _ANSWERING
-        self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
-        self._count(HTTPStatus.NO_CONTENT, 0)
+        own_answers.write_preflight(self._state, self, fields, keep_alive=keep_alive)
         self.answered(keep_alive=keep_alive)
 
     def _answer_error(self, error: RequestError) -> None:
         """Refuse a request that has been read completely."""
-        self._count(shape_of(error).status, 0)
+        own_answers.count_error(self._state, self, self._route, error)
         self.refused(error, self.head.request_id or self._state.new_request_id())
-
-    def _error_answer(self, error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
-        path, cors_fields = self.head.path, self.cors_fields
-        return error_answer(
-            error, request_id, keep_alive=keep_alive, head_only=head_only, path=path, cors_fields=cors_fields
-        )
 
     def _refuse_and_close(self, error: RequestError) -> None:
         """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
-        transport = self._transport
-        assert transport is not None
+        assert self._transport is not None
         if self._phase is _HEAD:
             self.started_at = time.monotonic()
-        self._count(shape_of(error).status, 0)
-        request_id = self._state.new_request_id()
-        self.write(self._error_answer(error, request_id, keep_alive=False, head_only=False))
+        own_answers.count_error(self._state, self, self._route, error)
+        own_answers.write_error(self, error, self._state.new_request_id(), keep_alive=False, head_only=False)
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
         self._phase = _LINGERING
         self._discard_received()
         self.deadline = time.monotonic() + self._state.options.linger_seconds
-        if not transport.is_closing() and transport.can_write_eof():
-            transport.write_eof()
-
-    def _count(self, status: int, body_bytes: int) -> None:
-        counts = self._state.statistics.of(self.head.method, "other" if self._route is None else self._route.endpoint)
-        counts.count(status, time.monotonic() - self.started_at, body_bytes)
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def _hand_over(self, body: bytes) -> None:
         """Give the connection to the control plane's HTTP server, with the current request and no other."""
