@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("errors", "exceptions that cross a package's boundary", ()),
     ("cancellation", "waiting that a cancellation does not cut short", ()),
     ("os_errors", "errors of the operating system: whose fault they are, and how they are told", ()),
+    ("host_names", "names and addresses of hosts: in headers, URLs and the configuration", ()),
     ("redaction", "takes secrets out of text that others may read", ()),
     ("core", "pure: states, events, actions, the scheduler, placement, costs, policies", ("errors",)),
     ("access", "the port between the gateway and the runtime: leases on models", ("core", "errors")),
@@ -42,7 +43,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "config",
         "the schema, the loader, files of 0.7.7 and of other programs",
-        ("engines", "core", "redaction", "errors"),
+        ("engines", "core", "redaction", "host_names", "errors"),
     ),
     ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
@@ -71,7 +72,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "gateway",
         "the data plane: HTTP/1.1 in `http/`, connections and exchanges in `proxy/`",
-        ("access", "engines", "observability", "core", "os_errors", "errors"),
+        ("access", "engines", "observability", "core", "host_names", "os_errors", "errors"),
     ),
     (
         "runtime",
@@ -81,7 +82,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "control",
         "control API, status page, model list, in 0.7.7's words where it had some",
-        ("runtime", "gateway", "instances", "observability", "core", "errors"),
+        ("runtime", "gateway", "instances", "observability", "core", "host_names", "errors"),
     ),
     (
         "server",
@@ -130,6 +131,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "gpus",
             "config",
             "core",
+            "host_names",
             "errors",
         ),
     ),

@@ -84,6 +84,11 @@ def test_the_documented_table_of_packages_is_the_one_that_is_checked() -> None:
     assert structure.with_table(document) == document, "run: make structure"
 
 
+def test_names_and_addresses_of_hosts_are_read_in_one_module() -> None:
+    readers = re.compile(r"\b(?:ipaddress|ip_address|inet_aton)\b")
+    assert [module_path for module_path, text in SOURCES.items() if readers.search(text)] == ["src/llmux/host_names.py"]
+
+
 def test_the_core_is_pure() -> None:
     for module, tree in TREES.items():
         if package_of(module) != "core":

@@ -109,7 +109,7 @@ class ModelAccess(Protocol):
         """The client left while the request was waiting; idempotent, no call follows."""
 
     def first_token(self, request: Request) -> None:
-        """The first bytes of the answer's body have arrived."""
+        """The first output of the answer has arrived: of a stream, its first token."""
 
     def end(self, request: Request, outcome: Outcome) -> None:
         """The request is over, and its connection to the engine closed or idle. A second call does nothing."""

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,11 +18,11 @@ from structlog.testing import capture_logs
 
 from llmux.access import Outcome
 from llmux.errors import RequestError
-from llmux.gateway import GatewayOptions, large_bodies
-from llmux.gateway.proxy import client_connection
+from llmux.gateway import GatewayOptions, large_bodies, pieces
+from llmux.gateway.proxy import model_search
 from tests.support.access import FakeAccess
 from tests.support.bench import eventually
-from tests.support.gateway import EngineSide, Message, get, post, running_gateway
+from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
 
 OPTIONS = GatewayOptions(spool_bytes=2_000_000)
 LARGE = b'{"model":"cold","x":"%b"}' % (b"y" * 3_000_000)
@@ -41,9 +42,14 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         go_on.wait(20)
         return large_bodies.read_large(*arguments)
 
-    monkeypatch.setattr(client_connection, "read_large", read)
+    monkeypatch.setattr(model_search, "read_large", read)
     yield go_on
     go_on.set()
+
+
+def is_read(bench: Bench, count: int = 1) -> bool:
+    """Whether so many bodies are read by a thread, or wait for one."""
+    return sum(one._search.is_under_way for one in bench.gateway._state.connections) == count  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
@@ -183,7 +189,7 @@ async def test_a_client_that_leaves_while_its_body_is_read_asks_for_nothing(bloc
         client = await bench.client()
         client.send(post(LARGE))
         state = bench.gateway._state
-        await eventually(lambda: any(one._reading for one in state.connections), "a thread reads the body")  # type: ignore[attr-defined]
+        await eventually(lambda: is_read(bench), "a thread reads the body")
         assert state.receiving_bytes == len(LARGE)
         await client.close()
         await eventually(lambda: bench.gateway.connection_count == 0, "the connection is closed")
@@ -205,7 +211,7 @@ async def test_a_middling_body_that_is_slow_to_read_is_read_by_a_thread(path: st
     async with running_gateway() as bench:
         client = await bench.client()
         client.send(post(body, path=path), get("/health"))
-        await eventually(lambda: any(one._reading for one in bench.gateway._state.connections), "a thread reads")  # type: ignore[attr-defined]
+        await eventually(lambda: is_read(bench), "a thread reads")
         assert (await bench.ask(get("/health"))).status == 200
         blocked.set()
         assert (await client.answer()).body == body.replace(b"other", b"m")
@@ -218,6 +224,19 @@ async def test_a_middling_body_that_is_no_json_is_refused_and_wakes_nothing() ->
     async with running_gateway() as bench:
         answer = await bench.ask(post(body.replace(b"NaN", b"nan")))
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "invalid_json")
+        assert bench.access.asked == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+async def test_a_body_in_another_encoding_is_refused_whatever_its_size(encoding: str) -> None:
+    async with running_gateway() as bench:
+        for path in ("/v1/completions", "/upstream/m/v1/completions"):
+            for characters in (1, 20_000, 2_000_000):
+                body = json.dumps({"model": "m", "x": "y" * characters}).encode(encoding)
+                answer = await bench.ask(post(body, path=path))
+                error = json.loads(answer.body)["error"]
+                assert (answer.status, error["code"]) == (400, "invalid_json")
+                assert f"it is encoded as {encoding[:6].upper()}; send it as UTF-8" in error["message"]
         assert bench.access.asked == []
 
 
@@ -235,7 +254,7 @@ async def test_bodies_of_clients_that_have_left_are_dropped_before_it_is_their_t
         clients = [await bench.client() for _ in range(4)]
         for client in clients:
             client.send(post(LARGE))
-        reading = lambda: [one._reading for one in state.connections if one._reading]  # type: ignore[attr-defined]  # noqa: E731
+        reading = lambda: [one._search._unread for one in state.connections if one._search._unread]  # type: ignore[attr-defined]  # noqa: E731
         await eventually(lambda: len(reading()) == 4, "all are read or wait for a thread")
         unread = reading()
         for client in clients:
@@ -257,7 +276,7 @@ async def test_a_large_body_that_is_refused_is_freed_at_once(monkeypatch: pytest
             kept.append(weakref.ref(error))  # Its traceback has the body.
             raise
 
-    monkeypatch.setattr(client_connection, "read_large", read)
+    monkeypatch.setattr(model_search, "read_large", read)
     gc.disable()
     try:
         async with running_gateway(options=OPTIONS) as bench:
@@ -280,18 +299,43 @@ async def test_others_are_served_while_a_body_is_read(blocked: threading.Event) 
     async with running_gateway(options=OPTIONS) as bench:
         client = await bench.client()
         client.send(post(LARGE.replace(b"cold", b"m")), get("/health"))
-        await eventually(lambda: any(one._reading for one in bench.gateway._state.connections), "a thread reads")  # type: ignore[attr-defined]
+        await eventually(lambda: is_read(bench), "a thread reads")
         assert (await bench.ask(get("/health"))).status == 200
         blocked.set()
         assert len((await client.answer()).body) > 3_000_000
         assert (await client.answer()).body == b'{"status":"ok"}'
 
 
+async def test_a_large_body_does_not_wait_for_the_end_of_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in pieces: beside each of its own there are about two of the others'."""
+    done: dict[int, int] = {}
+    begins, pause = threading.Event(), pieces.pause
+
+    def count() -> None:
+        begins.wait(20)
+        done[threading.get_ident()] = done.get(threading.get_ident(), 0) + 1
+        pause()
+
+    monkeypatch.setattr(pieces, "pause", count)
+    giant = b'{"model":"cold","x":"%b"}' % (b"y" * 20_000_000)
+    async with running_gateway(options=GatewayOptions(spool_bytes=2**30)) as bench:
+        for body in (giant, giant, giant, LARGE.replace(b"cold", b"m")):
+            (await bench.client()).send(post(body))
+            arrived = len(bench.clients)
+            await eventually(partial(is_read, bench, arrived), "all have arrived")
+        begins.set()
+        assert (await bench.clients[-1].answer()).status == 200
+        assert len(bench.access.asked) == 1, "the others are still being read"
+        own, *others = sorted(done.values())
+        assert own == len(LARGE) // pieces.PIECE_BYTES
+        assert max(others, default=0) < len(giant) // pieces.PIECE_BYTES // 2, done
+
+
 async def test_an_error_in_the_thread_is_answered_and_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_arguments: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(client_connection, "read_large", read)
+    monkeypatch.setattr(model_search, "read_large", read)
     with capture_logs() as logs:
         async with running_gateway(options=OPTIONS) as bench:
             client = await bench.client()
@@ -306,9 +350,8 @@ async def test_a_gateway_can_be_closed_while_bodies_are_read(blocked: threading.
     async with running_gateway(options=OPTIONS) as bench:
         for _ in range(4):
             (await bench.client()).send(post(LARGE))
-        state = bench.gateway._state
         await eventually(
-            lambda: sum(one._reading is not None for one in state.connections) == 4,  # type: ignore[attr-defined]
+            lambda: is_read(bench, 4),
             "all bodies have arrived",
         )
         await bench.gateway.close(0.0)

@@ -9,7 +9,7 @@ import pytest
 from llmux.access import Outcome
 from llmux.errors import EngineDied, Evicted, QueueTimeout
 from llmux.gateway import GatewayOptions
-from llmux.gateway.proxy import begun_stream
+from llmux.gateway.proxy import begun_answer
 from tests.support.access import FakeAccess
 from tests.support.gateway import Bench, EngineSide, Message, RawClient, Script, post, running_gateway
 
@@ -149,7 +149,7 @@ async def test_a_stream_that_cannot_be_ended_as_its_engine_ended_it_ends_with_an
     def fail(*_arguments: object) -> bytes:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(begun_stream, "engine_error_event", fail)
+    monkeypatch.setattr(begun_answer, "engine_error_event", fail)
     async with running_gateway(answering(b"400 No\r\ncontent-length: 2", b"no"), options=OFTEN) as bench:
         client = await waiting(bench)
         awake(bench)

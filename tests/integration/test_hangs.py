@@ -68,6 +68,22 @@ async def test_a_worker_that_hangs_behind_a_front_that_answers(tmp_path: Path) -
         assert "not a question for one token within 2 s" in entry["last_stall"]
 
 
+async def test_a_worker_that_hangs_with_all_places_taken(tmp_path: Path) -> None:
+    """No question can be asked of it; its own requests say that nothing comes."""
+    flags = ("--sim-worker", "--sim-worker-linger-ms", "0")
+    models = {"a": {**with_flags(OFFLOAD, *flags, *SLOW), "max_in_flight": 1}}
+    async with serving(models, tmp_path, **{**LIMITS, "engine_stall_seconds": 0.2}) as bench:
+        async with bench.held_stream("a") as stream, asyncio.TaskGroup() as tasks:
+            (worker,) = bench.engine("a").children()
+            worker.suspend()
+            tasks.create_task(bench.expect("a", "the next", max_tokens=1))
+            await stream.read()
+            assert json.loads(stream.events[-1])["error"]["code"] == "engine_died"
+        assert not is_living(worker.pid)
+        entry = (await bench.status())["models"]["a"]
+        assert "nothing to the 1 requests that take all its places" in entry["last_stall"]
+
+
 async def test_a_busy_engine_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
     """An answer that is not streamed, of several times the limit."""
     models = {"a": with_flags(OFFLOAD, "--token-ms", "100")}

@@ -21,6 +21,7 @@ from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
+from llmux.runtime.loop_clock import LoopClock
 from llmux.runtime.operations import Operations
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -175,13 +176,15 @@ class Runtime:
 
 
 @asynccontextmanager
-async def scripted_runtime(*specs: ModelSpec, limits: Limits | None = None) -> AsyncIterator[Runtime]:
+async def scripted_runtime(
+    *specs: ModelSpec, limits: Limits | None = None, clock: LoopClock | None = None
+) -> AsyncIterator[Runtime]:
     """A runtime over scripted engines, shut down at the end."""
     limits = limits or Limits(min_active_seconds=0.0, backoff_first_seconds=0.05)
     async with asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(specs, Fifo(), limits)
         metrics = RuntimeMetrics([spec.name for spec in specs], scheduler)
-        controller = Controller(scheduler, tasks.create_task, metrics)
+        controller = Controller(scheduler, tasks.create_task, metrics, clock)
         engines = {spec.name: ScriptedEngine(spec.name, 1000 + number) for number, spec in enumerate(specs)}
         managed: dict[str, ManagedInstance] = dict(engines)
         access = Dispatcher(scheduler, controller, managed, metrics)

@@ -4,13 +4,14 @@ It uses the standard library's urllib: importing aiohttp would take longer than 
 """
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from llmux.errors import LlmuxError
+from llmux.host_names import DEFAULT_PORTS, host_of
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Far above any real answer; it bounds what a server that is not llmux can make us read."""
@@ -71,12 +72,10 @@ class RemoteControl:
 
 def check_url(url: str) -> str:
     """The URL, unchanged. Raises ValueError if it is not of the form ``http://HOST:PORT``."""
-    parts = urlsplit(url)
-    try:
-        is_usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:  # The port is no number.
-        is_usable = False
-    if not is_usable or set("${}~ \\") & set(parts.netloc):
+    scheme, _, rest = url.partition("://")
+    found = host_of(url)
+    is_usable = scheme.lower() in DEFAULT_PORTS and found is not None and found[1] != 0
+    if not is_usable or set("${}~ \\") & set(re.split("[/?#]", rest)[0]):
         raise ValueError(f"{url!r} is not of the form http://HOST:PORT")
     return url
 

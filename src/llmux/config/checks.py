@@ -3,9 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
-from urllib.parse import urlsplit
 
+from llmux import host_names
 from llmux.config.machine import exists
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
@@ -27,13 +26,11 @@ _KEYS_OF_SOME_KINDS = frozenset(
         *("url", "api_key", "saved_prompts_mib"),
     )
 )
-_HOST_NAME = re.compile(r"(?=.{1,253}$)\w(?:[\w-]{0,61}\w)?(?:\.\w(?:[\w-]{0,61}\w)?)*\.?")
 _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
 _ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s*]+/?")
 _TYPOGRAPHIC = re.compile("[\u2018-\u201f\u2010-\u2015\u2212\u00ab\u00bb\u00a0\u200b\ufeff]")
-_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _OWN_TREES = ("/control", "/metrics", "/upstream", "/health", "/ready", "/models", "/v1/models")
 
 
@@ -130,7 +127,7 @@ def inference_paths(settings: Settings) -> Iterator[Problem]:
                 f"'{path}' is not a path as requests have it",
                 "write it as /v1/videos: from the first slash on, without query, pattern or slash at the end",
             )
-        elif path.startswith(_OWN_TREES):
+        elif any(f"{path}/".startswith(f"{tree}/") for tree in _OWN_TREES):
             yield Problem(dotted(("inference_paths", index)), f"'{path}' is llmux's own", "remove it")
 
 
@@ -141,7 +138,8 @@ def origins(settings: Settings) -> Iterator[Problem]:
             remedy = 'write it as https://chat.example.org, with the port if there is one and without a path; or "*"'
             yield Problem(dotted(("cors_origins", index)), f"'{origin}' is not an origin", remedy)
     for index, host in enumerate(settings.allowed_hosts):
-        if not _HOST.fullmatch(host):
+        # As clients send it, and without the dot that may end it.
+        if not host_names.is_name(host) or not host.isascii() or host.endswith("."):
             remedy = "write it as llm.example.org, without scheme, port and path"
             yield Problem(dotted(("allowed_hosts", index)), f"'{host}' is not a host's name", remedy)
 
@@ -347,26 +345,19 @@ def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) ->
 
 def _wrong_host(host: str) -> tuple[str, str] | None:
     """What is wrong with an address to listen on, and the remedy; None if nothing is."""
-    if host == "*" or _is_address(host):
+    if host == "*" or host_names.is_address(host):
         return None
     if "://" in host:
-        return "is a URL, not an address", f"write {urlsplit(host).hostname or '127.0.0.1'}, and the port into port"
-    if host.startswith("[") and _is_address(host[1:].partition("]")[0]):
+        named, _ = host_names.host_of(host) or ("127.0.0.1", None)
+        return "is a URL, not an address", f"write {named}, and the port into port"
+    if host.startswith("[") and host_names.is_address(host[1:].partition("]")[0]):
         return "is an address in brackets", f"write {host[1:].partition(']')[0]}"
     name, colon, port = host.rpartition(":")
-    if colon and port.isdigit() and _HOST_NAME.fullmatch(name):
+    if colon and port.isdigit() and host_names.is_name(name):
         return "contains a port", f"write {name}, and {port} into port"
-    if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
+    if not host_names.is_name(host) or re.fullmatch(r"[0-9.]+", host):
         return "is neither an address nor the name of a host", "write 127.0.0.1 for this machine only, 0.0.0.0 for all"
     return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _wrong_name(name: str) -> str:

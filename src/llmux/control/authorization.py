@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from multidict import MultiMapping
 
-from llmux.gateway.http.origins import is_local_name, is_loopback, is_same_origin
+from llmux.host_names import is_local_name, is_loopback, is_same_origin
 
 _FORWARDED = frozenset(
     """

@@ -37,14 +37,20 @@ class ModelList:
 
         Only the paths of weights are left out, which would show each model twice.
         """
-        names = self._operations.names.values()
-        data = [self._entry(name) for name in names if name.kind is not NameKind.PATH]
+        facts: dict[str, dict[str, Any]] = {}
+        data = []
+        for name in self._operations.names.values():
+            if name.kind is NameKind.PATH:
+                continue
+            if name.model not in facts:
+                facts[name.model] = self._facts(name.model)
+            data.append(self._entry(name, facts[name.model]))
         return LocalAnswer(msgspec.json.encode({"object": "list", "data": data}))
 
     def model(self, name: str) -> LocalAnswer | None:
         """The entry of one name; None if there is no such name."""
         found = self._operations.names.get(name)
-        return None if found is None else LocalAnswer(msgspec.json.encode(self._entry(found)))
+        return None if found is None else LocalAnswer(msgspec.json.encode(self._entry(found, self._facts(found.model))))
 
     def ready(self) -> LocalAnswer:
         """200 from the end of the start until shutdown begins, else 503 with the reason."""
@@ -53,10 +59,8 @@ class ModelList:
             return LocalAnswer(b'{"status":"ready"}')
         return LocalAnswer(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
 
-    def _entry(self, name: ModelName) -> dict[str, Any]:
-        """As engines list it, then llmux's own fields. ``parent`` is the model that the name belongs to."""
-        model = self._operations.model_status(name.model)
-        max_length = self._max_length_of(name.model)
+    def _entry(self, name: ModelName, facts: dict[str, Any]) -> dict[str, Any]:
+        """As engines list it, then its model's fields. ``parent`` is the model that the name belongs to."""
         return {
             "id": name.name,
             "object": "model",
@@ -64,6 +68,14 @@ class ModelList:
             "owned_by": "llmux",
             "root": name.root,
             "parent": None if name.kind is NameKind.MODEL else name.model,
+            **facts,
+        }
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        """The fields that all names of a model share: ``max_model_len`` is what engines list too, the others are llmux's own."""
+        model = self._operations.model_status(name)
+        max_length = self._max_length_of(name)
+        return {
             **({} if max_length is None else {"max_model_len": max_length}),
             "status": {"value": status_word(model.state)},
             "state": process_state(model.state, for_clients=True),

@@ -53,6 +53,7 @@ class JsonBody(NamedTuple):
 def read_json(body: bytes) -> JsonBody:
     """Read a body as engines do, whose parser is Python's: NaN, Infinity, lone surrogates and a byte order mark pass.
 
+    Of the encodings that Python guesses only UTF-8 does, which RFC 8259 prescribes: no other is read in large bodies.
     Raises InvalidJson, which says what is wrong and where, MalformedRequest or TooLong.
     """
     try:
@@ -75,7 +76,15 @@ def _require_utf8(body: bytes) -> None:
         raise _invalid("not UTF-8", error.start) from None
 
 
+def refuse_other_encodings(body: bytes) -> None:
+    """Raise InvalidJson for UTF-16 and UTF-32, which Python's parser knows by the first bytes."""
+    encoding = json.detect_encoding(body[:4])
+    if not encoding.startswith("utf-8"):
+        raise _invalid(f"it is encoded as {encoding[:6].upper()}; send it as UTF-8")
+
+
 def _read_leniently(body: bytes) -> JsonBody:
+    refuse_other_encodings(body)
     if body.startswith(BOM_UTF8):
         return read_json(body.removeprefix(BOM_UTF8))
     fields = _parse(body)
@@ -87,6 +96,7 @@ def _read_leniently(body: bytes) -> JsonBody:
 
 def require_valid(body: bytes) -> None:
     """Raise InvalidJson unless the body is JSON, in the sense of ``read_json``; for bodies that are too long for it."""
+    refuse_other_encodings(body)
     body = body.removeprefix(BOM_UTF8)
     try:
         _decode(body)

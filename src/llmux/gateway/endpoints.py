@@ -7,6 +7,9 @@ from llmux.engines.paths import ANY, COMMON_ENDPOINTS, Endpoint
 EVENT_STREAMS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
 """Where ``"stream": true`` asks for server-sent events."""
 
+ANNOUNCED_STREAMS = frozenset(("/v1/responses", "/v1/messages"))
+"""Of these, the ones whose first events come before the first token."""
+
 _RESPONSES = "/v1/responses/"
 _RESPONSE = Endpoint("/v1/responses/{id}", ("GET", "HEAD", "DELETE"), model_in_body=False, may_wake=False)
 _OF_RESPONSE = {

@@ -9,6 +9,7 @@ from codecs import BOM_UTF8
 from typing import NamedTuple
 
 from llmux.gateway import pieces
+from llmux.gateway.body_model import refuse_other_encodings
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 
 _MAX_REDUCTIONS = 64
@@ -52,6 +53,7 @@ class _Reader:
 
     def read(self) -> Outline:
         body = self._body
+        refuse_other_encodings(body)
         at = self._after_space(len(BOM_UTF8) if body.startswith(BOM_UTF8) else 0)
         if body[at : at + 1] != b"{":
             # Whoever reads this says what is wrong with it; no object has to be looked through.

@@ -9,13 +9,13 @@ import structlog
 
 from llmux import os_errors
 from llmux.core.names import ModelName
+from llmux.gateway import pieces
 from llmux.gateway.body_model import require_valid
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.json_outline import outline_of
-from llmux.gateway.pieces import replace_at
 from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
@@ -23,6 +23,8 @@ log = structlog.get_logger("llmux.gateway")
 LARGE_JSON_BYTES = 1024 * 1024
 """From this size on, and from LARGE_FORM_BYTES on for a form, finding the model takes more than about 2 ms."""
 
+_WRITTEN_BYTES = 1024 * 1024
+"""So much of a body is written to a file before it is another one's turn."""
 _NO_JSON = b"{"
 """Stands for a body that is not JSON, whatever it is."""
 
@@ -83,7 +85,7 @@ def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
     if call.body == outline.text:
         return call._replace(body=body)
     new_model = msgspec.json.decode(call.body, type=_Model).model
-    return call._replace(body=replace_at(body, outline.model_places, msgspec.json.encode(new_model)))
+    return call._replace(body=pieces.replace_at(body, outline.model_places, msgspec.json.encode(new_model)))
 
 
 class _Model(msgspec.Struct):
@@ -96,7 +98,8 @@ def _spooled(body: Body) -> Body:
         with tempfile.TemporaryFile(prefix="llmux-", buffering=0) as file:
             rest = memoryview(body)
             while rest:
-                rest = rest[file.write(rest) :]
+                rest = rest[file.write(rest[:_WRITTEN_BYTES]) :]
+                pieces.pause()
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         log.warning(

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from llmux.errors import RequestError
 from llmux.gateway.errors import HostNotAllowed, OriginNotAllowed
-from llmux.gateway.http.origins import is_address, is_loopback, split_host
 from llmux.gateway.http.request_head import RequestHead
+from llmux.host_names import is_address, is_loopback, split_host
 
 _EXPOSED = b"x-request-id, x-llmux-queue-ms, x-llmux-switch-ms, x-llmux-error, retry-after"
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"

@@ -4,8 +4,14 @@ What is written in C keeps Python's lock for as long as it works, a third of a s
 thread as well as anywhere: meanwhile no client is served.
 """
 
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PIECE_BYTES = 64 * 1024
 """Takes 0.03 ms to search and at worst 2 ms to match: so long the lock is held."""
@@ -13,9 +19,62 @@ _PAUSE_SECONDS = 0.0002
 """Long enough for the event loop's thread to wake up and take the lock."""
 
 
+_thread = threading.local()
+"""Has ``give_way`` where ``TakingTurns`` runs something."""
+
+
 def pause() -> None:
-    """Give the lock to the event loop's thread; to be called after each piece."""
+    """Give the lock to the event loop's thread, and other threads their turn; to be called after each piece."""
     time.sleep(_PAUSE_SECONDS)
+    give_way: Callable[[], None] | None = getattr(_thread, "give_way", None)
+    if give_way is not None:
+        give_way()
+
+
+class TakingTurns:
+    """Lets only so many threads work at a time, and each of them a piece at a time.
+
+    After each piece it is the turn of the thread that has waited longest, so that none waits for the whole of what
+    others do, however large that is.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._free = at_once
+        self._waiting: deque[threading.Lock] = deque()
+        """One lock for each thread that waits, released when it may go on."""
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Call ``work`` in this thread, when it is its turn; it has others' turns in between by calling ``pause``."""
+        self._enter()
+        _thread.give_way = self._give_way
+        try:
+            return work(*arguments, **options)
+        finally:
+            del _thread.give_way
+            self._leave()
+
+    def _give_way(self) -> None:
+        if self._waiting:
+            self._leave()
+            self._enter()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
 
 
 def replace_at(body: bytes, places: Sequence[tuple[int, int]], value: bytes) -> bytes:

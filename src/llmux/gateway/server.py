@@ -9,6 +9,7 @@ from typing import Any
 
 from llmux.access import ModelAccess, Upstream
 from llmux.gateway.options import GatewayOptions
+from llmux.gateway.pieces import TakingTurns
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.pool import EnginePools
 from llmux.gateway.proxy.turns import Turns
@@ -17,8 +18,10 @@ from llmux.gateway.statistics import GatewayStatistics
 
 _LISTEN_BACKLOG = 4096
 """Clients that connect at once must not be refused; the kernel caps it at net.core.somaxconn (4096 by default)."""
-_THREADS = 2
+_THREADS_AT_ONCE = 2
 """Large bodies are read by so many at a time; more would only take turns on the interpreter's lock."""
+_THREADS = 16
+"""So many take turns, so that nobody waits for the end of the largest: by default 8 of these may be under way."""
 _SWEEPS_PER_LIMIT = 4
 """A deadline is then noticed at most a quarter of the shortest limit late."""
 _MIN_SWEEP_SECONDS = 0.01
@@ -43,6 +46,7 @@ class Gateway:
         self._pools = EnginePools(options, self.statistics, turns)
         self._empty = asyncio.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="llmux-gateway")
+        self._thread_turns = TakingTurns(_THREADS_AT_ONCE)
         self._state = GatewayState(
             access, options, spawn, self._pools, self.statistics, self._empty.set, turns, self._run_in_thread
         )
@@ -107,7 +111,7 @@ class Gateway:
                     await self._empty.wait()
 
     def _run_in_thread(self, work: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return self._loop.run_in_executor(self._threads, work, *arguments)
+        return self._loop.run_in_executor(self._threads, self._thread_turns.run, work, *arguments)
 
     def _accept(self) -> ClientConnection:
         return ClientConnection(self._state)

@@ -35,6 +35,7 @@ from llmux.core.states import Cold
 from llmux.errors import CommandFailed, FailureReason
 from llmux.instances.health import Health
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.runtime.loop_clock import LoopClock
 
 log = structlog.get_logger("llmux.controller")
 
@@ -87,12 +88,13 @@ class Observer(Protocol):
 class Controller:
     """The only caller of the scheduler's ``handle``. Events raised while actions are performed are queued, in order."""
 
-    def __init__(self, scheduler: Scheduler, spawn: Spawn, observer: Observer) -> None:
+    def __init__(self, scheduler: Scheduler, spawn: Spawn, observer: Observer, clock: LoopClock | None = None) -> None:
         self._scheduler = scheduler
         self._spawn = spawn
         self._observer = observer
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
+        self._clock = clock or LoopClock(self._loop)
+        self.now = self._clock.now
         """The scheduler's clock."""
         self._instances: Mapping[str, ManagedInstance] = {}
         self._requests: Requests | None = None
@@ -117,7 +119,7 @@ class Controller:
         self._feeding = True
         try:
             while self._events:
-                for action in self._scheduler.handle(self._events.popleft(), self._loop.time()):
+                for action in self._scheduler.handle(self._events.popleft(), self.now()):
                     self._perform(action)
         except Exception as error:
             # A scheduler that failed half way is in no known state: the server ends rather than guess.
@@ -189,7 +191,8 @@ class Controller:
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(at, self.feed, TimerFired())
+        # If the process is stopped meanwhile, the timer is early, upon which the scheduler sets it again.
+        self._timer = self._loop.call_at(self._clock.on_loop(at), self.feed, TimerFired())
 
     def _command_done(self, command: int, error: CommandFailed | None) -> None:
         done = self._commands.pop(command)

@@ -3,6 +3,7 @@
 Silence alone is no sign: neither a long prefill nor an answer that is not streamed sends a byte for minutes. So an
 engine that has made no progress for ``engine_stall_seconds`` is asked: first ``/health``, which must fail several times
 in a row; and where that answers though requests wait, for one token, which an engine that computes gives beside them.
+Where all places are taken the question would wait for one itself; there the requests in flight must say it.
 """
 
 import asyncio
@@ -34,6 +35,10 @@ HEALTH_TIMEOUT_SECONDS = 5.0
 TOKEN_LIMIT_FACTOR = 5.0
 """How long one token may take, in ``engine_stall_seconds``: engines take the question up only after a prefill under
 way, and one of 100,000 tokens may take minutes."""
+
+ANY_LIMIT_FACTOR = 30.0
+"""How long a full engine may make no progress in anything, in ``engine_stall_seconds``, if all its requests are for
+answers in one piece, or new: such answers show nothing before their end, and long ones take minutes."""
 
 _NOT_BEGUN: Progress = (False, 0)
 
@@ -144,13 +149,16 @@ class StallWatch:
         if not answers:
             seen.asked_since = None
         elif seen.asked_since is None:
-            seen.asked_since = min(request.arrived_at + request.queue_seconds for request in answers)
+            seen.asked_since = min(map(_admitted_at, answers))
         seen.answers, seen.looked_at = answers, now
         return seen
 
     def _is_quiet(self, seen: _Observation) -> bool:
+        return not seen.is_checking and self._quiet_seconds(seen) >= self._limit_seconds
+
+    def _quiet_seconds(self, seen: _Observation) -> Seconds:
         since = seen.quiet_since if seen.asked_since is None else max(seen.quiet_since, seen.asked_since)
-        return not seen.is_checking and self._now() - since >= self._limit_seconds
+        return self._now() - since
 
     async def _find_reason(self, name: str, seen: _Observation) -> str | None:
         """Why the engine is taken to hang; None if it is not, or not yet."""
@@ -164,15 +172,31 @@ class StallWatch:
         if not seen.answers:
             seen.quiet_since = self._now()
             return None
-        if isinstance(model.state, Draining) or not model.has_free_place:
-            # The drain has a deadline of its own; and in a full engine the question would wait for a place.
+        if isinstance(model.state, Draining):
+            # It has a deadline of its own.
             return None
+        if not model.has_free_place:
+            return self._find_reason_of_full(seen)
         limit_seconds = TOKEN_LIMIT_FACTOR * self._limit_seconds
         log.warning("no progress: asking the engine for one token", model=name, limit_seconds=limit_seconds)
         if await engine.generates(limit_seconds):
             seen.quiet_since = self._now()
             return None
         return f"it answers /health, but not a question for one token within {limit_seconds:g} s"
+
+    def _find_reason_of_full(self, seen: _Observation) -> str | None:
+        """As ``_find_reason``, for an engine that answers /health and has no place for a question."""
+        now = self._now()
+        limit_seconds = TOKEN_LIMIT_FACTOR * self._limit_seconds
+        # The engine has them all at once, so that such a stream should have had a token as the question should.
+        is_stream_overdue = any(
+            request.streams and now - _admitted_at(request) >= limit_seconds for request in seen.answers
+        )
+        if not is_stream_overdue:
+            limit_seconds = ANY_LIMIT_FACTOR * self._limit_seconds
+        if self._quiet_seconds(seen) < limit_seconds:
+            return None
+        return f"it answers /health, but nothing to the {len(seen.answers)} requests that take all its places"
 
     def _end(self, name: str, seen: _Observation, reason: str) -> None:
         reason = f"the engine hangs: no progress for {self._now() - seen.quiet_since:.0f} s, and {reason}"
@@ -182,3 +206,7 @@ class StallWatch:
         # In this order: its exit would be taken for the reason.
         self._controller.feed(InstanceExited(seen.instance, FailureReason(reason)))
         self._engines[name].kill()
+
+
+def _admitted_at(request: Request) -> Seconds:
+    return request.arrived_at + request.queue_seconds

@@ -148,6 +148,8 @@ def test_what_is_no_host(host: str, remedy: str | None) -> None:
         "/ä",
         "/control/x",
         "/v1/models",
+        "/v1/models/x",
+        "/models",
     ],
 )
 def test_unusable_inference_paths(path: str) -> None:
@@ -160,6 +162,7 @@ def test_unusable_inference_paths(path: str) -> None:
 
 def test_usable_inference_paths() -> None:
     assert paths({"a": {}}, inference_paths=["/generate", "/v1/videos", "/v1/a.b-c_d/...x"]) == []
+    assert paths({"a": {}}, inference_paths=["/v1/models_extra", "/controls/x", "/healthy", "/modelscope"]) == []
 
 
 @pytest.mark.parametrize(

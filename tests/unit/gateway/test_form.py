@@ -3,10 +3,11 @@
 import pytest
 from python_multipart import MultipartParser
 
+from llmux.engines.paths import MediaType
 from llmux.gateway import pieces
 from llmux.gateway.errors import MalformedRequest
 from llmux.gateway.form import LARGE_FORM_BYTES, read_form
-from llmux.gateway.http.media_types import MediaType, media_type
+from llmux.gateway.http.media_types import media_type
 
 CONTENT_TYPE = b'multipart/form-data; boundary="B"'
 

@@ -1,7 +1,6 @@
 """When an engine counts as hung, and what becomes of its requests; the time is the test's."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from llmux.access import Outcome
 from llmux.core.states import Asleep, Serving
 from llmux.errors import EngineDied
 from llmux.instances.health import Health
+from llmux.runtime.loop_clock import LoopClock
 from llmux.runtime.stall_watch import StallWatch
 from tests.support.scripted import DEADLINE_SECONDS, Holder, Runtime, ScriptedEngine, model, scripted_runtime
 
@@ -21,7 +21,7 @@ LOOK_SECONDS = 10.0
 
 @dataclass(slots=True)
 class Watched:
-    """A runtime whose model ``a`` serves, and a watch over it, on a loop whose clock the test puts forward."""
+    """A runtime whose model ``a`` serves, and a watch over it, with a clock that the test puts forward."""
 
     runtime: Runtime = field(init=False)
     watch: StallWatch = field(init=False)
@@ -50,12 +50,25 @@ class Watched:
                 await self.watch.check(name)
 
 
+class SteppedClock(LoopClock):
+    """One that a test has put forward."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bench: Watched) -> None:
+        self._bench = bench
+        super().__init__(loop)
+
+    def now(self) -> float:
+        return super().now() + self._bench.passed_seconds
+
+    def on_loop(self, at: float) -> float:
+        return super().on_loop(at) - self._bench.passed_seconds
+
+
 @asynccontextmanager
 async def watched(**fields: object) -> AsyncIterator[Watched]:
-    loop = asyncio.get_running_loop()
-    loop.time = lambda: time.monotonic() + bench.passed_seconds  # type: ignore[method-assign]
     bench = Watched()
-    async with scripted_runtime(model("a", **fields), model("b")) as runtime:
+    clock = SteppedClock(asyncio.get_running_loop(), bench)
+    async with scripted_runtime(model("a", **fields), model("b"), clock=clock) as runtime:
         bench.runtime = runtime
         bench.watch = watch = StallWatch(
             runtime.scheduler, runtime.controller, runtime.engines, runtime.access.progress_of, LIMIT_SECONDS
@@ -200,8 +213,62 @@ async def test_no_token_is_asked_of_an_engine_without_a_free_place() -> None:
         bench.engine.is_generating = False
         await bench.look(20 * LIMIT_SECONDS)
         assert not bench.is_ended
+        assert not [call for call in bench.engine.calls if call.startswith("generate")]
         bench.engine.health = Health.SILENT
         await bench.look(3 * LOOK_SECONDS)
+        assert bench.is_ended
+
+
+@pytest.mark.parametrize("bytes_before", [0, 100])
+async def test_a_full_engine_that_gives_no_stream_a_token_is_killed_though_it_answers_health(bytes_before: int) -> None:
+    async with watched(max_in_flight=2) as bench:
+        stream, whole = await bench.serve(streams=True), await bench.serve()
+        stream.received = (bool(bytes_before), bytes_before)
+        bench.watch.find_quiet()
+        await bench.look(5 * LIMIT_SECONDS - LOOK_SECONDS)
+        assert not bench.is_ended
+        await bench.look(2 * LOOK_SECONDS)
+        assert bench.is_ended
+        for holder in (stream, whole):
+            await holder.wait("admitted", "revoked")
+            assert "nothing to the 2 requests that take all its places" in str(holder.revocation)
+
+
+async def test_a_full_engine_that_decodes_any_of_its_requests_is_left_alone() -> None:
+    async with watched(max_in_flight=3) as bench:
+        holders = [await bench.serve(streams=True) for _ in range(3)]
+        tokens = 0
+
+        def receive() -> None:
+            nonlocal tokens
+            tokens += 1
+            if tokens % 29 == 0:
+                holders[1].received = (True, tokens)
+
+        await bench.look(50 * LIMIT_SECONDS, receive)
+        assert not bench.is_ended
+
+
+async def test_a_stream_that_has_just_been_admitted_says_nothing_about_a_full_engine() -> None:
+    """The other request may have been decoded all the while, since its answer comes in one piece."""
+    async with watched(max_in_flight=2) as bench:
+        await bench.serve()
+        streams = [await bench.serve(streams=True)]
+
+        def retry() -> None:
+            bench.runtime.access.end(streams[-1].request, Outcome.CLIENT_GONE)
+            streams.append(bench.runtime.ask("a", streams=True))
+
+        await bench.look(20 * LIMIT_SECONDS, retry)
+        assert not bench.is_ended
+
+
+async def test_a_full_engine_that_ends_nothing_for_very_long_is_killed() -> None:
+    async with watched(max_in_flight=1) as bench:
+        await bench.serve()
+        await bench.look(30 * LIMIT_SECONDS - LOOK_SECONDS)
+        assert not bench.is_ended
+        await bench.look(2 * LOOK_SECONDS)
         assert bench.is_ended
 
 

@@ -1,1 +1,1 @@
-"""HTTP/1.1 as bytes: heads, chunked bodies, hosts and origins. Nothing here does I/O."""
+"""HTTP/1.1 as bytes: heads, chunked bodies, references to an engine. Nothing here does I/O."""

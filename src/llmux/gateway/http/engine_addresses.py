@@ -1,14 +1,13 @@
 """Addresses in the heads of engines' answers. A client that followed one would leave llmux, and its lease, behind.
 
-They are read as leniently as browsers read them; ``origins.py`` is strict.
+They are read as leniently as browsers read them.
 """
 
-import ipaddress
 import re
 import socket
-import unicodedata
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+
+from llmux.host_names import parse_ip_leniently, split_leniently
 
 FIELDS = frozenset((b"location", b"content-location", b"link", b"refresh"))
 """Headers whose values are, or contain, references that a client follows."""
@@ -71,8 +70,8 @@ class EngineAddress:
         return name + b":" + value
 
     def _is_own(self, authority: bytes, line: bytes) -> bool:
-        host, port = _split(authority)
-        address = _parse_ip(host)
+        host, port = split_leniently(authority)
+        address = parse_ip_leniently(host)
         if host in _LOCAL_NAMES or host.endswith(".localhost"):
             is_loopback = True
         else:
@@ -89,23 +88,3 @@ class EngineAddress:
 def _begins_with(value: bytes, prefix: bytes, position: int) -> bool:
     """Whether the engine has written the prefix itself, as one with ``--root-path`` does."""
     return bool(prefix) and value.startswith(prefix + b"/", position)
-
-
-def _split(authority: bytes) -> tuple[str, str]:
-    """The host, in one spelling of the many that browsers take for the same, and the port."""
-    text = unquote_to_bytes(authority.rpartition(b"@")[2]).decode("utf-8", "replace")
-    text = unicodedata.normalize("NFKC", text).replace("\u3002", ".").lower()
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, ""
-    return host.rstrip("."), port.lstrip("0")
-
-
-def _parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        if not host.startswith("["):
-            return ipaddress.IPv4Address(socket.inet_aton(host))  # Knows 127.1 and 0x7f000001 too.
-        address = ipaddress.IPv6Address(host.strip("[]").partition("%")[0])
-    except (OSError, ValueError):
-        return None
-    return address.ipv4_mapped or address

@@ -9,8 +9,8 @@ from llmux.gateway.errors import MalformedRequest, TooManyHeaders, UnsupportedEn
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.head_buffer import require_beginning
 from llmux.gateway.http.media_types import media_type
-from llmux.gateway.http.origins import is_valid_host
 from llmux.gateway.http.repeated_head import RepeatedHead
+from llmux.host_names import is_valid_host
 
 _NOT_FORWARDED = frozenset(
     (

@@ -83,7 +83,16 @@ class ResponseHead:
     @property
     def is_event_stream(self) -> bool:
         """Whether the body is a stream of server-sent events."""
-        return b"content-type: text/event-stream" in self.fields.lower()
+        return self.value_of(b"content-type").startswith(b"text/event-stream")
+
+    def value_of(self, name: bytes) -> bytes:
+        """The value of the first field of a name (lower case), in lower case; empty if there is none."""
+        lower = b"\r\n" + self.fields.lower()
+        at = lower.find(b"\r\n" + name + b":")
+        if at < 0:
+            return b""
+        at += len(name) + 3
+        return lower[at : lower.find(b"\r\n", at)].strip()
 
     def _parse_fully(self, head: bytes, line_end: int, *, to_head_request: bool) -> None:
         line = _STATUS_LINE.fullmatch(head, 0, line_end - 2)

@@ -4,16 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from functools import partial
-from http import HTTPStatus
 from typing import cast
 
 import structlog
 
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
-from llmux.gateway.answers import CONTINUE, error_answer, local_answer, preflight_answer, shape_of
-from llmux.gateway.body_model import TooLong
+from llmux.gateway.answers import CONTINUE
 from llmux.gateway.errors import (
     HeadTooLarge,
     InternalError,
@@ -23,29 +20,26 @@ from llmux.gateway.errors import (
     TooManyHeaders,
     UpgradeRefused,
 )
-from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.chunks import FramingError
-from llmux.gateway.http.head_buffer import HeadBuffer
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keys import requested_priority
-from llmux.gateway.large_bodies import UnreadBody, is_large, read_large
-from llmux.gateway.proxy import turns
+from llmux.gateway.proxy import own_answers, turns
 from llmux.gateway.proxy.client_phase import Phase
 from llmux.gateway.proxy.departure import Departure
 from llmux.gateway.proxy.engine_connection import write_nowhere
 from llmux.gateway.proxy.exchange import Exchange
-from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
+from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.handover import hand_over
-from llmux.gateway.proxy.inbox import Inbox
+from llmux.gateway.proxy.intake import Intake
+from llmux.gateway.proxy.model_search import ModelSearch
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.refusals import check_head, find_route
-from llmux.gateway.routing import Destination, EngineCall, Route, answer_locally, explain, find_model
+from llmux.gateway.routing import Destination, EngineCall, Route, explain
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
 
 _NEVER = math.inf
-
 
 # Bound once, for speed: see the docstring of llmux.gateway.
 _HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = Phase
@@ -56,21 +50,17 @@ class ClientConnection(asyncio.Protocol):
     """Reads requests with keep-alive and bounded pipelining; answers strictly in order."""
 
     __slots__ = (
-        "_advancing",
         "_allowed_priority",
         "_body",
         "_control_head",
         "_departure",
         "_exchange",
-        "_flow",
-        "_head_buffer",
-        "_inbox",
+        "_intake",
         "_phase",
-        "_reading",
         "_repeatable",
         "_route",
+        "_search",
         "_state",
-        "_steps_left",
         "_transport",
         "cors_fields",
         "counts",
@@ -92,18 +82,12 @@ class ClientConnection(asyncio.Protocol):
         self.is_full = False
         """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
-        self._head_buffer = HeadBuffer()
+        self._intake = Intake(state)
         self._body: ReceivedBody | None = None
         """That of the current request, until the model in it is known."""
-        self._reading: UnreadBody | None = None
-        """A large body, in which a thread looks for the model."""
+        self._search = ModelSearch(state)
         self._control_head = b""
         """The head of a request for the control plane, as it came."""
-        self._inbox = Inbox()
-        self._steps_left = turns.STEPS_PER_TURN
-        self._flow = FlowControl()
-        self._advancing = False
-        """Whether ``_advance`` is running: what it calls must not call it again."""
         self._departure = Departure()
         self._exchange: Exchange | None = None
         self._route: Route | None = None
@@ -122,7 +106,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         state = self._state
         self._transport = cast("asyncio.Transport", transport)
-        self._flow.attach(self._transport)
+        self._intake.flow.attach(self._transport)
         self.write = self._transport.write
         if len(state.connections) >= state.options.max_connections:
             state.statistics.connections_refused += 1
@@ -138,11 +122,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            repeated = (
-                self._repeatable and self._phase is _HEAD and not self._head_buffer.pieces and self._take_repeated(data)
-            )
-            if not repeated:
-                self._receive(data)
+            if self._repeatable and self._phase is _HEAD and self._take_repeated(data):
+                return
+            if self._phase is not _LINGERING and self._phase is not _OVER and self._intake.receive(data):
+                self._work_off()
         except Exception as error:
             self._fail(error)
 
@@ -196,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
         # Only requests that wait for an engine may skip the budget of steps.
         self._repeatable = False
         keep_alive, head_only = self._may_keep_alive(), self.head.method == b"HEAD"
-        self.write(self._error_answer(error, request_id, keep_alive=keep_alive, head_only=head_only))
+        own_answers.write_error(self, error, request_id, keep_alive=keep_alive, head_only=head_only)
         self.answered(keep_alive=keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
@@ -216,15 +199,15 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_if_idle(self) -> None:
-        if self._phase is _HEAD and not self._head_buffer.pieces and not self._inbox.pending_bytes:
+        if self._phase is _HEAD and not self._intake.has_part_of_head and not self._intake.pending_bytes:
             self._close()
 
     def time_out(self) -> None:
         options, phase = self._state.options, self._phase
-        if PauseReason.OTHERS_TURN in self._flow.reasons:
+        if PauseReason.OTHERS_TURN in self._intake.flow.reasons:
             # The client has done its part.
             self.deadline = time.monotonic() + options.head_timeout_seconds
-        elif phase is _HEAD and self._head_buffer.pieces:
+        elif phase is _HEAD and self._intake.has_part_of_head:
             self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
@@ -255,62 +238,35 @@ class ClientConnection(asyncio.Protocol):
 
     # Reading requests.
 
-    def _receive(self, data: bytes) -> None:
-        if self._phase is _LINGERING or self._phase is _OVER:
-            return
-        must_wait = self._inbox.pending_bytes
-        self._inbox.add(data)
-        if must_wait:
-            self._limit_inbox()
+    def can_take_more(self) -> bool:
+        return self._phase is _HEAD or self._phase is _BODY
+
+    def take_some(self) -> None:
+        if self._phase is _HEAD:
+            self._take_head()
         else:
-            self._advance()
+            self._take_body()
 
-    def _advance(self) -> None:
-        """Work off what has been received until something must be waited for, be it the other connections' turn."""
-        self._advancing = True
-        shared, steps_before = self._state.turns, self._steps_left
-        while self._inbox.has_more():
-            phase = self._phase
-            if phase is not _HEAD and phase is not _BODY:
-                break
-            if self._steps_left <= 0 or shared.steps_left <= 0:
-                self._flow.pause(PauseReason.OTHERS_TURN)
-                shared.put_off(self._take_turn)
-                break
-            if phase is _HEAD:
-                self._take_head()
-            else:
-                self._take_body()
-        shared.spend(steps_before - self._steps_left)
-        self._advancing = False
-        self._limit_inbox()
-        if self._departure.half_closed and not self._inbox.pending_bytes and self._phase in (_HEAD, _BODY):
-            self._close()
-
-    def _limit_inbox(self) -> None:
-        is_full = self._inbox.pending_bytes > self._state.options.max_pipelined_bytes
-        self._flow.pause_while(is_full, PauseReason.BACKLOG_FULL)
-
-    def _take_turn(self) -> None:
-        self._flow.resume(PauseReason.OTHERS_TURN)
-        self._steps_left = turns.STEPS_PER_TURN
+    def take_turn(self) -> None:
+        self._intake.begin_turn()
         self._go_on()
+
+    def _work_off(self) -> None:
+        self._intake.work_off(self)
+        if self._departure.half_closed and not self._intake.pending_bytes and self.can_take_more():
+            self._close()
 
     def _go_on(self) -> None:
         """Continue with what has been received, outside ``data_received``."""
         try:
-            self._advance()
+            self._work_off()
         except Exception as error:
             self._fail(error)
 
     def _discard_received(self) -> None:
-        if self._reading is not None:
-            self._reading.body = None
-            self._reading = None
-        self._inbox.clear()
-        self._head_buffer.clear()
+        self._search.give_up()
+        self._intake.clear()
         self._drop_body()
-        self._limit_inbox()
 
     def _drop_body(self) -> None:
         if self._body is not None:
@@ -323,47 +279,43 @@ class ClientConnection(asyncio.Protocol):
         Returns False if that is not so; nothing has been consumed then.
         """
         end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
+        if end < 4 or self._intake.has_part_of_head:
             return False
         head = self.head
         length = head.repeated.length_of(data[:end])
-        if length != len(data) - end:
-            return False
-        if end > self._state.options.max_head_bytes or length > self._state.options.max_body_bytes:
+        options = self._state.options
+        if length != len(data) - end or end > options.max_head_bytes or length > options.max_body_bytes:
             return False
         head.content_length = length
         self.started_at = time.monotonic()
-        self._advancing = True
+        self._intake.is_busy = True
         self._take_request(data[end:])
-        self._advancing = False
+        self._intake.is_busy = False
         return True
 
     def _take_head(self) -> None:
-        options, buffer, inbox = self._state.options, self._head_buffer, self._inbox
-        begins = not buffer.pieces
-        pending_bytes = inbox.pending_bytes
+        options, intake = self._state.options, self._intake
+        begins = not intake.has_part_of_head
         try:
-            head, inbox.data, inbox.position = buffer.take(inbox.data, inbox.position, options.max_head_bytes)
+            head = intake.take_head(options.max_head_bytes)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
         except HeadTooLarge as error:
             self._refuse_and_close(error)
             return
-        read_bytes = max(0, pending_bytes - inbox.pending_bytes)
-        self._steps_left -= turns.STEPS_OF_A_PIECE + read_bytes // turns.HEAD_BYTES_PER_STEP
         if head:
             self._repeatable = False
             self._route = None
             self.cors_fields = b""
             self.started_at = time.monotonic()
             self._parse_head(head)
-        elif begins and buffer.pieces:
+        elif begins and intake.has_part_of_head:
             self.deadline = time.monotonic() + options.head_timeout_seconds
 
     def _parse_head(self, head_bytes: bytes) -> None:
         head = self.head
-        self._steps_left -= turns.STEPS_OF_A_HEAD
+        self._intake.spend(turns.STEPS_OF_A_HEAD)
         try:
             head.parse(head_bytes)
             self._open_request(head_bytes)
@@ -391,13 +343,13 @@ class ClientConnection(asyncio.Protocol):
         self._allowed_priority = check_head(state, head, route, transport)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
-        length = head.content_length
-        if not head.chunked and not length:
+        if not head.chunked and not head.content_length:
             self._take_request(b"")
             return
-        self._body = ReceivedBody(state, None if head.chunked else length, to_engine=route.destination is _TO_ENGINE)
+        length = None if head.chunked else head.content_length
+        self._body = ReceivedBody(state, length, to_engine=route.destination is _TO_ENGINE)
         self._phase = _BODY
-        if head.expects_continue and not self._inbox.pending_bytes and not head.http10:
+        if head.expects_continue and not self._intake.pending_bytes and not head.http10:
             self.write(CONTINUE)
         self.deadline = self._body.deadline
 
@@ -405,7 +357,7 @@ class ClientConnection(asyncio.Protocol):
         body = self._body
         assert body is not None
         try:
-            self._steps_left -= body.read(self._inbox, self._steps_left)
+            self._intake.take_body(body)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
@@ -415,7 +367,7 @@ class ClientConnection(asyncio.Protocol):
         if not body.finished:
             self.deadline = body.deadline
             return
-        self._steps_left -= turns.steps_of_reading(body.size_bytes, is_form=self.head.is_form)
+        self._intake.spend(turns.steps_of_reading(body.size_bytes, is_form=self.head.is_form))
         self._take_request(body.take())
         self._drop_body()
 
@@ -423,7 +375,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_request(self, body: bytes) -> None:
         """Answer a request that has arrived completely."""
-        state, head, route = self._state, self.head, self._route
+        route = self._route
         assert route is not None
         self._phase = _ANSWERING
         self.deadline = _NEVER
@@ -432,31 +384,18 @@ class ClientConnection(asyncio.Protocol):
                 self._hand_over(body)
             elif route.destination is not _TO_ENGINE:
                 self._answer_locally(route)
-            elif len(body) >= LARGE_FORM_BYTES and is_large(head, len(body)):
-                self._read_in_thread(route, body)
             else:
-                self._ask_for_model(route, find_model(head, route, body, state.access.names))
-        except TooLong:
-            self._read_in_thread(route, body)
+                call = self._search.begin(self, route, body, self._body)
+                if call is not None:
+                    self._ask_for_model(route, call)
+                else:
+                    self._body = None  # The search releases it.
         except RequestError as error:
             self._answer_error(error)
 
-    def _read_in_thread(self, route: Route, body: bytes) -> None:
-        state, received = self._state, self._body
-        self._reading = unread = UnreadBody(body, received.release if received is not None else None)
-        self._body = None
-        names, spool_bytes = state.access.names, state.options.spool_bytes
-        reading = state.run_in_thread(read_large, self.head, route, unread, names, spool_bytes)
-        reading.add_done_callback(partial(self._large_body_read, route, unread))
-
-    def _large_body_read(self, route: Route, unread: UnreadBody, reading: asyncio.Future[EngineCall]) -> None:
-        unread.release()
-        if self._reading is not unread:
-            _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
-            return
-        self._reading = None
+    def search_ended(self, route: Route, result: Callable[[], EngineCall]) -> None:
         try:
-            self._ask_for_model(route, reading.result())
+            self._ask_for_model(route, result())
         except asyncio.CancelledError:
             self.abort()
         except RequestError as error:
@@ -464,7 +403,7 @@ class ClientConnection(asyncio.Protocol):
         except Exception as error:
             self._fail(error)
         finally:
-            del reading  # Its error's traceback has this frame: the future would keep itself and the body alive.
+            del result
 
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
@@ -493,51 +432,34 @@ class ClientConnection(asyncio.Protocol):
             self._probe()
 
     def _answer_locally(self, route: Route) -> None:
-        head, keep_alive, cors = self.head, self._may_keep_alive(), self.cors_fields
-        answer = answer_locally(head.method, route, self._state.options.local_routes)
-        request_id = head.request_id or self._state.new_request_id()
-        head_only = head.method == b"HEAD"
-        self.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors))
-        self._count(answer.status, len(answer.body))
+        keep_alive = self._may_keep_alive()
+        own_answers.write_local(self._state, self, route, keep_alive=keep_alive)
         self.answered(keep_alive=keep_alive)
 
     def _answer_preflight(self, fields: bytes) -> None:
-        head, keep_alive = self.head, self._may_keep_alive()
+        keep_alive = self._may_keep_alive()
         self._phase = _ANSWERING
-        self.write(preflight_answer(fields, head.request_id or self._state.new_request_id(), keep_alive=keep_alive))
-        self._count(HTTPStatus.NO_CONTENT, 0)
+        own_answers.write_preflight(self._state, self, fields, keep_alive=keep_alive)
         self.answered(keep_alive=keep_alive)
 
     def _answer_error(self, error: RequestError) -> None:
         """Refuse a request that has been read completely."""
-        self._count(shape_of(error).status, 0)
+        own_answers.count_error(self._state, self, self._route, error)
         self.refused(error, self.head.request_id or self._state.new_request_id())
-
-    def _error_answer(self, error: RequestError, request_id: bytes, *, keep_alive: bool, head_only: bool) -> bytes:
-        path, cors_fields = self.head.path, self.cors_fields
-        return error_answer(
-            error, request_id, keep_alive=keep_alive, head_only=head_only, path=path, cors_fields=cors_fields
-        )
 
     def _refuse_and_close(self, error: RequestError) -> None:
         """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
-        transport = self._transport
-        assert transport is not None
+        assert self._transport is not None
         if self._phase is _HEAD:
             self.started_at = time.monotonic()
-        self._count(shape_of(error).status, 0)
-        request_id = self._state.new_request_id()
-        self.write(self._error_answer(error, request_id, keep_alive=False, head_only=False))
+        own_answers.count_error(self._state, self, self._route, error)
+        own_answers.write_error(self, error, self._state.new_request_id(), keep_alive=False, head_only=False)
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
         self._phase = _LINGERING
         self._discard_received()
         self.deadline = time.monotonic() + self._state.options.linger_seconds
-        if not transport.is_closing() and transport.can_write_eof():
-            transport.write_eof()
-
-    def _count(self, status: int, body_bytes: int) -> None:
-        counts = self._state.statistics.of(self.head.method, "other" if self._route is None else self._route.endpoint)
-        counts.count(status, time.monotonic() - self.started_at, body_bytes)
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def _hand_over(self, body: bytes) -> None:
         """Give the connection to the control plane's HTTP server, with the current request and no other."""
@@ -548,14 +470,14 @@ class ClientConnection(asyncio.Protocol):
         self.write = write_nowhere
         self._state.forget(self)
         self._discard_received()
-        self._flow.clear()
+        self._intake.flow.clear()
         hand_over(transport, factory(), self._control_head, body, is_full=self.is_full)
 
     # Ends.
 
     def _fail(self, error: Exception) -> None:
         """Answer a request in spite of an error in llmux itself."""
-        self._advancing = False
+        self._intake.is_busy = False
         try:
             if self._exchange is not None:
                 self._exchange.failed(error)
@@ -578,9 +500,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.client_keep_alive_seconds
-        if not self._advancing:
-            self._steps_left = turns.STEPS_PER_TURN
-            if self._inbox.pending_bytes or self._departure.half_closed:
+        if not self._intake.is_busy:
+            self._intake.renew_budget()
+            if self._intake.pending_bytes or self._departure.half_closed:
                 self._go_on()
 
     def _close(self) -> None:

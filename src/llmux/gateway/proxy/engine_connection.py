@@ -29,8 +29,11 @@ class AnswerReceiver(Protocol):
     def answer_began(self, head: ResponseHead) -> None:
         """The head of the final answer has arrived; the receiver calls ``relay`` now or later, or ``abort``."""
 
-    def first_bytes(self) -> None:
-        """The first bytes of the answer's body have arrived: of a stream, the first token."""
+    def first_bytes(self, data: bytes) -> bool:
+        """The first bytes of the answer's body have arrived, and are about to be relayed.
+
+        Returns whether to be called with the next ones, too.
+        """
 
     def answer_ended(self) -> None:
         """The whole answer has been relayed; the connection is idle or closed."""
@@ -207,7 +210,7 @@ class EngineConnection(asyncio.Protocol):
             self._until_close = True
             self.body_bytes = len(body)
             if body:
-                self._report_first_bytes()
+                self._report_first_bytes(body)
             write(head + body)
 
     def abort(self) -> None:
@@ -264,7 +267,7 @@ class EngineConnection(asyncio.Protocol):
             self._relay_length(data)
         elif phase is _UNTIL_CLOSE:
             if self._awaits_first_bytes:
-                self._report_first_bytes()
+                self._report_first_bytes(data)
             self.body_bytes += len(data)
             self._last_piece = data
             assert self._write is not None
@@ -291,7 +294,7 @@ class EngineConnection(asyncio.Protocol):
             self._owner.discard(self)
         elif receiver is None:
             pass
-        elif phase is _UNTIL_CLOSE and exc is None:
+        elif phase is _UNTIL_CLOSE and exc is None and not self._lacks_events:
             receiver.answer_ended()
         elif self.has_answered:
             receiver.engine_lost("the engine closed the connection in the middle of its answer")
@@ -299,6 +302,11 @@ class EngineConnection(asyncio.Protocol):
             receiver.engine_lost("the engine closed the connection without an answer")
 
     # The answer.
+
+    @property
+    def _lacks_events(self) -> bool:
+        """Whether the answer is an event stream of which nothing has come."""
+        return not self.body_bytes and self._head is not None and self._head.is_event_stream
 
     def _take_head(self, data: bytes) -> None:
         partial = self._partial_head
@@ -352,7 +360,7 @@ class EngineConnection(asyncio.Protocol):
         write = self._write
         assert write is not None
         if self._awaits_first_bytes and data:
-            self._report_first_bytes()
+            self._report_first_bytes(data)
         remaining = self._remaining
         if length < remaining:
             self._remaining = remaining - length
@@ -372,8 +380,6 @@ class EngineConnection(asyncio.Protocol):
         write = self._write
         assert chunks is not None
         assert write is not None
-        if self._awaits_first_bytes and data:
-            self._report_first_bytes()
         if len(data) > _PIECES_BYTES[-1] and data.count(b"\r\n") > _TURN_LINES:
             data = self._leave_for_later(data)
         self.body_bytes += len(data)
@@ -386,6 +392,8 @@ class EngineConnection(asyncio.Protocol):
                 write(head)
             self._break(f"the engine's answer is malformed: {error}")
             return
+        if self._awaits_first_bytes and data:
+            self._report_first_bytes(data)
         is_clean = end == len(data) and not self._backlog
         if chunks.payload is not None:
             data = chunks.take_payload()
@@ -425,10 +433,9 @@ class EngineConnection(asyncio.Protocol):
             self.resume_reading()
             self._relay_chunked(data)
 
-    def _report_first_bytes(self) -> None:
-        self._awaits_first_bytes = False
+    def _report_first_bytes(self, data: bytes) -> None:
         assert self._receiver is not None
-        self._receiver.first_bytes()
+        self._awaits_first_bytes = self._receiver.first_bytes(data)
 
     def _complete(self, *, clean: bool) -> None:
         """End the answer. ``clean`` is false where the engine sent bytes beyond it."""

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec
 from urllib.parse import quote
 
 import structlog
@@ -13,52 +13,25 @@ from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, FailureReason, RequestError
 from llmux.gateway.answers import CONTINUE, error_event, shape_of
-from llmux.gateway.endpoints import EVENT_STREAMS, UPSTREAM
+from llmux.gateway.endpoints import ANNOUNCED_STREAMS, EVENT_STREAMS, UPSTREAM
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.engine_addresses import AddressExposed
-from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.http.response_head import Framing, ResponseHead
 from llmux.gateway.pages import without_cors
-from llmux.gateway.proxy.begun_stream import BegunStream, accepts_comments
+from llmux.gateway.proxy.begun_answer import BegunAnswer, accepts_comments, can_be_finished
 from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.first_output import OutputFinder
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.pool import EnginePool
+from llmux.gateway.proxy.requesting_client import RequestingClient
 from llmux.gateway.state import GatewayState
-from llmux.gateway.statistics import CLIENT_GONE_STATUS, EndpointCounts
+from llmux.gateway.statistics import CLIENT_GONE_STATUS
 from llmux.observability.access_log import FinishedRequest
 
 P = ParamSpec("P")
 
 log = structlog.get_logger("llmux.gateway")
-
-
-class RequestingClient(Protocol):
-    """The connection whose request an exchange carries. Each exchange ends with one call of one of these methods."""
-
-    head: RequestHead
-    request_line: bytes
-    """The request line that the engine gets."""
-    started_at: float
-    """When (monotonic time) the request's head was complete."""
-    counts: EndpointCounts
-    cors_fields: bytes
-    """Header lines about CORS for the answer's head, if the request comes from a web page."""
-    write: Callable[[bytes], None]
-    is_full: bool
-    """Whether the client reads more slowly than it is written to."""
-
-    def answered(self, *, keep_alive: bool) -> None:
-        """The whole answer has been written."""
-
-    def explained(self, error: RequestError) -> RequestError:
-        """The error as this request's client is to be told it."""
-
-    def refused(self, error: RequestError, request_id: bytes) -> None:
-        """The request is to be answered with an error; nothing has been written yet."""
-
-    def cut_off(self, final_event: bytes) -> None:
-        """The answer cannot be completed; ``final_event`` is to be written before closing, unless it is empty."""
 
 
 class _Phase(Enum):
@@ -101,6 +74,7 @@ class Exchange:
         "_engine",
         "_keep_alive",
         "_last_comment_at",
+        "_output_finder",
         "_phase",
         "_request",
         "_request_id",
@@ -115,7 +89,7 @@ class Exchange:
         self._client = client
         self._request = request
         self._body: Body = body
-        """Kept until the answer begins, since until then the request may have to be sent again."""
+        """Kept until the answer's body begins, since until then the request may have to be sent again."""
         self._request_id = client.head.request_id or state.new_request_id()
         self._phase = _QUEUED
         self._upstream: Upstream | None = None
@@ -125,9 +99,12 @@ class Exchange:
         """Whether, under this lease, a pooled connection has turned out to be closed."""
         self._last_comment_at: float | None = None
         """None unless the request is frozen; begins with the time of the freeze."""
-        self._begun: BegunStream | None = None
-        """The event stream that its client has been sent the head of before there was an answer."""
+        self._begun: BegunAnswer | None = None
+        """The answer whose head the client has already, if that is not the current engine's."""
         self._answer: ResponseHead | None = None
+        """The head of the current engine's answer, once its body is being relayed."""
+        self._output_finder: OutputFinder | None = None
+        """Looks for the first token, where it is not the first thing that is sent."""
         self._keep_alive = False
         """Whether the client was told, in the answer's head, that its connection stays open."""
         self._size_bytes = len(body)
@@ -159,6 +136,7 @@ class Exchange:
         elif isinstance(error, EngineDied):
             self._give_back("the engine died")
         else:
+            self._keep_head()
             self._upstream = None
             self._refuse(error)
 
@@ -209,7 +187,6 @@ class Exchange:
         begun, engine, answer = self._begun, self._engine, self._answer
         if self._phase is _RELAYING and engine is not None and answer is not None:
             if begun is not None and not begun.is_untouched(engine.body_bytes):
-                self._body = b""  # It cannot have to be sent again.
                 return math.inf
             if begun is None and (engine.body_bytes or not answer.is_event_stream):
                 return math.inf
@@ -221,7 +198,7 @@ class Exchange:
             if now < first_at:
                 return first_at
             begun = self._begin_stream()
-        if begun is None:
+        if begun is None or not begun.takes_events:
             return math.inf
         begun.comment()
         return now + self._state.options.keepalive_seconds
@@ -254,7 +231,10 @@ class Exchange:
         """What may be written to the client now without disturbing it; nothing where anything would."""
         if self._phase is _RELAYING:
             return self._comment_in_answer()
-        return CONTINUE if self._begun is None else self._begun.frame(_COMMENT)
+        begun = self._begun
+        if begun is None:
+            return CONTINUE
+        return begun.frame(_COMMENT) if begun.takes_events else b""
 
     def _comment_in_answer(self) -> bytes:
         """The bytes of a comment between two events of the answer; empty where none may stand."""
@@ -309,9 +289,16 @@ class Exchange:
 
         self._state.access.confirm_alive(request, report)
 
-    def first_bytes(self) -> None:
-        if self._upstream is not None and self._answer is not None and self._answer.status < 400:
-            self._state.access.first_token(self._request)
+    def first_bytes(self, data: bytes) -> bool:
+        if self._begun is not None and self._begun.passes_nothing:
+            return False
+        self._body = b""
+        if self._upstream is None or self._answer is None or self._answer.status >= 400:
+            return False
+        if self._output_finder is not None and not self._output_finder.find(data):
+            return True
+        self._state.access.first_token(self._request)
+        return False
 
     def answer_ended(self) -> None:
         engine = self._engine
@@ -440,7 +427,7 @@ class Exchange:
         if head is not None and not engine.flow.reasons:
             self._relay(head)
 
-    def _begin_stream(self) -> BegunStream | None:
+    def _begin_stream(self) -> BegunAnswer | None:
         """Send the head of an event stream before there is an answer, if the request allows that."""
         client, state = self._client, self._state
         head, endpoint = client.head, client.counts.endpoint
@@ -448,29 +435,46 @@ class Exchange:
         if not is_stream or not accepts_comments(head.forwarded):
             return None
         self._keep_alive = head.keep_alive and not state.stopping
-        self._begun = begun = BegunStream(
-            client.write, self._request.model, head.path, self._request_id, http10=head.http10
-        )
+        self._begun = begun = self._begun_answer(None)
         begun.begin(client.cors_fields, keep_alive=self._keep_alive)
         return begun
 
+    def _begun_answer(self, head: ResponseHead | None) -> BegunAnswer:
+        client = self._client
+        path, http10 = client.head.path, client.head.http10
+        return BegunAnswer(client.write, self._request.model, path, self._request_id, http10=http10, head=head)
+
     def _is_untouched(self, engine: EngineConnection) -> bool:
-        """Whether the client has nothing of the engine's answer, of which the head at least has arrived."""
-        return self._begun is not None and self._begun.is_untouched(engine.body_bytes)
+        """Whether an answer that is being relayed can still be another engine's: the client has nothing of its body."""
+        if self._begun is not None:
+            return self._begun.is_untouched(engine.body_bytes)
+        return not engine.body_bytes and self._answer is not None and can_be_finished(self._answer)
+
+    def _keep_head(self) -> None:
+        """The answer is lost; if the client has its head, the next one has to fit it."""
+        if self._begun is not None:
+            self._begun.lose_answer()
+        elif self._answer is not None:
+            self._begun = self._begun_answer(self._answer)
+        self._answer = None
 
     def _relay(self, head: ResponseHead) -> None:
         engine, request, client = self._engine, self._request, self._client
         assert engine is not None
         self._phase = _RELAYING
         self._answer = head
+        if request.streams and client.counts.endpoint in ANNOUNCED_STREAMS and head.is_event_stream:
+            self._output_finder = OutputFinder(is_chunked=head.framing is _CHUNKED)
         begun = self._begun
         if begun is not None:
+            if not begun.takes_events and not begun.fits(head):
+                self._refuse_answer("it differs from the one whose head has been sent, and whose engine died")
+                return
             if client.is_full:
                 engine.flow.pause(PauseReason.CLIENT_FULL)
             write = begun.take(head)
             engine.relay(b"", write, unchunk=not begun.passes_chunks)
             return
-        self._body = b""
         if head.has_addresses and not self._hide_addresses(head):
             return
         fields = head.fields
@@ -501,13 +505,18 @@ class Exchange:
         try:
             head.fields = self._state.pools.of(upstream).address.hide(head.fields, prefix)
         except AddressExposed as exposed:
-            self._drop_engine()
-            self._end_suspension()
-            self._answer = None
-            self._end_lease()
-            self._refuse(BadGateway(model, f"the answer of the engine of '{model}' is not passed on: {exposed}"))
+            self._refuse_answer(str(exposed))
             return False
         return True
+
+    def _refuse_answer(self, reason: str) -> None:
+        """The engine has answered, and the client cannot get that answer."""
+        model = self._request.model
+        self._drop_engine()
+        self._end_suspension()
+        self._answer = None
+        self._end_lease()
+        self._refuse(BadGateway(model, f"the answer of the engine of '{model}' is not passed on: {reason}"))
 
     def _end_lease(self) -> None:
         """End it without an answer, before the client is refused, as in ``answer_ended``."""
@@ -516,9 +525,7 @@ class Exchange:
 
     def _give_back(self, reason: str) -> None:
         self._end_suspension()
-        if self._begun is not None:
-            self._begun.lose_answer()
-        self._answer = None
+        self._keep_head()
         self._phase = _QUEUED
         self._upstream = None
         self._state.access.give_back(self._request, self, reason)
@@ -529,9 +536,11 @@ class Exchange:
         self._finish(shape_of(error).status)
         if self._begun is None:
             self._client.refused(error, self._request_id)
-        else:
+        elif self._begun.takes_events:
             self._begun.end_with(error)
             self._client.answered(keep_alive=self._keep_alive)
+        else:
+            self._client.cut_off(b"")
 
     def _break_off(self, error: RequestError, engine: EngineConnection) -> None:
         """End a stream visibly: with an error event where one can be inserted, and never with a clean end."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmux.gateway.http.media_types import MediaType, media_type
+from llmux.engines.paths import MediaType
+from llmux.gateway.http.media_types import media_type
 from llmux.gateway.http.request_head import RequestHead
 
 

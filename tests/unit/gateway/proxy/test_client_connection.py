@@ -160,8 +160,8 @@ def fail(*_arguments: Any, **_options: Any) -> Any:
 
 
 PLACES = [
-    "llmux.gateway.proxy.client_connection.find_model",
-    "llmux.gateway.proxy.client_connection.answer_locally",
+    "llmux.gateway.proxy.model_search.find_model",
+    "llmux.gateway.proxy.own_answers.answer_locally",
     "llmux.gateway.http.request_head.RequestHead.parse",
     "llmux.gateway.proxy.receiving.BodyReader",
     "llmux.gateway.proxy.exchange.Exchange._begin",

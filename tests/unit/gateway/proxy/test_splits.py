@@ -129,11 +129,12 @@ def test_answers_do_not_depend_on_how_they_are_split(name: str, request_version:
 @pytest.mark.parametrize("name", ["length", "stream", "nothing", "interim first"])
 def test_truncated_answers_never_end_cleanly(name: str) -> None:
     complete = answer([ANSWERS[name]]).client_side.written
+    head, separator, _ = complete.partition(b"\r\n\r\n")
     for length in range(1, len(ANSWERS[name])):
         cut = answer([ANSWERS[name][:length]])
         cut.engine.connection_lost(None)
         if cut.access.given_back:
-            assert cut.client_side.written == b""
+            assert cut.client_side.written in (b"", head + separator)
         else:
             assert cut.access.ended == [(1, Outcome.BROKEN)], length
             assert cut.client_side.closed

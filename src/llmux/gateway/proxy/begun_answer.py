@@ -1,7 +1,8 @@
-"""An event stream that llmux has begun itself, because its engine has nothing to say yet.
+"""An answer whose head the client has, and of whose body it has nothing: what an engine answers later is fitted in.
 
-Its head and some comments have been sent; what the engine answers then is fitted into it. Only events can follow, so
-that an answer which is none becomes an error event.
+Either llmux has begun an event stream itself, because its engine had nothing to say yet, and has sent comments since.
+Or the head is that of an engine that died before the first byte of its body: engines send the head of a stream at once.
+What does not fit becomes an error event; where the client expects no events, nothing can be told.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ ERROR_BODY_BYTES_MAX = 64 * 1024
 """So much of an engine's refusal is kept for the event; engines send a few hundred bytes."""
 
 _WAITING = b": waiting\n\n"
+_EVENT_STREAM = b"text/event-stream"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _MAX_ACCEPTED = 64
 """Browsers send about ten; 60 KiB of commas would take milliseconds."""
@@ -37,66 +39,109 @@ def accepts_comments(header_lines: bytes) -> bool:
 
 
 class _Body(Enum):
-    """How what the engine sends becomes part of the stream."""
+    """How what the engine sends becomes part of the answer."""
 
     NOTHING = auto()
     """It has not answered."""
     AS_IT_IS = auto()
-    """It is chunked, as the stream is: its bytes are passed on untouched, its last chunk included."""
+    """It is chunked, as the client was told: its bytes are passed on untouched, its last chunk included."""
     FRAMED = auto()
-    """It is an event stream that is framed otherwise."""
+    """It is framed otherwise."""
     COLLECTED = auto()
-    """It is no event stream, and the reason for the error event that will end the stream."""
+    """It does not fit the head, and is the reason for the error event that will end the stream."""
 
 
-class BegunStream:
-    """One such stream. Everything is written with the client's ``write``."""
+def can_be_finished(head: ResponseHead) -> bool:
+    """Whether the body that this head announces can come from another engine, whose framing and length differ."""
+    return head.framing is Framing.CHUNKED or head.framing is Framing.UNTIL_CLOSE
 
-    __slots__ = ("_answer", "_body", "_collected", "_http10", "_model", "_path", "_request_id", "_write")
+
+class BegunAnswer:
+    """One such answer. Everything is written with the client's ``write``."""
+
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_coding",
+        "_collected",
+        "_is_chunked",
+        "_model",
+        "_path",
+        "_request_id",
+        "_status",
+        "_type",
+        "_write",
+        "takes_events",
+    )
 
     def __init__(
-        self, write: Callable[[bytes], None], model: str, path: bytes, request_id: bytes, *, http10: bool
+        self,
+        write: Callable[[bytes], None],
+        model: str,
+        path: bytes,
+        request_id: bytes,
+        *,
+        http10: bool,
+        head: ResponseHead | None = None,
     ) -> None:
+        """``head`` is the engine's that the client has; without it, ``begin`` writes that of an event stream."""
         self._write = write
         self._model = model
         self._path = path
         self._request_id = request_id
-        self._http10 = http10
+        self._is_chunked = not http10 and (head is None or head.framing is Framing.CHUNKED)
+        self._status = 200 if head is None else head.status
+        self._type = _EVENT_STREAM if head is None else _type_of(head)
+        self._coding = b"" if head is None else _coding_of(head)
+        self.takes_events = self._type == _EVENT_STREAM and not self._coding
+        """Whether the client expects events, of which llmux's own can be some."""
         self._body = _Body.NOTHING
         self._answer: ResponseHead | None = None
         self._collected = b""
 
     def begin(self, cors_fields: bytes, *, keep_alive: bool) -> None:
         """Write the head."""
-        framing = b"" if self._http10 else b"transfer-encoding: chunked\r\n"
+        framing = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
         connection = b"" if keep_alive else b"connection: close\r\n"
         self._write(_HEAD + framing + connection + cors_fields + b"x-request-id: " + self._request_id + b"\r\n\r\n")
 
     def comment(self) -> None:
-        """Write a comment; only before the first byte of an answer's event."""
+        """Write a comment; only where events are expected, and before the first byte of an answer's event."""
         self._write(self.frame(_WAITING))
 
     def frame(self, data: bytes) -> bytes:
-        """The bytes that put some data into the stream between two chunks of llmux's own."""
-        return data if self._http10 else b"%x\r\n%b\r\n" % (len(data), data)
+        """The bytes that put some data into the body between two chunks of llmux's own."""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
 
     @property
     def passes_chunks(self) -> bool:
         """Whether the engine's own chunks are passed on: where one ends, the engine's connection knows."""
         return self._body is _Body.AS_IT_IS
 
+    @property
+    def passes_nothing(self) -> bool:
+        """Whether nothing of what the engine sends reaches the client before its end."""
+        return self._body is _Body.COLLECTED
+
     def is_untouched(self, received_bytes: int) -> bool:
         """Whether nothing of the engine's answer, of which so much has arrived, has reached the client."""
-        return self._body is _Body.COLLECTED or not received_bytes
+        return self.passes_nothing or not received_bytes
+
+    def fits(self, answer: ResponseHead) -> bool:
+        """Whether the head that the client has is true of this answer, too."""
+        has_same_body = _type_of(answer) == self._type and _coding_of(answer) == self._coding
+        return answer.status == self._status and has_same_body
 
     def take(self, answer: ResponseHead) -> Callable[[bytes], None]:
-        """The engine's answer begins; returns where its body, unchunked unless ``passes_chunks``, is to be written."""
+        """The engine's answer begins; returns where its body, unchunked unless ``passes_chunks``, is to be written.
+
+        One that does not fit can be taken where events are expected.
+        """
         self._answer = answer
-        # The head that was sent names no coding.
-        if answer.status != 200 or not answer.is_event_stream or b"\r\ncontent-encoding:" in answer.fields.lower():
+        if not self.fits(answer):
             self._body = _Body.COLLECTED
             return self._collect
-        if answer.framing is Framing.CHUNKED and not self._http10:
+        if answer.framing is Framing.CHUNKED and self._is_chunked:
             self._body = _Body.AS_IT_IS
             return self._write
         self._body = _Body.FRAMED
@@ -108,7 +153,7 @@ class BegunStream:
         self._collected = b""
 
     def end(self) -> None:
-        """The engine's answer is complete: write what the stream lacks."""
+        """The engine's answer is complete: write what the client's lacks."""
         if self._body is _Body.AS_IT_IS:
             return
         if self._body is _Body.COLLECTED:
@@ -117,7 +162,7 @@ class BegunStream:
         self._write_last_chunk()
 
     def end_with(self, error: RequestError) -> None:
-        """There will be no answer."""
+        """There will be no answer; only where events are expected."""
         self._write(self.frame(error_event(error, self._path, self._request_id)))
         self._write_last_chunk()
 
@@ -128,7 +173,7 @@ class BegunStream:
         return error_event(BadGateway(self._model, reason), self._path, self._request_id)
 
     def _write_last_chunk(self) -> None:
-        if not self._http10:
+        if self._is_chunked:
             self._write(b"0\r\n\r\n")
 
     def _write_framed(self, data: bytes) -> None:
@@ -137,3 +182,12 @@ class BegunStream:
 
     def _collect(self, data: bytes) -> None:
         self._collected += data[: ERROR_BODY_BYTES_MAX - len(self._collected)]
+
+
+def _type_of(head: ResponseHead) -> bytes:
+    """The media type, with its parameters unless it is an event stream's, which is always UTF-8."""
+    return _EVENT_STREAM if head.is_event_stream else head.value_of(b"content-type")
+
+
+def _coding_of(head: ResponseHead) -> bytes:
+    return head.value_of(b"content-encoding")
