@@ -72,7 +72,7 @@ class ModelList:
         }
 
     def _facts(self, name: str) -> dict[str, Any]:
-        """The fields that all names of a model share: ``max_model_len`` is what engines list too, the others are llmux's own."""
+        """The fields that all names of a model share: ``max_model_len`` as engines list it, the others llmux's own."""
         model = self._operations.model_status(name)
         max_length = self._max_length_of(name)
         return {
