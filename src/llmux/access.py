@@ -16,6 +16,9 @@ from llmux.core.names import ModelName
 from llmux.core.request import Request
 from llmux.errors import RequestError
 
+KEEP_ALIVE_SECONDS = 4.0
+"""For an engine of which nothing else is known: less than the 5 s that many servers keep theirs."""
+
 
 class Outcome(Enum):
     """How a lease ended."""
@@ -41,6 +44,10 @@ class Upstream:
     """Sent as a bearer token where the engine was started with ``--api-key``."""
     socket_path: str | None = None
     """The Unix socket that it listens on, instead of the port."""
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    """How long an idle connection to it is kept."""
+    removed_headers: frozenset[str] = frozenset()
+    """Header fields of clients, in lower case, that it must not get."""
 
     @property
     def authority(self) -> str:

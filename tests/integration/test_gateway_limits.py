@@ -5,6 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -319,7 +320,8 @@ async def test_client_that_never_reads_is_cut_off() -> None:
 
 
 async def test_idle_engine_connections_expire() -> None:
-    async with running_gateway(options=GatewayOptions(engine_keep_alive_seconds=0.1)) as bench:
+    async with running_gateway() as bench:
+        bench.access.awake["m"] = replace(bench.engine.upstream, keep_alive_seconds=0.1)
         assert (await bench.ask(post(BODY))).status == 200
         async with asyncio.timeout(5):
             await bench.engine.connections[0].closed.wait()

@@ -30,9 +30,10 @@ class Endpoint:
     media_types: frozenset[MediaType] = JSON
     """Of a POST that has a body."""
     model_in_body: bool = True
-    """False: the body, if any, names no model; header, path or query does."""
+    """False: the body, if any, names no model; header, path or query (``?model=NAME``) does."""
     may_wake: bool = True
-    """Whether a POST wakes its model. What only a running engine can have, one that was just woken has not."""
+    """Whether a POST wakes its model; other methods never do. What only a running engine can have, one that was just
+    woken has not."""
 
 
 _JSON_PATHS = """
@@ -65,7 +66,7 @@ class RequestRules:
     """What a kind of engine gets of clients' requests, and what it never gets."""
 
     endpoints: Mapping[str, Endpoint] = field(default_factory=lambda: COMMON_ENDPOINTS)
-    """Its inference paths."""
+    """Its inference paths. Empty: nothing is known of them, and it may have those of any kind."""
     never_forwarded: frozenset[str] = frozenset()
     """Names of paths that control the engine or show what others asked: the first segment of a path, or, below the
     usual trees (``/v1/``), the last one."""

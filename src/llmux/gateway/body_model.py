@@ -165,3 +165,28 @@ def replace_model(body: bytes, model: str) -> bytes:
         return json.dumps(fields, separators=(",", ":")).encode()
     fields["model"] = model
     return msgspec.json.encode(fields)
+
+
+def without_fields(body: bytes, names: frozenset[str]) -> bytes:
+    """The JSON object without the fields of these (case-folded) names at its top level, whatever their spelling.
+
+    The body as it is if it has none, or is JSON of another type. Raises InvalidJson or TooLong.
+    """
+    if len(body) > _MAX_QUICK_BYTES:
+        raise TooLong
+    fields: dict[str, Any]
+    is_plain = True
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        is_plain = False
+        try:
+            fields = _parse(body)
+        except InvalidJson:
+            raise
+        except MalformedRequest:
+            return body
+    kept = {name: value for name, value in fields.items() if name.casefold() not in names}
+    if len(kept) == len(fields):
+        return body
+    return msgspec.json.encode(kept) if is_plain else json.dumps(kept, separators=(",", ":")).encode()

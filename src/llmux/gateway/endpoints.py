@@ -1,6 +1,6 @@
 """The inference paths that llmux knows, beside those with a fixed path: with identifiers, further ones, hints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmux.engines.paths import ANY, COMMON_ENDPOINTS, Endpoint
 
@@ -29,10 +29,10 @@ _MIN_LIKENESS = 0.7
 _DOUBLED = ("/v1/v1/", "/v1/v2/", "/v2/v1/", "/v2/v2/")
 
 
-def with_further(paths: Iterable[str]) -> dict[str, Endpoint]:
+def with_further(paths: Iterable[str], known: Mapping[str, Endpoint] = COMMON_ENDPOINTS) -> dict[str, Endpoint]:
     """The table with further paths (``inference_paths``), of whose methods and bodies nothing is known."""
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-    return {path: Endpoint(path, methods, ANY) for path in paths} | COMMON_ENDPOINTS
+    return {path: Endpoint(path, methods, ANY) for path in paths} | dict(known)
 
 
 def with_identifier(path: str) -> Endpoint | None:

@@ -1,4 +1,4 @@
-"""The few members of a large JSON object that decide where it goes, found piece by piece (``pieces.py``).
+"""The few members of a large JSON object that decide where it goes, or must not go there, found piece by piece.
 
 What is skipped is not validated, which is left to the engine.
 """
@@ -17,8 +17,9 @@ _MAX_KEPT_BYTES = 4096
 _MAX_MEMBERS = 10_000
 """Each takes several microseconds of Python, as little as six bytes of a body, and memory if it is a ``model``."""
 _NAMES = {"model": b'"model"', "stream": b'"stream"'}
-_MAX_NAME_BYTES = len('"stream"') * 6
-"""Every character may be written as an escape of six."""
+_MAX_ESCAPE_BYTES = len("\\u0000")
+"""Every character may be written as an escape."""
+_MAX_NAME_BYTES = len('"stream"') * _MAX_ESCAPE_BYTES
 _MAX_SCALAR_BYTES = 64 * 1024
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -36,16 +37,55 @@ class Outline(NamedTuple):
     text: bytes
     model_places: tuple[tuple[int, int], ...]
     """Where the values of ``model`` stand in the other object."""
+    watched: tuple["Member", ...] = ()
+    """The members that were to be found beside them, in the other object's order."""
+
+    def places_of(self, names: frozenset[str]) -> list[tuple[int, int]]:
+        """What is to be cut out of the other object, so that it has no member of these (case-folded) names."""
+        places: list[tuple[int, int]] = []
+        gone: list[Member] = []
+        for member in self.watched:
+            if member.name not in names:
+                continue
+            begin, end = member.start, member.next_start
+            if end is None:
+                # The last one takes the comma before it along, and with it those before that are cut out already.
+                begin, end = member.previous_end, member.end
+                while gone and gone[-1].end == begin:
+                    begin = gone.pop().previous_end
+                    places.pop()
+            places.append((begin, end))
+            gone.append(member)
+        return places
 
 
-def outline_of(body: bytes) -> Outline:
-    """The outline of a JSON object; raises InvalidJson, or MalformedRequest for one with too many members."""
-    return _Reader(body).read()
+class Member(NamedTuple):
+    """Where one member stands in an object."""
+
+    name: str
+    """Case-folded."""
+    start: int
+    end: int
+    previous_end: int
+    """Where the member before it ends, or the opening brace."""
+    next_start: int | None
+    """Where the next member begins; None for the last one."""
+
+
+def outline_of(body: bytes, watched: frozenset[str] = frozenset()) -> Outline:
+    """The outline of a JSON object; raises InvalidJson, or MalformedRequest for one with too many members.
+
+    ``watched`` are the case-folded names of further members that are to be found.
+    """
+    return _Reader(body, watched).read()
 
 
 class _Reader:
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, watched: frozenset[str]) -> None:
         self._body = body
+        self._watched = watched
+        self._max_key_bytes = max((_MAX_NAME_BYTES, *(len(name) * _MAX_ESCAPE_BYTES + 2 for name in watched)))
+        self._members: list[Member] = []
         self._found: dict[bytes, bytes] = {}
         """By key; of equal keys the last counts, as to Python."""
         self._model_places: list[tuple[int, int]] = []
@@ -64,16 +104,17 @@ class _Reader:
         if self._after_space(at + 1) != len(body):
             raise self._invalid(at + 1)
         members = b",".join(key + b":" + value for key, value in self._found.items())
-        return Outline(b"{" + members + b"}", tuple(self._model_places))
+        return Outline(b"{" + members + b"}", tuple(self._model_places), tuple(self._members))
 
     def _members_from(self, at: int) -> int:
         """Read members until the object's closing brace, whose offset is returned."""
         body = self._body
+        previous_end = at
         for _ in range(_MAX_MEMBERS):
             if body[at : at + 1] != b'"':
                 raise self._invalid(at)
-            key_end = self._after_string(at)
-            key = body[at : min(key_end, at + _MAX_NAME_BYTES + 1)]
+            key_start, key_end = at, self._after_string(at)
+            key = body[at : min(key_end, at + self._max_key_bytes + 1)]
             at = self._after_space(key_end)
             if body[at : at + 1] != b":":
                 raise self._invalid(at)
@@ -81,11 +122,15 @@ class _Reader:
             end = self._after_value(start)
             self._member(key, start, end)
             at = self._after_space(end)
-            if body[at : at + 1] == b"}":
-                return at
-            if body[at : at + 1] != b",":
+            is_last = body[at : at + 1] == b"}"
+            if not is_last and body[at : at + 1] != b",":
                 raise self._invalid(at)
-            at = self._after_space(at + 1)
+            next_start = None if is_last else self._after_space(at + 1)
+            if self._watched and (name := _decoded(key).casefold()) in self._watched:
+                self._members.append(Member(name, key_start, end, previous_end, next_start))
+            if next_start is None:
+                return at
+            at, previous_end = next_start, end
         raise MalformedRequest(f"the JSON object has more than {_MAX_MEMBERS} members")
 
     def _member(self, key: bytes, start: int, end: int) -> None:
@@ -196,3 +241,12 @@ def _name(key: bytes) -> bytes | None:
         return _NAMES.get(json.loads(key))
     except ValueError:
         return None
+
+
+def _decoded(key: bytes) -> str:
+    """The key as a parser reads it; empty if it is none, or was cut off."""
+    try:
+        name = json.loads(key)
+    except ValueError:
+        return ""
+    return name if isinstance(name, str) else ""

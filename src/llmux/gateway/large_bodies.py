@@ -71,21 +71,28 @@ def read_large(
 
 
 def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
+    variants = route.variants
     try:
         if len(body) < LARGE_JSON_BYTES:
             require_valid(body)
-        outline = outline_of(body)
+        outline = outline_of(body, variants.paths.removed if variants is not None else frozenset())
     except MalformedRequest as error:
         try:
             # Where a body may be anything, this one is passed on.
-            return find_model(head, route, _NO_JSON, names)._replace(body=body)
+            call = find_model(head, route, _NO_JSON, names)
         except InvalidJson:
             raise error from None
-    call = find_model(head, route, outline.text, names)
-    if call.body == outline.text:
+        if variants is not None and variants.of(call.model).removed is not None:
+            raise  # Nobody knows what its engine would find in it.
         return call._replace(body=body)
-    new_model = msgspec.json.decode(call.body, type=_Model).model
-    return call._replace(body=pieces.replace_at(body, outline.model_places, msgspec.json.encode(new_model)))
+    call = find_model(head, route, outline.text, names)
+    edits: list[tuple[int, int, bytes]] = []
+    if call.body != outline.text:
+        new_model = msgspec.json.encode(msgspec.json.decode(call.body, type=_Model).model)
+        edits += [(start, end, new_model) for start, end in outline.model_places]
+    if variants is not None and (removed := variants.of(call.model).removed) is not None:
+        edits += [(start, end, b"") for start, end in outline.places_of(removed.names)]
+    return call._replace(body=pieces.edit(body, sorted(edits)) if edits else body)
 
 
 class _Model(msgspec.Struct):

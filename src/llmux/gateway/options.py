@@ -2,9 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from llmux.gateway.engine_paths import EngineRules
 from llmux.observability.access_log import AccessLog
 
 
@@ -44,6 +45,8 @@ class GatewayOptions:
     """Makes the protocol that takes over a connection with a request for a control path; None: these are 404."""
     control_paths: tuple[str, ...] = DEFAULT_CONTROL_PATHS
     """Each stands for itself and everything below it, except ``/``, which stands for itself only."""
+    engines: Mapping[str, EngineRules] = field(default_factory=dict)
+    """What each model's engine takes. Without any, all are taken to have the common paths."""
     inference_paths: tuple[str, ...] = ()
     """Further paths of engines, for which a POST wakes its model."""
     api_keys: frozenset[str] = frozenset()
@@ -79,8 +82,6 @@ class GatewayOptions:
     """How long the rest of a refused request is read and discarded: closing earlier could destroy the refusal."""
     connect_timeout_seconds: float = 5.0
     """How long an engine may take to accept a connection, and how long llmux may lack what it takes to open one."""
-    engine_keep_alive_seconds: float = 4.0
-    """Idle connections to engines are closed after this; keep it below the engine's own keep-alive, often 5 s."""
     keepalive_seconds: float = 15.0
     """How often the client of an event stream that waits or is frozen is sent a comment."""
     wait_comments_after_seconds: float = math.inf

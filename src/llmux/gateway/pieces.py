@@ -79,9 +79,14 @@ class TakingTurns:
 
 def replace_at(body: bytes, places: Sequence[tuple[int, int]], value: bytes) -> bytes:
     """The body with what stands in the places, each from its begin to its end, replaced by ``value``."""
+    return edit(body, [(start, end, value) for start, end in places])
+
+
+def edit(body: bytes, edits: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """The body with each of these places, which come in its order, replaced by its own text."""
     parts: list[bytes | memoryview] = []
     done = 0
-    for start, end in places:
-        parts += [memoryview(body)[done:start], value]
+    for start, end, text in edits:
+        parts += [memoryview(body)[done:start], text]
         done = end
     return b"".join((*parts, memoryview(body)[done:]))

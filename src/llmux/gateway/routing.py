@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes
 
@@ -13,6 +15,7 @@ from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
 from llmux.gateway.body_model import JsonBody, read_json, replace_model
+from llmux.gateway.engine_paths import EngineGroup, EnginePaths, EngineRules, merged
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -26,6 +29,7 @@ from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.media_types import is_plain_json, media_type
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import LocalAnswer, LocalRoutes
+from llmux.gateway.removed_fields import RemovedFields
 
 
 class Destination(Enum):
@@ -54,6 +58,32 @@ class Route:
     """What the engine takes there; None if llmux does not know the path, or answers it itself."""
     may_wake: bool = False
     """Whether a POST wakes its model."""
+    removed: RemovedFields | None = None
+    """The fields of bodies that the engine must not get."""
+    variants: "Variants | None" = None
+    """None if this route is the same for every model; else it tells what any of their engines takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variants:
+    """The routes of one path where engines differ."""
+
+    merged: Route
+    """What any engine takes, to find out with which model the request is for."""
+    own: Sequence[Route | None]
+    """The route of each group of models, None for those that do not have the path."""
+    paths: EnginePaths
+
+    def of(self, model: str) -> Route:
+        """The route of a model; raises UnknownPath if its engine does not have the path."""
+        group = self.paths.group_of.get(model)
+        route = self.merged if group is None else self.own[group]
+        if route is None:
+            assert group is not None
+            path = self.merged.path.decode("latin-1")
+            having = self.paths.models_in(number for number, one in enumerate(self.own) if one is not None)
+            raise path_of_others(path, model, self.paths.groups[group].kind, [*islice(having, _MODELS_NAMED)])
+        return route
 
 
 _LOCAL = {
@@ -70,6 +100,8 @@ _MAX_PATH_BYTES = 4096
 _MAX_MODEL_SEGMENTS = 16
 _MAX_QUERY_BYTES = 8192
 _MAX_QUERY_FIELDS = 256
+_MODELS_NAMED = 5
+_NAME_SHOWN = 100
 
 
 def _shortest(raw: bytes) -> bytes:
@@ -126,13 +158,17 @@ class Router:
         control_paths: Sequence[str],
         names: Callable[[], Mapping[str, ModelName]],
         inference_paths: Sequence[str] = (),
+        engines: Mapping[str, EngineRules] = MappingProxyType({}),
     ) -> None:
-        """``inference_paths`` are further ones that engines have and a request may wake its model for."""
+        """``inference_paths`` are further ones that engines have and a request may wake its model for.
+
+        ``engines`` say what each model's engine takes.
+        """
         self._names = names
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
-        self._endpoints = endpoints.with_further(inference_paths)
-        self._cacheable = self._endpoints.keys() | _LOCAL.keys()
+        self._paths = EnginePaths(engines, inference_paths)
+        self._cacheable = self._paths.known | _LOCAL.keys()
         self._cached: dict[bytes, Route] = {}
 
     def find(self, path: bytes) -> Route:
@@ -195,20 +231,37 @@ class Router:
         if _is_engine_control(path):
             _refuse_doubled_slashes(raw)
             raise PathForbidden(path)
-        rules = self._rules(path)
-        if rules is None:
-            # A base URL without /v1.
-            rules = self._rules(f"/v1{path}")
-            if rules is not None:
-                path, shortest = f"/v1{path}", b"/v1" + shortest
-            elif not endpoints.may_exist(path):
+        own: list[Route | None] = [_route_in(group, shortest, path, model) for group in self._paths.groups]
+        having = [route for route in own if route is not None]
+        if not having:
+            if not endpoints.may_exist(path):
                 raise UnknownPath(path, endpoints.hint_for(path))
-        label = path if rules is not None and rules.path == path else "other"
-        may_wake = rules is not None and rules.may_wake
-        return Route(Destination.ENGINE, label, shortest, model, rules, may_wake)
+            groups = self._paths.groups
+            having = [Route(Destination.ENGINE, "other", shortest, model, removed=group.removed) for group in groups]
+            own = [*having]
+        first = having[0]
+        if first.removed is None and (len(own) == 1 or all(route == first for route in own)):
+            return first
+        taken = [route.rules for route in having if route.rules is not None]
+        rules = merged(taken) if taken else None
+        any_of = replace(first, rules=rules, may_wake=any(route.may_wake for route in having), removed=None)
+        return replace(any_of, variants=Variants(any_of, own, self._paths))
 
-    def _rules(self, path: str) -> Endpoint | None:
-        return self._endpoints.get(path) or endpoints.with_identifier(path)
+
+def _route_in(group: EngineGroup, shortest: bytes, path: str, model: str | None) -> Route | None:
+    """The route of a group of models, if their engines have the path."""
+    found = group.find(path)
+    if found is None:
+        return None
+    known, rules = found
+    label = known if rules.path == known else "other"
+    raw = shortest if known == path else b"/v1" + shortest
+    return Route(Destination.ENGINE, label, raw, model, rules, rules.may_wake, group.removed)
+
+
+def request_line(head: RequestHead, route: Route) -> bytes:
+    """The request line that the engine gets."""
+    return b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
 
 
 def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:
@@ -250,6 +303,14 @@ def explain(error: RequestError, head: RequestHead, route: Route) -> RequestErro
     return error
 
 
+def path_of_others(path: str, model: str, kind: str, having: Sequence[str]) -> UnknownPath:
+    """The error about a path that only other engines than the model's have."""
+    others = " or ".join(f"'{name[:_NAME_SHOWN]}'" for name in having)
+    return UnknownPath(
+        path, f"The model '{model[:_NAME_SHOWN]}' is run by {kind}, which does not have it; ask {others}."
+    )
+
+
 def unknown_path(route: Route) -> UnknownPath:
     """The error about a path that llmux does not know, for a request that cannot be forwarded all the same."""
     path = route.path.decode("latin-1")
@@ -274,9 +335,11 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
     """The model that a request is for, and the body that its engine gets.
 
     The header takes precedence over the path, and the path over the body. The body is changed only if it names the
-    model in a way that the engine does not know, or another model than header or path. Uses nothing that changes, so
-    that it may run in a thread. Raises RequestError.
+    model in a way that the engine does not know, or another model than header or path, or has fields that the engine
+    must not get. Uses nothing that changes, so that it may run in a thread. Raises RequestError.
     """
+    if route.variants is not None:
+        return _find_among_variants(head, route.variants, body, names)
     rules = route.rules
     if not head.content_type and body and rules is not None:
         _check_media_type(head, rules)
@@ -300,6 +363,20 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
     if asked_for.served != model:
         body = replace_model(body, asked_for.served)
     return EngineCall(asked_for.model, body, streams)
+
+
+def _find_among_variants(
+    head: RequestHead, variants: Variants, body: bytes, names: Mapping[str, ModelName]
+) -> EngineCall:
+    """Find the model by what any engine takes, and then refuse what its own does not take."""
+    call = find_model(head, variants.merged, body, names)
+    own = variants.of(call.model)
+    if own.rules != variants.merged.rules:
+        check_request(head, own)
+        call = find_model(head, own, body, names)
+    if own.removed is None or head.is_form:
+        return call
+    return call._replace(body=own.removed.without(bytes(call.body)))
 
 
 def _find_by_more_than_the_body(

@@ -57,11 +57,11 @@ class Gateway:
             options.client_keep_alive_seconds,
             options.client_stall_timeout_seconds,
             options.linger_seconds,
-            options.engine_keep_alive_seconds,
             options.keepalive_seconds,
             options.wait_comments_after_seconds,
         )
-        self._sweep_seconds = min(_MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, shortest / _SWEEPS_PER_LIMIT))
+        self._shortest_limit = shortest
+        self._sweep_seconds = self._next_sweep_seconds()
         self._swept_at = time.monotonic()
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)
 
@@ -78,8 +78,15 @@ class Gateway:
         return bound_port
 
     def forget_upstream(self, upstream: Upstream) -> None:
-        """Close the idle connections to an engine that is about to be frozen, dumped or stopped."""
+        """Close the idle connections to an engine that is about to be dumped; suspended requests keep theirs."""
         self._pools.forget(upstream)
+
+    def sever_upstream(self, upstream: Upstream) -> None:
+        """Close all connections to an engine that is about to be stopped: some do not end before.
+
+        A request that has one left is suspended with the engine, and its lease is revoked when that has ended.
+        """
+        self._pools.sever(upstream)
 
     def stop_accepting(self) -> None:
         """Close the listeners and all idle connections; each request in progress is the last on its connection."""
@@ -116,12 +123,17 @@ class Gateway:
     def _accept(self) -> ClientConnection:
         return ClientConnection(self._state)
 
+    def _next_sweep_seconds(self) -> float:
+        shortest = min(self._shortest_limit, self._pools.shortest_keep_alive_seconds)
+        return min(_MAX_SWEEP_SECONDS, max(_MIN_SWEEP_SECONDS, shortest / _SWEEPS_PER_LIMIT))
+
     def _sweep(self) -> None:
         now = time.monotonic()
         # After a pause the event loop runs timers first. What clients have sent meanwhile is to be read before their
         # deadlines count, so this sweep is left out.
         is_late = now - self._swept_at >= self._sweep_seconds + _PAUSE_SECONDS
         self._swept_at = now
+        self._sweep_seconds = self._next_sweep_seconds()
         # First, so that an error in a sweep does not end all of them.
         self._sweep_timer = self._loop.call_later(self._sweep_seconds, self._sweep)
         if not is_late:

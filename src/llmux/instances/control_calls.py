@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from llmux.access import Upstream
+from llmux.access import KEEP_ALIVE_SECONDS, Upstream
 from llmux.errors import ControlCallFailed
 from llmux.hosts.local import LOOPBACK
 from llmux.os_errors import is_own_shortage
@@ -40,9 +40,13 @@ class EngineEndpoints:
         api_key: str | None = None,
         *,
         redact: Callable[[str], str] = str,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+        removed_headers: frozenset[str] = frozenset(),
     ) -> None:
         """``redact`` takes secrets out of what the engine says in an error."""
-        self.upstream = Upstream(LOOPBACK, port, api_key)
+        self.upstream = Upstream(
+            LOOPBACK, port, api_key, keep_alive_seconds=keep_alive_seconds, removed_headers=removed_headers
+        )
         self._session = session
         self._redact = redact
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -60,10 +60,10 @@ class Instance:
         *,
         store: CheckpointStore | None = None,
         headroom: GpuHeadroom | None = None,
-        on_leaving: Callable[[Upstream], None] = lambda upstream: None,
+        on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
         socketless: SocketlessPrograms | None = None,
     ) -> None:
-        """``on_leaving`` is called before the process ends, so that connections to it can be closed."""
+        """``on_leaving`` is called before the process is stopped or dumped, so that connections to it can be closed."""
         self.spec = spec
         self.abilities = Abilities()
         """What the engine said of itself after its last cold start."""

@@ -39,7 +39,7 @@ class RunningEngine:
     store: CheckpointStore | None
     fingerprint: str
     """How the process was started."""
-    on_leaving: Callable[[Upstream], None]
+    on_leaving: Callable[[Upstream, Process], None]
     can_freeze: bool = False
     applied: tuple[Step, ...] = ()
     """The steps taken and not yet undone."""
@@ -102,7 +102,7 @@ class RunningEngine:
     async def dump(self, *, keep_requests: bool) -> str | None:
         if self.store is None:
             raise EngineFailure(FailureReason("no images are configured: the section 'checkpoint' is missing"))
-        self.on_leaving(self.endpoints.upstream)
+        self.on_leaving(self.endpoints.upstream, Process.CHECKPOINT)
         facts = ImageFacts(
             model=self.spec.model,
             port=self.endpoints.upstream.port,
@@ -124,7 +124,7 @@ class RunningEngine:
         return None
 
     async def stop(self) -> None:
-        self.on_leaving(self.endpoints.upstream)
+        self.on_leaving(self.endpoints.upstream, Process.STOP)
         seconds = min(self.spec.stop_timeout_seconds, self.spec.engine.max_stop_seconds)
         await self.process.stop(seconds, KILL_SECONDS)
 

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import math
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,7 +18,10 @@ from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
+from llmux.core.eviction import Process
+from llmux.engines.base import Engine
 from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
+from llmux.gateway.engine_paths import EngineRules
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
@@ -45,10 +48,6 @@ from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
 
 log = structlog.get_logger("llmux")
-
-POOLED_IDLE_SECONDS = 60.0
-"""Idle connections to engines are closed after this. Engines are started with a longer keep-alive where they can be, so
-that they never close a connection just as a request is written to it."""
 
 CLOSE_SECONDS = 5.0
 """How long responses may take to be written after the engines have stopped, when nothing new can be sent."""
@@ -121,14 +120,21 @@ class Server:
     def _add_instances(self, session: aiohttp.ClientSession) -> None:
         socketless = SocketlessPrograms()
         for name, spec in engine_specs(self.settings).items():
-            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
+            self._endpoints[name] = EngineEndpoints(
+                session,
+                spec.port,
+                spec.api_key,
+                redact=spec.redactor.redact,
+                keep_alive_seconds=spec.engine.keep_alive_seconds,
+                removed_headers=spec.engine.rules.removed_headers,
+            )
             self._instances[name] = Instance(
                 spec,
                 self._endpoints[name],
                 self._exit_callback(name),
                 store=self._images.get(name),
                 headroom=build_headroom(self.settings, name),
-                on_leaving=self._forget_upstream,
+                on_leaving=self._close_connections,
                 socketless=socketless,
             )
 
@@ -185,8 +191,12 @@ class Server:
             await asyncio.to_thread(self._access_log.close)
         await self._control.close()
 
-    def _forget_upstream(self, upstream: Upstream) -> None:
-        self.gateway.forget_upstream(upstream)
+    def _close_connections(self, upstream: Upstream, process: Process) -> None:
+        """Before an engine is stopped, or dumped."""
+        if process is Process.STOP:
+            self.gateway.sever_upstream(upstream)
+        else:
+            self.gateway.forget_upstream(upstream)
 
     def _unready_reason(self) -> str | None:
         if self._scheduler.is_stopping:
@@ -203,6 +213,9 @@ class Server:
     def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
 
+    def _engines(self) -> Iterator[tuple[str, Engine]]:
+        return ((name, instance.spec.engine) for name, instance in self._instances.items())
+
     def _own_names(self) -> tuple[str, ...]:
         return (self.settings.host, *self.settings.allowed_hosts)
 
@@ -218,6 +231,7 @@ class Server:
                 ready=self._model_list.ready, models=self._model_list.models, model=self._model_list.model
             ),
             control_protocol_factory=self._control.protocol_factory,
+            engines={name: EngineRules(engine.kind, engine.rules) for name, engine in self._engines()},
             inference_paths=self.settings.inference_paths,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
@@ -227,7 +241,6 @@ class Server:
             max_receiving_bytes=self.settings.max_receiving_bytes,
             spool_bytes=self.settings.spool_bytes,
             max_connections=connections_that_fit(),
-            engine_keep_alive_seconds=POOLED_IDLE_SECONDS,
             keepalive_seconds=self.settings.keepalive_seconds,
             wait_comments_after_seconds=self.settings.wait_comments_after_seconds or math.inf,
             access_log=self._access_log,

@@ -34,7 +34,7 @@ from llmux.gateway.proxy.intake import Intake
 from llmux.gateway.proxy.model_search import ModelSearch
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.refusals import check_head, find_route
-from llmux.gateway.routing import Destination, EngineCall, Route, explain
+from llmux.gateway.routing import Destination, EngineCall, Route, explain, request_line
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
@@ -339,7 +339,7 @@ class ClientConnection(asyncio.Protocol):
                 return
         route = self._route = find_route(state, head, transport)
         self.counts = state.statistics.of(head.method, route.endpoint)
-        self.request_line = b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
+        self.request_line = request_line(head, route)
         self._allowed_priority = check_head(state, head, route, transport)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
@@ -409,6 +409,10 @@ class ClientConnection(asyncio.Protocol):
         """Ask for a lease on the model; raises RequestError."""
         state, head = self._state, self.head
         model, body, streams = call
+        if route.variants is not None:
+            # A head that repeats this one may be for a model whose engine calls the path otherwise.
+            route = route.variants.of(model)
+            self.request_line = request_line(head, route)
         priority = self._allowed_priority
         if head.priority is not None:
             priority = requested_priority(head.priority, priority)

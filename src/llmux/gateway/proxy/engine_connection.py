@@ -1,7 +1,8 @@
 """One connection to an engine: sends a request, follows the framing of its answer, relays the bytes untouched."""
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Protocol, cast
 
@@ -48,10 +49,10 @@ class ConnectionOwner(Protocol):
     heads: ResponseHeadReader
     turns: Turns
 
-    def opened(self) -> None:
+    def opened(self, engine: "EngineConnection") -> None:
         """A connection was made."""
 
-    def closed(self) -> None:
+    def closed(self, engine: "EngineConnection") -> None:
         """A connection was closed, whether idle or in use."""
 
     def put(self, engine: "EngineConnection") -> None:
@@ -254,7 +255,7 @@ class EngineConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
         self._send_bytes = self._transport.write
         self.flow.attach(self)
-        self._owner.opened()
+        self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
@@ -285,7 +286,7 @@ class EngineConnection(asyncio.Protocol):
             self._owner.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.closed()
+        self._owner.closed(self)
         phase, self._phase = self._phase, _CLOSED
         receiver, self._receiver = self._receiver, None
         self._write = None
@@ -461,3 +462,22 @@ class EngineConnection(asyncio.Protocol):
             return
         self.abort()
         receiver.engine_lost(reason)
+
+
+class SievingConnection(EngineConnection):
+    """Leaves out header fields that the engine must not get.
+
+    A class of its own, so that the requests to all other engines do not pay for it. What is left out is looked for
+    when a request is sent, not when its head is parsed: a head that repeats the last one may be for another engine.
+    """
+
+    __slots__ = ("_removed",)
+
+    def __init__(self, owner: ConnectionOwner, names: Iterable[str]) -> None:
+        """``names`` are in lower case."""
+        super().__init__(owner)
+        alternatives = b"|".join(re.escape(name.encode()) for name in sorted(names))
+        self._removed = re.compile(rb"(?<=\r\n)(?:%b):[^\r\n]*\r\n" % alternatives, re.IGNORECASE)
+
+    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool) -> None:
+        super().send(receiver, self._removed.sub(b"", head), body, to_head_request=to_head_request)

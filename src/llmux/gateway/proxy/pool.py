@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import time
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from llmux.access import Upstream
 from llmux.gateway.http.engine_addresses import EngineAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
-from llmux.gateway.proxy.engine_connection import EngineConnection
+from llmux.gateway.proxy.engine_connection import EngineConnection, SievingConnection
 from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
 from llmux.os_errors import is_own_shortage, reason_of
@@ -40,10 +41,11 @@ class EnginePool:
 
     __slots__ = (
         "_connecting",
+        "_connections",
         "_idle",
         "_is_closed",
+        "_is_severed",
         "_now",
-        "_open_count",
         "_options",
         "_statistics",
         "address",
@@ -63,8 +65,9 @@ class EnginePool:
         self._statistics = statistics
         self._idle: list[EngineConnection] = []
         self._is_closed = False
+        self._is_severed = False
         self._connecting = 0
-        self._open_count = 0
+        self._connections: set[EngineConnection] = set()
         self._now = now
         """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
         host_header = upstream.authority.encode()
@@ -77,7 +80,7 @@ class EnginePool:
     @property
     def is_unused(self) -> bool:
         """Whether no connection exists, idle or in use, and none is being made."""
-        return not self._open_count and not self._connecting
+        return not self._connections and not self._connecting
 
     def take(self) -> EngineConnection | None:
         """The idle connection that was used last, or None."""
@@ -136,10 +139,14 @@ class EnginePool:
     async def _open(self, loop: asyncio.AbstractEventLoop) -> EngineConnection:
         upstream = self.upstream
         if upstream.socket_path is None:
-            _, engine = await loop.create_connection(lambda: EngineConnection(self), upstream.host, upstream.port)
+            _, engine = await loop.create_connection(self._new_connection, upstream.host, upstream.port)
         else:
-            _, engine = await loop.create_unix_connection(lambda: EngineConnection(self), upstream.socket_path)
+            _, engine = await loop.create_unix_connection(self._new_connection, upstream.socket_path)
         return engine
+
+    def _new_connection(self) -> EngineConnection:
+        removed = self.upstream.removed_headers
+        return SievingConnection(self, removed) if removed else EngineConnection(self)
 
     def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
         self._statistics.engine_connections_failed += 1
@@ -148,7 +155,7 @@ class EnginePool:
     def expire(self, now: float) -> None:
         """Close connections that have been idle for too long."""
         self._now = now
-        limit = now - self._options.engine_keep_alive_seconds
+        limit = now - self.upstream.keep_alive_seconds
         expired = 0
         # Ordered by the start of their idleness: each is appended when it becomes idle.
         for engine in self._idle:
@@ -167,13 +174,22 @@ class EnginePool:
         for engine in idle:
             engine.abort()
 
+    def sever(self) -> None:
+        """Close all connections, those in use and those still being made too; their users are not told."""
+        self._is_severed = True
+        self.close()
+        for engine in list(self._connections):
+            engine.abort()
+
     # Called by the connections.
 
-    def opened(self) -> None:
-        self._open_count += 1
+    def opened(self, engine: EngineConnection) -> None:
+        self._connections.add(engine)
+        if self._is_severed:
+            engine.abort()
 
-    def closed(self) -> None:
-        self._open_count -= 1
+    def closed(self, engine: EngineConnection) -> None:
+        self._connections.discard(engine)
 
     def put(self, engine: EngineConnection) -> None:
         idle = self._idle
@@ -204,6 +220,10 @@ class EnginePools:
         self._now = time.monotonic()
         self._pools: dict[int, EnginePool] = {}
         """By ``id(pool.upstream)``, which stays unique because the pool keeps that object alive."""
+        self._forgotten: list[EnginePool] = []
+        """Those of engines that have left, as long as requests that are suspended with them have connections."""
+        self.shortest_keep_alive_seconds = math.inf
+        """Of all engines that have been spoken to."""
 
     def of(self, upstream: Upstream) -> EnginePool:
         """The upstream's pool, made if there is none."""
@@ -211,6 +231,7 @@ class EnginePools:
         if pool is None:
             pool = EnginePool(upstream, self._options, self._statistics, self._turns, self._now)
             self._pools[id(upstream)] = pool
+            self.shortest_keep_alive_seconds = min(self.shortest_keep_alive_seconds, upstream.keep_alive_seconds)
         return pool
 
     def expire(self, now: float) -> None:
@@ -220,13 +241,23 @@ class EnginePools:
             pool.expire(now)
             if pool.is_unused:
                 del self._pools[key]
+        if self._forgotten:
+            self._forgotten = [pool for pool in self._forgotten if not pool.is_unused]
 
     def forget(self, upstream: Upstream) -> None:
-        """Close the idle connections to an engine that is about to be stopped or frozen."""
+        """Close the idle connections to an engine that is about to be frozen."""
         for key, pool in list(self._pools.items()):
             if pool.upstream == upstream:
                 del self._pools[key]
                 pool.close()
+                self._forgotten.append(pool)
+
+    def sever(self, upstream: Upstream) -> None:
+        """Close all connections to an engine that is about to be stopped."""
+        self.forget(upstream)
+        for pool in self._forgotten:
+            if pool.upstream == upstream:
+                pool.sever()
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -44,7 +44,7 @@ def test_connections_beyond_the_limit_are_closed() -> None:
 
 
 def test_a_pool_is_dropped_once_its_last_connection_has_been_closed() -> None:
-    all_pools = pools(GatewayOptions(engine_keep_alive_seconds=4.0))
+    all_pools = pools()
     pool = all_pools.of(UPSTREAM)
     engine = idle_connection(pool)
     now = time.monotonic()
