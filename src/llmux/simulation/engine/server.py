@@ -1,27 +1,61 @@
-"""The simulated engine over HTTP: health, lifecycle, and controls for tests."""
+"""The simulated vLLM over HTTP: health, lifecycle, and controls for tests."""
 
 import asyncio
+import contextlib
 import json
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
-from llmux.simulation.engine.core import Answer, PauseMode, SimulatedEngine
+from llmux.simulation.engine.core import Answer, PauseMode
 from llmux.simulation.engine.faults import Fault
 from llmux.simulation.engine.front import Endpoint, Front
 from llmux.simulation.engine.inference import Inference
+from llmux.simulation.engine.kind import Kind, Parts, Service, Spawn
+from llmux.simulation.engine.options import parse
 from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused, read_object
+from llmux.simulation.engine.vllm import SimulatedVllm
 
 VERSION = "0.32.0"
 """The version of vLLM that is imitated."""
 
-Spawn = Callable[[Coroutine[Any, Any, Answer]], asyncio.Task[Answer]]
+DEATH_TO_EXIT_SECONDS = 0.5
+"""How long the HTTP server outlives its engine core, as vLLM's does."""
+FAILURES_SENT_SECONDS = 0.05
+"""Time for the error responses to reach the clients before the process exits."""
 
 
-def application(engine: SimulatedEngine, spawn: Spawn) -> web.Application:
-    """All endpoints; ``spawn`` starts tasks that continue when their client disconnects (a sleep, a wake)."""
+def build(parts: Parts) -> Service:
+    """An engine behind vLLM's front."""
+    loop = asyncio.get_running_loop()
+
+    def on_death(at_once: bool) -> None:
+        if at_once:
+            os._exit(1)
+        if not parts.options.stays_when_dead:
+            loop.call_later(DEATH_TO_EXIT_SECONDS, os._exit, 0)
+
+    engine = SimulatedVllm(parts.options, parts.timings, parts.faults, parts.memory, on_death)
+
+    async def stop() -> None:
+        if Fault.SIGTERM_HANGS in engine.faults:
+            await engine.pause(PauseMode.KEEP)
+            await engine.idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(engine.options.shutdown_timeout_seconds):
+                await engine.idle()
+        if engine.running or engine.waiting:
+            engine.die("shutdown")
+            await asyncio.sleep(FAILURES_SENT_SECONDS)
+
+    return Service(application(engine, parts.spawn), stop, engine)
+
+
+def application(engine: SimulatedVllm, spawn: Spawn) -> web.Application:
+    """All endpoints."""
     endpoints = _information(engine) | Inference(engine).endpoints() | _controls(engine)
     if engine.options.development_mode:
         endpoints |= _lifecycle(engine, spawn)
@@ -42,7 +76,7 @@ def _refusing(endpoint: Endpoint) -> Endpoint:
     return refusing
 
 
-def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
+def _information(engine: SimulatedVllm) -> dict[str, Endpoint]:
     async def health(_: web.Request) -> web.Response:
         return web.Response(status=200 if engine.healthy() else 503)
 
@@ -87,7 +121,7 @@ def _information(engine: SimulatedEngine) -> dict[str, Endpoint]:
     }
 
 
-def _lifecycle(engine: SimulatedEngine, spawn: Spawn) -> dict[str, Endpoint]:
+def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
     async def perform(work: Coroutine[Any, Any, Answer]) -> web.Response:
         answer = await asyncio.shield(spawn(work))
         return web.json_response(answer.body, status=answer.status)
@@ -143,7 +177,7 @@ def _pause_mode(request: web.Request) -> PauseMode:
         raise Refused(400, "BadRequestError", "Invalid mode: must be abort, wait or keep") from None
 
 
-def _controls(engine: SimulatedEngine) -> dict[str, Endpoint]:
+def _controls(engine: SimulatedVllm) -> dict[str, Endpoint]:
     def control(apply: Callable[[dict[str, Any]], None]) -> Endpoint:
         async def endpoint(request: web.Request) -> web.Response:
             try:
@@ -183,3 +217,6 @@ def _controls(engine: SimulatedEngine) -> dict[str, Endpoint]:
         "POST /control/die": control(die),
         "POST /control/die-after-tokens": control(die_after_tokens),
     }
+
+
+VLLM = Kind(parse, build, binds_first=True, worker_name="VLLM::Worker")

@@ -1,0 +1,28 @@
+"""The kinds of engines that the program imitates, by the name that ``--sim-kind`` gives them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from llmux.simulation.engine.kind import Kind
+from llmux.simulation.engine.server import VLLM
+
+KINDS: Mapping[str, Kind] = {"vllm": VLLM}
+FLAG = "--sim-kind"
+VARIABLE = "LLMUX_SIM_KIND"
+
+
+def choose(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Kind, Sequence[str]]:
+    """The kind that is asked for, by default vLLM, and the other arguments.
+
+    ``--sim-kind NAME`` comes first, because what follows is read as the kind's own command line. Exits with code 2 for
+    a kind that there is not.
+    """
+    name = environment.get(VARIABLE) or "vllm"
+    if arguments[:1] == [FLAG]:
+        name, arguments = (arguments[1] if len(arguments) > 1 else ""), arguments[2:]
+    elif arguments and arguments[0].startswith(f"{FLAG}="):
+        name, arguments = arguments[0].removeprefix(f"{FLAG}="), arguments[1:]
+    if name not in KINDS:
+        sys.stderr.write(f"{FLAG} is one of {', '.join(KINDS)}, not {name!r}\n")
+        sys.exit(2)
+    return KINDS[name], arguments
