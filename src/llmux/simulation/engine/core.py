@@ -143,6 +143,8 @@ class SimulatedEngine:
         self._paused = _Paused.NONE
         self._idle = asyncio.Event()
         self._idle.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._computes = asyncio.Event()
         """Not set while the worker process is stopped: then only /health answers, as in vLLM."""
         self._computes.set()
@@ -163,16 +165,20 @@ class SimulatedEngine:
         return self.paused or bool(self._asleep)
 
     @contextmanager
-    def request(self, generation: Generation) -> Iterator[None]:
-        """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead."""
-        self.counters.request_count += 1
-        self.counters.requests_while_asleep += self.sleeping
+    def request(self, generation: Generation, *, counts: bool = True) -> Iterator[None]:
+        """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead.
+
+        ``counts``: whether it is a client's, and not a check of the engine's own.
+        """
+        self.counters.request_count += counts
+        self.counters.requests_while_asleep += counts and self.sleeping
         if Fault.DIE_ON_REQUEST in self.faults:
             at_once = self.faults.argument(Fault.DIE_ON_REQUEST, "engine") == "exit"
             self.die("no kernel for this head size", at_once=at_once)
         if not self.lives():
             raise EngineDead
         self._generations[generation] = None
+        self._empty.clear()
         self._waiting.append(generation)
         try:
             self._admit()
@@ -255,6 +261,8 @@ class SimulatedEngine:
         self._admit()
         if not self.running:
             self._idle.set()
+        if not self._generations:
+            self._empty.set()
 
     def _count_token(self) -> None:
         self.counters.tokens += 1
@@ -287,7 +295,9 @@ class SimulatedEngine:
         self._idle.set()
 
     def abort(self, generation: Generation) -> None:
-        """End a request early; it is answered with what it has said so far."""
+        """End a request early, if it has not ended; it is answered with what it has said so far."""
+        if generation not in self._generations:
+            return
         self.counters.aborted += 1
         generation.aborted = True
         generation.interrupt()
@@ -301,6 +311,10 @@ class SimulatedEngine:
     async def idle(self) -> None:
         """Wait until no request runs."""
         await self._idle.wait()
+
+    async def drained(self) -> None:
+        """Wait until no request is left, be it a suspended one."""
+        await self._empty.wait()
 
     def resume(self) -> None:
         """Schedule again. While asleep too, as in vLLM: then the next request kills the engine."""

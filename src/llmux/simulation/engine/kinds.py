@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from llmux.simulation.engine.kind import Kind
 from llmux.simulation.engine.server import VLLM
+from llmux.simulation.engine.sglang_server import SGLANG
 
-KINDS: Mapping[str, Kind] = {"vllm": VLLM}
+KINDS: Mapping[str, Kind] = {"vllm": VLLM, "sglang": SGLANG}
 FLAG = "--sim-kind"
 VARIABLE = "LLMUX_SIM_KIND"
 
