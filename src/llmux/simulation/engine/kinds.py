@@ -3,11 +3,21 @@
 import sys
 from collections.abc import Mapping, Sequence
 
+from llmux.simulation.engine.comfyui import COMFYUI
 from llmux.simulation.engine.kind import Kind
+from llmux.simulation.engine.ollama_server import OLLAMA
+from llmux.simulation.engine.plain import EMBEDDINGS, IMAGES
 from llmux.simulation.engine.server import VLLM
 from llmux.simulation.engine.sglang_server import SGLANG
 
-KINDS: Mapping[str, Kind] = {"vllm": VLLM, "sglang": SGLANG}
+KINDS: Mapping[str, Kind] = {
+    "vllm": VLLM,
+    "sglang": SGLANG,
+    "embeddings": EMBEDDINGS,
+    "images": IMAGES,
+    "comfyui": COMFYUI,
+    "ollama": OLLAMA,
+}
 FLAG = "--sim-kind"
 VARIABLE = "LLMUX_SIM_KIND"
 
