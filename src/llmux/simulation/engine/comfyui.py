@@ -167,9 +167,12 @@ def build(parts: Parts) -> Service:
     assert isinstance(parts.options, ComfyOptions)
     comfy = ComfyUI(parts.options, parts.timings, parts.memory)
     parts.spawn(comfy.work())
+    is_ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
     async def stop() -> None:
-        """It has no handler for SIGTERM, so nothing is finished."""
+        """It has no handler for SIGTERM, so nothing is finished; as the first process of a container it runs on."""
+        if is_ignored:
+            await asyncio.Event().wait()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
