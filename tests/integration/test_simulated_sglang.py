@@ -112,6 +112,17 @@ async def test_a_generating_check_of_health_kills_it_asleep() -> None:
         await is_killed(sglang)
 
 
+async def test_a_generating_check_of_health_fails_while_it_is_paused_and_does_no_harm() -> None:
+    environment = {"SGLANG_HEALTH_CHECK_TIMEOUT": "0.1"}
+    async with stand_in("sglang", *SAVER, "--enable-weights-cpu-backup", environment=environment) as sglang:
+        await sglang.post("/pause_generation", {"mode": "retract"})
+        await sglang.post("/release_memory_occupation", {})
+        assert (await sglang.get("/health"))[0] == 503
+        await sglang.post("/resume_memory_occupation", {})
+        await sglang.post("/continue_generation", {})
+        assert (await sglang.get("/health"))[0] == 200
+
+
 async def test_a_plain_check_of_health_does_not() -> None:
     environment = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
     async with stand_in("sglang", *SAVER, environment=environment) as sglang:

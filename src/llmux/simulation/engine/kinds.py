@@ -9,6 +9,7 @@ from llmux.simulation.engine.ollama_server import OLLAMA
 from llmux.simulation.engine.plain import EMBEDDINGS, IMAGES
 from llmux.simulation.engine.server import VLLM
 from llmux.simulation.engine.sglang_server import SGLANG
+from llmux.simulation.engine.speaches import SPEACHES
 
 KINDS: Mapping[str, Kind] = {
     "vllm": VLLM,
@@ -17,6 +18,7 @@ KINDS: Mapping[str, Kind] = {
     "images": IMAGES,
     "comfyui": COMFYUI,
     "ollama": OLLAMA,
+    "speaches": SPEACHES,
 }
 FLAG = "--sim-kind"
 VARIABLE = "LLMUX_SIM_KIND"

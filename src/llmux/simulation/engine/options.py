@@ -12,6 +12,9 @@ from llmux.simulation.engine import vllm_flags
 from llmux.simulation.engine.faults import Faults
 from llmux.simulation.engine.own_flags import OwnFlags, gather, positive
 
+OTHER_KINDS = """``--sim-kind KIND`` as the first argument (or LLMUX_SIM_KIND) imitates another engine, with a command line
+of its own: try ``--sim-kind sglang --help``, or a wrong kind for a list."""
+
 
 @dataclass(slots=True)
 class Timings:
@@ -135,7 +138,7 @@ def parse(
 
 def _parser() -> argparse.ArgumentParser:
     """Destinations are the fields of EngineOptions and Timings."""
-    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__, epilog=OTHER_KINDS)
     vllm = parser.add_argument_group("vLLM's")
     vllm.add_argument("--model")
     vllm.add_argument("--served-model-name", nargs="+", dest="served_names", metavar="NAME")

@@ -47,7 +47,7 @@ SWITCHES = """
 """Flags of SGLang's that are accepted and do nothing; ``|`` joins synonyms. Any other ends it, as it ends SGLang."""
 
 HEALTH_VARIABLE = "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"
-HEALTH_DEADLINE_SECONDS = 20.0
+HEALTH_DEADLINE_VARIABLE = "SGLANG_HEALTH_CHECK_TIMEOUT"
 
 
 class SglangPause(StrEnum):
@@ -69,6 +69,7 @@ class SglangOptions(EngineOptions):
     health_generates: bool = True
     """Whether ``/health`` generates a token, as ``/health_generate`` does."""
     health_poll_seconds: float = 1.0
+    health_deadline_seconds: float = 20.0
     warmup_seconds: float = 0.0
 
     def answering_name(self, asked: str | None) -> str | None:
@@ -105,6 +106,7 @@ def parse(
         "true",
         "1",
     )
+    given.health_deadline_seconds = float(environment.get(HEALTH_DEADLINE_VARIABLE, "20"))
     return gather(given, SglangOptions), gather(given, Timings), flags.faults(given)
 
 
@@ -241,7 +243,7 @@ class SimulatedSglang(SimulatedEngine):
         """Whether it produces a token, be it for another request; what SGLang's checks of health find out."""
         tokens = self.counters.tokens
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + HEALTH_DEADLINE_SECONDS
+        deadline = loop.time() + self.sglang.health_deadline_seconds
         generation = Generation(repeat(text.PROBE_ANSWER), 1, 1, "stop")
         with self.request(generation, counts=False):
             token = self._spawn(self._next_token_of(generation))

@@ -63,6 +63,11 @@ def image(model: str, prompt: str) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def transcript(model: str, audio: bytes) -> str:
+    """What a model hears in some bytes."""
+    return expected_text(model, hashlib.blake2b(audio).hexdigest(), 8)
+
+
 def _content_text(content: object) -> str:
     match content:
         case None:
