@@ -137,7 +137,7 @@ class Daemon:
             )
 
     def _remove(self, container: Container) -> None:
-        del self._containers[container.identifier]
+        self._containers.pop(container.identifier, None)
         container.removed.set()
 
     def _find(self, name: str) -> Container:
@@ -180,8 +180,7 @@ class Daemon:
                     remedy = "stop the container before removing or force remove"
                     raise DockerError(f"Error response from daemon: {what}: {remedy}")
                 await container.stop(0, signal.SIGKILL)
-            if container.identifier in self._containers:
-                self._remove(container)
+            self._remove(container)
             client.print(name)
         return 0
 

@@ -12,8 +12,10 @@ from llmux.simulation.engine import vllm_flags
 from llmux.simulation.engine.faults import Faults
 from llmux.simulation.engine.own_flags import OwnFlags, gather, positive
 
-OTHER_KINDS = """``--sim-kind KIND`` as the first argument (or LLMUX_SIM_KIND) imitates another engine, with a command line
-of its own: try ``--sim-kind sglang --help``, or a wrong kind for a list."""
+OTHER_KINDS = (
+    "``--sim-kind KIND`` as the first argument (or LLMUX_SIM_KIND) imitates another engine, with a command line of its "
+    "own: try ``--sim-kind sglang --help``, or a wrong kind for a list."
+)
 
 
 @dataclass(slots=True)

@@ -102,10 +102,7 @@ def parse(
     given.served_names = (given.served_name or given.model,)
     given.api_keys = (given.api_key,) if given.api_key else ()
     given.allowed_origins = ("*",)
-    given.health_generates = environment.get(HEALTH_VARIABLE, "true").lower() in (
-        "true",
-        "1",
-    )
+    given.health_generates = environment.get(HEALTH_VARIABLE, "true").lower() in ("true", "1")
     given.health_deadline_seconds = float(environment.get(HEALTH_DEADLINE_VARIABLE, "20"))
     return gather(given, SglangOptions), gather(given, Timings), flags.faults(given)
 
@@ -120,9 +117,7 @@ def _add_own_flags(parser: argparse.ArgumentParser, environment: Mapping[str, st
     flags.add("--sim-resume-ms", "wake_seconds", "MS", "0", "duration of /resume_memory_occupation (0)")
     flags.add("--sim-update-ms", "reload_seconds", "MS", "100", "duration of /update_weights_from_disk (100)")
     flags.add("--sim-warmup-ms", "warmup_seconds", "MS", "0", "how long /health says 503 while it listens (0)")
-    flags.add(
-        "--sim-health-poll-ms", "health_poll_seconds", "MS", "1000", "least duration of a generating check (1000)"
-    )
+    flags.add("--sim-health-poll-ms", "health_poll_seconds", "MS", "1000", "least duration of a check (1000)")
     return flags
 
 
