@@ -124,6 +124,22 @@ async def test_what_does_not_fit_is_computed_by_the_cpu_in_silence(ledger: Ledge
         assert not ledger.snapshot().refused
 
 
+async def test_loading_goes_on_when_its_client_leaves(ledger: Ledger) -> None:
+    async with server(ledger, "--sim-load-ms", "500", OLLAMA_KEEP_ALIVE="-1") as ollama:
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(ollama.post("/api/generate", {"model": "a"}))
+            await until_used(ledger, 400)
+            assert await loaded(ollama) == {}
+            call.cancel()
+
+        async def is_loaded() -> bool:
+            return await loaded(ollama) == {"a": 400}
+
+        await eventually(is_loaded, "the loaded model")
+        await generate(ollama, "a", keep_alive=0)
+        await until_used(ledger, 0)
+
+
 async def test_a_busy_model_is_waited_for(ledger: Ledger) -> None:
     async with server(ledger, *SLOW, OLLAMA_MAX_LOADED_MODELS="1", OLLAMA_MAX_QUEUE="1") as ollama:
         body = {"model": "a", "prompt": "hi", "options": {"num_predict": 30}}

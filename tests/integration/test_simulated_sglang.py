@@ -1,5 +1,6 @@
 """The simulated SGLang as a real process: its answers, and the mistakes that kill it."""
 
+import asyncio
 import signal
 from pathlib import Path
 
@@ -63,6 +64,25 @@ async def test_a_whole_turn_by_a_backup_and_one_by_reloading(tmp_path: Path) -> 
         assert (status, body["success"]) == (200, True)
         assert (await sglang.post("/flush_cache"))[0] == 200
         assert await sglang.answer("hi", max_tokens=2) == expected_text("m", "hi", 2)
+
+
+async def test_a_release_goes_on_when_its_client_leaves(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "gpu.json").create(1000)
+    flags = ("--sim-gpu-ledger", str(ledger.path), "--sim-free-ms", "0", "--sim-release-ms", "300")
+    async with stand_in("sglang", *SAVER, *flags) as sglang:
+
+        async def releasing() -> bool:
+            return bool((await sglang.stats())["sleeps"])
+
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(sglang.post("/release_memory_occupation", {}))
+            await eventually(releasing, "a release that has begun")
+            call.cancel()
+
+        async def free() -> bool:
+            return ledger.snapshot().used_mib == 0
+
+        await eventually(free, "free memory")
 
 
 @pytest.mark.parametrize("path", ["/release_memory_occupation", "/resume_memory_occupation", "/continue_generation"])

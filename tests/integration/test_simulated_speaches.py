@@ -65,6 +65,24 @@ async def test_the_answers_of_loading_and_unloading(ledger: Ledger) -> None:
         assert (await speaches.post("/api/ps/none"))[0] == 404
 
 
+async def test_a_model_whose_client_leaves_is_not_half_loaded(ledger: Ledger) -> None:
+    async with server(ledger, "--sim-load-ms", "60000") as speaches:
+
+        async def loading() -> bool:
+            return ledger.snapshot().used_mib == 230
+
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(speaches.post(f"/api/ps/{SMALL}"))
+            await eventually(loading, "a model that is loading")
+            call.cancel()
+
+        async def freed() -> bool:
+            return ledger.snapshot().used_mib == 30
+
+        await eventually(freed, "freed memory")
+        assert await loaded(speaches) == []
+
+
 async def test_a_model_in_use_is_not_unloaded(ledger: Ledger) -> None:
     async with server(ledger, "--latency-ms", "500") as speaches:
 

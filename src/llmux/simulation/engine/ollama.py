@@ -157,10 +157,7 @@ class Runners:
         try:
             yield runner
         finally:
-            runner.requests -= 1
-            runner.last_used = asyncio.get_running_loop().time()
-            self._expire_later(runner)
-            self._changed.set()
+            self._leave(runner)
 
     def expire(self, name: str) -> None:
         """Unload a model as soon as no request uses it. Does not wait for its memory."""
@@ -170,24 +167,39 @@ class Runners:
             self._expire_later(runner)
 
     async def _get(self, name: str) -> Runner:
-        """The runner, counted as used by one more request."""
+        """The runner, counted as used by one more request. Loading goes on if its client leaves."""
         if self._waiting >= self.options.max_queue:
             raise ServerBusy
         self._waiting += 1
+        getting = self._spawn(self._find_or_load(name))
         try:
-            async with self._loading:
-                runner = self.loaded.get(name)
-                if runner is not None and not runner.engine.lives():
-                    self._forget(runner)
-                    runner = None
-                if runner is None:
-                    runner = await self._load(name)
+            runner: Runner = await asyncio.shield(getting)
+        except asyncio.CancelledError:
+            getting.add_done_callback(lambda done: None if done.cancelled() else self._leave(done.result()))
+            raise
         finally:
             self._waiting -= 1
-        runner.requests += 1
+        return runner
+
+    async def _find_or_load(self, name: str) -> Runner:
+        async with self._loading:
+            runner = self.loaded.get(name)
+            if runner is not None and not runner.engine.lives():
+                self._forget(runner)
+                runner = None
+            if runner is None:
+                runner = await self._load(name)
+            runner.requests += 1
         if runner.timer is not None:
             runner.timer.cancel()
         return runner
+
+    def _leave(self, runner: Runner) -> None:
+        """A request that used the runner has ended."""
+        runner.requests -= 1
+        runner.last_used = asyncio.get_running_loop().time()
+        self._expire_later(runner)
+        self._changed.set()
 
     async def _load(self, name: str) -> Runner:
         """Make room among its own models, busy ones too once their requests have ended; load what then fits."""

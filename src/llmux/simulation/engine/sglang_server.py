@@ -1,7 +1,7 @@
 """The simulated SGLang over HTTP."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
@@ -11,7 +11,7 @@ from llmux.simulation.engine.core import Answer, EngineDead
 from llmux.simulation.engine.dialects import Task
 from llmux.simulation.engine.front import Endpoint, Front
 from llmux.simulation.engine.inference import Inference
-from llmux.simulation.engine.kind import Kind, Parts, Service
+from llmux.simulation.engine.kind import Kind, Parts, Service, Spawn
 from llmux.simulation.engine.requests import Refused, read_object
 from llmux.simulation.engine.sglang import (
     EMPTY,
@@ -51,7 +51,7 @@ def build(parts: Parts) -> Service:
     endpoints = {
         **_information(engine),
         **SglangInference(engine, "sglang").endpoints(),
-        **_memory(engine),
+        **_memory(engine, parts.spawn),
         **_generation(engine),
         **controls(engine),
     }
@@ -137,7 +137,12 @@ def _information(engine: SimulatedSglang) -> dict[str, Endpoint]:
     }
 
 
-def _memory(engine: SimulatedSglang) -> dict[str, Endpoint]:
+def _memory(engine: SimulatedSglang, spawn: Spawn) -> dict[str, Endpoint]:
+    async def perform(work: Coroutine[Any, Any, Answer]) -> Answer:
+        """The scheduler does not notice that a client leaves."""
+        answer: Answer = await asyncio.shield(spawn(work))
+        return answer
+
     async def tags_of(request: web.Request) -> list[str]:
         tags = (await read_object(request)).get("tags") or []
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
@@ -145,16 +150,16 @@ def _memory(engine: SimulatedSglang) -> dict[str, Endpoint]:
         return tags
 
     async def release(request: web.Request) -> Answer:
-        return await engine.release(await tags_of(request))
+        return await perform(engine.release(await tags_of(request)))
 
     async def resume(request: web.Request) -> Answer:
-        return await engine.resume_memory(await tags_of(request))
+        return await perform(engine.resume_memory(await tags_of(request)))
 
     async def update(request: web.Request) -> Answer:
         path = (await read_object(request)).get("model_path")
         if not isinstance(path, str):
             raise Refused(400, "Bad Request", "1 validation error:\n  Field required", "body.model_path")
-        return await engine.update_weights(path)
+        return await perform(engine.update_weights(path))
 
     async def flush_cache(_: web.Request) -> web.Response:
         return web.Response(text=FLUSHED, status=400 if engine.running or engine.waiting else 200)

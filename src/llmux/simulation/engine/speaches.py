@@ -76,7 +76,11 @@ class Models:
         async with self._loading:
             if name not in self.loaded:
                 self._hold({*self.loaded, name})
-                await asyncio.sleep(self._timings.wake_seconds)
+                try:
+                    await asyncio.sleep(self._timings.wake_seconds)
+                except asyncio.CancelledError:
+                    self._hold(set(self.loaded))
+                    raise
                 self.loaded[name] = Loaded()
                 self._expire_later(name)
             return self.loaded[name]
