@@ -37,6 +37,10 @@ class EngineProcess:
         async with self.session.get(self.url(path)) as response:
             return response.status, await _content(response)
 
+    async def delete(self, path: str) -> tuple[int, Any]:
+        async with self.session.delete(self.url(path)) as response:
+            return response.status, await _content(response)
+
     async def post(self, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
         async with self.session.post(self.url(path), json=body, **options) as response:
             return response.status, await _content(response)
@@ -110,6 +114,17 @@ async def engine(
 ) -> AsyncIterator[EngineProcess]:
     """Start an engine and wait until it is ready; with sleep mode, and without latency unless the arguments set one."""
     flags = ["serve", model, "--port", "0", "--latency-ms", "0", "--enable-sleep-mode", *arguments]
+    async with launched(*flags, environment=environment) as started:
+        started.port = await ready_port(started)
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def stand_in(
+    kind: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[EngineProcess]:
+    """Start an engine of a kind other than vLLM and wait until it is ready; without latency, as ``engine``."""
+    flags = ["--sim-kind", kind, "--port", "0", "--latency-ms", "0", *arguments]
     async with launched(*flags, environment=environment) as started:
         started.port = await ready_port(started)
         yield started

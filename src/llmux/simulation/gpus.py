@@ -1,7 +1,10 @@
 """Lets llmux read a ledger as it reads a GPU, through the hook of ``llmux.gpus.hook``."""
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -15,6 +18,9 @@ HOOK = f"{__name__}:find_virtual_gpu"
 """The value of LLMUX_GPU_READER under which llmux serves simulated engines."""
 LEDGER_FLAG = "--sim-gpu-ledger"
 LEDGER_VARIABLE = "LLMUX_SIM_LEDGER"
+MEMORY_FLAG = "--sim-gpu-memory"
+MEMORY_VARIABLE = "LLMUX_SIM_GPU_MEMORY"
+SHARE_FLAGS = ("--gpu-memory-utilization", "--mem-fraction-static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +49,41 @@ def find_virtual_gpu(
 ) -> tuple[GpuReader, StartNeed | None] | None:
     """The virtual GPU of an engine with this command line and what it needs to start; None for an engine without one.
 
-    The command line is parsed as the simulated engine's only if it, or the environment, names a ledger.
+    The command line may be that of any kind of simulated engine, or of a container with one inside. Whether the rest of
+    it is right, the engine says itself when it is started.
     """
-    if LEDGER_VARIABLE not in environment and not any(word.partition("=")[0] == LEDGER_FLAG for word in arguments):
+    ledger = _value_of((LEDGER_FLAG,), arguments) or environment.get(LEDGER_VARIABLE)
+    if not ledger:
         return None
     try:
-        options, _, _ = parse(["--model", "any", *arguments], environment)
+        need = _need(arguments, environment)
+    except ValueError:
+        need = None
+    return LedgerReader(Path(ledger)), need
+
+
+def _need(arguments: Sequence[str], environment: Mapping[str, str]) -> StartNeed | None:
+    """None if it is not known; raises ValueError."""
+    if mib := _value_of((MEMORY_FLAG,), arguments) or environment.get(MEMORY_VARIABLE):
+        return StartNeed(mib=int(mib))
+    if share := _value_of(SHARE_FLAGS, arguments):
+        return StartNeed(share=float(share))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            options, _, _ = parse(["--model", "any", *arguments], environment)
     except SystemExit:
-        # The engine rejects its command line itself when it is started, with the reason.
         return None
-    if not options.ledger_path:
-        return None
-    mib = options.gpu_memory_mib
-    need = StartNeed(share=options.gpu_memory_utilization) if mib is None else StartNeed(mib=mib)
-    return LedgerReader(Path(options.ledger_path)), need
+    return StartNeed(share=options.gpu_memory_utilization)
+
+
+def _value_of(flags: Sequence[str], arguments: Sequence[str]) -> str | None:
+    """What the last of these flags says, written as one word or as two."""
+    value = None
+    for word, following in pairwise([*arguments, ""]):
+        flag, equals, rest = word.partition("=")
+        if flag in flags:
+            value = rest if equals else following
+    return value
 
 
 def _name(pid: int) -> str:

@@ -1,1 +1,1 @@
-"""A simulated engine: a real HTTP server with vLLM's command line, endpoints and faults, and no GPU."""
+"""Simulated engines: real HTTP servers with the command lines, endpoints and faults of vLLM and others, and no GPU."""

@@ -1,4 +1,4 @@
-"""``python -m llmux.simulation.engine serve MODEL --port P ...``."""
+"""``python -m llmux.simulation.engine [--sim-kind KIND] ...``, by default ``serve MODEL --port P ...`` of vLLM."""
 
 from llmux.simulation.engine.main import main
 

@@ -1,9 +1,9 @@
-"""The simulated engine's scheduler, its sleep, and what vLLM does wrong when it is used wrongly."""
+"""The simulated engine's scheduler: requests, tokens, pauses and death. What a kind of engine adds is in its module."""
 
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
@@ -11,13 +11,9 @@ from typing import Any
 
 from llmux.simulation.engine import text
 from llmux.simulation.engine.faults import Fault, Faults
-from llmux.simulation.engine.memory import TAGS, WEIGHTS, EngineMemory
+from llmux.simulation.engine.memory import EngineMemory
 from llmux.simulation.engine.options import EngineOptions, Timings
 from llmux.simulation.ledger import LedgerFull
-
-KNOWN_RPC_METHODS = frozenset(
-    {"reload_weights", "suspend_nccl", "resume_nccl", "checkpoint_prepare", "checkpoint_restore"}
-)
 
 CATCH_UP_SECONDS_MAX = 0.05
 """Tokens delayed by the event loop by up to this much are caught up; after a longer delay the rate starts anew."""
@@ -62,7 +58,7 @@ class Counters:
     requests_while_asleep: int = 0
     """Requests that arrived while it was asleep, falling asleep, waking up or paused: a mistake."""
     slept_under_requests: int = 0
-    """Calls of /sleep, other than in mode keep, with requests in flight: a mistake."""
+    """Calls that give up memory while requests are in flight that this does not suspend: a mistake."""
     aborted: int = 0
     garbage_tokens: int = 0
     tokens: int = 0
@@ -114,7 +110,7 @@ class Generation:
 
 
 class SimulatedEngine:
-    """One model's engine. All methods run on one event loop."""
+    """One model's engine, less the controls of its kind. All methods run on one event loop."""
 
     def __init__(
         self,
@@ -129,7 +125,6 @@ class SimulatedEngine:
         self.timings = timings
         self.faults = faults
         self.counters = Counters()
-        self.level = 0
         self.running = 0
         self._waiting: deque[Generation] = deque()
         self._generations: dict[Generation, None] = {}
@@ -143,9 +138,13 @@ class SimulatedEngine:
         self._weights_valid = True
         self._prefilled_at = 0.0
         """When everything admitted so far will have been prefilled, one prompt after the other."""
+        self._discards = 0
+        """How often the KV cache was discarded."""
         self._paused = _Paused.NONE
         self._idle = asyncio.Event()
         self._idle.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._computes = asyncio.Event()
         """Not set while the worker process is stopped: then only /health answers, as in vLLM."""
         self._computes.set()
@@ -162,20 +161,24 @@ class SimulatedEngine:
 
     @property
     def sleeping(self) -> bool:
-        """vLLM's ``is_sleeping``: asleep in part or in whole, or merely paused."""
+        """Asleep in part or in whole, or merely paused."""
         return self.paused or bool(self._asleep)
 
     @contextmanager
-    def request(self, generation: Generation) -> Iterator[None]:
-        """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead."""
-        self.counters.request_count += 1
-        self.counters.requests_while_asleep += self.sleeping
+    def request(self, generation: Generation, *, counts: bool = True) -> Iterator[None]:
+        """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead.
+
+        ``counts``: whether it is a client's, and not a check of the engine's own.
+        """
+        self.counters.request_count += counts
+        self.counters.requests_while_asleep += counts and self.sleeping
         if Fault.DIE_ON_REQUEST in self.faults:
             at_once = self.faults.argument(Fault.DIE_ON_REQUEST, "engine") == "exit"
             self.die("no kernel for this head size", at_once=at_once)
         if not self.lives():
             raise EngineDead
         self._generations[generation] = None
+        self._empty.clear()
         self._waiting.append(generation)
         try:
             self._admit()
@@ -188,14 +191,14 @@ class SimulatedEngine:
         if generation.produced == generation.limit:
             return None
         goes_on = await self._until_scheduled(generation)
-        has_slept = True
-        # A sleep during the delay has discarded the KV cache, so the delay starts over with a recompute.
-        while goes_on and has_slept:
-            sleeps = self.counters.sleeps
+        has_lost_cache = True
+        # If the KV cache was discarded during the delay, the delay starts over with a recompute.
+        while goes_on and has_lost_cache:
+            discards = self._discards
             if delay := self._delay_before_token(generation):
                 await generation.wait(delay)
                 goes_on = await self._until_scheduled(generation)
-            has_slept = self.counters.sleeps != sleeps
+            has_lost_cache = self._discards != discards
         if not goes_on:
             return None
         self._count_token()
@@ -258,6 +261,8 @@ class SimulatedEngine:
         self._admit()
         if not self.running:
             self._idle.set()
+        if not self._generations:
+            self._empty.set()
 
     def _count_token(self) -> None:
         self.counters.tokens += 1
@@ -273,17 +278,43 @@ class SimulatedEngine:
         """Stop scheduling. In mode wait, returns once the running requests have ended."""
         self._paused = _Paused.WAITING if mode is PauseMode.WAIT else _Paused.ALL
         if mode is PauseMode.ABORT:
-            for generation in list(self._generations):
-                self.counters.aborted += 1
-                generation.aborted = True
-                generation.interrupt()
-                self._release(generation)
+            self.abort_all()
         elif mode is PauseMode.WAIT:
             await self.idle()
+
+    def retract(self) -> None:
+        """Stop scheduling, and put the running requests back in front of the waiting ones, without their KV cache."""
+        self._paused = _Paused.ALL
+        retracted = [generation for generation in self._generations if generation.admitted]
+        for generation in retracted:
+            generation.admitted = False
+            generation.interrupt()
+        self._waiting.extendleft(reversed(retracted))
+        self.running = 0
+        self._discard_kv_cache()
+        self._idle.set()
+
+    def abort(self, generation: Generation) -> None:
+        """End a request early, if it has not ended; it is answered with what it has said so far."""
+        if generation not in self._generations:
+            return
+        self.counters.aborted += 1
+        generation.aborted = True
+        generation.interrupt()
+        self._release(generation)
+
+    def abort_all(self) -> None:
+        """End every request early."""
+        for generation in list(self._generations):
+            self.abort(generation)
 
     async def idle(self) -> None:
         """Wait until no request runs."""
         await self._idle.wait()
+
+    async def drained(self) -> None:
+        """Wait until no request is left, be it a suspended one."""
+        await self._empty.wait()
 
     def resume(self) -> None:
         """Schedule again. While asleep too, as in vLLM: then the next request kills the engine."""
@@ -302,75 +333,13 @@ class SimulatedEngine:
         for generation in list(self._generations):
             generation.interrupt()
 
-    async def sleep(self, level: int, mode: PauseMode) -> Answer:
-        """``POST /sleep``. The memory is free when this returns."""
-        if not self.lives():
-            return _DEAD
-        if self._generations and mode is not PauseMode.KEEP:
-            self.counters.slept_under_requests += 1
-        await self.pause(mode)
-        await self._computes.wait()
-        await asyncio.sleep(self.timings.sleep_seconds)
-        if not self.lives():
-            return _DEAD
-        if self.faults.strikes(Fault.SLEEP_500):
-            return _failure("injected failure of sleep")
-        if level and not self._asleep:
-            self.counters.sleeps += 1
-            self._asleep = set(TAGS)
-            self.level = level
-            self._discard_kv_cache()
-            if self.options.sleep_mode:
-                self._weights_valid = self._weights_valid and level == 1
-                self._memory.hold(self._asleep, keep_weights=level == 1)
-        log(f"It took {self.timings.sleep_seconds:.6f} seconds to fall asleep.")
-        return Answer(200, {"status": "sleeping", "level": level})
-
     def _discard_kv_cache(self) -> None:
         """Suspended requests must recompute their prompts and what they have generated."""
+        self._discards += 1
         self._prefilled_at = 0.0
         self._decoding.clear()
         for generation in self._generations:
             generation.prefill_tokens = generation.prompt_tokens + generation.produced
-
-    async def wake(self, tags: Collection[str]) -> Answer:
-        """``POST /wake_up``; no tags means all of them. The scheduler resumes when the last tag is awake."""
-        if not self.lives():
-            return _DEAD
-        if self.faults.strikes(Fault.WAKE_HANG):
-            await asyncio.Event().wait()
-        await self._computes.wait()
-        await asyncio.sleep(self.timings.wake_seconds)
-        if self.faults.strikes(Fault.WAKE_500):
-            return _failure("injected failure of wake_up")
-        wanted = [tag for tag in TAGS if tag in self._asleep and (not tags or tag in tags)]
-        if wanted and not self._take_memory(self._asleep.difference(wanted)):
-            return _DEAD
-        self._asleep.difference_update(wanted)
-        if self.faults.strikes(Fault.WAKE_GARBAGE):
-            self._weights_valid = False
-        if not self._asleep and (wanted or not tags or "scheduling" in tags):
-            self.counters.wakes += bool(wanted)
-            self.level = 0
-            self.resume()
-        log(f"It took {self.timings.wake_seconds:.6f} seconds to wake up tags {wanted}.")
-        return Answer(200, {"status": "sleeping" if self.sleeping else "awake", "tags": list(tags) or None})
-
-    async def call_workers(self, method: str) -> Answer:
-        """``POST /collective_rpc``."""
-        if not self.lives():
-            return _DEAD
-        if method not in KNOWN_RPC_METHODS:
-            return _failure(f"'Worker' object has no attribute '{method}'")
-        if method == "reload_weights":
-            if self.faults.strikes(Fault.RELOAD_500):
-                return _failure("injected failure of reload_weights")
-            if WEIGHTS in self._asleep:
-                self.die(ILLEGAL_ACCESS)
-                return _DEAD
-            await asyncio.sleep(self.timings.reload_seconds)
-            self._weights_valid = True
-        return Answer(200, {"results": [None]})
 
     def lives(self) -> bool:
         """Whether the engine core still runs."""
@@ -385,15 +354,6 @@ class SimulatedEngine:
                 self._die_of_memory(error)
         return self.lives()
 
-    def _take_memory(self, asleep: set[str]) -> bool:
-        try:
-            if self.options.sleep_mode:
-                self._memory.hold(asleep, keep_weights=self.level == 1)
-        except LedgerFull as error:
-            self._die_of_memory(error)
-            return False
-        return True
-
     def _die_of_memory(self, error: LedgerFull) -> None:
         log_out_of_memory(error)
         self.die("torch.OutOfMemoryError")
@@ -402,12 +362,15 @@ class SimulatedEngine:
         """End the engine core: every request fails with 500, and the process follows with exit code 0."""
         if not self.lives():
             return
-        log(f"ERROR EngineCore encountered a fatal error: {reason}")
+        self._report_death(reason)
         self._dead = True
         self._on_death(at_once)
         for generation in list(self._generations):
             generation.interrupt()
         self._idle.set()
+
+    def _report_death(self, reason: str) -> None:
+        log(f"ERROR EngineCore encountered a fatal error: {reason}")
 
 
 def log(line: str) -> None:
@@ -424,9 +387,10 @@ def log_out_of_memory(error: LedgerFull) -> None:
     )
 
 
-def _failure(message: str) -> Answer:
+def failure(message: str) -> Answer:
+    """What vLLM answers when a control call fails."""
     return Answer(500, {"error": {"message": message, "type": "InternalServerError", "param": None, "code": 500}})
 
 
-_DEAD = _failure("EngineCore encountered an issue. See stack trace (above) for the root cause.")
-DEAD_ERROR: dict[str, Any] = _DEAD.body
+DEAD = failure("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+DEAD_ERROR: dict[str, Any] = DEAD.body

@@ -1,28 +1,48 @@
-"""What stands before vLLM's endpoints, as Starlette and uvicorn make it: redirects, wrong methods, keys, origins."""
+"""What Starlette and uvicorn put before an engine's endpoints: redirects, wrong methods, keys, origins."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import hdrs, web
 
 from llmux.simulation.engine.options import EngineOptions
+from llmux.simulation.engine.requests import MAX_BODY_BYTES, Refused
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_GUARDED_PREFIXES = ("/v1", "/v2", "/inference", "/cohere")
+_VLLMS_GUARDED_PREFIXES = ("/v1", "/v2", "/inference", "/cohere")
 _PREFLIGHT_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
 class Front:
     """Answers what no endpoint is needed for, and finds the endpoint for the rest."""
 
-    def __init__(self, options: EngineOptions, endpoints: Mapping[str, Endpoint]) -> None:
-        """``endpoints``: by method and path, as in ``POST /v1/completions``."""
+    def __init__(
+        self,
+        options: EngineOptions,
+        endpoints: Mapping[str, Endpoint],
+        *,
+        is_guarded: Callable[[str], bool] = lambda path: path.startswith(_VLLMS_GUARDED_PREFIXES),
+        refuse: Callable[[Refused], web.Response] = lambda refused: refused.response,
+    ) -> None:
+        """``endpoints``: by method and path, as in ``POST /v1/completions``.
+
+        ``is_guarded`` says which paths need a key, ``refuse`` how an invalid request is answered.
+        """
         self._options = options
+        self._is_guarded = is_guarded
+        self._refuse = refuse
         self._bearers = {f"Bearer {key}" for key in options.api_keys}
         self._by_path: dict[str, dict[str, Endpoint]] = {}
         for route, endpoint in endpoints.items():
             method, path = route.split(" ")
             self._by_path.setdefault(path, {})[method] = endpoint
+
+    def application(self) -> web.Application:
+        """A server's application that is nothing but this front."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_route("*", "/{tail:.*}", self.handle)
+        app.on_response_prepare.append(self.add_headers)
+        return app
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer any request."""
@@ -39,7 +59,10 @@ class Front:
             # HEAD too: FastAPI does not derive it from GET.
             allow = {hdrs.ALLOW: ", ".join(by_method)}
             return web.json_response({"detail": "Method Not Allowed"}, status=405, headers=allow)
-        return await endpoint(request)
+        try:
+            return await endpoint(request)
+        except Refused as refused:
+            return self._refuse(refused)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer has; to be called before its head is sent."""
@@ -59,7 +82,7 @@ class Front:
         return request.path.removeprefix(root) if request.path.startswith(f"{root}/") else request.path
 
     def _is_unauthorized(self, request: web.Request, path: str) -> bool:
-        if not self._bearers or request.method == hdrs.METH_OPTIONS or not path.startswith(_GUARDED_PREFIXES):
+        if not self._bearers or request.method == hdrs.METH_OPTIONS or not self._is_guarded(path):
             return False
         return request.headers.get(hdrs.AUTHORIZATION) not in self._bearers
 

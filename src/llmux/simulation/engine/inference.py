@@ -52,8 +52,10 @@ def _in_anthropics_words(endpoint: Endpoint) -> Endpoint:
 class Inference:
     """The inference endpoints of one engine."""
 
-    def __init__(self, engine: SimulatedEngine) -> None:
+    def __init__(self, engine: SimulatedEngine, owner: str = "vllm") -> None:
+        """``owner`` is who owns the models, as ``/v1/models`` says."""
         self._engine = engine
+        self._owner = owner
         self._options = engine.options
 
     def endpoints(self) -> dict[str, Endpoint]:
@@ -71,7 +73,7 @@ class Inference:
 
     async def _models(self, _: web.Request) -> web.Response:
         options = self._options
-        shared = {"object": "model", "created": int(time.time()), "owned_by": "vllm"}
+        shared = {"object": "model", "created": int(time.time()), "owned_by": self._owner}
         base = {**shared, "root": options.model, "parent": None, "max_model_len": options.max_model_tokens}
         data = [{"id": name, **base} for name in options.served_names]
         for adapter in options.adapters:

@@ -1,4 +1,4 @@
-"""Starts a simulated engine and ends it in vLLM's ways."""
+"""The process of a simulated engine, of whatever kind: its start, its port, its worker and its signals."""
 
 import asyncio
 import contextlib
@@ -7,34 +7,33 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
-from llmux.simulation.engine.core import PauseMode, SimulatedEngine, log, log_out_of_memory
+from llmux.simulation.engine.core import SimulatedEngine, log, log_out_of_memory
 from llmux.simulation.engine.faults import Fault, Faults
-from llmux.simulation.engine.memory import EngineMemory
-from llmux.simulation.engine.options import EngineOptions, Timings, parse
-from llmux.simulation.engine.server import application
+from llmux.simulation.engine.kind import Kind, Parts, Service
+from llmux.simulation.engine.kinds import choose
+from llmux.simulation.engine.memory import TAGS, EngineMemory
+from llmux.simulation.engine.options import EngineOptions, Timings
 from llmux.simulation.ledger import LedgerError, LedgerFull
-
-DEATH_TO_EXIT_SECONDS = 0.5
-"""How long the HTTP server outlives its engine core, as vLLM's does."""
-FAILURES_SENT_SECONDS = 0.05
-"""Time for the error responses to reach the clients before the process exits."""
 
 
 def main() -> None:
     """The program ``llmux-sim-engine``; never returns.
 
-    Exit codes: 0 after SIGTERM and after the engine core's death, 1 for a failed start, 2 for a bad command line.
+    Exit codes: 0 after SIGTERM, 1 for a failed start, 2 for a bad command line; after the engine core's death that of
+    its kind.
     """
-    options, timings, faults = parse(sys.argv[1:])
-    worker_pid = _fork_worker(options.worker_linger_seconds) if options.worker else None
+    kind, arguments = choose(sys.argv[1:], os.environ)
+    options, timings, faults = kind.parse(arguments, os.environ)
+    worker_pid = _fork_worker(kind.worker_name, options.worker_linger_seconds) if options.worker else None
     try:
-        listener = _bind(options)
-        memory = _start(options, faults, worker_pid)
-        asyncio.run(_serve(options, timings, faults, memory, worker_pid, listener))
+        listener = _bind(options) if kind.binds_first else None
+        memory = _start(kind, options, faults, worker_pid)
+        asyncio.run(_serve(kind, Start(options, timings, faults, memory, worker_pid), listener or _bind(options)))
     except LedgerFull as error:
         log_out_of_memory(error)
     except (LedgerError, OSError) as error:
@@ -42,8 +41,19 @@ def main() -> None:
     sys.exit(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What there is before the event loop runs."""
+
+    options: EngineOptions
+    timings: Timings
+    faults: Faults
+    memory: EngineMemory
+    worker_pid: int | None
+
+
 def _bind(options: EngineOptions) -> socket.socket:
-    """As vLLM does, before anything that takes long, and without removing a socket file that is in the way."""
+    """Take the port, or the socket file, without removing one that is in the way."""
     if options.uds is not None:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(options.uds)
@@ -55,10 +65,10 @@ def _bind(options: EngineOptions) -> socket.socket:
     return listener
 
 
-def _start(options: EngineOptions, faults: Faults, worker_pid: int | None) -> EngineMemory:
+def _start(kind: Kind, options: EngineOptions, faults: Faults, worker_pid: int | None) -> EngineMemory:
     log("Initializing a V1 LLM engine (simulated)")
     memory = EngineMemory(options, worker_pid or os.getpid())
-    memory.hold(frozenset())
+    memory.hold(frozenset() if kind.loads_at_start else frozenset(TAGS))
     time.sleep(options.startup_delay_seconds)
     if Fault.START_EXIT in faults:
         log("ERROR EngineCore failed to start: injected failure of the start")
@@ -71,39 +81,26 @@ def _start(options: EngineOptions, faults: Faults, worker_pid: int | None) -> En
     return memory
 
 
-async def _serve(
-    options: EngineOptions,
-    timings: Timings,
-    faults: Faults,
-    memory: EngineMemory,
-    worker_pid: int | None,
-    listener: socket.socket,
-) -> None:
+async def _serve(kind: Kind, start: Start, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-
-    def on_death(at_once: bool) -> None:
-        if at_once:
-            os._exit(1)
-        if not options.stays_when_dead:
-            loop.call_later(DEATH_TO_EXIT_SECONDS, os._exit, 0)
-
-    engine = SimulatedEngine(options, timings, faults, memory, on_death)
     async with asyncio.TaskGroup() as tasks:
+        parts = Parts(start.options, start.timings, start.faults, start.memory, tasks.create_task)
+        service = kind.build(parts)
         runner = web.AppRunner(
-            application(engine, tasks.create_task),
+            service.application,
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=options.keep_alive_seconds,
+            keepalive_timeout=start.options.keep_alive_seconds,
         )
         await runner.setup()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        if worker_pid is not None:
-            _watch_worker(engine, worker_pid, loop)
+        if start.worker_pid is not None and service.engine is not None:
+            _watch_worker(service.engine, start.worker_pid, loop)
         await _listen(runner, listener)
         await stopping.wait()
-        await _stop(engine)
+        await _stop(start, service)
 
 
 async def _listen(runner: web.AppRunner, listener: socket.socket) -> None:
@@ -114,26 +111,18 @@ async def _listen(runner: web.AppRunner, listener: socket.socket) -> None:
     sys.stdout.flush()
 
 
-async def _stop(engine: SimulatedEngine) -> None:
+async def _stop(start: Start, service: Service) -> None:
     """End the process, unless a fault keeps it, which happens with vLLM too."""
-    if Fault.IGNORE_SIGTERM in engine.faults:
+    if Fault.IGNORE_SIGTERM in start.faults:
         await asyncio.Event().wait()
-    await asyncio.sleep(engine.options.stop_delay_seconds)
-    if Fault.SIGTERM_HANGS in engine.faults:
-        await engine.pause(PauseMode.KEEP)
-        await engine.idle()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(engine.options.shutdown_timeout_seconds):
-            await engine.idle()
-    if engine.running or engine.waiting:
-        engine.die("shutdown")
-        await asyncio.sleep(FAILURES_SENT_SECONDS)
+    await asyncio.sleep(start.options.stop_delay_seconds)
+    await service.stop()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _fork_worker(linger_seconds: float) -> int:
+def _fork_worker(name: str, linger_seconds: float) -> int:
     """Start a worker process, which owns the GPU memory and outlives its root for a while; returns its pid.
 
     Must be called before there are threads, sockets or an event loop. The worker learns of its root's end by the
@@ -148,7 +137,7 @@ def _fork_worker(linger_seconds: float) -> int:
         for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         with contextlib.suppress(OSError):
-            Path("/proc/self/comm").write_text("VLLM::Worker", encoding="ascii")
+            Path("/proc/self/comm").write_text(name, encoding="ascii")
         os.read(read_end, 1)
         time.sleep(linger_seconds)
     finally:

@@ -17,7 +17,7 @@ class EngineMemory:
     def __init__(self, options: EngineOptions, owner_pid: int) -> None:
         """The allocation is recorded for the process ``owner_pid`` and ends with it."""
         self._model = options.name
-        self._owner_pid = owner_pid
+        self.owner_pid = owner_pid
         self._owner_started = process_started(owner_pid)
         self._ledger = Ledger(options.ledger_path) if options.ledger_path else None
         self._residue_mib = options.residue_mib
@@ -26,7 +26,7 @@ class EngineMemory:
             self._full_mib = int(self._ledger.snapshot().capacity_mib * options.gpu_memory_utilization)
         self._block_bytes = (options.hold_memory_mib << 20) // len(TAGS)
         self._blocks: dict[str, bytearray] = {}
-        self._allocated_mib = 0
+        self.allocated_mib = 0
 
     def hold(self, asleep: Set[str], keep_weights: bool = True) -> None:
         """Adapt the allocation to the tags that are asleep; raises LedgerFull and then leaves it as it was.
@@ -48,11 +48,11 @@ class EngineMemory:
 
         Raises LedgerFull.
         """
-        if self._ledger is not None and (started := process_started(self._owner_pid)) != self._owner_started:
+        if self._ledger is not None and (started := process_started(self.owner_pid)) != self._owner_started:
             self._owner_started = started
-            self._allocate(self._allocated_mib)
+            self._allocate(self.allocated_mib)
 
     def _allocate(self, mib: int) -> None:
         if self._ledger is not None:
-            self._ledger.allocate(self._owner_pid, mib, self._model)
-        self._allocated_mib = mib
+            self._ledger.allocate(self.owner_pid, mib, self._model)
+        self.allocated_mib = mib

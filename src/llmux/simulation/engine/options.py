@@ -4,14 +4,18 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llmux.simulation.engine import vllm_flags
-from llmux.simulation.engine.faults import Fault, Faults
+from llmux.simulation.engine.faults import Faults
+from llmux.simulation.engine.own_flags import OwnFlags, gather, positive
 
-ENVIRONMENT_PREFIX = "LLMUX_SIM_"
+OTHER_KINDS = (
+    "``--sim-kind KIND`` as the first argument (or LLMUX_SIM_KIND) imitates another engine, with a command line of its "
+    "own: try ``--sim-kind sglang --help``, or a wrong kind for a list."
+)
 
 
 @dataclass(slots=True)
@@ -27,6 +31,8 @@ class Timings:
     sleep_seconds: float = 0.0
     wake_seconds: float = 0.0
     reload_seconds: float = 0.1
+    free_seconds: float = 0.0
+    """From the answer that says that memory is free until it is. Only for kinds that answer too early."""
 
     def before_token(self, batch_share: float = 0.0) -> float:
         """Seconds before each token but the first; ``batch_share`` is 0 for a lone request and 1 in a full batch."""
@@ -55,32 +61,32 @@ class EngineOptions:
 
     model: str
     served_names: tuple[str, ...]
-    adapters: tuple[Adapter, ...]
-    lora: bool
+    adapters: tuple[Adapter, ...] = ()
+    lora: bool = False
     """Without it, an engine that is given adapters does not start."""
-    host: str
-    port: int
-    uds: str | None
-    root_path: str
-    allowed_origins: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    root_path: str = ""
+    allowed_origins: tuple[str, ...] = ()
     """The origins whose pages may read the answers."""
-    api_keys: tuple[str, ...]
-    sleep_mode: bool
-    development_mode: bool
-    stays_when_dead: bool
-    max_running: int
-    max_model_tokens: int
-    keep_alive_seconds: float
-    shutdown_timeout_seconds: float
-    startup_delay_seconds: float
-    stop_delay_seconds: float
-    ledger_path: str | None
-    gpu_memory_mib: int | None
-    gpu_memory_utilization: float
-    residue_mib: int
-    hold_memory_mib: int
-    worker: bool
-    worker_linger_seconds: float
+    api_keys: tuple[str, ...] = ()
+    sleep_mode: bool = False
+    development_mode: bool = False
+    stays_when_dead: bool = False
+    max_running: int = 256
+    max_model_tokens: int = 131072
+    keep_alive_seconds: float = 5.0
+    shutdown_timeout_seconds: float = 0.0
+    startup_delay_seconds: float = 0.0
+    stop_delay_seconds: float = 0.0
+    ledger_path: str | None = None
+    gpu_memory_mib: int | None = None
+    gpu_memory_utilization: float = 0.92
+    residue_mib: int = 0
+    hold_memory_mib: int = 0
+    worker: bool = False
+    worker_linger_seconds: float = 3.0
 
     @property
     def name(self) -> str:
@@ -103,7 +109,8 @@ def parse(
     ``LLMUX_SIM_LATENCY_MS``. As with vLLM, flags may be abbreviated. Exits with code 2 on a bad value and on a
     word that vLLM does not know either.
     """
-    parser = _parser(environment)
+    parser = _parser()
+    flags = _add_own_flags(parser, environment)
     normal = [_normal(argument) for argument in arguments]
     serve, rest = normal[:1] == ["serve"], normal
     positional = None
@@ -120,10 +127,7 @@ def parse(
     model = positional or given.model
     if model is None:
         parser.error("no model: say 'serve MODEL' or '--model NAME'")
-    try:
-        faults = Faults(given.sim_fault or filter(None, environment.get("LLMUX_SIM_FAULT", "").split(",")))
-    except ValueError as error:
-        parser.error(str(error))
+    faults = flags.faults(given)
     given.model = model
     given.served_names = tuple(given.served_names or [model])
     given.adapters = tuple(adapter for adapter in given.adapters if adapter is not None)
@@ -131,13 +135,12 @@ def parse(
     given.development_mode = environment.get("VLLM_SERVER_DEV_MODE") == "1"
     given.stays_when_dead = environment.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH") == "1"
     given.keep_alive_seconds = float(environment.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "5"))
-    options = EngineOptions(**{field.name: getattr(given, field.name) for field in fields(EngineOptions)})
-    return options, Timings(**{field.name: getattr(given, field.name) for field in fields(Timings)}), faults
+    return gather(given, EngineOptions), gather(given, Timings), faults
 
 
-def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """Destinations are the fields of EngineOptions and Timings."""
-    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="llmux-sim-engine", description=__doc__, epilog=OTHER_KINDS)
     vllm = parser.add_argument_group("vLLM's")
     vllm.add_argument("--model")
     vllm.add_argument("--served-model-name", nargs="+", dest="served_names", metavar="NAME")
@@ -153,48 +156,24 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     vllm.add_argument("--allowed-origins", type=_words, default=(), metavar="JSON", help='a list, such as ["*"]; empty')
     vllm.add_argument("--api-key", nargs="+", dest="api_keys", metavar="KEY")
     vllm.add_argument("--enable-sleep-mode", dest="sleep_mode", action=argparse.BooleanOptionalAction, default=False)
-    vllm.add_argument("--max-num-seqs", type=_positive, default=256, dest="max_running", metavar="N")
+    vllm.add_argument("--max-num-seqs", type=positive, default=256, dest="max_running", metavar="N")
     vllm.add_argument("--max-model-len", type=_length, default=131072, dest="max_model_tokens", metavar="N")
     share_flags = ("--gpu-memory-utilization", "--device-memory-utilization")
     vllm.add_argument(*share_flags, type=float, default=0.92, metavar="SHARE")
     vllm.add_argument("--shutdown-timeout", type=float, default=0.0, dest="shutdown_timeout_seconds", metavar="S")
     _add_flags_without_effect(parser)
-    group = parser.add_argument_group("the simulation's own")
-
-    def ours(flag: str, dest: str, unit: str, default: str | None, meaning: str) -> None:
-        variable = ENVIRONMENT_PREFIX + flag.removeprefix("--").removeprefix("sim-").replace("-", "_").upper()
-        # argparse converts defaults like arguments if they are strings.
-        preset = environment.get("LLMUX_SIM_LEDGER" if flag == "--sim-gpu-ledger" else variable, default)
-        group.add_argument(flag, dest=dest, type=UNITS[unit], default=preset, help=meaning, metavar=unit)
-
-    ours("--latency-ms", "first_token_seconds", "MS", "50", "time to the first token (50)")
-    ours("--token-ms", "token_seconds", "MS", "0", "time per further token (0)")
-    full_batch = "time per further token in a full batch of --max-num-seqs (0: as --token-ms)"
-    ours("--sim-full-batch-token-ms", "full_batch_token_seconds", "MS", "0", full_batch)
-    prefill = "prefill rate; one prompt at a time (0: prefills take no time)"
-    ours("--sim-prefill-tokens-per-second", "prefill_tokens_per_second", "RATE", "0", prefill)
-    ours("--startup-delay-ms", "startup_delay_seconds", "MS", "0", "duration of the start (0)")
-    ours("--sim-gpu-ledger", "ledger_path", "FILE", None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
-    share = "allocated while awake (default: --gpu-memory-utilization of the ledger's capacity)"
-    ours("--sim-gpu-memory", "gpu_memory_mib", "MIB", None, share)
-    ours("--sim-residue", "residue_mib", "MIB", "0", "allocated while asleep (0)")
-    ours("--sim-hold-memory", "hold_memory_mib", "MIB", "0", "real memory held while awake; half at sleep level 1 (0)")
-    ours("--sim-sleep-ms", "sleep_seconds", "MS", "0", "duration of /sleep (0)")
-    ours("--sim-wake-ms", "wake_seconds", "MS", "0", "duration of /wake_up (0)")
-    ours("--sim-reload-ms", "reload_seconds", "MS", "100", "duration of reload_weights (100)")
-    ours("--sim-stop-delay-ms", "stop_delay_seconds", "MS", "0", "time from SIGTERM to the exit (0)")
-    linger = "how long the worker process outlives its root (3000)"
-    ours("--sim-worker-linger-ms", "worker_linger_seconds", "MS", "3000", linger)
-    group.add_argument(
-        "--sim-worker",
-        dest="worker",
-        action="store_true",
-        default=environment.get("LLMUX_SIM_WORKER") == "1",
-        help="fork a worker process that owns the memory, as vLLM does",
-    )
-    known = f"a fault to inject, repeatable; one of {', '.join(Fault)}"
-    group.add_argument("--sim-fault", action="append", metavar="FAULT[:ARGUMENT][@PATH]", help=known)
     return parser
+
+
+def _add_own_flags(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> OwnFlags:
+    flags = OwnFlags(parser, environment)
+    flags.add_common()
+    flags.add_memory("--gpu-memory-utilization of the ledger's capacity")
+    flags.add_worker()
+    flags.add("--sim-sleep-ms", "sleep_seconds", "MS", "0", "duration of /sleep (0)")
+    flags.add("--sim-wake-ms", "wake_seconds", "MS", "0", "duration of /wake_up (0)")
+    flags.add("--sim-reload-ms", "reload_seconds", "MS", "100", "duration of reload_weights (100)")
+    return flags
 
 
 def _add_flags_without_effect(parser: argparse.ArgumentParser) -> None:
@@ -231,19 +210,6 @@ def _adapter(text: str) -> Adapter | None:
         return Adapter(**json.loads(text))
     except TypeError as error:
         raise argparse.ArgumentTypeError(f"invalid fields in {text}: {error}") from None
-
-
-def _milliseconds(text: str) -> float:
-    return float(text) / 1000
-
-
-UNITS: Mapping[str, Callable[[str], Any]] = {"MS": _milliseconds, "RATE": float, "MIB": int, "FILE": str}
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
 
 
 def _length(text: str) -> int:

@@ -1,6 +1,8 @@
 """Deterministic answers that depend on model and prompt, so that an answer of the wrong model is detected."""
 
 import hashlib
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
@@ -50,6 +52,20 @@ def embedding(model: str, text: str) -> list[float]:
     """A vector of 16 numbers in [-1, 1), not normalised, that depends on model and text."""
     digest = hashlib.blake2b(f"{model}\0{text}".encode(), digest_size=16).digest()
     return [byte / 128.0 - 1.0 for byte in digest]
+
+
+def image(model: str, prompt: str) -> bytes:
+    """A PNG of one pixel, whose colour depends on model and prompt."""
+    colour = hashlib.blake2b(f"{model}\0{prompt}".encode(), digest_size=3).digest()
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(b"\0" + colour), b"IEND")
+    packed = (struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def transcript(model: str, audio: bytes) -> str:
+    """What a model hears in some bytes."""
+    return expected_text(model, hashlib.blake2b(audio).hexdigest(), 8)
 
 
 def _content_text(content: object) -> str:

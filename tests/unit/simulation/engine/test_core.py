@@ -2,9 +2,10 @@ import asyncio
 from contextlib import ExitStack
 from itertools import repeat
 
-from llmux.simulation.engine.core import Generation, PauseMode, SimulatedEngine
+from llmux.simulation.engine.core import Generation, PauseMode
 from llmux.simulation.engine.memory import EngineMemory
 from llmux.simulation.engine.options import Timings, parse
+from llmux.simulation.engine.vllm import SimulatedVllm
 
 
 class RecordingTimings(Timings):
@@ -19,9 +20,9 @@ class RecordingTimings(Timings):
         return 0.0
 
 
-def engine_with(timings: Timings) -> SimulatedEngine:
+def engine_with(timings: Timings) -> SimulatedVllm:
     options, _, faults = parse(["serve", "m", "--enable-sleep-mode", "--max-num-seqs", "5"], {})
-    return SimulatedEngine(options, timings, faults, EngineMemory(options, 1), lambda at_once: None)
+    return SimulatedVllm(options, timings, faults, EngineMemory(options, 1), lambda at_once: None)
 
 
 def generation(prompt_tokens: int = 0) -> Generation:
