@@ -7,6 +7,7 @@ are one table, in scripts/structure.py, from which the one in docs/architecture.
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,25 @@ PURE = {
 }
 """What the core may import: nothing that has a clock, does I/O, or is random."""
 
-SOURCES = {path: text for path, text in structure.working_tree().items() if path.startswith("src/llmux/")}
-TREES = {structure.module_of(path): ast.parse(text) for path, text in SOURCES.items()}
-GRAPH = structure.import_graph(TREES)
 ALLOWED = {name: {name, *allowed} for name, _, allowed in structure.LAYERS}
 PACKAGES = tuple(ALLOWED)
 ROOTS = ("", "__main__", "src/llmux/__init__")
+
+
+# Parsed when a test wants it: every worker imports this module, and few run its tests.
+@cache
+def sources() -> dict[str, str]:
+    return {path: text for path, text in structure.working_tree().items() if path.startswith("src/llmux/")}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {structure.module_of(path): ast.parse(text) for path, text in sources().items()}
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    return structure.import_graph(trees())
 
 
 def package_of(module: str) -> str:
@@ -45,7 +59,7 @@ def package_of(module: str) -> str:
 
 
 def test_the_table_of_layers_is_complete_and_in_order() -> None:
-    assert {package_of(module) for module in TREES} - {"src", "__init__", "__main__"} == set(PACKAGES)
+    assert {package_of(module) for module in trees()} - {"src", "__init__", "__main__"} == set(PACKAGES)
     for name, _, allowed in structure.LAYERS:
         above = [other for other in allowed if PACKAGES.index(other) > PACKAGES.index(name)]
         assert not above, f"{name} must not import from above: {above}"
@@ -55,7 +69,7 @@ def test_the_table_of_layers_is_complete_and_in_order() -> None:
 def test_imports_run_downwards(package: str) -> None:
     wrong = [
         f"{module} imports {target}"
-        for module, targets in GRAPH.items()
+        for module, targets in graph().items()
         if package_of(module) == package
         for target in sorted(targets)
         if package_of(target) in PACKAGES and package_of(target) not in ALLOWED[package]
@@ -64,14 +78,14 @@ def test_imports_run_downwards(package: str) -> None:
 
 
 def test_no_package_cycles_and_no_file_circles() -> None:
-    assert structure.package_cycles(GRAPH) == []
-    assert structure.circles(GRAPH) == []
+    assert structure.package_cycles(graph()) == []
+    assert structure.circles(graph()) == []
 
 
 def test_production_code_knows_nothing_of_the_simulation() -> None:
     wrong = [
         f"{module} imports {target}"
-        for module, targets in GRAPH.items()
+        for module, targets in graph().items()
         for target in targets
         if package_of(target) == "simulation"
         and not any(f"{module}.".startswith(f"{one}.") for one in structure.SIMULATION_MAY_BE_IMPORTED_BY)
@@ -85,7 +99,7 @@ def test_the_documented_table_of_packages_is_the_one_that_is_checked() -> None:
 
 
 def test_the_core_is_pure() -> None:
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         if package_of(module) != "core":
             continue
         for node in ast.walk(tree):
@@ -100,9 +114,9 @@ def test_the_core_is_pure() -> None:
 
 
 def test_sizes() -> None:
-    for path, text in SOURCES.items():
+    for path, text in sources().items():
         assert text.count("\n") <= MODULE_LINES_MAX, f"{path} has {text.count(chr(10))} lines"
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -110,7 +124,7 @@ def test_sizes() -> None:
 
 
 def test_public_names_have_docstrings() -> None:
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         assert ast.get_docstring(tree) or module in ROOTS, f"{module} does not say what it is for"
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
         nodes += [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -119,7 +133,7 @@ def test_public_names_have_docstrings() -> None:
 
 
 def test_docstrings_say_something() -> None:
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = (ast.get_docstring(node) or "").strip()
@@ -127,7 +141,7 @@ def test_docstrings_say_something() -> None:
 
 
 def test_no_leftovers() -> None:
-    for path, text in SOURCES.items():
+    for path, text in sources().items():
         for number, line in enumerate(text.splitlines(), 1):
             assert not re.search(r"\b(TODO|FIXME|XXX)\b", line), f"{path}:{number}: finish it or file an issue"
 
