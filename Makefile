@@ -13,12 +13,14 @@ demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a li
 # of tests takes some of another's.
 WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+# Some images set it. Every worker would then compile all test modules, and every engine llmux.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: $(VENV)/.installed-test ## all but the slow tests; ARGS="-k name" narrows it
 	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.installed-test ## every test, the slow ones too (planted faults, soaks, long seeds)
-	$(PYTEST) -m "" $(ARGS)
+	LLMUX_HYPOTHESIS_EXAMPLES=$${LLMUX_HYPOTHESIS_EXAMPLES:-60} $(PYTEST) -m "" $(ARGS)
 
 check: lint types ## everything but the tests
 

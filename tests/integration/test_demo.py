@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from llmux.simulation.engine.text import expected_text
+from tests.support.command import run_llmux
 
 DEADLINE_SECONDS = 40.0
 
@@ -143,6 +144,6 @@ async def test_serving_answers_a_request_and_stops_at_sigterm(tmp_path: Path) ->
 
 
 async def test_a_summary_of_no_traffic_is_refused(tmp_path: Path) -> None:
-    async with demo(tmp_path, "--serve", "--json") as running:
-        code, _ = await running.end()
-    assert code == 2
+    ended = await run_llmux("demo", "--serve", "--json", directory=tmp_path, TMPDIR=str(tmp_path))
+    assert ended.code == 2
+    assert leftovers(tmp_path) == []

@@ -26,7 +26,7 @@ async def test_killed_while_serving(tmp_path: Path) -> None:
 
 async def test_killed_while_serving_and_asked_at_the_same_moment(tmp_path: Path) -> None:
     async with serving({"a": OFFLOAD}, tmp_path) as bench:
-        for number in range(3):
+        for number in range(2):
             await bench.expect("a")
             bench.engine("a").kill()
             await bench.expect("a", f"number {number}")
@@ -90,7 +90,7 @@ async def test_killed_while_asleep(tmp_path: Path) -> None:
 async def test_killed_while_asleep_and_woken_at_the_same_moment(tmp_path: Path) -> None:
     async with serving({"a": OFFLOAD, "b": OFFLOAD}, tmp_path) as bench:
         await bench.expect("a")
-        for _ in range(3):
+        for _ in range(2):
             await bench.expect("b")
             bench.engine("a").kill()
             await bench.expect("a")
@@ -272,7 +272,7 @@ async def test_an_engine_port_that_is_taken(tmp_path: Path) -> None:
             await bench.expect("b")
 
 
-@pytest.mark.parametrize("fault", ["ignore-sigterm", "sigterm-hangs"])
+@pytest.mark.parametrize("fault", ["ignore-sigterm", pytest.param("sigterm-hangs", marks=pytest.mark.slow)])
 async def test_an_engine_that_does_not_end_is_killed(tmp_path: Path, fault: str) -> None:
     models = {"a": with_flags(STOP, "--sim-fault", fault), "b": STOP}
     async with serving(models, tmp_path, stop_timeout_seconds=0.5) as bench:

@@ -90,7 +90,7 @@ async def blocked(
 async def test_switches_go_on_while_standard_error_is_not_read(tmp_path: Path, unused_ports: tuple[int, int]) -> None:
     """Each switch logs a line of some 200 bytes, so that the pipe is full after twenty of them."""
     async with blocked(tmp_path, unused_ports[0], {"a": OFFLOAD, "b": OFFLOAD}, canary="off") as server:
-        for _ in range(40):
+        for _ in range(20):
             assert await server.ask("a") == 200
             assert await server.ask("b") == 200
         assert await server.terminate() == 0

@@ -27,7 +27,11 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", HARMLESS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGUSR2))],
+    ids=lambda number: number.name,
+)
 async def test_what_is_not_meant_to_stop_it_is_logged_and_everything_goes_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -128,7 +128,7 @@ CHECKS: tuple[Callable[[], object], ...] = (
     aborts_once,
     *(partial(quantum_has_an_end, leaving, longest) for leaving, longest in LONGEST_TURNS),
     *(partial(random_walk, seed) for seed in range(WALKS)),
-    *(partial(bounded_wait, policy, 3) for policy in ("adaptive", "fifo", "time_slice")),
+    *(partial(bounded_wait, policy, 3, seed) for policy in ("adaptive", "fifo", "time_slice") for seed in range(2)),
     partial(busy_against_cold, "time_slice"),
     partial(several_gpus, "fifo"),
 )

@@ -86,17 +86,21 @@ def _run_out(driver: CoreDriver, until: float) -> None:
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@pytest.mark.parametrize("count", [2, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 5, 6))])
-def test_a_switch_begins_within_the_bound(policy: str, count: int):
-    for seed in range(2):
-        rng = random.Random(f"{policy} {count} {seed}")
-        driver = _driver(_scenario(count, rng), policy, Chance(rng), check_bound=True)
-        (_poisson, _bursts)[seed % 2](driver, rng, 300.0)
-        _run_out(driver, 300.0)
-        assert driver.longest_wait > 0
-        assert all(
-            request.error is None or "had to leave" in str(request.error) for request in driver.requests.values()
-        )
+@pytest.mark.parametrize(
+    ("count", "seed"),
+    [
+        pytest.param(count, seed, marks=() if (count, seed) in ((2, 1), (3, 0)) else pytest.mark.slow)
+        for count in range(2, 7)
+        for seed in range(2)
+    ],
+)
+def test_a_switch_begins_within_the_bound(policy: str, count: int, seed: int):
+    rng = random.Random(f"{policy} {count} {seed}")
+    driver = _driver(_scenario(count, rng), policy, Chance(rng), check_bound=True)
+    (_poisson, _bursts)[seed % 2](driver, rng, 300.0)
+    _run_out(driver, 300.0)
+    assert driver.longest_wait > 0
+    assert all(request.error is None or "had to leave" in str(request.error) for request in driver.requests.values())
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -104,9 +108,9 @@ def test_a_switch_begins_within_the_bound(policy: str, count: int):
 def test_a_switch_begins_within_the_bound_where_sizes_are_known(policy: str, scenario: Scenario):
     rng = random.Random(f"{policy} {scenario.name}")
     driver = _driver(scenario, policy, Chance(rng), check_bound=True)
-    _poisson(driver, rng, 300.0)
-    _bursts(driver, rng, 300.0)
-    _run_out(driver, 300.0)
+    _poisson(driver, rng, 150.0)
+    _bursts(driver, rng, 150.0)
+    _run_out(driver, 150.0)
     assert driver.switches
 
 
@@ -116,13 +120,13 @@ def test_a_steadily_busy_model_does_not_starve_a_cold_one(policy: str):
     driver = _driver(_scenario(2, random.Random(1)), policy, Fates(), check_bound=True)
     driver.fates.longest_switch_seconds = 2.0
     busy = replace(driver.specs[0], max_in_flight=4).name
-    for tenth in range(6000):
+    for tenth in range(3000):
         driver.at(tenth / 10, lambda: driver.arrive(busy) and None)
     cold: list[Request] = []
-    for at in range(50, 600, 60):
+    for at in range(50, 300, 60):
         driver.at(float(at), lambda: cold.append(driver.arrive("b")))
-    driver.run_until(700.0)
-    assert len(cold) == 10
+    driver.run_until(400.0)
+    assert len(cold) == 5
     for request in cold:
         assert request.admitted_at is not None
         assert request.admitted_at - request.arrived_at <= driver.scheduler.wait_bound(2.0) + 2.0
@@ -141,11 +145,11 @@ def test_several_gpus_do_not_starve_a_model_that_needs_them_all(policy: str):
     fates.longest_switch_seconds = 6.0
     fates.wake = lambda action: (2.0 if action.instance.model in "bc" else 2.7, None)  # type: ignore[method-assign]
     driver = _driver(Scenario("overlap", specs, both, limits), policy, fates, check_bound=True)
-    for tenth in range(2000):
+    for tenth in range(1200):
         driver.at(tenth / 10, lambda name="bcde"[tenth % 4]: driver.arrive(name) and None)  # type: ignore[misc]
     wide: list[Request] = []
     driver.at(20.0, lambda: wide.append(driver.arrive("a")))
-    driver.run_until(200.0)
+    driver.run_until(120.0)
     assert wide[0].admitted_at is not None
 
 
@@ -154,12 +158,12 @@ def test_several_gpus_do_not_starve_a_model_that_needs_them_all(policy: str):
 def test_every_request_ends_though_engines_fail(policy: str, seed: int):
     rng = random.Random(f"{policy} {seed}")
     driver = _driver(_scenario(4, rng), policy, Chance(rng, failures=0.15), check_bound=False)
-    _poisson(driver, rng, 400.0)
+    _poisson(driver, rng, 200.0)
     for _ in range(15):
-        _exit_at(driver, rng.uniform(0, 400.0), rng.choice(names(4)))
+        _exit_at(driver, rng.uniform(0, 200.0), rng.choice(names(4)))
     for _ in range(60):
-        _leave_at(driver, rng.uniform(0, 400.0))
-    _run_out(driver, 400.0)
+        _leave_at(driver, rng.uniform(0, 200.0))
+    _run_out(driver, 200.0)
     errors = {type(request.error) for request in driver.requests.values()}
     assert errors <= {NoneType, EngineUnavailable, EngineDied, Evicted}
     assert NoneType in errors
@@ -177,9 +181,7 @@ def _leave_at(driver: CoreDriver, at: float) -> None:
     driver.at(at, leave)
 
 
-@pytest.mark.parametrize(
-    "first", [0, 100, *(pytest.param(first, marks=pytest.mark.slow) for first in range(200, 600, 100))]
-)
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(100, 600, 100))])
 def test_random_walks_over_everything(first: int):
     for seed in range(first, first + 100):
         try:

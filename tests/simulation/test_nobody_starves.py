@@ -18,7 +18,7 @@ from tests.support.core_scenarios import DISCARD, OFFLOAD, POLICIES, names
 from tests.support.core_truth import Place
 
 SEEDS = int(os.environ.get("LLMUX_STARVATION_SEEDS", "300"))
-PARTS = 10
+PARTS = 20
 SECONDS = 150.0
 
 

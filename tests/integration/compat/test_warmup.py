@@ -35,7 +35,7 @@ async def test_all_models_end_asleep_and_none_is_active(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["start-exit:3", "die-on-request", pytest.param("start-hang", marks=pytest.mark.slow)]
+    "fault", ["start-exit:3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("die-on-request", "start-hang"))]
 )
 async def test_a_failed_warm_up_ends_the_program(tmp_path: Path, fault: str) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
@@ -98,7 +98,7 @@ async def test_requests_for_every_model_neither_fail_nor_disturb_it(tmp_path: Pa
     models = {"a": OFFLOAD, "b": DISCARD, "c": STOP}
     async with serving(models, tmp_path, waits_until_warm=False, warmup=True) as bench:
         async with asyncio.TaskGroup() as tasks:
-            for number in range(60):
+            for number in range(30):
                 tasks.create_task(bench.expect("abc"[number % 3], f"number {number}"))
         await bench.server.wait_for_log(WARM)
         assert bench.server.find_in_log("not asked") == []

@@ -2,11 +2,17 @@
 
 import pytest
 
-from tests.support.real_vllm import Question, greedy_answers
+from tests.support.real_vllm import Alone, greedy_answers
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One event loop for a module, so that its tests can share a server."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")
-def alone() -> dict[str, dict[Question, str]]:
+def alone() -> Alone:
     """What the models say when they are asked without llmux."""
     answers = greedy_answers(("a", "b"))
     # A swapped answer could not be seen in a question to which both say the same.

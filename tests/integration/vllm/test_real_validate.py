@@ -22,7 +22,9 @@ POLICIES = ("offload+keep_running", "discard+keep_running", "retain+checkpoint",
 
 async def test_every_way_of_leaving_passes(tmp_path: Path) -> None:
     checkpoint = {"criu_path": CRIU, "images_dir": str(tmp_path / "images")}
-    write_config(tmp_path, real_config({"a": real_model("a", "offload+keep_running")}, checkpoint=checkpoint))
+    # Started as vLLM itself does it: its image is compared with that.
+    model = real_model("a", "offload+keep_running", env={"VLLM_CPU_FORK": "0"})
+    write_config(tmp_path, real_config({"a": model}, checkpoint=checkpoint))
     with nothing_left():
         ended = await run_llmux(
             "validate", "a", "--policies", ",".join(POLICIES), "--json", directory=tmp_path, limit_seconds=240

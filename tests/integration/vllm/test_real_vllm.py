@@ -1,11 +1,8 @@
-"""llmux over the real vLLM on the CPU: the same answers as from the engine alone, through switches and failures."""
+"""llmux over the real vLLM on the CPU: the same answers as from the engine alone, through switches of every kind."""
 
 import asyncio
-import json
 import re
-from collections.abc import Callable
-from itertools import cycle, islice
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
 import aiohttp
@@ -17,13 +14,17 @@ from tests.support.real_vllm import (
     QUESTIONS,
     REQUEST_SECONDS,
     SKIP_REASON,
-    Question,
+    Alone,
+    Request,
     StartedEngine,
     all_gone,
-    ask,
+    alternating,
+    check,
+    events,
     openai_client,
     real_config,
     real_model,
+    set_eviction,
     starts,
     switches,
 )
@@ -31,27 +32,7 @@ from tests.support.server import LlmuxProcess, chat, http_client, llmux_server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(MISSING), reason=SKIP_REASON), pytest.mark.timeout(420)]
 
-Alone = dict[str, dict[Question, str]]
-Request = tuple[str, Question, bool]
-"""The model, what it is asked, and whether the answer is to be streamed."""
-
 DONE = b"data: [DONE]"
-
-
-def alternating(models: str, count: int) -> list[Request]:
-    """Requests for one model and the other in turn, over all questions, streamed or not."""
-    questions = cycle(question for question in QUESTIONS for _ in models)
-    is_stream = cycle([False] * len(models) + [True] * len(models) + [True] * len(models))
-    return list(islice(zip(cycle(models), questions, is_stream, strict=False), count))
-
-
-async def check(client: openai.AsyncOpenAI, alone: Alone, request: Request) -> None:
-    """The answer is the one that the engine alone gives."""
-    model, question, is_stream = request
-    answer = await ask(client, model, question, is_stream=is_stream)
-    assert answer.text == alone[model[0]][question], f"{model} {question} {is_stream=}"
-    assert answer.finish_reason in ("stop", "length")
-    assert answer.model == model
 
 
 async def check_at_once(client: openai.AsyncOpenAI, alone: Alone, requests: list[Request], clients: int) -> None:
@@ -87,12 +68,6 @@ async def read_stream(
     return received
 
 
-def events(stream: bytes) -> list[dict[str, object]]:
-    """The JSON documents of a stream."""
-    lines = [line.removeprefix(b"data: ") for line in stream.splitlines() if line.startswith(b"data: {")]
-    return [json.loads(line) for line in lines]
-
-
 async def running(engine: StartedEngine) -> int:
     """How many requests the engine says it works on."""
     async with engine.open() as session, session.get("/metrics") as response:
@@ -107,159 +82,46 @@ async def is_sleeping(engine: StartedEngine) -> bool:
         return bool((await response.json())["is_sleeping"])
 
 
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LlmuxProcess]:
+    """One server for all of these tests, because a start takes longer than most of them."""
+    models = {name: real_model(name, "offload+keep_running", kv_cache="256M") for name in "ab"}
+    models["c"] = real_model("c", "offload+keep_running")
+    async with llmux_server(real_config(models), tmp_path_factory.mktemp("server")) as running:
+        yield running
+        engines = [process for engine in starts(running) for process in engine.family()]
+        assert engines
+        assert await running.terminate() == 0
+        assert await all_gone(engines, 0), "llmux ended before its engines"
+
+
 @pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running"])
 async def test_a_hundred_alternating_requests_get_the_engines_own_answers(
-    alone: Alone, tmp_path: Path, eviction: str
+    alone: Alone, server: LlmuxProcess, eviction: str
 ) -> None:
-    config = real_config({name: real_model(name, eviction, kv_cache="256M") for name in "ab"})
     requests = alternating("ab", 100)
-    async with llmux_server(config, tmp_path) as server, openai_client(server) as client:
+    async with openai_client(server) as client:
+        await set_eviction(server, "ab", eviction)
+        await check(client, alone, ("b", QUESTIONS[0], False))
+        switches_before = switches(server)
         await check(client, alone, requests[0])
-        (a,) = starts(server, "a")
+        (a,), (b,) = starts(server, "a"), starts(server, "b")
         awake_mib = a.memory_mib()
         await check(client, alone, requests[1])
         asleep_mib = a.memory_mib()
         assert awake_mib - asleep_mib > 200, "the KV cache alone is 256 MiB"
         assert await is_sleeping(a)
-        (b,) = starts(server, "b")
         assert not await is_sleeping(b)
 
-        for request in requests[2:60]:
+        for request in requests[2:40]:
             await check(client, alone, request)
-        assert switches(server) == 60, "each of the first sixty needed a switch"
-        await check_at_once(client, alone, requests[60:], clients=8)
-        assert len(starts(server)) == 2, "each engine was started once, and slept and woke from then on"
+        assert switches(server) - switches_before == 40, "each of the first forty needed a switch"
+        await check_at_once(client, alone, requests[40:], clients=8)
+        assert starts(server, "a") == [a] and starts(server, "b") == [b], "they slept and woke from then on"
 
 
-async def test_models_that_stop_are_started_again(alone: Alone, tmp_path: Path) -> None:
-    config = real_config({name: real_model(name, "retain+stop") for name in "ab"})
-    async with llmux_server(config, tmp_path) as server, openai_client(server) as client:
-        for number, request in enumerate(alternating("ab", 6), 1):
-            await check(client, alone, request)
-            before = starts(server)[:-1]
-            assert len(before) == number - 1
-            assert not any(engine.family() for engine in before), "what was stopped is gone before the next one answers"
-        last = starts(server)[-1].family()
-        assert last
-        assert await server.terminate() == 0
-        assert await all_gone(last, 0), "llmux ended before its engine"
-
-
-async def test_a_failed_sleep_and_a_failed_reload_cost_time_and_no_answer(alone: Alone, tmp_path: Path) -> None:
-    models = {
-        "a": real_model("a", "discard+keep_running", env={"VLLM_CPU_SLEEP_FAIL": "reload"}),
-        "b": real_model("b", "offload+keep_running", env={"VLLM_CPU_SLEEP_FAIL": "sleep"}),
-    }
-    requests = alternating("ab", 4)
-    async with llmux_server(real_config(models), tmp_path) as server, openai_client(server) as client:
-        await check(client, alone, requests[0])
-        await check(client, alone, requests[1])
-        (first_a,), (first_b,) = starts(server, "a"), starts(server, "b")
-        assert first_a.family(), "a sleeps"
-
-        await check(client, alone, requests[2])
-        assert not first_b.family(), "b could not sleep and was stopped"
-        assert not first_a.family(), "a could not reload and was stopped"
-        assert [one.model for one in starts(server)] == ["a", "b", "a"]
-
-        await check(client, alone, requests[3])
-        assert [one.model for one in starts(server)] == ["a", "b", "a", "b"]
-
-
-async def test_engines_that_die_and_llmux_that_is_killed(alone: Alone, tmp_path: Path) -> None:
-    # a runs as vLLM does by default, with its engine in a process of its own.
-    models = {
-        "a": real_model("a", "offload+keep_running", context=2048, env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
-        "crash": real_model("crash", "offload+keep_running"),
-    }
-    request: Request = ("a", QUESTIONS[0], False)
-    # With a canary the engine that dies at its first request would not even count as started.
-    async with llmux_server(real_config(models, canary="off"), tmp_path) as server, openai_client(server) as client:
-        await check(client, alone, request)
-        await _engine_core_killed_in_mid_stream(client, server)
-        killed = starts(server, "a")[-1]
-        await check(client, alone, request)
-        assert starts(server, "a")[-1] != killed, "the killed engine was started again"
-        assert not killed.family()
-        killed = starts(server, "a")[-1]
-        await _whole_engine_killed_in_mid_stream(server)
-        await check(client, alone, request)
-        count = len(starts(server, "a"))
-        assert starts(server, "a")[-1] != killed, "the killed engine was started again"
-
-        await _engine_that_dies_at_its_first_request(client, server)
-        await check(client, alone, request)
-        assert len(starts(server, "a")) == count, "a slept meanwhile"
-        assert len(starts(server, "crash")) == 2, "nobody starts an engine that nobody asks for"
-
-        engines = [process for engine in starts(server) for process in engine.family()]
-        assert any(process.name().startswith("VLLM::EngineCor") for process in engines)
-        server.process.kill()
-        await server.process.wait()
-        assert await all_gone(engines, 10), "engines outlive llmux"
-
-
-async def _engine_core_killed_in_mid_stream(client: openai.AsyncOpenAI, server: LlmuxProcess) -> None:
-    """vLLM's front tells the client itself, by an error event, which the stock client raises."""
-    for _ in range(3):
-        core = starts(server, "a")[-1].child("VLLM::EngineCore")
-        stream = await client.completions.create(
-            model="a", prompt="Hello", max_tokens=1900, temperature=0, stream=True, extra_body={"ignore_eos": True}
-        )
-        await anext(stream)
-        core.kill()
-        finish_reason = None
-        try:
-            async for chunk in stream:
-                finish_reason = chunk.choices[0].finish_reason or finish_reason
-        except openai.APIError:
-            return
-        # On a busy machine the client can be so late that the answer was complete before the kill; nothing else may be.
-        assert finish_reason == "length", "an answer that was broken off looks complete"
-        await ask(client, "a", QUESTIONS[0], is_stream=False)
-    raise AssertionError("three answers were complete before the engine could be killed")
-
-
-async def _whole_engine_killed_in_mid_stream(server: LlmuxProcess) -> None:
-    """Nobody but llmux is left to tell the client: an error event, and no end that looks like one."""
-    root = starts(server, "a")[-1].family()[0]
-    body = json.dumps(chat("a", "Hello", stream=True, max_tokens=1900, temperature=0, ignore_eos=True)).encode()
-    address = server.url.removeprefix("http://")
-    # By hand: aiohttp drops what it has not yet handed out when a body ends early.
-    reader, writer = await asyncio.open_connection(*address.split(":"))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + body)
-    stream = await reader.readuntil(b"data: {")
-    root.kill()
-    stream += await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    assert not stream.endswith(b"0\r\n\r\n")
-    assert DONE not in stream, "an answer that was broken off looks complete"
-    *answer, last = events(stream)
-    assert answer
-    assert last["error"]["code"] == "engine_died"  # type: ignore[index]
-
-
-async def _engine_that_dies_at_its_first_request(client: openai.AsyncOpenAI, server: LlmuxProcess) -> None:
-    with pytest.raises(openai.InternalServerError) as caught:
-        await ask(client, "crash", QUESTIONS[0], is_stream=False)
-    assert caught.value.status_code == 502
-    assert caught.value.code == "engine_died"
-    assert caught.value.response.headers["x-llmux-error"] == "1"
-    assert len(starts(server, "crash")) == 2
-
-
-async def test_a_client_that_leaves_and_a_switch_that_waits(alone: Alone, tmp_path: Path) -> None:
-    models = {
-        "a": real_model("a", "offload+keep_running"),
-        "c": real_model("c", "offload+keep_running"),
-    }
-    async with (
-        llmux_server(real_config(models), tmp_path) as server,
-        openai_client(server) as client,
-        http_client() as session,
-    ):
+async def test_a_client_that_leaves_and_a_switch_that_waits(alone: Alone, server: LlmuxProcess) -> None:
+    async with openai_client(server) as client, http_client() as session:
         whole = events(await read_stream(session, server, "c", 60))
         (c,) = starts(server, "c")
         await _leave_in_mid_stream(session, server, c)
@@ -292,3 +154,17 @@ async def _leave_in_mid_stream(session: aiohttp.ClientSession, server: LlmuxProc
 def texts(documents: list[dict[str, object]]) -> list[object]:
     """What a stream said and why it ended, without what differs each time."""
     return [choice for document in documents for choice in document["choices"]]  # type: ignore[attr-defined]
+
+
+async def test_models_that_stop_are_started_again(alone: Alone, server: LlmuxProcess) -> None:
+    async with openai_client(server) as client:
+        for request in alternating("ab", 2):
+            await check(client, alone, request)
+        await set_eviction(server, "ab", "retain+stop")
+        count = len(starts(server))
+        # a sleeps, and b serves: each of them is stopped, b first, and then started.
+        for number, request in enumerate(alternating("ab", 3)):
+            leaves = starts(server, "ba"[number % 2])[-1]
+            await check(client, alone, request)
+            assert not leaves.family(), "what was stopped is gone before the next one answers"
+            assert len(starts(server)) == count + number

@@ -1,23 +1,18 @@
 """Hypothesis drives the production scheduler through everything that can happen; a liveness phase ends each run.
 
-``LLMUX_HYPOTHESIS_EXAMPLES`` runs more than the default number of examples, at random.
+``LLMUX_HYPOTHESIS_EXAMPLES`` is their number (tests/support/examples.py).
 """
-
-import os
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.support.core_scenarios import POLICIES, SCENARIOS, Walk
+from tests.support.examples import examples
 
-EXAMPLES = os.environ.get("LLMUX_HYPOTHESIS_EXAMPLES")
 PROFILE = settings(
-    max_examples=int(EXAMPLES) if EXAMPLES else 60,
+    examples(30),
     stateful_step_count=50,
-    derandomize=EXAMPLES is None,
-    database=None,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -11,6 +11,7 @@ from llmux.gateway import json_outline as module
 from llmux.gateway import pieces
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 from llmux.gateway.json_outline import outline_of
+from tests.support.examples import examples
 
 
 @pytest.fixture(autouse=True, params=[7, 64 * 1024])
@@ -33,7 +34,7 @@ def same(one: Any, other: Any) -> bool:
     return json.dumps(one) == json.dumps(other)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, VALUES, max_size=6), INDENTS, st.booleans())
 def test_the_outline_says_the_same(members: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
     body = json.dumps(members, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
@@ -43,7 +44,7 @@ def test_the_outline_says_the_same(members: dict[str, Any], indent: int | None, 
     assert same(replaced, {**members, "model": "new"} if "model" in members else members)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples(20), suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.data())
 def test_what_is_cut_short_is_refused(members: dict[str, Any], data: st.DataObject) -> None:
     body = json.dumps(members).encode()

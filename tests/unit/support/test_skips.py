@@ -49,7 +49,7 @@ def test_a_skip_that_is_not_allowed_fails_the_run(tmp_path: Path, source: str, o
     assert "NOT ALLOWED: 1 x Skipped: no such thing here" in result.stdout
 
 
-@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["one process", "xdist"])
+@pytest.mark.parametrize("options", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["one process", "xdist"])
 @pytest.mark.parametrize("source", [SKIPS, SKIPS_ITSELF], ids=["test", "file"])
 def test_an_allowed_skip_is_shown(tmp_path: Path, source: str, options: tuple[str, ...]) -> None:
     result = run(tmp_path, source, *options, allowed="another reason\nsuch thing")
