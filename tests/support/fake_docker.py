@@ -72,6 +72,10 @@ def docker(directory: Path, images: Mapping[str, Image]) -> Iterator[Docker]:
         yield Docker(program, process.pid)
     finally:
         process.stdin.close()
-        process.wait(timeout=30)
-        process.stdout.close()
-        sockets.cleanup()
+        try:
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            sockets.cleanup()
