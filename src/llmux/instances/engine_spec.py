@@ -61,7 +61,8 @@ class EngineSpec:
         """
         engine = self.engine
         return fingerprint_of(
-            self.argv,
+            # Without its port, which is another one in each llmux unless it is configured.
+            engine.command_line(0),
             os.environ | engine.options.environment,
             engine.options.environment,
             stamps_of(self.program, engine.files()),

@@ -216,12 +216,15 @@ class Instance:
         self._scope.interrupt(FailureReason(reason))
 
     async def check_health(self, timeout_seconds: float) -> Health:
-        """Whether the engine is alive: its process, and its own ``/health``."""
+        """Whether the engine is alive: its process, and what it says of itself."""
         if not self.has_engine:
             return Health.DEAD
         if self._process is None:
             return Health.SILENT
-        return await check_health(self._endpoints, timeout_seconds)
+        return await self._check(self._endpoints, timeout_seconds)
+
+    async def _check(self, endpoints: EngineEndpoints, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> Health:
+        return await check_health(endpoints, timeout_seconds, self.spec.engine.health_path)
 
     async def generates(self, limit_seconds: float) -> bool:
         """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
@@ -265,10 +268,11 @@ class Instance:
             )
         engine = await self._spawn(fingerprint, create_temporary_directory(self.spec.model))
         log.info("engine started", model=self.spec.model, pid=engine.process.pid, port=port)
-        healthy = wait_until_healthy(self._endpoints, self._report_start)
+        healthy = wait_until_healthy(self._endpoints, self._report_start, self.spec.engine.health_path)
         await self._scope.run(healthy, self.spec.start_timeout_seconds, "the start")
         # What is healthy may be another server that took the port meanwhile.
-        if not await asyncio.to_thread(listens, engine.process.pid, port):
+        listens_itself = self.spec.engine.listens_itself
+        if listens_itself and not await asyncio.to_thread(listens, engine.process.pid, port):
             raise EngineFailure(FailureReason(f"port {port} is answered by another process than the engine"))
         await self._scope.run(self._probe_started(engine), None, "its first answer")
 
@@ -295,7 +299,7 @@ class Instance:
     async def _has_started(self, pid: int, socket_path: Path) -> bool:
         """Whether the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
         port, model = self.spec.port, self.spec.model
-        if await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is Health.ALIVE:
+        if await self._check(self._endpoints) is Health.ALIVE:
             return True
         if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
             self._endpoints.move_to(port)
@@ -304,7 +308,7 @@ class Instance:
         return False
 
     async def _answers_on_port(self, pid: int, port: int) -> bool:
-        health = await check_health(self._endpoints.at_port(), PROBE_TIMEOUT_SECONDS)
+        health = await self._check(self._endpoints.at_port())
         return health is Health.ALIVE and await asyncio.to_thread(listens, pid, port)
 
     async def _spawn(self, fingerprint: str, directory: Path, socket_path: Path | None = None) -> RunningEngine:
@@ -340,7 +344,8 @@ class Instance:
         await self._scope.run(self._headroom.wait_to_wake(), None, "the wait for free memory")
         if self._engine is None:
             await self._scope.run(self._restore(), None, "the restore")
-            await self._scope.run(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
+            healthy = wait_until_healthy(self._endpoints, path=self.spec.engine.health_path)
+            await self._scope.run(healthy, RESTORED_HEALTHY_SECONDS, "the restore")
         engine = self._engine
         assert engine is not None
         has_frozen = engine.has_frozen
