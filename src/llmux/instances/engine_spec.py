@@ -81,4 +81,12 @@ class EngineSpec:
             self.engine.environment(os.environ, str(temporary_directory), checkpointable=self.checkpointable),
             temporary_directory=temporary_directory,
             checkpointable=self.checkpointable,
+            stop_argv=self.engine.stop_command(self.port),
+            stop_seconds=self.stop_timeout_seconds,
         )
+
+    @property
+    def stop_command(self) -> LaunchCommand | None:
+        """The command that ends what an earlier engine may have left behind; None if nothing can be."""
+        argv = self.engine.stop_command(self.port)
+        return LaunchCommand(argv, {**os.environ, **self.engine.options.environment}) if argv else None

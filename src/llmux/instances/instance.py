@@ -29,7 +29,7 @@ from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
-from llmux.instances.process import EngineProcess
+from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
 from llmux.instances.scope import EngineFailure, EngineScope
 from llmux.instances.socketless import SocketlessPrograms
@@ -76,6 +76,8 @@ class Instance:
         self._engine: RunningEngine | None = None
         self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
+        self._may_be_left = True
+        """Whether an earlier llmux may have left something of this engine that its stop command would end."""
         self._last_output: tuple[str, ...] = ()
 
     @property
@@ -199,6 +201,14 @@ class Instance:
             else:
                 self._forget()
 
+    async def clear_leftovers(self) -> None:
+        """Run the stop command, once in the life of this llmux, against what an earlier one may have left."""
+        command = self.spec.stop_command if self._may_be_left else None
+        self._may_be_left = False
+        if command is not None:
+            redact = self.spec.redactor.redact_line
+            await run_stop_command(command, self.spec.stop_timeout_seconds, redact, may_fail=True)
+
     async def let_stay(self) -> None:
         """Let the engine outlive llmux, and forget it; raises StayRefused."""
         if self._process is not None:
@@ -242,6 +252,7 @@ class Instance:
     async def _start(self) -> None:
         """Cold start; raises EngineFailure."""
         self._headroom.forget_freed()
+        await self.clear_leftovers()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         program = self.spec.program
