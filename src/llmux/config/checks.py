@@ -309,7 +309,8 @@ def _same_weights(settings: Settings) -> Iterator[Problem]:
     for name, model in settings.models.items():
         started = settings.engine_of(name)
         engine = (
-            *(model.engine, model.model_path, settings.command_of(name), started.arguments, model.start_command),
+            *(model.engine, model.model_path, settings.command_of(name), started.arguments),
+            *(word.replace("{name}", name) for word in model.start_command or ()),
             *(model.url, tuple(sorted(model.env.items()))),
         )
         other = first.setdefault(engine, name)

@@ -99,12 +99,14 @@ class ModelSettings(Section):
     start_command: CommandLine | None = Field(
         default=None,
         description="engine: command. The whole command line that starts it, as one text or as a list of words; no "
-        "shell runs it. {port}, {model} and {name} stand for its port, model_path and the model's name.",
+        "shell runs it. {port}, {model} and {name} stand for its port, model_path and the model's name; all other "
+        "braces stay as they are.",
     )
     stop_command: CommandLine | None = Field(
         default=None,
-        description="engine: command. Ends it, where ending its process does not, as docker stop {name}; the process "
-        "is ended as well.",
+        description="engine: command. Ends what does not end with its process, as docker rm -f {name}: run before "
+        "the process is ended, also after it died by itself, and before the first start, for at most "
+        "stop_timeout_seconds. With it, {name} has only characters that the names of containers may have.",
     )
     ready_path: Text | None = Field(
         default=None,

@@ -256,6 +256,7 @@ class Settings(Section):
                 self.reload_timeout_seconds,
                 self.reset_timeout_seconds,
             ),
+            has_port=model.port is not None,
             start_command=model.start_command or (),
             stop_command=model.stop_command or (),
             ready_path=model.ready_path or "",
@@ -331,18 +332,26 @@ class Settings(Section):
         yield from (key.get_secret_value() for key in keys)
         for model in self.models.values():
             yield from secrets_in(model.env)
-            yield from every_value(model.extra_args, KEY_FLAGS)
+            yield from every_value((*(model.start_command or ()), *model.extra_args), KEY_FLAGS)
             if model.api_key is not None:
                 yield model.api_key.get_secret_value()
 
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""
         model = self.models[name]
+        if self._has_start_command(name):
+            first = model.start_command[0] if model.start_command else ""
+            return model.command or first.replace("{model}", model.model_path)
         program = self.vllm_command if model.engine == DEFAULT_KIND else KINDS[model.engine].default_program
         return model.command or program
 
     def command_path_of(self, name: str) -> str:
         """The key that says which program it is, or would say it."""
         model = self.models[name]
+        if self._has_start_command(name):
+            return dotted(("models", name, "start_command"))
         is_shared = model.command is None and model.engine == DEFAULT_KIND
         return "vllm_command" if is_shared else dotted(("models", name, "command"))
+
+    def _has_start_command(self, name: str) -> bool:
+        return "start_command" in KINDS[self.models[name].engine].own_keys

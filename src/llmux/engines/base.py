@@ -24,6 +24,7 @@ DEFAULT_MAX_IN_FLIGHT = 256
 """vLLM's own default on most GPUs; engines that batch less have a smaller one of their own."""
 
 LOOPBACK = "127.0.0.1"
+HEALTH_PATH = "/health"
 WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
 
 
@@ -43,6 +44,8 @@ class EngineOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     """What is configured; the rest is inherited from llmux."""
     timeouts: ControlTimeouts = field(default_factory=ControlTimeouts)
+    has_port: bool = False
+    """Whether the model's port is configured."""
     start_command: tuple[str, ...] = ()
     stop_command: tuple[str, ...] = ()
     ready_path: str = ""
@@ -77,8 +80,6 @@ class Engine(ABC):
     kind: ClassVar[str]
     """Its name in the configuration."""
     default_program: ClassVar[str]
-    health_path: ClassVar[str] = "/health"
-    """Answers 200 while the engine lives, and not before it is ready."""
     takes_socket: ClassVar[bool] = False
     """Whether it can listen on a Unix socket instead of a port."""
     key_variable: ClassVar[str | None] = None
@@ -179,6 +180,16 @@ class Engine(ABC):
         for adapter, adapter_path in self.adapters:
             yield ModelName(adapter, key, adapter, NameKind.ADAPTER, adapter_path)
 
+    @property
+    def health_path(self) -> str:
+        """Answers 200 while the engine lives, and not before it is ready."""
+        return HEALTH_PATH
+
+    @property
+    def listens_itself(self) -> bool:
+        """Whether it is a process of its own tree that listens, and not a container's, which descends from another."""
+        return True
+
     # What is wrong with its configuration. Paths of problems are relative to the model's section.
 
     def problems(self, eviction: Eviction) -> Iterator[Problem]:
@@ -196,6 +207,10 @@ class Engine(ABC):
     @abstractmethod
     def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
         """The command that starts it on a port of loopback, or on a Unix socket where ``takes_socket``."""
+
+    def stop_command(self, port: int) -> tuple[str, ...]:
+        """The command that ends what does not end with its processes, such as a container; empty if nothing does."""
+        return ()
 
     def environment(
         self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool

@@ -63,7 +63,8 @@ class EngineSpec:
         """
         engine = self.engine
         return fingerprint_of(
-            self.argv,
+            # Without its port, which is another one in each llmux unless it is configured.
+            engine.command_line(0),
             os.environ | engine.options.environment,
             engine.options.environment,
             stamps_of(self.program, engine.files()),
@@ -82,4 +83,12 @@ class EngineSpec:
             self.engine.environment(os.environ, str(temporary_directory), checkpointable=self.checkpointable),
             temporary_directory=temporary_directory,
             checkpointable=self.checkpointable,
+            stop_argv=self.engine.stop_command(self.port),
+            stop_seconds=self.stop_timeout_seconds,
         )
+
+    @property
+    def stop_command(self) -> LaunchCommand | None:
+        """The command that ends what an earlier engine may have left behind; None if nothing can be."""
+        argv = self.engine.stop_command(self.port)
+        return LaunchCommand(argv, {**os.environ, **self.engine.options.environment}) if argv else None

@@ -6,6 +6,7 @@ from enum import Enum, auto
 
 import psutil
 
+from llmux.engines.base import HEALTH_PATH
 from llmux.errors import ControlCallFailed
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.os_errors import is_own_shortage
@@ -17,7 +18,7 @@ REPORT_SECONDS = 10.0
 
 
 class Health(Enum):
-    """The result of a request to ``/health``."""
+    """The result of a request to an engine's ``health_path``."""
 
     ALIVE = auto()
     DEAD = auto()
@@ -25,20 +26,22 @@ class Health(Enum):
     """No response in time, or the request could not be sent: the engine may be busy or hang, or be dead."""
 
 
-async def check_health(endpoints: EngineEndpoints, timeout_seconds: float) -> Health:
-    """Request ``/health`` once."""
+async def check_health(endpoints: EngineEndpoints, timeout_seconds: float, path: str = HEALTH_PATH) -> Health:
+    """Request the engine's path for that once."""
     try:
-        await endpoints.get("/health", timeout_seconds)
+        await endpoints.get(path, timeout_seconds)
     except ControlCallFailed as failure:
         return Health.SILENT if failure.is_timeout or is_own_shortage(failure.__cause__) else Health.DEAD
     return Health.ALIVE
 
 
-async def wait_until_healthy(endpoints: EngineEndpoints, report: Callable[[float], None] | None = None) -> None:
+async def wait_until_healthy(
+    endpoints: EngineEndpoints, report: Callable[[float], None] | None = None, path: str = HEALTH_PATH
+) -> None:
     """Poll until the engine is alive; the caller limits the time. ``report`` is called as by ``poll``."""
 
     async def is_alive() -> bool:
-        return await check_health(endpoints, PROBE_TIMEOUT_SECONDS) is Health.ALIVE
+        return await check_health(endpoints, PROBE_TIMEOUT_SECONDS, path) is Health.ALIVE
 
     await poll(is_alive, report)
 

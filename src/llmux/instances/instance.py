@@ -30,7 +30,7 @@ from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
-from llmux.instances.process import EngineProcess
+from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
 from llmux.instances.scope import EngineFailure, EngineScope
 from llmux.instances.socketless import SocketlessPrograms
@@ -77,6 +77,8 @@ class Instance:
         self._engine: RunningEngine | None = None
         self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
+        self._may_be_left = True
+        """Whether an earlier llmux may have left something of this engine that its stop command would end."""
         self._last_output: tuple[str, ...] = ()
 
     @property
@@ -217,6 +219,14 @@ class Instance:
             else:
                 self._forget()
 
+    async def clear_leftovers(self) -> None:
+        """Run the stop command, once in the life of this llmux, against what an earlier one may have left."""
+        command = self.spec.stop_command if self._may_be_left else None
+        self._may_be_left = False
+        if command is not None:
+            redact = self.spec.redactor.redact_line
+            await run_stop_command(command, self.spec.stop_timeout_seconds, redact, may_fail=True)
+
     async def let_stay(self) -> None:
         """Let the engine outlive llmux, and forget it; raises StayRefused."""
         if self._process is not None:
@@ -234,12 +244,15 @@ class Instance:
         self._scope.interrupt(FailureReason(reason))
 
     async def check_health(self, timeout_seconds: float) -> Health:
-        """Whether the engine is alive: its process, and its own ``/health``."""
+        """Whether the engine is alive: its process, and what it says of itself."""
         if not self.has_engine:
             return Health.DEAD
         if self._process is None:
             return Health.SILENT
-        return await check_health(self._endpoints, timeout_seconds)
+        return await self._check(self._endpoints, timeout_seconds)
+
+    async def _check(self, endpoints: EngineEndpoints, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> Health:
+        return await check_health(endpoints, timeout_seconds, self.spec.engine.health_path)
 
     async def generates(self, limit_seconds: float) -> bool:
         """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
@@ -257,6 +270,7 @@ class Instance:
     async def _start(self) -> None:
         """Cold start; raises EngineFailure."""
         self._headroom.forget_freed()
+        await self.clear_leftovers()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         program = self.spec.program
@@ -283,10 +297,11 @@ class Instance:
             )
         engine = await self._spawn(fingerprint, create_temporary_directory(self.spec.model))
         log.info("engine started", model=self.spec.model, pid=engine.process.pid, port=port)
-        healthy = wait_until_healthy(self._endpoints, self._report_start)
+        healthy = wait_until_healthy(self._endpoints, self._report_start, self.spec.engine.health_path)
         await self._scope.run(healthy, self.spec.start_timeout_seconds, "the start")
         # What is healthy may be another server that took the port meanwhile.
-        if not await asyncio.to_thread(listens, engine.process.pid, port):
+        listens_itself = self.spec.engine.listens_itself
+        if listens_itself and not await asyncio.to_thread(listens, engine.process.pid, port):
             raise EngineFailure(FailureReason(f"port {port} is answered by another process than the engine"))
         await self._scope.run(self._probe_started(engine), None, "its first answer")
 
@@ -313,7 +328,7 @@ class Instance:
     async def _has_started(self, pid: int, socket_path: Path) -> bool:
         """Whether the engine is healthy on its socket, or on its port, which one that ignores the socket uses."""
         port, model = self.spec.port, self.spec.model
-        if await check_health(self._endpoints, PROBE_TIMEOUT_SECONDS) is Health.ALIVE:
+        if await self._check(self._endpoints) is Health.ALIVE:
             return True
         if not await asyncio.to_thread(socket_path.exists) and await self._answers_on_port(pid, port):
             self._endpoints.move_to(port)
@@ -322,7 +337,7 @@ class Instance:
         return False
 
     async def _answers_on_port(self, pid: int, port: int) -> bool:
-        health = await check_health(self._endpoints.at_port(), PROBE_TIMEOUT_SECONDS)
+        health = await self._check(self._endpoints.at_port())
         return health is Health.ALIVE and await asyncio.to_thread(listens, pid, port)
 
     async def _spawn(self, fingerprint: str, directory: Path, socket_path: Path | None = None) -> RunningEngine:
@@ -358,7 +373,8 @@ class Instance:
         await self._scope.run(self._headroom.wait_to_wake(), None, "the wait for free memory")
         if self._engine is None:
             await self._scope.run(self._restore(), None, "the restore")
-            await self._scope.run(wait_until_healthy(self._endpoints), RESTORED_HEALTHY_SECONDS, "the restore")
+            healthy = wait_until_healthy(self._endpoints, path=self.spec.engine.health_path)
+            await self._scope.run(healthy, RESTORED_HEALTHY_SECONDS, "the restore")
         engine = self._engine
         assert engine is not None
         has_frozen = engine.has_frozen

@@ -31,6 +31,7 @@ from llmux.instances.shim_connection import (
     SpawnRefused,
     Started,
     Stays,
+    StopCommandEnded,
 )
 
 log = structlog.get_logger("engine")
@@ -46,6 +47,8 @@ CRIU_END_SECONDS = 10.0
 """From criu's own time limit to the shim's report on it."""
 RESTORE_END_SECONDS = 30.0
 """For a restore that was killed to free the memory that it has filled."""
+STOP_COMMAND_KILL_SECONDS = 5.0
+"""From SIGKILL to the end of a stop command."""
 LEFTOVER_SECONDS = 5.0
 """A worker outlives its engine's root by up to 3.4 s (measured)."""
 SHIM_KILLED_STATUS = -signal.SIGKILL
@@ -62,12 +65,15 @@ class LaunchCommand:
 
     ``environment`` is complete: nothing is inherited. ``temporary_directory`` becomes the engine's TMPDIR, and is
     removed with its contents after the last process. ``checkpointable``: block io_uring, which criu cannot dump.
+    ``stop_argv``, if not empty, ends what does not end with the processes, and may take ``stop_seconds``.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     temporary_directory: Path | None = None
     checkpointable: bool = False
+    stop_argv: tuple[str, ...] = ()
+    stop_seconds: float = 0.0
 
 
 class StayRefused(LlmuxError):
@@ -97,6 +103,9 @@ class EngineProcess:
         self._on_exit = on_exit
         self._redact = redact
         self._tail = OutputTail()
+        self._stop_command: LaunchCommand | None = None
+        """What ends what the engine's processes leave behind, if it may still have to be run without the shim."""
+        self._stop_seconds = 0.0
         self._connection: ShimConnection | None = None
         self._started: asyncio.Future[str | None] = loop.create_future()
         """Why the engine could not be started, or None."""
@@ -125,6 +134,9 @@ class EngineProcess:
         may be called before this returns. A cancelled ``spawn`` leaves no process and never calls ``on_exit``.
         """
         process = cls(command.temporary_directory, on_line, on_exit, redact)
+        if command.stop_argv:
+            process._stop_command = LaunchCommand(command.stop_argv, command.environment)
+            process._stop_seconds = command.stop_seconds
         reason = await process._begin("start", _start_facts(command), SPAWN_SECONDS)
         if reason is not None:
             raise SpawnFailed(reason)
@@ -225,6 +237,7 @@ class EngineProcess:
     ) -> None:
         """SIGTERM the root, after ``terminate_seconds`` SIGKILL the tree; returns when all of it is gone.
 
+        A stop command that has not been run yet comes first, or when the tree is gone if that is being killed already.
         When the root has ended, the rest gets a SIGTERM and at most ``leftover_seconds``. Raises ProcessStuck if a
         process is left ``kill_seconds`` after the SIGKILL. If this is cancelled, the shim still stops the engine. A
         shim that hangs is killed, and its engine at once with it.
@@ -233,12 +246,17 @@ class EngineProcess:
         self._send("stop", terminate_seconds=terminate_seconds, leftover_seconds=leftover_seconds)
         answers = await self._shim_answers()
         if answers:
-            await asyncio.wait((self._gone,), timeout=terminate_seconds + kill_seconds)
+            limit_seconds = self._stop_seconds + terminate_seconds + kill_seconds
+            await asyncio.wait((self._gone,), timeout=limit_seconds)
             answers = await self._shim_answers()
         if not answers:
             await asyncio.wait((self._gone,), timeout=kill_seconds)
         if not self._gone.done():
             raise ProcessStuck(self._find_living(), asyncio.get_running_loop().time() - began_at)
+        if (command := self._stop_command) is not None:
+            # The shim was killed before it could run it.
+            self._stop_command = None
+            await run_stop_command(command, self._stop_seconds, self._redact)
 
     def _find_living(self) -> list[int]:
         """The tree's processes, or the shim where only that is left."""
@@ -300,7 +318,8 @@ class EngineProcess:
 
     async def _abandon(self) -> None:
         self._on_exit = _ignore_exit
-        await self._end_shim(RESTORE_END_SECONDS if self._restored_pid else SHIM_END_SECONDS)
+        limit_seconds = RESTORE_END_SECONDS if self._restored_pid else SHIM_END_SECONDS
+        await self._end_shim(limit_seconds + self._stop_seconds)
 
     async def _end_shim(self, limit_seconds: float) -> None:
         """Close the connection, upon which the shim ends with all that it has; one that does not is killed."""
@@ -339,6 +358,10 @@ class EngineProcess:
             case RestoreRefused(status, reason):
                 self._restored_pid = 0
                 self._set_started(describe_criu_end(status, reason))
+            case StopCommandEnded(status, reason, lines):
+                if self._stop_command is not None:
+                    _report_stop_command(self._stop_command.argv, status, reason, [*map(self._redact, lines)])
+                self._stop_command = None
             case Pong():
                 if not self._answered.done():
                     self._answered.set_result(None)
@@ -417,7 +440,43 @@ def _start_facts(command: LaunchCommand) -> dict[str, object]:
         "env": environment,
         "temporary_directory": None if temporary is None else str(temporary),
         "block_io_uring": command.checkpointable,
+        "stop_argv": list(command.stop_argv),
+        "stop_seconds": command.stop_seconds,
     }
+
+
+async def run_stop_command(
+    command: LaunchCommand, limit_seconds: float, redact: Callable[[str], str] = str, *, may_fail: bool = False
+) -> None:
+    """Run a stop command to its end, or kill it after ``limit_seconds``; a failure is logged.
+
+    ``may_fail``: it is expected to, as there is probably nothing that it could stop.
+    """
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    try:
+        process = await EngineProcess.spawn(command, on_line=_ignore_line, on_exit=ended.set_result, redact=redact)
+    except SpawnFailed as failure:
+        _report_stop_command(command.argv, None, failure.reason, (), may_fail=may_fail)
+        return
+    await asyncio.wait((ended,), timeout=limit_seconds)
+    reason = "" if ended.done() else f"it did not end within {limit_seconds:g} s"
+    await process.stop(0.0, STOP_COMMAND_KILL_SECONDS)
+    _report_stop_command(command.argv, process.exit_status, reason, process.tail, may_fail=may_fail)
+
+
+def _report_stop_command(
+    argv: Sequence[str], status: int | None, reason: str, lines: Sequence[str], *, may_fail: bool = False
+) -> None:
+    if status == 0 and not reason:
+        log.info("stop command has run", program=argv[0])
+        return
+    why = reason or describe_exit(status or 0)
+    tell = log.debug if may_fail else log.warning
+    tell("stop command failed", program=argv[0], reason=why, output=" | ".join(lines) or None)
+
+
+def _ignore_line(stream: str, line: str) -> None:
+    """For a command whose last lines are told when it has ended."""
 
 
 def _ignore_exit(status: int) -> None:

@@ -98,6 +98,14 @@ class Stays(msgspec.Struct, frozen=True, tag_field="event", tag="stays"):
     """The engine will outlive the connection."""
 
 
+class StopCommandEnded(msgspec.Struct, frozen=True, tag_field="event", tag="stop_command_ended"):
+    """The stop command has been run, and will not be again: its exit status, why it was killed or not started."""
+
+    status: int | None
+    reason: str
+    lines: list[str]
+
+
 ShimEvent = (
     Started
     | SpawnRefused
@@ -112,6 +120,7 @@ ShimEvent = (
     | RestoreRefused
     | Stays
     | Pong
+    | StopCommandEnded
 )
 
 

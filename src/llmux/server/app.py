@@ -145,6 +145,8 @@ class Server:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
+        # Before any engine is started: what is left of one model may hold the memory that another is given.
+        await asyncio.gather(*(instance.clear_leftovers() for instance in self._instances.values()))
         await self._control.start()
         if settings.engine_stall_seconds:
             self._watching = self._spawn(self._stall_watch.run())

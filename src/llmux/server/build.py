@@ -98,12 +98,13 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     portless = [name for name, model in settings.models.items() if model.port is None]
     chosen = dict(zip(portless, choose_ports(len(portless), fixed | own), strict=True))
     redactor = build_redactor(settings)
+    engines = {name: settings.engine_of(name) for name in settings.models}
     return {
         name: EngineSpec(
-            engine=settings.engine_of(name),
+            engine=engines[name],
             port=model.port or chosen[name],
             # An engine that may be dumped must be found again where its image says.
-            prefers_socket=model.port is None and settings.checkpoint is None,
+            prefers_socket=engines[name].takes_socket and model.port is None and settings.checkpoint is None,
             start_timeout_seconds=settings.start_timeout_seconds,
             stop_timeout_seconds=settings.stop_timeout_seconds,
             checkpointable=settings.checkpoint is not None,

@@ -520,3 +520,87 @@ def test_the_tree_of_a_staying_engine_ends_with_its_root(shim: Shim) -> None:
 def test_only_a_running_engine_can_stay(shim: Shim) -> None:
     shim.send("stay")
     assert shim.next_event()["event"] == "refused"
+
+
+STOP_COMMAND = """
+import os, sys, time
+with open(sys.argv[1], "a") as record:
+    record.write("stop\\n")
+print("stopping", os.environ["GREETING"], flush=True)
+time.sleep(float(sys.argv[2]))
+sys.exit(int(sys.argv[3]))
+"""
+
+
+def with_stop_command(record: Path, seconds: float = 0.0, status: int = 0, limit: float = 60.0) -> dict[str, Any]:
+    words = (str(record), str(seconds), str(status))
+    return {"stop_argv": [sys.executable, "-S", "-c", STOP_COMMAND, *words], "stop_seconds": limit}
+
+
+def start_with_stop_command(shim: Shim, script: str, facts: dict[str, Any]) -> None:
+    environment = {**os.environ, "GREETING": "hello"}
+    shim.send("start", argv=[sys.executable, "-S", "-c", script], env=environment, **facts)
+    assert shim.next_event()["event"] == "started"
+
+
+def test_the_stop_command_runs_before_the_sigterm_and_once(shim: Shim, tmp_path: Path) -> None:
+    start_with_stop_command(shim, PRINT_PID_AND_WAIT, with_stop_command(tmp_path / "record", status=3))
+    shim.next_lines(1)
+    shim.stop(60.0)
+    events = [event for event in shim.events_until("gone") if event["event"] != "output"]
+    assert [event["event"] for event in events] == ["stop_command_ended", "exited", "gone"]
+    assert (events[0]["status"], events[0]["lines"]) == (3, ["stopping hello"])
+    assert events[1]["status"] == -signal.SIGTERM
+    assert (tmp_path / "record").read_text() == "stop\n"
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_stop_command_runs_when_the_tree_has_ended_otherwise(shim: Shim, tmp_path: Path, is_killed: bool) -> None:
+    script = PRINT_PID_AND_WAIT if is_killed else "print(1)"
+    start_with_stop_command(shim, script, with_stop_command(tmp_path / "record"))
+    if is_killed:
+        shim.next_lines(1)
+        shim.send("kill")
+        shim.stop(0.0)
+    events = [event["event"] for event in shim.events_until("gone") if event["event"] != "output"]
+    assert events == ["exited", "stop_command_ended", "gone"]
+
+
+def test_a_stop_command_that_hangs_is_killed_and_one_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
+    for facts, reason in (
+        (with_stop_command(tmp_path / "record", seconds=60.0, limit=0.2), "it did not end within 0.2 s"),
+        ({"stop_argv": ["/no/such/program"], "stop_seconds": 1.0}, "does not exist"),
+    ):
+        shim = Shim()
+        start_with_stop_command(shim, PRINT_PID_AND_WAIT, facts)
+        shim.next_lines(1)
+        shim.stop(60.0)
+        (ended,) = (event for event in shim.events_until("gone") if event["event"] == "stop_command_ended")
+        assert reason in ended["reason"]
+        shim.hang_up()
+        assert shim.process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_the_kill_of_a_tree_spares_the_stop_command_that_runs(shim: Shim, tmp_path: Path) -> None:
+    start_with_stop_command(shim, PRINT_PID_AND_WAIT, with_stop_command(tmp_path / "record", seconds=0.3))
+    shim.next_lines(1)
+    shim.stop(60.0)
+    wait_until(lambda: (tmp_path / "record").exists(), "the stop command")
+    shim.send("kill")
+    events = {event["event"]: event for event in shim.events_until("gone")}
+    assert events["exited"]["status"] == -signal.SIGKILL
+    assert events["stop_command_ended"]["status"] == 0
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_shim_without_llmux_runs_the_stop_command_to_its_end(tmp_path: Path, is_running: bool) -> None:
+    shim, record = Shim(), tmp_path / "record"
+    start_with_stop_command(shim, PRINT_PID_AND_WAIT, with_stop_command(record, seconds=0.2))
+    shim.next_lines(1)
+    if is_running:
+        shim.stop(60.0)
+        wait_until(record.exists, "the stop command")
+    shim.hang_up()
+    assert shim.process.wait(DEADLINE_SECONDS) == 0
+    # Killed with the tree while it ran, it is run anew: only one that has ended is known to have done its work.
+    assert record.read_text() == ("stop\nstop\n" if is_running else "stop\n")

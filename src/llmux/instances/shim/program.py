@@ -13,6 +13,7 @@ from .criu_run import CriuRun, inherit_options
 from .outbox import Outbox
 from .output_pipe import OutputPipe
 from .spawn import SpawnError, spawn
+from .stop_run import StopRun, run_to_its_end
 from .tree import FIRST_KILL_INTERVAL_SECONDS, LAST_KILL_INTERVAL_SECONDS, end_tree, remove_directory, signal_tree
 
 COMMAND_BYTES_MAX = 8_388_608
@@ -39,6 +40,13 @@ class Shim:
         """Whether any process of the tree is left."""
         self.temporary_directory: str | None = None
         self.criu: CriuRun | None = None
+        self.stop_argv: list[str] = []
+        """The command that ends what does not end with the tree; empty once it has been run, or where there is none."""
+        self.stop_environment: dict[str, str] = {}
+        self.stop_seconds = 0.0
+        self.stop_run: StopRun | None = None
+        self.stop_afterwards: dict[str, Any] | None = None
+        """The ``stop`` that goes on when ``stop_run`` has ended."""
         self.final_event: tuple[str, dict[str, Any]] = ("gone", {})
         """The event to send when nothing of the tree is left."""
         self.kill_after: float | None = None
@@ -79,6 +87,8 @@ class Shim:
                 self.stop({"terminate_seconds": STAYING_STOP_SECONDS, "leftover_seconds": STAYING_STOP_SECONDS})
             if self.criu is not None:
                 self.criu.kill_at_deadline(now)
+            if self.stop_run is not None:
+                self.stop_run.kill_at_deadline(now)
             if self.alive and self.kill_after is not None and now >= self.kill_after:
                 self._kill_once(now)
             if not self.outbox.flush(now):
@@ -144,6 +154,9 @@ class Shim:
             remove_directory(self.temporary_directory)
             self.outbox.add_event("spawn_failed", reason=printable(str(error)))
             return
+        self.stop_argv = command.get("stop_argv", [])
+        self.stop_environment = command["env"]
+        self.stop_seconds = command.get("stop_seconds", 0.0)
         self._begin(readers)
         self._report_started()
 
@@ -198,12 +211,24 @@ class Shim:
         self.outbox.add_event("started", pid=self.root, pipes=self.pipe_inodes)
 
     def stop(self, command: dict[str, Any]) -> None:
-        """SIGTERM the root, or the rest of the tree if the root has ended, and kill the tree at the deadline."""
+        """SIGTERM the root, or the rest of the tree if the root has ended, and kill the tree at the deadline.
+
+        Where there is a stop command, all of that waits for its end.
+        """
         self.cancel_criu(command)
+        if self.kill_after is None:
+            # Of a tree that is being killed, a client that lives on for a moment may still start what is to be ended.
+            self._begin_stop_command()
+        if self.stop_run is not None:
+            self.stop_afterwards = command
+        else:
+            self._terminate(command)
+
+    def _terminate(self, command: dict[str, Any]) -> None:
         terminate_seconds = command["terminate_seconds"]
         self.leftover_seconds = command["leftover_seconds"]
         if self.root is None:
-            signal_tree(signal.SIGTERM)
+            self._signal_tree(signal.SIGTERM)
             terminate_seconds = min(terminate_seconds, self.leftover_seconds)
         else:
             attempt(os.kill, self.root, signal.SIGTERM)
@@ -212,6 +237,33 @@ class Shim:
     def kill(self, command: dict[str, Any]) -> None:
         self.cancel_criu(command)
         self._kill_not_later_than(0.0)
+
+    def _begin_stop_command(self) -> None:
+        """Run the stop command if there is one that has not been run."""
+        if not self.stop_argv or self.stop_run is not None or not self.alive:
+            return
+        try:
+            self.stop_run = run = StopRun(self.stop_argv, self.stop_environment, self.stop_seconds)
+        except (OSError, SpawnError) as error:
+            self.stop_argv = []
+            self.outbox.add_event("stop_command_ended", status=None, reason=printable(str(error)), lines=[])
+            return
+        for pipe in run.pipes:
+            self.selector.register(pipe.descriptor, selectors.EVENT_READ, lambda pipe=pipe: self._read_stop(pipe))
+
+    def _read_stop(self, pipe: OutputPipe) -> None:
+        if self.stop_run is not None and pipe in self.stop_run.pipes and pipe.read() == 0:
+            self.selector.unregister(pipe.descriptor)
+
+    def _stop_command_ended(self, run: StopRun, status: int) -> None:
+        for pipe in run.pipes:
+            if pipe.descriptor in self.selector.get_map():
+                self.selector.unregister(pipe.descriptor)
+        run.close()
+        self.stop_run, self.stop_argv = None, []
+        self.outbox.add_event("stop_command_ended", status=status, reason=run.reason, lines=list(run.lines))
+        if self.stop_afterwards is not None:
+            self._terminate(self.stop_afterwards)
 
     def read(self, pipe: OutputPipe) -> None:
         if pipe in self.pipes and pipe.read() == 0:
@@ -234,7 +286,9 @@ class Shim:
             self._tree_gone()
 
     def _child_ended(self, pid: int, status: int) -> None:
-        if self.criu is not None and pid == self.criu.pid:
+        if self.stop_run is not None and pid == self.stop_run.pid:
+            self._stop_command_ended(self.stop_run, status)
+        elif self.criu is not None and pid == self.criu.pid:
             self._criu_ended(self.criu, status)
         elif self.criu is not None and pid in (self.root, self.criu.root):
             self.root = None
@@ -270,10 +324,13 @@ class Shim:
             self.leftover_seconds = STAYING_STOP_SECONDS
             self.kill_after = time.monotonic() + STAYING_STOP_SECONDS
         if self.kill_after is not None:
-            signal_tree(signal.SIGTERM)
+            self._signal_tree(signal.SIGTERM)
             self._kill_not_later_than(time.monotonic() + self.leftover_seconds)
 
     def _tree_gone(self) -> None:
+        self._begin_stop_command()
+        if self.stop_run is not None:
+            return
         self.alive = False
         self._read_pipes()
         for pipe in self.pipes.copy():
@@ -292,9 +349,12 @@ class Shim:
 
     def _signal_group(self, number: int) -> None:
         if self.root is None:
-            signal_tree(number)
+            self._signal_tree(number)
         else:
             attempt(os.killpg, self.root, number)
+
+    def _signal_tree(self, number: int) -> None:
+        signal_tree(number, spared=None if self.stop_run is None else self.stop_run.pid)
 
     def _kill_not_later_than(self, at: float) -> None:
         self.kill_after = at if self.kill_after is None else min(self.kill_after, at)
@@ -302,7 +362,7 @@ class Shim:
     def _kill_once(self, now: float) -> None:
         # Both: a group cannot escape killpg by forking, and the tree includes processes that left the group.
         self._signal_group(signal.SIGKILL)
-        signal_tree(signal.SIGKILL)
+        self._signal_tree(signal.SIGKILL)
         self.kill_after = now + self.kill_interval_seconds
         self.kill_interval_seconds = min(2 * self.kill_interval_seconds, LAST_KILL_INTERVAL_SECONDS)
 
@@ -313,6 +373,8 @@ class Shim:
             waits.append(max(0.0, self.kill_after - now))
         if self.criu is not None and self.criu.deadline is not None:
             waits.append(max(0.0, self.criu.deadline - now))
+        if self.stop_run is not None and self.stop_run.deadline is not None:
+            waits.append(max(0.0, self.stop_run.deadline - now))
         return min((wait for wait in waits if wait is not None), default=None)
 
 
@@ -340,5 +402,8 @@ def main(descriptor: int) -> None:
         shim.outbox.add_event("failed", reason=printable(f"{type(error).__name__}: {error}"))
         shim.outbox.flush(time.monotonic())
     end_tree()
+    if shim.stop_argv:
+        # Not yet run, or killed with the tree, or not known to have ended.
+        run_to_its_end(shim.stop_argv, shim.stop_environment, shim.stop_seconds)
     remove_directory(shim.temporary_directory)
     os._exit(0)

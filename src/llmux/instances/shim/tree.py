@@ -48,10 +48,17 @@ def find_descendants(roots: Iterable[int], processes: Mapping[int, Process]) -> 
     return found
 
 
-def signal_tree(number: int, root: int | None = None) -> None:
-    """Signal all of our descendants whatever their session; with ``root``, a child of ours, only it and its own."""
-    tree = find_descendants([os.getpid() if root is None else root], read_processes())
+def signal_tree(number: int, root: int | None = None, spared: int | None = None) -> None:
+    """Signal all of our descendants whatever their session; with ``root``, a child of ours, only it and its own.
+
+    ``spared`` is a child of ours that is not signalled, with its own descendants.
+    """
+    processes = read_processes()
+    tree = find_descendants([os.getpid() if root is None else root], processes)
+    left_out = set() if spared is None else set(find_descendants([spared], processes))
     for pid in tree[1:]:
+        if pid in left_out:
+            continue
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
