@@ -4,6 +4,7 @@ A kind is entered here once, and every test of the suite runs over it. Where a k
 engine has no process to kill), the test says so by the kind's traits and asserts what holds instead.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,48 @@ def _vllm(_: Path) -> Models:
     }
 
 
+def _sglang(_: Path) -> Models:
+    return {
+        name: {
+            "engine": "sglang",
+            "model_path": f"models/{name}",
+            "command": SIMULATED_ENGINE,
+            "extra_args": ["--latency-ms", "1", "--token-ms", "0", "--sim-health-poll-ms", "10", "--sim-free-ms", "10"],
+            "env": {**NO_CERTIFICATES, "LLMUX_SIM_KIND": "sglang"},
+        }
+        for name in "ab"
+    }
+
+
+SERVER = """
+import http.server, json, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.answer({"status": "ok"})
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        message = {"role": "assistant", "content": "I am " + sys.argv[2]}
+        self.answer({"model": body["model"], "choices": [{"index": 0, "message": message, "text": message["content"]}]})
+    def answer(self, document):
+        data = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+"""A plain Python server with no more of OpenAI's API than an answer."""
+
+
+def _command(directory: Path) -> Models:
+    script = directory / "server.py"
+    script.write_text(SERVER)
+    start = [sys.executable, "-S", str(script), "{port}", "{name}"]
+    return {name: {"engine": "command", "start_command": start} for name in "ab"}
+
+
 KINDS = (
     Kind(
         name="vllm",
@@ -92,6 +135,21 @@ KINDS = (
         broken_cause="wrong extra_args",
         evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
         token_delay={"extra_args": ["--token-ms", "20"]},
+    ),
+    Kind(
+        name="sglang",
+        models=_sglang,
+        broken=lambda directory: {**_sglang(directory)["a"], "extra_args": ["--no-such-flag"]},
+        broken_cause="wrong extra_args",
+        evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
+        token_delay={"extra_args": ["--token-ms", "20"]},
+    ),
+    Kind(
+        name="command",
+        models=_command,
+        broken=lambda directory: {"engine": "command", "start_command": [sys.executable, "-c", "1/0 # {port}"]},
+        broken_cause="ended with exit code 1",
+        streams=False,
     ),
 )
 

@@ -29,7 +29,7 @@ from llmux.config.fields import (
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
 from llmux.config.problems import dotted
-from llmux.core.eviction import Drain, Eviction, Process
+from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.core.names import ModelName, NameKind, register
 from llmux.engines.arguments import KEY_FLAGS, every_value
 from llmux.engines.base import Engine, EngineOptions
@@ -256,6 +256,7 @@ class Settings(Section):
                 self.reload_timeout_seconds,
                 self.reset_timeout_seconds,
             ),
+            may_offload=(model.eviction or self.policy.eviction).weights is Weights.OFFLOAD,
             has_port=model.port is not None,
             start_command=model.start_command or (),
             stop_command=model.stop_command or (),

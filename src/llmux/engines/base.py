@@ -46,6 +46,8 @@ class EngineOptions:
     timeouts: ControlTimeouts = field(default_factory=ControlTimeouts)
     has_port: bool = False
     """Whether the model's port is configured."""
+    may_offload: bool = False
+    """Whether the model may leave with its weights in host memory, for which an engine may have to be started."""
     start_command: tuple[str, ...] = ()
     stop_command: tuple[str, ...] = ()
     ready_path: str = ""

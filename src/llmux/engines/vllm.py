@@ -78,13 +78,12 @@ _CONTROL_PATHS = frozenset(
     """
     sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
     abort_requests release_kv_cache_memory weight_info weight_checker get_world_size scale_elastic_ep
-    is_scaling_elastic_ep start_profile stop_profile shutdown flush_cache release_memory_occupation
-    resume_memory_occupation pause_generation continue_generation kv_event_sources load_lora_adapter
+    is_scaling_elastic_ep start_profile stop_profile shutdown kv_event_sources load_lora_adapter
     unload_lora_adapter fault_tolerance start_weight_update start_draft_weight_update finish_weight_update
     shutdown_weight_transfer_engine
     """.split()  # noqa: SIM905
 )
-_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight", "set_internal")
+_CONTROL_PREFIXES = ("reset_", "update_weight", "init_weight", "destroy_weight", "get_weight")
 
 _CAUSES = (
     (

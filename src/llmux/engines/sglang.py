@@ -1,0 +1,280 @@
+"""SGLang: its command line, and the calls by which it releases its memory by tags and takes it back.
+
+Written from its sources and documentation (docs/engines.md names them), and run against a stand-in only.
+
+A mistake in the use of these calls kills the engine: releasing while requests run, and resuming what is not released
+(sgl-project/sglang, scheduler_update_weights_mixin). So each step releases what it has not released yet, once, and
+``/health``, which generates a token by default, is told not to.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import ClassVar
+
+from llmux.core.eviction import Eviction, Process, Weights
+from llmux.engines import arguments
+from llmux.engines.base import LOOPBACK, Abilities, Engine
+from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.paths import RequestRules
+from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
+from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+
+MAX_IN_FLIGHT = ("--max-running-requests",)
+TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "--tp-size", "--tp")
+GPU_SHARE = ("--mem-fraction-static",)
+MAX_MODEL_LENGTH = ("--context-length",)
+API_KEY = ("--api-key",)
+LORA_PATHS = ("--lora-paths",)
+MEMORY_SAVER = "--enable-memory-saver"
+WEIGHTS_BACKUP = "--enable-weights-cpu-backup"
+
+KV_CACHE, WEIGHTS = "kv_cache", "weights"
+RELEASED = (KV_CACHE, WEIGHTS)
+"""Not ``cuda_graph``, which older versions do not know, and whose memory is small."""
+
+HEALTH_WITHOUT_GENERATION = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+"""A health check that generates would compute on released memory."""
+
+_CAUSES = (
+    (re.compile(r"address already in use|Errno 98\b", re.IGNORECASE), "its port is taken"),
+    (re.compile(r"unrecognized arguments|invalid choice:|expected (?:one|at least one) argument"), "wrong extra_args"),
+    (re.compile(r"GatedRepoError|gated repo|\b40[13] Client Error", re.IGNORECASE), "no access to its weights"),
+    (re.compile(r"RepositoryNotFound|not a valid model identifier|HFValidationError"), "its model_path is not found"),
+    (re.compile(r"No space left on device|Errno 28\b"), "the disk is full"),
+    (re.compile(r"No CUDA GPUs are available|Found no NVIDIA driver"), "no usable GPU"),
+    (re.compile(r"torch_memory_saver"), "the package torch_memory_saver is missing, which releasing memory needs"),
+    (re.compile(r"ModuleNotFoundError|No module named"), "a Python package is missing"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sglang(Engine):
+    """SGLang's OpenAI-compatible server with its memory saver.
+
+    The program may be a Python interpreter, which gets ``-m sglang.launch_server``; ``sglang``, which gets ``serve``; or
+    any other program that takes the server's flags.
+    """
+
+    kind: ClassVar[str] = "sglang"
+    default_program: ClassVar[str] = "python3"
+    keep_alive_seconds: ClassVar[float] = 4.0
+    """uvicorn closes an idle connection after 5 s, and SGLang has no flag for it."""
+    reserved_flags: ClassVar[tuple[str, ...]] = ("--host", "--port", "--served-model-name", "--model-path", "--model")
+    read_flags: ClassVar[tuple[str, ...]] = (
+        *MAX_IN_FLIGHT,
+        *TENSOR_PARALLEL_SIZE[:1],
+        *GPU_SHARE,
+        *MAX_MODEL_LENGTH,
+        *API_KEY,
+        *LORA_PATHS,
+    )
+    environment_prefixes: ClassVar[tuple[str, ...]] = ("SGLANG_", "SGL_", "FLASHINFER_")
+    rules: ClassVar[RequestRules] = RequestRules(
+        never_forwarded=frozenset(
+            """
+            flush_cache release_memory_occupation resume_memory_occupation pause_generation continue_generation
+            abort_request weights_checker get_server_info server_info get_model_info health_generate get_internal_state
+            set_internal_state load_lora_adapter unload_lora_adapter start_profile stop_profile open_session
+            close_session configure_logging init_weights_send_group_for_remote_instance
+            start_expert_distribution_record stop_expert_distribution_record dump_expert_distribution_record
+            """.split()  # noqa: SIM905
+        ),
+        never_forwarded_prefixes=(
+            "update_weight",
+            "init_weight",
+            "get_weight",
+            "destroy_weight",
+            "set_internal",
+            "hicache",
+        ),
+    )
+    out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
+        r"out of memory|OutOfMemoryError|Not enough memory\. Please try to increase --mem-fraction-static",
+        re.IGNORECASE,
+    )
+    causes: ClassVar[tuple[tuple[re.Pattern[str], str], ...]] = _CAUSES
+
+    @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        words = arguments.every_value(self.options.extra_args, LORA_PATHS)
+        pairs = (word.partition("=") for word in words)
+        return tuple((name, path) for name, equals, path in pairs if equals and name)
+
+    @property
+    def api_key(self) -> str | None:
+        return arguments.value(self.options.extra_args, API_KEY) or super(Sglang, self).api_key
+
+    @property
+    def max_in_flight(self) -> int:
+        return arguments.number(self.options.extra_args, MAX_IN_FLIGHT) or self.max_in_flight_default
+
+    @property
+    def gpu_count(self) -> int:
+        return arguments.number(self.options.extra_args, TENSOR_PARALLEL_SIZE) or 1
+
+    @property
+    def start_share(self) -> float | None:
+        # Without the flag it takes what it finds useful, by a formula of its own.
+        text = arguments.value(self.options.extra_args, GPU_SHARE)
+        try:
+            return None if text is None else float(text)
+        except ValueError:
+            return None
+
+    @property
+    def max_model_length(self) -> int | None:
+        try:
+            return arguments.number(self.options.extra_args, MAX_MODEL_LENGTH)
+        except ValueError:
+            return None
+
+    def problems(self, eviction: Eviction) -> Iterator[Problem]:
+        yield from super(Sglang, self).problems(eviction)
+        if eviction.weights is Weights.DISCARD and arguments.switched_on(self.options.extra_args, WEIGHTS_BACKUP):
+            message = f"{WEIGHTS_BACKUP} keeps the weights in host memory, which discarding them is to spare"
+            yield Problem("extra_args", message, f"remove it, or use {Eviction(Weights.OFFLOAD, eviction.process)}")
+
+    def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
+        own = (
+            *("--model-path", self.options.model_path, "--served-model-name", self.served_names[0]),
+            *("--host", LOOPBACK, "--port", str(port), MEMORY_SAVER),
+        )
+        # A copy of the weights in host memory for the engine's whole life: only if it is needed.
+        has_backup = arguments.switched_on(self.options.extra_args, WEIGHTS_BACKUP)
+        backup = (WEIGHTS_BACKUP,) if self.options.may_offload and not has_backup else ()
+        return (*_program(self.options.program), *own, *backup, *self.arguments)
+
+    def environment(
+        self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
+    ) -> dict[str, str]:
+        return {
+            **inherited,
+            **HEALTH_WITHOUT_GENERATION,
+            "TMPDIR": temporary_directory,
+            **self.options.environment,
+        }
+
+    async def find_abilities(self, endpoints: Endpoints, *, freezes: bool) -> Abilities:
+        seconds = self.options.timeouts.read_back_seconds
+        try:
+            told = await endpoints.get("/get_server_info", seconds)
+        except ControlCallFailed:
+            told = None
+        facts = told if isinstance(told, dict) else {}
+        version, length = facts.get("version"), facts.get("max_total_num_tokens")
+        keeps = freezes and await can_retract(endpoints, self.options.timeouts)
+        context = facts.get("context_length")
+        return Abilities(
+            keeps_requests=keeps,
+            max_model_length=context if isinstance(context, int) else length if isinstance(length, int) else None,
+            version=version if isinstance(version, str) else None,
+        )
+
+    def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
+        timeouts = self.options.timeouts
+        pause = (Retract(timeouts),) if freeze else ()
+        release = Release(timeouts, eviction.weights, self.options.model_path)
+        match eviction.process:
+            case Process.STOP:
+                return (StopProcess(),)
+            case Process.KEEP_RUNNING if eviction.weights is not Weights.RETAIN:
+                return (*pause, release)
+            case Process.KEEP_RUNNING:
+                return ()
+            case Process.CHECKPOINT if eviction.weights is not Weights.RETAIN:
+                return (*pause, release, DumpProcess(keeps_requests=freeze))
+            case Process.CHECKPOINT:
+                return (*pause, DumpProcess(keeps_requests=freeze))
+            case Process.CUDA_SUSPEND:
+                raise UnsupportedEviction(eviction)
+
+
+def _program(program: str) -> Sequence[str]:
+    name = PurePath(program).name
+    if name.startswith("python"):
+        return (program, "-m", "sglang.launch_server")
+    return (program, "serve") if name == "sglang" else (program,)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The engine releases its KV cache and its weights, and keeps running.
+
+    It answers before the memory is free. Weights come back from the copy in host memory, or are read from disk again.
+    """
+
+    timeouts: ControlTimeouts
+    leaves_weights: Weights
+    model_path: str
+    keeps_requests: ClassVar[bool] = False
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+
+    def __str__(self) -> str:
+        return f"release {self.leaves_weights}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if any(isinstance(step, Release) for step in engine.applied):
+            return ()
+        document = {"tags": list(RELEASED)}
+        call = engine.endpoints.post("/release_memory_occupation", self.timeouts.sleep_seconds, document)
+        await engine.perform(call, "releasing its memory")
+        return (self,)
+
+    async def undo(self, engine: EngineControls) -> None:
+        has_requests = any(step.keeps_requests for step in engine.applied)
+        work = self._resume(engine.endpoints, has_requests=has_requests)
+        await engine.perform(work, "taking its memory back")
+
+    async def _resume(self, endpoints: Endpoints, *, has_requests: bool) -> None:
+        resume, seconds = "/resume_memory_occupation", self.timeouts.wake_seconds
+        await endpoints.post(resume, seconds, {"tags": [WEIGHTS]})
+        if self.leaves_weights is Weights.DISCARD:
+            # What is resumed without a copy or a reload is garbage, and answered with 200 (sgl-project/sglang#6367).
+            document = {"model_path": self.model_path}
+            told = await endpoints.post("/update_weights_from_disk", self.timeouts.reload_seconds, document)
+            if isinstance(told, dict) and told.get("success") is False:
+                raise ControlCallFailed("POST /update_weights_from_disk", str(told.get("message")))
+        await endpoints.post(resume, seconds, {"tags": [KV_CACHE]})
+        if not has_requests:
+            # A precaution that may fail: the release has emptied the cache already.
+            with suppress(ControlCallFailed):
+                await endpoints.post("/flush_cache", self.timeouts.reset_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Retract:
+    """Running requests go back to the engine's own queue, to be computed again when it goes on."""
+
+    timeouts: ControlTimeouts
+    keeps_requests: ClassVar[bool] = True
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+    leaves_weights: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return "retract"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if any(isinstance(step, Retract) for step in engine.applied):
+            return ()
+        call = engine.endpoints.post("/pause_generation", self.timeouts.sleep_seconds, {"mode": "retract"})
+        await engine.perform(call, "retracting its requests")
+        return (self,)
+
+    async def undo(self, engine: EngineControls) -> None:
+        call = engine.endpoints.post("/continue_generation", self.timeouts.wake_seconds, {})
+        await engine.perform(call, "going on")
+
+
+async def can_retract(endpoints: Endpoints, timeouts: ControlTimeouts) -> bool:
+    """Whether the engine knows the mode: asked while it has no requests, and undone. Raises ControlCallFailed."""
+    try:
+        await endpoints.post("/pause_generation", timeouts.sleep_seconds, {"mode": "retract"})
+    except ControlCallFailed as failure:
+        if failure.status is not None and 400 <= failure.status < 500:
+            return False
+        raise
+    await endpoints.post("/continue_generation", timeouts.wake_seconds, {})
+    return True

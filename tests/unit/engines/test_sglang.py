@@ -1,0 +1,155 @@
+"""SGLang: its command line, and in which order it is told to give up its memory and to take it back."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from llmux.core.eviction import Eviction
+from llmux.engines.registry import NEVER_FORWARDED
+from llmux.engines.sglang import Release
+from llmux.engines.steps import Step
+from llmux.errors import ControlCallFailed, UnsupportedEviction
+from tests.support.engines import sglang_engine
+
+OFFLOAD = Eviction.parse("offload+keep_running")
+DISCARD = Eviction.parse("discard+keep_running")
+RELEASE = "/release_memory_occupation"
+RESUME = "/resume_memory_occupation"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("python3", ("python3", "-m", "sglang.launch_server")),
+        ("/opt/venv/bin/python3.12", ("/opt/venv/bin/python3.12", "-m", "sglang.launch_server")),
+        ("/opt/venv/bin/sglang", ("/opt/venv/bin/sglang", "serve")),
+        ("/opt/launcher", ("/opt/launcher",)),
+    ],
+)
+def test_the_program_may_be_an_interpreter_the_command_or_any_other(program: str, words: tuple[str, ...]) -> None:
+    engine = sglang_engine("name", "--context-length", "4096", program=program, model_path="org/model")
+    assert engine.command_line(8001) == (
+        *words,
+        *("--model-path", "org/model", "--served-model-name", "name", "--host", "127.0.0.1", "--port", "8001"),
+        *("--enable-memory-saver", "--context-length", "4096"),
+    )
+
+
+def test_weights_are_kept_in_host_memory_only_if_the_model_may_leave_that_way() -> None:
+    flag = "--enable-weights-cpu-backup"
+    assert flag not in sglang_engine().command_line(1)
+    assert sglang_engine(may_offload=True).command_line(1).count(flag) == 1
+    assert sglang_engine("m", flag, may_offload=True).command_line(1).count(flag) == 1
+    assert [problem.path for problem in sglang_engine("m", flag).problems(DISCARD)] == ["extra_args"]
+    assert not list(sglang_engine("m", flag).problems(OFFLOAD))
+
+
+def test_a_health_check_does_not_generate() -> None:
+    made = sglang_engine(environment={"X": "1"}).environment({"PATH": "/bin"}, "/short", checkpointable=False)
+    assert made == {
+        "PATH": "/bin",
+        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
+        "TMPDIR": "/short",
+        "X": "1",
+    }
+
+
+def test_what_its_arguments_say() -> None:
+    engine = sglang_engine(
+        *("m", "--max-running-requests", "7", "--tp", "2", "--mem-fraction-static", "0.8", "--context-length", "4096"),
+        *("--api-key", "secret", "--lora-paths", "sql=/l", "/unnamed"),
+    )
+    assert (engine.max_in_flight, engine.gpu_count, engine.start_share) == (7, 2, 0.8)
+    assert (engine.max_model_length, engine.api_key, engine.adapters) == (4096, "secret", (("sql", "/l"),))
+    assert sglang_engine().start_share is None
+
+
+class Controls:
+    """Records the calls; paths in ``refused`` fail with a status."""
+
+    def __init__(self, applied: tuple[Step, ...] = (), refused: dict[str, int] | None = None) -> None:
+        self.applied = applied
+        self.refused = refused or {}
+        self.calls: list[tuple[str, object]] = []
+
+    @property
+    def endpoints(self) -> "Controls":
+        return self
+
+    async def post(self, path: str, timeout_seconds: float, document: object = None) -> object:
+        self.calls.append((path, document))
+        if path in self.refused:
+            raise ControlCallFailed(f"POST {path}", "no", self.refused[path])
+        return None
+
+    async def get(self, path: str, timeout_seconds: float) -> object:
+        return {"version": "0.5.9", "context_length": 32768}
+
+    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
+        await work
+
+
+async def take(controls: Any, eviction: Eviction, *, freeze: bool) -> list[tuple[str, object]]:
+    for step in sglang_engine(model_path="org/m").steps(eviction, freeze=freeze):
+        controls.applied += await step.apply(controls)
+    taken, controls.calls = controls.calls, []
+    return taken
+
+
+async def come_back(controls: Any) -> list[tuple[str, object]]:
+    for step in reversed(controls.applied):
+        await step.undo(controls)
+    return controls.calls
+
+
+@pytest.mark.parametrize("eviction", [OFFLOAD, DISCARD])
+async def test_each_tag_is_released_once_and_resumed_once_weights_first(eviction: Eviction) -> None:
+    controls = Controls()
+    assert await take(controls, eviction, freeze=False) == [(RELEASE, {"tags": ["kv_cache", "weights"]})]
+    assert await take(controls, eviction, freeze=False) == [], "a second release would kill it"
+    reload = [("/update_weights_from_disk", {"model_path": "org/m"})] if eviction == DISCARD else []
+    assert await come_back(controls) == [
+        (RESUME, {"tags": ["weights"]}),
+        *reload,
+        (RESUME, {"tags": ["kv_cache"]}),
+        ("/flush_cache", None),
+    ]
+
+
+async def test_requests_are_retracted_before_the_release_and_go_on_after_the_return() -> None:
+    controls = Controls()
+    taken = await take(controls, OFFLOAD, freeze=True)
+    assert [path for path, _ in taken] == ["/pause_generation", RELEASE]
+    assert taken[0][1] == {"mode": "retract"}
+    assert any(step.keeps_requests for step in controls.applied)
+    back = [path for path, _ in await come_back(controls)]
+    assert back == [RESUME, RESUME, "/continue_generation"], "the cache of what goes on is not flushed"
+
+
+@pytest.mark.parametrize(("refused", "keeps"), [({}, True), ({"/pause_generation": 404}, False)])
+async def test_what_it_says_of_itself(refused: dict[str, int], keeps: bool) -> None:
+    abilities = await sglang_engine().find_abilities(Controls(refused=refused), freezes=True)
+    assert (abilities.keeps_requests, abilities.version, abilities.max_model_length) == (keeps, "0.5.9", 32768)
+
+
+def test_steps_are_read_back_from_their_text() -> None:
+    engine = sglang_engine()
+    for eviction in (OFFLOAD, DISCARD):
+        (release,) = engine.steps(eviction)
+        assert isinstance(release, Release)
+        assert engine.parse_step(str(release)) == release
+
+
+def test_a_suspend_is_not_there_yet() -> None:
+    with pytest.raises(UnsupportedEviction):
+        sglang_engine().steps(Eviction.parse("retain+cuda_suspend"))
+
+
+def test_its_controls_are_never_forwarded() -> None:
+    assert {
+        "release_memory_occupation",
+        "resume_memory_occupation",
+        "flush_cache",
+        "pause_generation",
+    } <= NEVER_FORWARDED
