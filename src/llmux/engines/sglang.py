@@ -54,8 +54,8 @@ _CAUSES = (
 class Sglang(Engine):
     """SGLang's OpenAI-compatible server with its memory saver.
 
-    The program may be a Python interpreter, which gets ``-m sglang.launch_server``; ``sglang``, which gets ``serve``; or
-    any other program that takes the server's flags.
+    The program may be a Python interpreter, which gets ``-m sglang.launch_server``; ``sglang``, which gets ``serve``;
+    or any other program that takes the server's flags.
     """
 
     kind: ClassVar[str] = "sglang"
