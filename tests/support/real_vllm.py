@@ -67,10 +67,12 @@ def engine_environment(**more: str) -> dict[str, str]:
     """What a CPU engine needs: the plugin whose sleep frees memory, no network, and one process fewer to start.
 
     ``VLLM_CPU_FORK`` is the plugin's: the engine core is forked and does not import vLLM again, which takes 4 s of 14.
+    One thread, because several wait for each other busily: beside anything else that runs they were five times slower.
     """
     return {
         "PYTHONPATH": os.environ["LLMUX_TEST_VLLM_PLUGIN"],
-        "VLLM_CPU_OMP_THREADS_BIND": "auto",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
