@@ -105,7 +105,7 @@ KINDS = (
     Kind(
         name="llama_cpp",
         models=_llama,
-        broken=lambda directory: {**_llama(directory)["a"], "extra_args": ["--no-such-flag"]},
+        broken=lambda directory: {**_llama(directory)["a"], "extra_args": ["-dev", "none", "--no-such-flag"]},
         broken_cause="wrong extra_args",
         evictions=("retain+stop", *(["retain+checkpoint"] if CRIU else [])),
         token_delay={"model_path": str(real_llama.model_path("slow")) if not real_llama.MISSING else ""},

@@ -361,7 +361,7 @@ class LlamaCpp(Engine):
             return
         if not has_gpu:
             _has_gpu.cache_clear()
-            raise NoGpu(program)
+            raise NoGpu(Path(program).name)
 
     @property
     def _prompts_directory(self) -> Path | None:
