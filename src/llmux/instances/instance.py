@@ -264,7 +264,8 @@ class Instance:
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         program = self.spec.program
         # No socket for an engine that may be dumped: each start has another one, and an image is restored with its own.
-        if self.spec.prefers_socket and self._store is None and program not in self._socketless:
+        may_listen_on_socket = self.spec.prefers_socket and self.spec.engine.takes_socket and self._store is None
+        if may_listen_on_socket and program not in self._socketless:
             if await self._start_on_socket(fingerprint):
                 return
             await self._start_on_port(fingerprint)
