@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import real_llama
+from tests.support.real_criu import CRIU
 from tests.support.server import NO_CERTIFICATES, SIMULATED_ENGINE
 
 Models = Mapping[str, Mapping[str, Any]]
@@ -127,7 +129,32 @@ def _command(directory: Path) -> Models:
     return {name: {"engine": "command", "start_command": start} for name in "ab"}
 
 
+def _llama(_: Path) -> Models:
+    return {name: _llama_section(name) for name in "ab"}
+
+
+def _llama_section(name: str) -> Mapping[str, Any]:
+    if real_llama.MISSING:
+        return {}
+    return {
+        "engine": "llama_cpp",
+        "model_path": str(real_llama.model_path(name)),
+        "command": real_llama.program(),
+        "extra_args": [*real_llama.ONE_THREAD, "-dev", "none", "-np", "2", "-c", "8192"],
+    }
+
+
 KINDS = (
+    Kind(
+        name="llama_cpp",
+        models=_llama,
+        broken=lambda directory: {**_llama(directory)["a"], "extra_args": ["-dev", "none", "--no-such-flag"]},
+        broken_cause="wrong extra_args",
+        evictions=("retain+stop", *(["retain+checkpoint"] if CRIU else [])),
+        token_delay={"model_path": str(real_llama.model_path("slow")) if not real_llama.MISSING else ""},
+        top_level={"checkpoint": {"criu_path": CRIU}} if CRIU else {},
+        marks=(pytest.mark.llama, pytest.mark.skipif(bool(real_llama.MISSING), reason=real_llama.SKIP_REASON)),
+    ),
     Kind(
         name="vllm",
         models=_vllm,

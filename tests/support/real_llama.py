@@ -68,7 +68,7 @@ class RealLlama:
     ) -> None:
         self.process = process
         self.log = log
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._session = session
 
     async def get(self, path: str, timeout_seconds: float) -> Any:
@@ -80,7 +80,7 @@ class RealLlama:
     async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
         limit = aiohttp.ClientTimeout(total=timeout_seconds)
         try:
-            async with self._session.request(method, self._url + path, json=document, timeout=limit) as response:
+            async with self._session.request(method, self.url + path, json=document, timeout=limit) as response:
                 body = await response.read()
         except TimeoutError:
             raise ControlCallFailed(path, "no answer in time", is_timeout=True) from None
@@ -95,7 +95,7 @@ class RealLlama:
         asked = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": True, **more}
         limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         began, first, text, last = monotonic(), None, "", {}
-        async with self._session.post(f"{self._url}/completion", json=asked, timeout=limit) as response:
+        async with self._session.post(f"{self.url}/completion", json=asked, timeout=limit) as response:
             assert response.status == 200, await response.text()
             async for line in response.content:
                 if line.startswith(b"data: {"):

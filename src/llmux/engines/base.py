@@ -304,6 +304,17 @@ class Engine(ABC):
         """The same, or what takes its place in an engine that cannot: ``stop``."""
         return eviction if self.why_not(eviction) is None else STOP
 
-    async def came_back(self, endpoints: Endpoints) -> None:
-        """Called when it has been started, restored or woken and has answered the canary, before any request."""
+    def prepare_start(self, image_made_at: float | None = None) -> object:
+        """Called before each start, or after a restore from an image of that time; reads the disk, in a thread.
+
+        Returns what this start of it is to remember, for its steps and ``came_back``: the engine itself remembers
+        nothing. Raises LlmuxError if it must not be started.
+        """
+        return None
+
+    async def came_back(self, endpoints: Endpoints, state: object) -> None:
+        """Called when it has been started, restored or woken and has answered the canary, before any request.
+
+        ``state``: what ``prepare_start`` returned.
+        """
         return

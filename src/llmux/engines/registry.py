@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from llmux.engines.base import Engine, EngineOptions
 from llmux.engines.command import Command
+from llmux.engines.llama_cpp import LlamaCpp
 from llmux.engines.sglang import Sglang
 from llmux.engines.vllm import Vllm
 
 DEFAULT_KIND = Vllm.kind
 
-KINDS: Mapping[str, type[Engine]] = {kind.kind: kind for kind in (Vllm, Sglang, Command)}
+KINDS: Mapping[str, type[Engine]] = {kind.kind: kind for kind in (Vllm, LlamaCpp, Sglang, Command)}
 
 NEVER_FORWARDED = frozenset(name for kind in KINDS.values() for name in kind.rules.never_forwarded)
 """Of all kinds together: what is never forwarded to one engine is not forwarded to another either."""

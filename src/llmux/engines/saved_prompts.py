@@ -145,15 +145,17 @@ class SavedPrompts:
         report.seconds = self._clock() - began
         return report
 
-    async def restore(self, endpoints: Endpoints, limit_seconds: float) -> Report:
+    async def restore(self, endpoints: Endpoints, limit_seconds: float, *, newer_than_ns: int = 0) -> Report:
         """Restore the most recently used prompts, as many as there are slots, after the canary and before any request.
+
+        ``newer_than_ns``: only those saved after that time, for a server whose slots are as they were then.
 
         A file that the server refuses is deleted, and so is one over which it stops to answer: the latter must not
         happen at every start anew.
         """
         report, began = Report(), self._clock()
         try:
-            await self._restore(endpoints, began + limit_seconds, report)
+            await self._restore(endpoints, began + limit_seconds, newer_than_ns, report)
         except (ControlCallFailed, OSError) as error:
             report.leave_out("all other files", str(error))
         report.seconds = self._clock() - began
@@ -233,9 +235,9 @@ class SavedPrompts:
         self._held[slot.number] = _Held(prompt, slot.task)
         return prompt
 
-    async def _restore(self, endpoints: Endpoints, deadline: float, report: Report) -> None:
+    async def _restore(self, endpoints: Endpoints, deadline: float, newer_than_ns: int, report: Report) -> None:
         await self._open(endpoints)
-        prompts = self._files.prompts
+        prompts = tuple(prompt for prompt in self._files.prompts if prompt.modified_ns > newer_than_ns)
         if not prompts:
             return
         slots = sorted(await _slots(endpoints), key=_recency)

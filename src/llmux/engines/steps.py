@@ -27,6 +27,10 @@ class EngineControls(Protocol):
     def applied(self) -> tuple["Step", ...]:
         """The steps taken so far and not undone."""
 
+    @property
+    def state(self) -> object:
+        """What ``Engine.prepare_start`` returned for this start."""
+
     async def fits_into_host_memory(self) -> bool:
         """Whether the host has memory for the weights."""
 

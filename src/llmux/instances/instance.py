@@ -75,6 +75,8 @@ class Instance:
         self._on_leaving = on_leaving
         self._socketless = socketless or SocketlessPrograms()
         self._engine: RunningEngine | None = None
+        self._state: object = None
+        """What the kind of engine remembers of the cold start that is being made."""
         self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
         self._may_be_left = True
@@ -272,10 +274,13 @@ class Instance:
         self._headroom.forget_freed()
         await self.clear_leftovers()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
+        # First of all: it may make directories that the command line names.
+        self._state = await asyncio.to_thread(self.spec.engine.prepare_start)
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         program = self.spec.program
         # No socket for an engine that may be dumped: each start has another one, and an image is restored with its own.
-        if self.spec.prefers_socket and self._store is None and program not in self._socketless:
+        may_listen_on_socket = self.spec.prefers_socket and self.spec.engine.takes_socket and self._store is None
+        if may_listen_on_socket and program not in self._socketless:
             if await self._start_on_socket(fingerprint):
                 return
             await self._start_on_port(fingerprint)
@@ -352,6 +357,7 @@ class Instance:
             remove_temporary_directory(directory)
             raise EngineFailure(FailureReason(failure.reason)) from failure
         self._engine = self._running(process, fingerprint)
+        self._engine.state = self._state
         return self._engine
 
     def _report_start(self, elapsed_seconds: float) -> None:
@@ -366,7 +372,7 @@ class Instance:
             log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
         self.abilities = abilities
         await self.canary.record(self._endpoints)
-        await self.spec.engine.came_back(self._endpoints)
+        await self.spec.engine.came_back(self._endpoints, engine.state)
 
     async def _come_back(self) -> None:
         """Undo how the engine left, and check its answers; raises EngineFailure, OutputMismatch."""
@@ -387,7 +393,9 @@ class Instance:
             if self._store is not None:
                 self._store.distrust()
             raise
-        await self._scope.run(self.spec.engine.came_back(self._endpoints), None, "what follows the canary")
+        await self._scope.run(
+            self.spec.engine.came_back(self._endpoints, engine.state), None, "what follows the canary"
+        )
 
     async def _restore(self) -> None:
         """Restore the engine; its image says where it listens and what is to be undone. Raises EngineFailure."""
@@ -405,6 +413,7 @@ class Instance:
         except (RestoreFailed, ImageUnusable, CriuUnusable) as failure:
             reason = FailureReason(str(failure), "the engine could not be restored from its image")
             raise EngineFailure(reason) from failure
+        engine.state = await asyncio.to_thread(self.spec.engine.prepare_start, manifest.created_at)
         engine.applied = tuple(map(self.spec.engine.parse_step, manifest.steps))
         engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline

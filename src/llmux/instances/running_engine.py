@@ -9,7 +9,7 @@ import structlog
 
 from llmux.access import Upstream
 from llmux.checkpoints.dumping import ImageFacts
-from llmux.core.eviction import Eviction, Process
+from llmux.core.eviction import STOP, Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines.steps import Step, residency_after
 from llmux.errors import CriuUnusable, DumpFailed, FailureReason, UnsupportedEviction
@@ -40,6 +40,8 @@ class RunningEngine:
     fingerprint: str
     """How the process was started."""
     on_leaving: Callable[[Upstream, Process], None]
+    state: object = None
+    """What the kind of engine remembers of this start."""
     can_freeze: bool = False
     applied: tuple[Step, ...] = ()
     """The steps taken and not yet undone."""
@@ -81,7 +83,9 @@ class RunningEngine:
         if eviction.process is Process.CHECKPOINT and not freeze and self.store is not None:
             image = await self.store.find_reusable(self.fingerprint, eviction, self.canary.baseline)
             if image is not None:
-                await self.stop()
+                # The image may be older than what the engine keeps when it is stopped.
+                for step in self.spec.engine.steps(STOP):
+                    await step.apply(self)
                 self.store.set_current(image)
                 return Asleep(eviction)
         for step in self.spec.engine.steps(eviction, freeze=freeze):

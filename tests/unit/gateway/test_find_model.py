@@ -147,7 +147,7 @@ def test_without_a_body_the_query_can_name_the_model() -> None:
     for method, path in (
         ("GET", "/v1/responses/r?model=m"),
         ("DELETE", "/responses/r?x=%20&model=m"),
-        ("GET", "/v1/props?model=m"),
+        ("GET", "/v1/files?model=m"),
         ("GET", "/v1/videos?model=m"),
     ):
         assert find(b"", path=path, method=method) == ("m", b"", False)

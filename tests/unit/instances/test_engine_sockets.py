@@ -13,6 +13,7 @@ from aiohttp import web
 
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.engines.vllm import Vllm
 from llmux.errors import FailureReason
 from llmux.hosts.local import choose_ports
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
@@ -112,6 +113,14 @@ async def test_an_engine_on_a_socket_does_all_that_one_on_a_port_does() -> None:
         assert await instance.check_health(5.0) is Health.DEAD
         assert (await instance.wake()).error is None
         assert socket_of(instance) != path
+
+
+async def test_an_engine_that_takes_no_socket_is_not_started_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vllm, "takes_socket", False)
+    async with instance_of() as instance:
+        assert (await instance.wake()).error is None
+        assert instance.upstream.socket_path is None
+        assert instance.upstream.port == instance.spec.port
 
 
 async def test_a_port_that_is_taken_is_no_obstacle_on_a_socket() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llmux.config.migration import llama_server, words
 from llmux.config.migration.draft import ModelDraft, Note
-from llmux.engines import arguments
+from llmux.engines import arguments, llama_flags
 
 _LLAMA_SERVER = re.compile(r"(?:.*[-_])?llama[-_]server(?:[-_.].*)?")
 _PYTHON = re.compile(r"python(?:3(?:\.\d+)?)?")
@@ -84,7 +84,7 @@ def _known_engine(command: Command, draft: ModelDraft) -> str | None:
 
 
 def _llama_server(program: str, given: Sequence[str], env: Mapping[str, str], draft: ModelDraft) -> str:
-    read = list(llama_server.read(given))
+    read = list(llama_flags.read(given))
     named = {one.flag.name: one.value for one in read if one.flag is not None}
     from_env = {
         flag: value
@@ -117,7 +117,7 @@ def model_path(named: dict[str, str]) -> str:
     return named.get(llama_server.MODEL, "")
 
 
-def pass_on(given: llama_server.Given, extra: list[str], draft: ModelDraft) -> None:
+def pass_on(given: llama_flags.Given, extra: list[str], draft: ModelDraft) -> None:
     """Add a flag of llama-server's to ``extra_args``, or note why it is left out."""
     why = llama_server.why_dropped(given.flag) if given.flag else ""
     if given.flag and given.flag.name == "sleep-idle-seconds":

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from llmux.config.migration import llama_server, words
 from llmux.config.migration.draft import FileDraft, ModelDraft, Note
 from llmux.config.migration.engines import idle_note, model_path, pass_on
-from llmux.config.migration.llama_server import Flag, Given
+from llmux.engines import llama_flags
+from llmux.engines.llama_flags import Flag, Given
 from llmux.errors import ConfigError, Problem
 
 GLOBAL, DEFAULT = "*", "default"
@@ -103,7 +104,7 @@ def _read(text: str, name: str) -> dict[str, Section]:
 
 
 def _add(section: Section, entry: Entry) -> None:
-    flag = llama_server.find(llama_server.dashed(entry.key))
+    flag = llama_flags.find(llama_flags.dashed(entry.key))
     identity = flag.name if flag else entry.key
     kept = entry
     if earlier := section.entries.pop(identity, None):
@@ -148,8 +149,8 @@ def _model(section: Section, common: Section) -> ModelDraft:
 
 def _arguments(entry: Entry, draft: ModelDraft) -> Iterator[Given]:
     """The flag that a key stands for. Of a key that is none, a note."""
-    written = llama_server.dashed(entry.key)
-    flag = llama_server.find(written)
+    written = llama_flags.dashed(entry.key)
+    flag = llama_flags.find(written)
     value = entry.value.lower()
     if entry.key in _OF_THE_ROUTER:
         if note := _of_the_router(entry):
