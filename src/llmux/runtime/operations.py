@@ -42,11 +42,12 @@ class ModelStatus:
     """How often its engine hung and was killed."""
     last_stall: str | None = None
     """What was seen of the engine that hung last."""
+    uses_gpu: bool = True
 
     @property
     def on_gpu(self) -> bool:
         """Whether it holds GPU memory as an awake model does, which it also does while it drains or wakes."""
-        return isinstance(self.state, ON_GPU)
+        return self.uses_gpu and isinstance(self.state, ON_GPU)
 
     @property
     def failure(self) -> str | None:
@@ -150,6 +151,7 @@ class Operations:
             waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
             stalls=stalls.count,
             last_stall=stalls.last,
+            uses_gpu=bool(record.spec.awake),
         )
 
     def history(self, name: str) -> Sequence[Transition]:
@@ -212,7 +214,8 @@ class Operations:
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
                 "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
             )
-        if not eviction.leaves_the_gpu and len(self._engines) > 1:
+        users = [model.name for model in self._scheduler.models if model.spec.awake]
+        if not eviction.leaves_the_gpu and name in users and len(users) > 1:
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
                 "use offload or discard with keep_running, or any with stop"

@@ -8,6 +8,7 @@ from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.identifiers import ALL_OF_IT, NOTHING
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
@@ -29,7 +30,7 @@ CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS:
 
 
 def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
-    """The scheduler for the configured models. Each model takes all of every GPU while it is awake.
+    """The scheduler for the configured models. Each takes all of every GPU while it is awake, or nothing.
 
     ``own_policy`` replaces the configured one, for comparing policies in virtual time.
     """
@@ -42,6 +43,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
+            awake=ALL_OF_IT if settings.engine_of(name).uses_gpu else NOTHING,
         )
         for name in settings.models
     ]
