@@ -62,7 +62,7 @@ def decide(world: World) -> Seconds:
 
 
 def _start_without_gpu(world: World) -> None:
-    """Switch to what needs no GPU: no policy is asked, since nothing has to leave for it and it keeps nothing waiting."""
+    """Switch to what needs no GPU: no policy is asked, since nothing has to leave for it or to wait."""
     command = next(iter(world.commands.values())) if world.commands else None
     commanded = command.model if isinstance(command, SwitchCommand) else None
     for model in world.without_gpu:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmux.access import Upstream
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
@@ -80,8 +79,8 @@ class Engine(Protocol):
         """Its root process."""
 
     @property
-    def upstream(self) -> Upstream:
-        """Where it listens, or did last."""
+    def address(self) -> str | None:
+        """Where it listens, for people; None if none runs."""
 
     @property
     def output_tail(self) -> tuple[str, ...]:
@@ -147,7 +146,7 @@ class Operations:
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
-            address=None if engine.pid is None else engine.upstream.address,
+            address=engine.address,
             waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
             stalls=stalls.count,
             last_stall=stalls.last,

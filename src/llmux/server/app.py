@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import structlog
@@ -18,6 +18,7 @@ from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
+from llmux.engines.remote import Remote
 from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
@@ -25,7 +26,10 @@ from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit, url_of
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.hooked import HookedInstance
 from llmux.instances.instance import Instance
+from llmux.instances.remote import RemoteInstance
 from llmux.instances.socketless import SocketlessPrograms
 from llmux.observability.access_log import AccessLog
 from llmux.observability.background import log_lines_dropped
@@ -39,12 +43,15 @@ from llmux.server.build import (
     build_checkpointer,
     build_headroom,
     build_scheduler,
+    build_upstream,
     engine_specs,
 )
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
 
 log = structlog.get_logger("llmux")
+
+AnyInstance: TypeAlias = Instance | HookedInstance | RemoteInstance
 
 POOLED_IDLE_SECONDS = 60.0
 """Idle connections to engines are closed after this. Engines are started with a longer keep-alive where they can be, so
@@ -75,7 +82,7 @@ class Server:
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
-        self._instances: dict[str, Instance] = {}
+        self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
         self._add_instances(session)
@@ -121,16 +128,28 @@ class Server:
     def _add_instances(self, session: aiohttp.ClientSession) -> None:
         socketless = SocketlessPrograms()
         for name, spec in engine_specs(self.settings).items():
-            self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
-            self._instances[name] = Instance(
-                spec,
-                self._endpoints[name],
-                self._exit_callback(name),
-                store=self._images.get(name),
-                headroom=build_headroom(self.settings, name),
-                on_leaving=self._forget_upstream,
-                socketless=socketless,
-            )
+            redact = spec.redactor.redact
+            if spec.engine.runs_as_process:
+                self._endpoints[name] = EngineEndpoints(session, spec.port, spec.api_key, redact=redact)
+                self._instances[name] = Instance(
+                    spec,
+                    self._endpoints[name],
+                    self._exit_callback(name),
+                    store=self._images.get(name),
+                    headroom=build_headroom(self.settings, name),
+                    on_leaving=self._forget_upstream,
+                    socketless=socketless,
+                )
+            else:
+                endpoints = EngineEndpoints.of(session, build_upstream(self.settings, spec), redact=redact)
+                self._endpoints[name] = endpoints
+                self._instances[name] = self._without_process(spec, endpoints)
+
+    def _without_process(self, spec: EngineSpec, endpoints: EngineEndpoints) -> AnyInstance:
+        if isinstance(spec.engine, Remote):
+            return RemoteInstance(spec, spec.engine, endpoints, on_leaving=self._forget_upstream)
+        headroom = build_headroom(self.settings, spec.model)
+        return HookedInstance(spec, endpoints, headroom=headroom, on_leaving=self._forget_upstream)
 
     async def start(self) -> None:
         """Listen, and then warm up if configured. Raises LlmuxError."""
@@ -139,6 +158,8 @@ class Server:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
+        hooked = [instance for instance in self._instances.values() if isinstance(instance, HookedInstance)]
+        await asyncio.gather(*(instance.begin() for instance in hooked))
         await self._control.start()
         if settings.engine_stall_seconds:
             self._watching = self._spawn(self._stall_watch.run())
@@ -156,8 +177,14 @@ class Server:
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
         if settings.warmup:
             # A model with an image does not need it: its first start is a restore anyway.
-            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
-            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, cold)
+            # A remote server needs none: it is not ours to warm.
+            cold = [
+                name
+                for name, model in settings.models.items()
+                if model.checkpoint_path is None and self._instances[name].spec.engine.uses_gpu
+            ]
+            served = {name: self._instances[name].spec.engine.served_names[0] for name in cold}
+            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, served, cold)
             await self._warm_up.run()
             log.info("warm-up is over", models=len(cold))
         self._is_started = True
@@ -184,6 +211,9 @@ class Server:
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
         await self._control.close()
+        for instance in self._instances.values():
+            if isinstance(instance, HookedInstance):
+                instance.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import assert_never
 
+from llmux.access import Upstream
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
@@ -16,11 +17,14 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.base import LOOPBACK
+from llmux.engines.urls import ServerUrl, parse_url
 from llmux.errors import ConfigError, Problem
 from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
+from llmux.instances.addresses import upstream_of
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.engine_spec import EngineSpec
 from llmux.redaction import Redactor, secrets_in
@@ -112,6 +116,13 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
         )
         for name, model in settings.models.items()
     }
+
+
+def build_upstream(settings: Settings, spec: EngineSpec) -> Upstream:
+    """Where the engine of a model is that llmux does not start."""
+    url = settings.models[spec.model].url
+    parsed = ServerUrl(is_https=False, host=LOOPBACK, port=spec.port) if url is None else parse_url(url)
+    return upstream_of(parsed, spec.api_key, is_ours=spec.engine.uses_gpu)
 
 
 def build_redactor(settings: Settings) -> Redactor:
