@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "engines",
         "the port to engines, one module for each kind: command line, names, paths, control calls, eviction steps",
-        ("core", "errors"),
+        ("core", "host_names", "errors"),
     ),
     (
         "config",

@@ -7,6 +7,8 @@ A request holds a lease from ``RequestHolder.admitted`` until exactly one of ``M
 ``ModelAccess.give_back`` and ``RequestHolder.revoked``.
 """
 
+import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -31,6 +33,42 @@ class Outcome(Enum):
     """The client gets no whole answer, and did not leave: it broke off, cannot be passed on, or was not asked for."""
 
 
+_VERSION = re.compile(r"/v[0-9][a-z0-9]*(?=/|$)")
+_ENDS_WITH_VERSION = re.compile(r"/v[0-9][a-z0-9]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How a server that llmux does not run is reached, and what it is not told of its clients."""
+
+    tls: ssl.SSLContext | None = None
+    """How its certificate is verified; None: it is spoken to in clear."""
+    base_path: str = ""
+    """Stands before the paths of requests; without a slash at its end."""
+
+    def join(self, path: str) -> str:
+        """The path that the server gets for a path of llmux's.
+
+        A base path with a version, as ``/v1``, ``/api/v3`` or ``/v1beta/openai``, takes the place of ``/v1``.
+        """
+        base = self.base_path
+        if _VERSION.search(base) is None:
+            return base + path
+        rest = path.removeprefix("/v1")
+        if rest != path and rest[:1] in ("", "/", "?"):
+            return base + rest
+        # Outside of /v1, as /tokenize or /v2/rerank, engines have their paths beside it.
+        return _ENDS_WITH_VERSION.sub("", base) + path
+
+    def split(self, path: str) -> str:
+        """The path of llmux's for a path of the server's: undoes ``join``; the same where it is not below the base."""
+        base = self.base_path
+        rest = path.removeprefix(base)
+        if not base or rest == path or rest[:1] not in ("", "/", "?", "#"):
+            return path
+        return f"/v1{rest}" if _VERSION.search(base) else rest or "/"
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """Where an engine listens, and how it is to be talked to.
@@ -48,18 +86,38 @@ class Upstream:
     """How long an idle connection to it is kept."""
     removed_headers: frozenset[str] = frozenset()
     """Header fields of clients, in lower case, that it must not get."""
+    remote: Remote | None = None
+    """None for an engine of this machine, on a Unix socket or a port of loopback."""
 
     @property
     def authority(self) -> str:
         """The value of ``Host`` in requests to it."""
         if self.socket_path is not None:
             return "localhost"
+        if self.remote is not None and self.port == (80 if self.remote.tls is None else 443):
+            return f"[{self.host}]" if ":" in self.host else self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def address(self) -> str:
         """Where it listens, for people."""
+        if self.remote is not None:
+            return self.url
         return self.authority if self.socket_path is None else f"unix:{self.socket_path}"
+
+    @property
+    def url(self) -> str:
+        """What stands before the paths of requests, the base path included."""
+        remote = self.remote
+        if remote is None:
+            return f"http://{self.authority}"
+        return f"http{'' if remote.tls is None else 's'}://{self.authority}{remote.base_path}"
+
+    def url_of(self, path: str) -> str:
+        """The URL of a path of llmux's."""
+        if self.remote is None:
+            return f"http://{self.authority}{path}"
+        return self.url.removesuffix(self.remote.base_path) + self.remote.join(path)
 
 
 Progress: TypeAlias = tuple[bool, int]

@@ -5,6 +5,13 @@ import socket
 import pytest
 
 
+def free_port() -> int:
+    """A port of this machine on which nothing listens at the moment; see ``unused_ports``."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @pytest.fixture
 def unused_ports() -> tuple[int, int]:
     """Two ports of this machine on which nothing listens at the moment.

@@ -16,7 +16,7 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP, Drain, Eviction
-from llmux.core.identifiers import ALL_OF_IT, Footprint, GpuId, InstanceId
+from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, GpuId, InstanceId
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
@@ -84,6 +84,16 @@ SCENARIOS = (
             ModelSpec("b", DISCARD, max_in_flight=2),
             ModelSpec("c", STOP, max_in_flight=1),
             ModelSpec("d", CHECKPOINT, max_in_flight=4, drain=Drain.ABORT),
+        ),
+        ALL_OF_IT,
+    ),
+    Scenario(
+        "one GPU, beside models that need none",
+        (
+            ModelSpec("a", OFFLOAD, max_in_flight=2),
+            ModelSpec("b", NEVER_LEAVES, max_in_flight=2, awake=NOTHING),
+            ModelSpec("c", DISCARD, max_in_flight=1, drain=Drain.FREEZE),
+            ModelSpec("d", STOP, max_in_flight=1, awake=NOTHING),
         ),
         ALL_OF_IT,
     ),

@@ -56,6 +56,10 @@ class ScriptedEngine:
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
         self._interruption: str | None = None
 
+    @property
+    def address(self) -> str | None:
+        return None if self.pid is None else self.upstream.address
+
     def why_not(self, eviction: Eviction) -> str | None:
         return str(UnsupportedEviction(eviction)) if eviction.process is Process.CUDA_SUSPEND else None
 

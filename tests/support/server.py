@@ -80,6 +80,7 @@ def simulated_config(
     models: Mapping[str, Mapping[str, Any]], *, ledger: Path | None = None, **top_level: Any
 ) -> dict[str, Any]:
     """A configuration over simulated engines. Each model: its settings; ``extra_args`` are added to quick defaults.
+    One with an ``engine`` of another kind is taken as it is.
 
     With a ledger (made here if it is missing, of 1,000 MiB) each engine claims 900 MiB of it while awake.
     """
@@ -89,7 +90,9 @@ def simulated_config(
             Ledger(ledger).create(1000)
         quick += ["--sim-gpu-ledger", str(ledger), "--sim-gpu-memory", "900", "--sim-residue", "20"]
     described = {
-        name: {
+        name: dict(settings)
+        if "engine" in settings
+        else {
             "model_path": f"models/{name}",
             **settings,
             "extra_args": [*quick, *settings.get("extra_args", ())],

@@ -16,6 +16,7 @@ from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
 from llmux.engines.registry import KINDS
+from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
@@ -46,6 +47,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from inference_paths(settings)
     yield from origins(settings)
     yield from engines(settings)
+    yield from addresses(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
     if settings.max_body_bytes > settings.queue_limit_bytes:
@@ -148,7 +150,8 @@ def engines(settings: Settings) -> Iterator[Problem]:
     """What is wrong with a model's engine: keys of other kinds, arguments that llmux sets, and what its kind knows."""
     for name, model in settings.models.items():
         engine = settings.engine_of(name)
-        for key in sorted(_KEYS_OF_SOME_KINDS & model.model_fields_set - engine.own_keys):
+        foreign = (_KEYS_OF_SOME_KINDS - engine.own_keys) | engine.keys_without_use
+        for key in sorted(foreign & model.model_fields_set):
             yield Problem(dotted(("models", name, key)), f"a {engine.kind} engine has no use for it", "remove it")
         yield from _wrong_arguments(dotted(("models", name, "extra_args")), engine)
         adapters = [adapter for adapter, _ in engine.adapters]
@@ -161,6 +164,37 @@ def engines(settings: Settings) -> Iterator[Problem]:
             )
         for problem in engine.problems(settings.eviction_of(name)):
             yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
+
+
+def addresses(settings: Settings) -> Iterator[Problem]:
+    """An engine that llmux does not start must say where it serves."""
+    for name, model in settings.models.items():
+        engine = settings.engine_of(name)
+        if engine.runs_as_process:
+            continue
+        path = dotted(("models", name, "url"))
+        if model.url is not None:
+            try:
+                parse_url(model.url)
+            except WrongUrl as wrong:
+                yield Problem(path, str(wrong), wrong.remedy)
+            if model.port is not None and "port" not in engine.keys_without_use:
+                yield Problem(dotted(("models", name, "port")), "is in url already", "remove it")
+        elif model.port is None or "port" in engine.keys_without_use:
+            remedy = "write where it serves, as http://127.0.0.1:8080 or https://api.example.org/v1"
+            yield Problem(path, "is missing", remedy)
+
+
+def _keys_in_clear(name: str, model: ModelSettings) -> Iterator[Problem]:
+    if model.url is None or model.api_key is None:
+        return
+    try:
+        url = parse_url(model.url)
+    except WrongUrl:
+        return
+    if not url.is_https and not url.is_loopback:
+        message = f"the api_key travels to {url.host} in clear, where others can read it"
+        yield Problem(dotted(("models", name, "url")), message, "use https://, or a tunnel that ends on loopback")
 
 
 def _wrong_arguments(path: str, engine: Engine) -> Iterator[Problem]:
@@ -182,10 +216,10 @@ def _wrong_arguments(path: str, engine: Engine) -> Iterator[Problem]:
 
 
 def residents(settings: Settings) -> Iterator[Problem]:
-    """A model that never leaves the GPU must be the only one."""
-    if len(settings.models) == 1:
+    """A model that never leaves the GPU must be the only one there."""
+    if sum(settings.engine_of(name).uses_gpu for name in settings.models) <= 1:
         return
-    for path, affected in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu).items():
+    for path, affected in _that_stay(settings).items():
         yield Problem(
             path,
             f"retain+keep_running never leaves the GPU, so no other model could run beside {_quoted(affected)}",
@@ -227,7 +261,7 @@ def unsupported(settings: Settings) -> tuple[Problem, ...]:
 def warnings(settings: Settings) -> Iterator[Problem]:
     """What works, but probably not as intended."""
     if len(settings.models) == 1:
-        for path in _by_eviction_path(settings, lambda eviction: not eviction.leaves_the_gpu):
+        for path in _that_stay(settings):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
     yield from _same_weights(settings)
     for name, model in settings.models.items():
@@ -246,6 +280,7 @@ def warnings(settings: Settings) -> Iterator[Problem]:
         for problem in engine.warnings():
             yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
         yield from _odd_names(name, settings.names_of(name))
+        yield from _keys_in_clear(name, model)
         yield from _typographic_texts(dotted(("models", name)), model)
     yield from _keys_of_two_kinds(settings)
 
@@ -323,7 +358,7 @@ def _same_weights(settings: Settings) -> Iterator[Problem]:
 
 
 def _unsupported(settings: Settings) -> Iterator[Problem]:
-    suspended = _by_eviction_path(settings, lambda eviction: eviction.process is Process.CUDA_SUSPEND)
+    suspended = _by_eviction_path(settings, lambda _, eviction: eviction.process is Process.CUDA_SUSPEND)
     for path, affected in suspended.items():
         yield Problem(
             path,
@@ -334,11 +369,18 @@ def _unsupported(settings: Settings) -> Iterator[Problem]:
         yield Problem("checkpoint.object_store", "images are not copied to an object store yet", "remove it")
 
 
-def _by_eviction_path(settings: Settings, wanted: Callable[[Eviction], bool]) -> dict[str, list[str]]:
+def _that_stay(settings: Settings) -> dict[str, list[str]]:
+    """The models that take the GPU and never leave it, by the path of the key that says so."""
+    return _by_eviction_path(
+        settings, lambda name, eviction: settings.engine_of(name).uses_gpu and not eviction.leaves_the_gpu
+    )
+
+
+def _by_eviction_path(settings: Settings, wanted: Callable[[str, Eviction], bool]) -> dict[str, list[str]]:
     """The models whose eviction matches, by the path of the key that sets it."""
     found: dict[str, list[str]] = {}
     for name, model in settings.models.items():
-        if wanted(settings.eviction_of(name)):
+        if wanted(name, settings.eviction_of(name)):
             path = "policy.eviction" if model.eviction is None else dotted(("models", name, "eviction"))
             found.setdefault(path, []).append(name)
     return found

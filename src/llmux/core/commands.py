@@ -15,11 +15,15 @@ from llmux.errors import CommandFailed, FailureReason
 
 
 def active_model(world: World) -> str | None:
-    """The one model that 0.7.7's API calls active: the one on its way in, else the one woken last."""
-    for switch in world.switches.values():
-        return switch.target
+    """The one model that 0.7.7's API calls active: the one on its way in, else the one woken last.
+
+    One that needs no GPU is that only while none does that needs one.
+    """
+    coming = [world.models[target] for target in world.switches]
     serving = [model for model in world.on_gpu.values() if isinstance(model.state, Serving)]
-    return max(serving, key=_serving_since).name if serving else None
+    found = coming + sorted(serving, key=_serving_since, reverse=True)
+    found.sort(key=lambda model: not model.spec.awake)
+    return found[0].name if found else None
 
 
 def _serving_since(model: Model) -> Seconds:

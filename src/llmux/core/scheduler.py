@@ -251,9 +251,10 @@ class Scheduler:
 
     def switching(self) -> tuple[str, str] | None:
         """From which model to which a switch is under way; the first is empty when nothing has to leave."""
-        for switch in self._world.switches.values():
-            return (switch.victims[0] if switch.victims else "", switch.target)
-        return None
+        switches = self._world.switches.values()
+        # What needs no GPU comes beside the switch that is worth telling.
+        switch = min(switches, key=lambda switch: not self.model(switch.target).spec.awake, default=None)
+        return None if switch is None else (switch.victims[0] if switch.victims else "", switch.target)
 
     def active_model(self) -> str | None:
         """The model on its way in, else the one woken last, else none."""

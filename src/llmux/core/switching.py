@@ -33,6 +33,8 @@ _LEAVING = frozenset((Draining, Evicting))
 def decide(world: World) -> Seconds:
     """Start every switch that is due; returns when to decide again (infinity: when something happens)."""
     now = world.clock.now
+    if world.without_gpu:
+        _start_without_gpu(world)
     still_wanted: dict[str, Seconds] = {}
     decide_again_at = math.inf
     reserved = _reserved_gpus(world) if world.switches else set()
@@ -57,6 +59,16 @@ def decide(world: World) -> Seconds:
         _start(world, target, plan)
     world.switch_wanted_at = still_wanted
     return decide_again_at
+
+
+def _start_without_gpu(world: World) -> None:
+    """Switch to what needs no GPU: no policy is asked, since nothing has to leave for it or to wait."""
+    command = next(iter(world.commands.values())) if world.commands else None
+    commanded = command.model if isinstance(command, SwitchCommand) else None
+    for model in world.without_gpu:
+        is_wanted_now = model.name in world.candidates or model.name == commanded
+        if is_wanted_now and model.can_be_woken and model.name not in world.switches:
+            _start(world, model, Plan(()))
 
 
 def _reserved_gpus(world: World) -> set[GpuId]:
@@ -228,7 +240,9 @@ def _sleeper_to_stop(world: World) -> Model | None:
     sleepers = [
         model
         for model in world.models.values()
-        if isinstance(model.state, Asleep) and model.state.eviction.process is not Process.CHECKPOINT
+        if isinstance(model.state, Asleep)
+        and model.state.eviction.process is not Process.CHECKPOINT
+        and model.spec.awake
     ]
     return min(sleepers, key=lambda model: (bool(model.frozen), model.last_served_at), default=None)
 
@@ -266,7 +280,7 @@ def _is_commanded(world: World, model: Model) -> bool:
 
 def occupies_every_gpu(world: World) -> bool:
     """Whether one switch has every GPU and is under way, so that nothing can be decided before it gets further."""
-    if len(world.switches) != 1:
+    if len(world.switches) != 1 or any(model.name in world.candidates for model in world.without_gpu):
         return False
     switch = next(iter(world.switches.values()))
     if len(world.models[switch.target].spec.awake) < len(world.capacity):

@@ -84,6 +84,8 @@ class World:
         """What the event being handled has led to so far, in order; empty between events."""
         self.models = {spec.name: _fitting(spec, capacity, limits, self.clock) for spec in specs}
         """Every configured model, in the configuration's order."""
+        self.without_gpu = tuple(model for model in self.models.values() if not model.spec.awake)
+        """Those that hold no GPU memory: they are woken at once, beside whatever is on the GPUs."""
         self.limits = limits
         self.policy = policy
         self.costs = SwitchCosts()

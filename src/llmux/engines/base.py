@@ -107,6 +107,8 @@ class Engine(ABC):
     """Variables that differ at every start."""
     own_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys of a model's section that only some kinds have, and this one does."""
+    keys_without_use: ClassVar[frozenset[str]] = frozenset()
+    """Keys of every model's section that mean nothing for this kind."""
     needs_model_path: ClassVar[bool] = True
     reserved_flags: ClassVar[tuple[str, ...]] = ()
     """Flags that llmux sets itself."""

@@ -31,7 +31,7 @@ def new_control_session() -> aiohttp.ClientSession:
 
 
 class EngineEndpoints:
-    """The endpoints of one model's engine on this machine, and the only record of the address it listens on."""
+    """The endpoints of one model's engine, and the only record of the address it listens on."""
 
     def __init__(
         self,
@@ -50,6 +50,15 @@ class EngineEndpoints:
         self._session = session
         self._redact = redact
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    @classmethod
+    def of(
+        cls, session: aiohttp.ClientSession, upstream: Upstream, *, redact: Callable[[str], str] = str
+    ) -> "EngineEndpoints":
+        """The endpoints of an engine that llmux does not start."""
+        endpoints = cls(session, upstream.port, upstream.api_key, redact=redact)
+        endpoints.upstream = upstream
+        return endpoints
 
     def move_to(self, port: int) -> None:
         """Use another port from now on: an engine that was restored listens where it did when it was dumped."""
@@ -93,13 +102,17 @@ class EngineEndpoints:
     async def _send(
         self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float
     ) -> tuple[int, bytes]:
+        remote = self.upstream.remote
         async with (
             self._session_of_upstream() as session,
             session.request(
                 method,
-                f"http://{self.upstream.authority}{path}",
+                self.upstream.url_of(path),
                 json=document,
                 headers=self._headers,
+                # The key goes where the configuration says, and nowhere else.
+                allow_redirects=remote is None,
+                ssl=True if remote is None or remote.tls is None else remote.tls,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
             ) as response,
         ):

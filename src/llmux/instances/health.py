@@ -31,8 +31,13 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float, path:
     try:
         await endpoints.get(path, timeout_seconds)
     except ControlCallFailed as failure:
-        return Health.SILENT if failure.is_timeout or is_own_shortage(failure.__cause__) else Health.DEAD
+        return health_after(failure)
     return Health.ALIVE
+
+
+def health_after(failure: ControlCallFailed) -> Health:
+    """What a failed request to it says of an engine."""
+    return Health.SILENT if failure.is_timeout or is_own_shortage(failure.__cause__) else Health.DEAD
 
 
 async def wait_until_healthy(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import structlog
 
-from llmux import os_errors
 from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
@@ -32,7 +31,7 @@ from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, 
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
-from llmux.instances.scope import EngineFailure, EngineScope
+from llmux.instances.scope import EngineFailure, EngineScope, reason_of_failure
 from llmux.instances.socketless import SocketlessPrograms
 
 log = structlog.get_logger("engine")
@@ -89,6 +88,11 @@ class Instance:
         return self._endpoints.upstream
 
     @property
+    def address(self) -> str | None:
+        """Where it listens, for people; None if no engine runs."""
+        return None if self._process is None else self.upstream.address
+
+    @property
     def pid(self) -> int | None:
         """The engine's root process."""
         return None if self._process is None else self._process.pid
@@ -137,12 +141,9 @@ class Instance:
             else:
                 await self._come_back()
             error = self._missing_reason()
-        except LlmuxError as failure:
-            error = failure.reason if isinstance(failure, EngineFailure) else FailureReason(str(failure))
+        except (LlmuxError, OSError) as failure:  # an OSError: a full disk, no more descriptors
+            error = reason_of_failure(failure)
             is_mismatch = isinstance(failure, OutputMismatch)
-        except OSError as failure:
-            # A full disk, no more descriptors: this machine's fault, and as expected as an engine's.
-            error = FailureReason(os_errors.describe(failure), os_errors.reason_of(failure))
         lines = () if self._process is None else self._process.tail
         return WakeOutcome(
             error,

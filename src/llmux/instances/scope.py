@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
+from llmux import os_errors
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
 from llmux.instances.process import EngineProcess, describe_exit
 
@@ -21,6 +22,17 @@ class EngineFailure(LlmuxError):
     def __init__(self, reason: FailureReason) -> None:
         self.reason = reason
         super().__init__(reason.text)
+
+
+def reason_of_failure(failure: LlmuxError | OSError) -> FailureReason:
+    """Why a wake failed; an error of the operating system is this machine's fault, and as expected as an engine's."""
+    match failure:
+        case EngineFailure():
+            return failure.reason
+        case OSError():
+            return FailureReason(os_errors.describe(failure), os_errors.reason_of(failure))
+        case _:
+            return FailureReason(str(failure))
 
 
 class EngineScope:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llmux.access import Upstream
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import Eviction, Process
 from llmux.core.model import Transition
@@ -42,11 +41,12 @@ class ModelStatus:
     """How often its engine hung and was killed."""
     last_stall: str | None = None
     """What was seen of the engine that hung last."""
+    uses_gpu: bool = True
 
     @property
     def on_gpu(self) -> bool:
         """Whether it holds GPU memory as an awake model does, which it also does while it drains or wakes."""
-        return isinstance(self.state, ON_GPU)
+        return self.uses_gpu and isinstance(self.state, ON_GPU)
 
     @property
     def failure(self) -> str | None:
@@ -79,8 +79,8 @@ class Engine(Protocol):
         """Its root process."""
 
     @property
-    def upstream(self) -> Upstream:
-        """Where it listens, or did last."""
+    def address(self) -> str | None:
+        """Where it listens, for people; None if none runs."""
 
     @property
     def output_tail(self) -> tuple[str, ...]:
@@ -146,10 +146,11 @@ class Operations:
             oldest_wait_seconds=self.now() - record.head_since if record.head_since is not None else 0.0,
             frozen=len(record.frozen),
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
-            address=None if engine.pid is None else engine.upstream.address,
+            address=engine.address,
             waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
             stalls=stalls.count,
             last_stall=stalls.last,
+            uses_gpu=bool(record.spec.awake),
         )
 
     def history(self, name: str) -> Sequence[Transition]:
@@ -212,7 +213,8 @@ class Operations:
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
                 "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
             )
-        if not eviction.leaves_the_gpu and len(self._engines) > 1:
+        users = [model.name for model in self._scheduler.models if model.spec.awake]
+        if not eviction.leaves_the_gpu and name in users and len(users) > 1:
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
                 "use offload or discard with keep_running, or any with stop"

@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import structlog
@@ -20,6 +20,7 @@ from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Process
 from llmux.engines.base import Engine
+from llmux.engines.remote import Remote
 from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
 from llmux.gateway.metrics import HttpMetrics
@@ -28,7 +29,10 @@ from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import connections_that_fit, url_of
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.hooked import HookedInstance
 from llmux.instances.instance import Instance
+from llmux.instances.remote import RemoteInstance
 from llmux.instances.socketless import SocketlessPrograms
 from llmux.observability.access_log import AccessLog
 from llmux.observability.background import log_lines_dropped
@@ -42,12 +46,15 @@ from llmux.server.build import (
     build_checkpointer,
     build_headroom,
     build_scheduler,
+    build_upstream,
     engine_specs,
 )
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
 
 log = structlog.get_logger("llmux")
+
+AnyInstance: TypeAlias = Instance | HookedInstance | RemoteInstance
 
 CLOSE_SECONDS = 5.0
 """How long responses may take to be written after the engines have stopped, when nothing new can be sent."""
@@ -74,7 +81,7 @@ class Server:
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
-        self._instances: dict[str, Instance] = {}
+        self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
         self._add_instances(session)
@@ -120,23 +127,34 @@ class Server:
     def _add_instances(self, session: aiohttp.ClientSession) -> None:
         socketless = SocketlessPrograms()
         for name, spec in engine_specs(self.settings).items():
-            self._endpoints[name] = EngineEndpoints(
-                session,
-                spec.port,
-                spec.api_key,
-                redact=spec.redactor.redact,
-                keep_alive_seconds=spec.engine.keep_alive_seconds,
-                removed_headers=spec.engine.rules.removed_headers,
-            )
-            self._instances[name] = Instance(
-                spec,
-                self._endpoints[name],
-                self._exit_callback(name),
-                store=self._images.get(name),
-                headroom=build_headroom(self.settings, name),
-                on_leaving=self._close_connections,
-                socketless=socketless,
-            )
+            if spec.engine.runs_as_process:
+                self._endpoints[name] = EngineEndpoints(
+                    session,
+                    spec.port,
+                    spec.api_key,
+                    redact=spec.redactor.redact,
+                    keep_alive_seconds=spec.engine.keep_alive_seconds,
+                    removed_headers=spec.engine.rules.removed_headers,
+                )
+                self._instances[name] = Instance(
+                    spec,
+                    self._endpoints[name],
+                    self._exit_callback(name),
+                    store=self._images.get(name),
+                    headroom=build_headroom(self.settings, name),
+                    on_leaving=self._close_connections,
+                    socketless=socketless,
+                )
+            else:
+                upstream = build_upstream(self.settings, spec)
+                self._endpoints[name] = EngineEndpoints.of(session, upstream, redact=spec.redactor.redact)
+                self._instances[name] = self._without_process(spec, self._endpoints[name])
+
+    def _without_process(self, spec: EngineSpec, endpoints: EngineEndpoints) -> AnyInstance:
+        if isinstance(spec.engine, Remote):
+            return RemoteInstance(spec, spec.engine, endpoints, on_leaving=self._forget_upstream)
+        headroom = build_headroom(self.settings, spec.model)
+        return HookedInstance(spec, endpoints, headroom=headroom, on_leaving=self._forget_upstream)
 
     async def start(self) -> None:
         """Listen, and then warm up if configured. Raises LlmuxError."""
@@ -146,7 +164,10 @@ class Server:
             for images in self._images.values():
                 await images.delete_frozen_leftover()
         # Before any engine is started: what is left of one model may hold the memory that another is given.
-        await asyncio.gather(*(instance.clear_leftovers() for instance in self._instances.values()))
+        own = [instance for instance in self._instances.values() if isinstance(instance, Instance)]
+        await asyncio.gather(*(instance.clear_leftovers() for instance in own))
+        hooked = [instance for instance in self._instances.values() if isinstance(instance, HookedInstance)]
+        await asyncio.gather(*(instance.begin() for instance in hooked))
         await self._control.start()
         if settings.engine_stall_seconds:
             self._watching = self._spawn(self._stall_watch.run())
@@ -164,8 +185,14 @@ class Server:
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
         if settings.warmup:
             # A model with an image does not need it: its first start is a restore anyway.
-            cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
-            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, cold)
+            # A remote server needs none: it is not ours to warm.
+            cold = [
+                name
+                for name, model in settings.models.items()
+                if model.checkpoint_path is None and self._instances[name].spec.engine.uses_gpu
+            ]
+            served = {name: self._instances[name].spec.engine.served_names[0] for name in cold}
+            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, served, cold)
             await self._warm_up.run()
             log.info("warm-up is over", models=len(cold))
         self._is_started = True
@@ -192,6 +219,12 @@ class Server:
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
         await self._control.close()
+        for instance in self._instances.values():
+            if isinstance(instance, HookedInstance):
+                instance.close()
+
+    def _forget_upstream(self, upstream: Upstream) -> None:
+        self.gateway.forget_upstream(upstream)
 
     def _close_connections(self, upstream: Upstream, process: Process) -> None:
         """Before an engine is stopped, or dumped."""
@@ -210,7 +243,8 @@ class Server:
     def _max_model_length(self, model: str) -> int | None:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
         instance = self._instances[model]
-        return instance.abilities.max_model_length or instance.spec.engine.max_model_length
+        told = instance.abilities.max_model_length if isinstance(instance, Instance) else None
+        return told or self.settings.engine_of(model).max_model_length
 
     def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import assert_never
 
+from llmux.access import Upstream
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.identifiers import ALL_OF_IT, NOTHING
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
@@ -18,12 +20,15 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
+from llmux.engines.base import LOOPBACK
 from llmux.engines.questions import CanaryExtras
+from llmux.engines.urls import ServerUrl, parse_url
 from llmux.errors import ConfigError, Problem
 from llmux.gpus.hook import load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
+from llmux.instances.addresses import upstream_of
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.engine_spec import EngineSpec
 from llmux.redaction import Redactor, secrets_in
@@ -33,7 +38,7 @@ CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS:
 
 
 def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
-    """The scheduler for the configured models. Each model takes all of every GPU while it is awake.
+    """The scheduler for the configured models. Each takes all of every GPU while it is awake, or nothing.
 
     ``own_policy`` replaces the configured one, for comparing policies in virtual time.
     """
@@ -46,6 +51,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
+            awake=ALL_OF_IT if settings.engine_of(name).uses_gpu else NOTHING,
         )
         for name in settings.models
     ]
@@ -130,6 +136,13 @@ def canary_extras(model: ModelSettings) -> CanaryExtras:
         kind = mimetypes.guess_type(model.canary_image)[0] or "application/octet-stream"
         image = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return CanaryExtras(model.canary_adapter, image, model.canary_tokens_per_second)
+
+
+def build_upstream(settings: Settings, spec: EngineSpec) -> Upstream:
+    """Where the engine of a model is that llmux does not start."""
+    url = settings.models[spec.model].url
+    parsed = ServerUrl(is_https=False, host=LOOPBACK, port=spec.port) if url is None else parse_url(url)
+    return upstream_of(parsed, spec.api_key, is_ours=spec.engine.uses_gpu)
 
 
 def build_redactor(settings: Settings) -> Redactor:

@@ -38,11 +38,18 @@ class WarmUp:
     """One warm-up of some models, one after the other, each evicted in its configured way."""
 
     def __init__(
-        self, operations: Operations, access: ModelAccess, engines: Mapping[str, Endpoints], models: Sequence[str]
+        self,
+        operations: Operations,
+        access: ModelAccess,
+        engines: Mapping[str, Endpoints],
+        served_names: Mapping[str, str],
+        models: Sequence[str],
     ) -> None:
+        """``served_names`` are what the engines call the models."""
         self._operations = operations
         self._access = access
         self._engines = engines
+        self._served_names = served_names
         self._models = models
         self._number = 1
         self._model_began_at = monotonic()
@@ -80,7 +87,7 @@ class WarmUp:
             await lease.granted
             async with asyncio.timeout(None) as limit:
                 lease.lost.add_done_callback(lambda lost: limit.reschedule(asyncio.get_running_loop().time()))
-                await probe(self._engines[model], model)
+                await probe(self._engines[model], self._served_names[model])
             outcome = Outcome.COMPLETED
         except (RequestError, ControlCallFailed, TimeoutError) as error:
             reason = lease.lost.result() if lease.lost.done() else error

@@ -30,6 +30,13 @@ class WakeFailed(LlmuxError):
             raise cls(str(outcome.error))
 
 
+class NotStartedHere(LlmuxError):
+    """The command works on an engine that llmux starts and ends itself, and this one's kind is another."""
+
+    def __init__(self, model: str, kind: str) -> None:
+        super().__init__(f"'{model}' has a {kind} engine, which llmux does not start: this command cannot work on it")
+
+
 class ProbeFailed(LlmuxError):
     """An engine that runs does not answer a small question."""
 
@@ -73,9 +80,15 @@ class StandaloneEngine:
 async def open_standalone(
     settings: Settings, model: str, *, images: CheckpointStore | None
 ) -> AsyncIterator[StandaloneEngine]:
-    """The model's engine, not started yet; whatever state it is in at the end, it is ended. Raises ModelNotFound."""
+    """The model's engine, not started yet; whatever state it is in at the end, it is ended.
+
+    Raises ModelNotFound, NotStartedHere.
+    """
     if model not in settings.models:
         raise ModelNotFound(model, list(settings.models))
+    engine = settings.engine_of(model)
+    if not engine.runs_as_process:
+        raise NotStartedHere(model, engine.kind)
     spec = engine_specs(settings)[model]
     async with new_control_session() as session:
         endpoints = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)

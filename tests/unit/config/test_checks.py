@@ -7,6 +7,7 @@ import pytest
 
 from llmux.config import checks
 from llmux.config.settings import Settings
+from llmux.core.eviction import Eviction
 from llmux.errors import Problem
 
 
@@ -379,3 +380,58 @@ def test_the_canarys_adapter_must_be_one_of_the_engine() -> None:
 def test_keys_of_other_kinds_and_unknown_kinds_are_refused() -> None:
     assert paths({"a": {"start_command": "serve {port}"}}) == ["models.a.start_command"]
     assert paths({"a": {"engine": "vlm"}}) == ["models.a.engine"]
+
+
+HOOKS = {"engine": "hooks", "wake_command": "true", "sleep_command": "true"}
+REMOTE = {"engine": "remote", "url": "https://api.example.org/v1", "api_key": "k3y"}
+
+
+def not_ours(**model: Any) -> Settings:
+    return Settings.model_validate({"models": {"m": model, "a": {"model_path": "x"}}})
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (HOOKS | {"port": 8001}, []),
+        (HOOKS | {"url": "http://127.0.0.1:8001"}, []),
+        (HOOKS, ["models.m.url: is missing"]),
+        (HOOKS | {"port": 8001, "url": "http://h"}, ["models.m.port: is in url already"]),
+        (
+            {"engine": "hooks", "port": 8001},
+            ["models.m.wake_command: is missing", "models.m.sleep_command: is missing"],
+        ),
+        (HOOKS | {"port": 8001, "eviction": "discard+keep_running"}, ["models.m.eviction: a hooks engine leaves by"]),
+        (HOOKS | {"port": 8001, "extra_args": ["--x"]}, ["models.m.extra_args: a hooks engine has no use for it"]),
+        (REMOTE, []),
+        ({"engine": "remote"}, ["models.m.url: is missing"]),
+        ({"engine": "remote", "port": 8001}, ["models.m.port: a remote engine has", "models.m.url: is missing"]),
+        (REMOTE | {"url": "https://"}, ["models.m.url: names no host"]),
+        (REMOTE | {"url": "https://u:swordfish@h"}, ["models.m.url: contains a user or a password"]),
+        (REMOTE | {"wake_command": "true"}, ["models.m.wake_command: a remote engine has no use for it"]),
+        ({"model_path": "x", "url": "http://h"}, ["models.m.url: a vllm engine has no use for it"]),
+    ],
+)
+def test_engines_that_llmux_does_not_start_say_where_they_serve(model: dict[str, Any], expected: list[str]) -> None:
+    found = [str(problem) for problem in checks.problems(not_ours(**model))]
+    assert len(found) == len(expected)
+    assert all(any(text.startswith(wanted) for text in found) for wanted in expected), found
+    assert "swordfish" not in str(found)
+
+
+def test_a_remote_stays_beside_models_that_share_the_gpu_but_one_that_takes_it_does_not() -> None:
+    assert not_ours(**REMOTE).eviction_of("m") == Eviction.parse("retain+keep_running")
+    (problem,) = problems({"a": {}, "b": {"eviction": "retain+keep_running"}, "m": REMOTE})
+    assert problem.path == "models.b.eviction"
+    assert problems({"b": {"eviction": "retain+keep_running"}, "m": REMOTE}) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [("http://gpu-box:8080", True), ("http://127.0.0.1:8080", False), ("https://gpu-box", False)],
+)
+def test_a_key_that_travels_in_clear_is_warned_of(url: str, warned: bool) -> None:
+    found = [
+        warning for warning in checks.warnings(not_ours(**REMOTE | {"url": url})) if warning.path == "models.m.url"
+    ]
+    assert [("in clear" in str(warning)) for warning in found] == [True] * warned

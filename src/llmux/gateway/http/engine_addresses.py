@@ -7,6 +7,7 @@ import re
 import socket
 from dataclasses import dataclass
 
+from llmux.access import Remote
 from llmux.host_names import parse_ip_leniently, split_leniently
 
 FIELDS = frozenset((b"location", b"content-location", b"link", b"refresh"))
@@ -18,6 +19,12 @@ _AUTHORITY = re.compile(rb"(?i)" + _BEFORE_AUTHORITY + rb"([^/\\?#\s<>\"',;]*)")
 """As browsers read it: any number of slashes after the scheme, and a backslash is a slash."""
 _PATH = re.compile(rb"(?i)(\A\s*|<|\burl\s*=\s*[\"']?)(?=/(?![/\\]))")
 """Where a reference begins that is a path."""
+_REFERENCE = re.compile(
+    rb"(?i)(?P<before>\A\s*|<|\burl\s*=\s*[\"']?)"
+    rb"(?:(?P<scheme>https?:|)//(?P<authority>[^/\\?#\s<>\"',;]*)|(?=/))"
+    rb"(?P<path>[^\s<>\"',;]*)"
+)
+"""A whole reference, absolute or from the root: its authority, if it has one, and what follows."""
 _LOCAL_NAMES = frozenset(("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"))
 _DEFAULT_PORT = "80"
 
@@ -83,6 +90,43 @@ class EngineAddress:
                 raise AddressExposed(line)
             return True
         return is_own_port and (address is not None or host == socket.gethostname().lower())
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAddress:
+    """What the references of a server elsewhere to itself look like; all others are the client's to follow."""
+
+    host: str
+    port: int
+    remote: Remote
+
+    def hide(self, fields: bytes, prefix: bytes) -> bytes:
+        """The header lines with every reference to the server as a path of llmux's, behind ``prefix``."""
+        lines = fields.split(b"\r\n")
+        return b"\r\n".join(self._hide_in(line, prefix) if _LINE.match(line) else line for line in lines)
+
+    def _hide_in(self, line: bytes, prefix: bytes) -> bytes:
+        name, _, value = line.partition(b":")
+        # The path's end is found, too: what stands before it is another one at the server's than here.
+        value = _REFERENCE.sub(lambda match: self._own_path(match, prefix), value.replace(b"\t", b""))
+        return name + b":" + value
+
+    def _own_path(self, match: re.Match[bytes], prefix: bytes) -> bytes:
+        before, authority, path = match["before"], match["authority"], match["path"]
+        if authority is not None and not self._is_own(match["scheme"], authority):
+            return match[0]
+        own = self.remote.split(path.decode("latin-1")).encode("latin-1")
+        return before + prefix + (own if own.startswith(b"/") else b"/" + own)
+
+    def _is_own(self, scheme: bytes, authority: bytes) -> bool:
+        host, port = split_leniently(authority)
+        # Without a scheme it is that of the request; a redirect from http to https leads to the same server.
+        is_https = scheme.lower() == b"https:" if scheme else self.remote.tls is not None
+        default_ports = {"80", "443"} if {self.port} <= {80, 443} else set()
+        expected = {str(self.port)} | default_ports
+        return host == split_leniently(self.host.encode() if ":" not in self.host else b"[%b]" % self.host.encode())[
+            0
+        ] and ((port or ("443" if is_https else "80")) in expected)
 
 
 def _begins_with(value: bytes, prefix: bytes, position: int) -> bool:

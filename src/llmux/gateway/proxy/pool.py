@@ -6,14 +6,15 @@ import math
 import time
 from typing import Protocol
 
-from llmux.access import Upstream
-from llmux.gateway.http.engine_addresses import EngineAddress
+from llmux.access import Remote, Upstream
+from llmux.gateway.http.engine_addresses import EngineAddress, RemoteAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection, SievingConnection
+from llmux.gateway.proxy.remote_connection import RemoteConnection
 from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
-from llmux.os_errors import is_own_shortage, reason_of
+from llmux.os_errors import explain_unreachable, is_own_shortage, reason_of
 
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5
@@ -71,10 +72,14 @@ class EnginePool:
         self._now = now
         """The time of the last ``expire``: exact enough for idle times of seconds, and free."""
         host_header = upstream.authority.encode()
-        self.address = EngineAddress(host_header.lower(), upstream.port if upstream.socket_path is None else None)
+        self.address: EngineAddress | RemoteAddress
+        if upstream.remote is None:
+            self.address = EngineAddress(host_header.lower(), upstream.port if upstream.socket_path is None else None)
+        else:
+            self.address = RemoteAddress(upstream.host, upstream.port, upstream.remote)
         self.fixed_headers = b"host: %b\r\n" % host_header
         """The header lines that every request to this engine gets."""
-        if upstream.api_key:
+        if upstream.api_key and upstream.remote is None:
             self.fixed_headers += f"authorization: Bearer {upstream.api_key}\r\n".encode()
 
     @property
@@ -99,8 +104,10 @@ class EnginePool:
         except OSError as error:
             if is_own_shortage(error):
                 seeker.connect_shortage(reason_of(error), attempt)
-            else:
+            elif self.upstream.remote is None:
                 self._fail(seeker, attempt, "the engine does not accept connections")
+            else:
+                self._fail(seeker, attempt, "; ".join(explain_unreachable(error)))
         else:
             if not engine.usable:
                 self._fail(seeker, attempt, "the engine closed a new connection at once")
@@ -138,6 +145,8 @@ class EnginePool:
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> EngineConnection:
         upstream = self.upstream
+        if upstream.remote is not None:
+            return await self._open_remote(loop, upstream.remote)
         if upstream.socket_path is None:
             _, engine = await loop.create_connection(self._new_connection, upstream.host, upstream.port)
         else:
@@ -147,6 +156,18 @@ class EnginePool:
     def _new_connection(self) -> EngineConnection:
         removed = self.upstream.removed_headers
         return SievingConnection(self, removed) if removed else EngineConnection(self)
+
+    async def _open_remote(self, loop: asyncio.AbstractEventLoop, remote: Remote) -> EngineConnection:
+        upstream = self.upstream
+        _, engine = await loop.create_connection(
+            lambda: RemoteConnection(self, remote, upstream.api_key),
+            upstream.host,
+            upstream.port,
+            ssl=remote.tls,
+            # The server's name, by which it chooses its certificate, and which that is verified for.
+            server_hostname=None if remote.tls is None else upstream.host,
+        )
+        return engine
 
     def _fail(self, seeker: ConnectionSeeker, attempt: int, reason: str) -> None:
         self._statistics.engine_connections_failed += 1

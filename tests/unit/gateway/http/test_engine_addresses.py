@@ -1,10 +1,12 @@
 """References in the heads of answers: an engine's own become paths of llmux's, its neighbours' are not passed on."""
 
 import socket
+import ssl
 
 import pytest
 
-from llmux.gateway.http.engine_addresses import AddressExposed, EngineAddress
+from llmux.access import Remote
+from llmux.gateway.http.engine_addresses import AddressExposed, EngineAddress, RemoteAddress
 
 TCP = EngineAddress(b"127.0.0.1:8001", 8001)
 UNIX = EngineAddress(b"localhost", None)
@@ -117,3 +119,29 @@ def test_what_cannot_be_a_path_of_llmuxs_is_not_passed_on(value: bytes) -> None:
     with pytest.raises(AddressExposed, match="Location") as raised:
         TCP.hide(b"Location: " + value + b"\r\n", b"")
     assert "127.0.0.1" not in str(raised.value)
+
+
+REMOTE = RemoteAddress("api.example.org", 443, Remote(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "/openai/v1"))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"https://api.example.org/openai/v1/x?a=b#c", b"/v1/x?a=b#c"),
+        (b"https://API.example.org:443/openai/v1/x", b"/v1/x"),
+        (b"http://api.example.org/openai/v1/x", b"/v1/x"),
+        (b"//api.example.org/openai/v1/x", b"/v1/x"),
+        (b"/openai/v1/x", b"/v1/x"),
+        (b"https://api.example.org", b"/"),
+        (b"https://api.example.org:8443/x", b"https://api.example.org:8443/x"),
+        (b"https://api.example.org.evil.example/x", b"https://api.example.org.evil.example/x"),
+        (b"https://example.org/x", b"https://example.org/x"),
+    ],
+)
+def test_references_of_a_remote_server_to_itself_become_paths(value: bytes, expected: bytes) -> None:
+    assert REMOTE.hide(b"location: " + value + b"\r\n", b"") == b"location: " + expected + b"\r\n"
+
+
+def test_references_of_a_remote_server_in_links_get_the_prefix() -> None:
+    line = b'link: <https://api.example.org/openai/v1/a>; rel="next", </openai/v1/b>\r\n'
+    assert REMOTE.hide(line, PREFIX) == b'link: </upstream/m/v1/a>; rel="next", </upstream/m/v1/b>\r\n'
