@@ -1,6 +1,6 @@
 """The inference paths that llmux knows, beside those with a fixed path: with identifiers, further ones, hints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmux.engines.paths import ANY, COMMON_ENDPOINTS, Endpoint
 
@@ -26,10 +26,22 @@ _MIN_LIKENESS = 0.7
 _DOUBLED = ("/v1/v1/", "/v1/v2/", "/v2/v1/", "/v2/v2/")
 
 
-def with_further(paths: Iterable[str]) -> dict[str, Endpoint]:
-    """The table with further paths (``inference_paths``), of whose methods and bodies nothing is known."""
+PAGE = Endpoint("a page", ("GET", "HEAD"), model_in_body=False, may_wake=False)
+"""Any path of an engine that has pages for people, but those that its table has."""
+
+
+def with_further(
+    paths: Iterable[str], *tables: Mapping[str, Endpoint], common: Mapping[str, Endpoint] = COMMON_ENDPOINTS
+) -> dict[str, Endpoint]:
+    """Tables in one, with further paths (``inference_paths``), of whose methods and bodies nothing is known.
+
+    What several have is as ``common`` has it, else as the first of the others does.
+    """
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-    return {path: Endpoint(path, methods, ANY) for path in paths} | COMMON_ENDPOINTS
+    found = {path: Endpoint(path, methods, ANY) for path in paths}
+    for table in (*reversed(tables), common):
+        found |= table
+    return found
 
 
 def with_identifier(path: str) -> Endpoint | None:

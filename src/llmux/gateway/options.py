@@ -2,9 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from llmux.engines.paths import RequestRules
 from llmux.observability.access_log import AccessLog
 
 
@@ -46,6 +47,8 @@ class GatewayOptions:
     """Each stands for itself and everything below it, except ``/``, which stands for itself only."""
     inference_paths: tuple[str, ...] = ()
     """Further paths of engines, for which a POST wakes its model."""
+    rules: Mapping[str, RequestRules] = field(default_factory=dict)
+    """What the engine of each model takes; of models that are not named here, what the usual engines do."""
     api_keys: frozenset[str] = frozenset()
     """If no key of either set is configured, any Authorization header is accepted and ignored."""
     batch_api_keys: frozenset[str] = frozenset()

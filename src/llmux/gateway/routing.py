@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from llmux.core.names import ModelName, NameKind
-from llmux.engines.paths import JSON, Endpoint, MediaType
+from llmux.engines.paths import COMMON_ENDPOINTS, JSON, Endpoint, MediaType, RequestRules
 from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
@@ -105,13 +105,6 @@ def _decode_name(raw: bytes) -> str:
         raise MalformedRequest("the path is not UTF-8") from None
 
 
-def _is_engine_control(path: str) -> bool:
-    """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
-    first, last = path.split("/")[1], path.rpartition("/")[2]
-    names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) else (first,)
-    return any(name in NEVER_FORWARDED or name.startswith(NEVER_FORWARDED_PREFIXES) for name in names)
-
-
 def _refuse_doubled_slashes(raw: bytes) -> None:
     """For paths of power, which have one spelling only."""
     if b"//" in raw:
@@ -126,12 +119,29 @@ class Router:
         control_paths: Sequence[str],
         names: Callable[[], Mapping[str, ModelName]],
         inference_paths: Sequence[str] = (),
+        rules: Mapping[str, RequestRules] | None = None,
     ) -> None:
-        """``inference_paths`` are further ones that engines have and a request may wake its model for."""
+        """``inference_paths`` are further ones that engines have and a request may wake its model for.
+
+        ``rules`` are those of each model's engine; without them, engines take what the usual ones do.
+        """
+        rules = rules or {}
+        self._pages = frozenset(model for model, own in rules.items() if own.forwards_pages)
+        """The models whose engines have pages for people."""
+        self._tables = {
+            model: endpoints.with_further(inference_paths, common=own.endpoints)
+            for model, own in rules.items()
+            if own.endpoints is not COMMON_ENDPOINTS
+        }
+        """Of each model that takes other requests than the usual engines."""
+        self._never = NEVER_FORWARDED.union(*(own.never_forwarded for own in rules.values()))
+        self._never_prefixes = tuple(
+            {*NEVER_FORWARDED_PREFIXES, *(prefix for own in rules.values() for prefix in own.never_forwarded_prefixes)}
+        )
         self._names = names
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
-        self._endpoints = endpoints.with_further(inference_paths)
+        self._endpoints = endpoints.with_further(inference_paths, *self._tables.values())
         self._cacheable = self._endpoints.keys() | _LOCAL.keys()
         self._cached: dict[bytes, Route] = {}
 
@@ -188,27 +198,40 @@ class Router:
                 return self._engine_route(raw, rest, _decode(rest), model)
         name = "/".join(parts)
         if name in names:
+            if names[name].model in self._pages:
+                return self._engine_route(raw, b"/", "/", name)
             raise UnknownPath(raw.decode("latin-1"), f"add the engine's path, as /upstream/{name}/v1/chat/completions")
         raise ModelNotFound(name, models_of(names))
 
     def _engine_route(self, raw: bytes, shortest: bytes, path: str, model: str | None) -> Route:
-        if _is_engine_control(path):
+        if self._is_engine_control(path):
             _refuse_doubled_slashes(raw)
             raise PathForbidden(path)
-        rules = self._rules(path)
+        key = None if model is None else self._names()[model].model
+        table = self._tables.get(key, self._endpoints) if key is not None else self._endpoints
+        rules = _rules(table, path)
         if rules is None:
             # A base URL without /v1.
-            rules = self._rules(f"/v1{path}")
+            rules = _rules(table, f"/v1{path}")
             if rules is not None:
                 path, shortest = f"/v1{path}", b"/v1" + shortest
+            elif key in self._pages:
+                rules = endpoints.PAGE
             elif not endpoints.may_exist(path):
                 raise UnknownPath(path, endpoints.hint_for(path))
-        label = path if rules is not None and rules.path == path else "other"
+        label = path if rules is not None and rules.path == path and path in self._endpoints else "other"
         may_wake = rules is not None and rules.may_wake
         return Route(Destination.ENGINE, label, shortest, model, rules, may_wake)
 
-    def _rules(self, path: str) -> Endpoint | None:
-        return self._endpoints.get(path) or endpoints.with_identifier(path)
+    def _is_engine_control(self, path: str) -> bool:
+        """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
+        first, last = path.split("/")[1], path.rpartition("/")[2]
+        names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) or first == "api" else (first,)
+        return any(name in self._never or name.startswith(self._never_prefixes) for name in names)
+
+
+def _rules(table: Mapping[str, Endpoint], path: str) -> Endpoint | None:
+    return table.get(path) or endpoints.with_identifier(path)
 
 
 def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:

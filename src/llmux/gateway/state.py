@@ -92,7 +92,7 @@ class GatewayState:
         self.keys = ApiKeys(options.api_keys, options.batch_api_keys)
         pages = PagePolicy(options.cors_origins, None if self.keys else options.allowed_hosts)
         self.pages = pages if pages.does_anything else None
-        self.router = Router(options.control_paths, lambda: access.names, options.inference_paths)
+        self.router = Router(options.control_paths, lambda: access.names, options.inference_paths, options.rules)
         self.connections: set[OpenConnection] = set()
         self.frozen: set[FrozenExchange] = set()
         """The exchanges whose requests are suspended with their engine."""

@@ -220,6 +220,7 @@ class Server:
             ),
             control_protocol_factory=self._control.protocol_factory,
             inference_paths=self.settings.inference_paths,
+            rules={name: instance.spec.engine.rules for name, instance in self._instances.items()},
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),
             cors_origins=self.settings.cors_origins,
