@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 10.0
 class ScriptedEngine:
     """An engine without a process. Gates that are closed make it hang there; errors that are set make it fail there."""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, *, works_after_answering: bool = False) -> None:
         self.name = name
         self.upstream = Upstream("127.0.0.1", port)
         self.calls: list[str] = []
@@ -54,11 +54,17 @@ class ScriptedEngine:
         """What /health says before it says ``health``."""
         self.pid: int | None = None
         self.output_tail: tuple[str, ...] = ("a line", "the last line")
+        self.works_after_answering = works_after_answering
+        self.is_working = False
         self._interruption: str | None = None
 
     @property
     def address(self) -> str | None:
         return None if self.pid is None else self.upstream.address
+
+    async def has_work(self) -> bool:
+        self.calls.append("has work")
+        return self.is_working
 
     def why_not(self, eviction: Eviction) -> str | None:
         return str(UnsupportedEviction(eviction)) if eviction.process is Process.CUDA_SUSPEND else None
@@ -181,7 +187,10 @@ class Runtime:
 
 @asynccontextmanager
 async def scripted_runtime(
-    *specs: ModelSpec, limits: Limits | None = None, clock: LoopClock | None = None
+    *specs: ModelSpec,
+    limits: Limits | None = None,
+    clock: LoopClock | None = None,
+    works_after_answering: bool = False,
 ) -> AsyncIterator[Runtime]:
     """A runtime over scripted engines, shut down at the end."""
     limits = limits or Limits(min_active_seconds=0.0, backoff_first_seconds=0.05)
@@ -189,7 +198,10 @@ async def scripted_runtime(
         scheduler = Scheduler(specs, Fifo(), limits)
         metrics = RuntimeMetrics([spec.name for spec in specs], scheduler)
         controller = Controller(scheduler, tasks.create_task, metrics, clock)
-        engines = {spec.name: ScriptedEngine(spec.name, 1000 + number) for number, spec in enumerate(specs)}
+        engines = {
+            spec.name: ScriptedEngine(spec.name, 1000 + number, works_after_answering=works_after_answering)
+            for number, spec in enumerate(specs)
+        }
         managed: dict[str, ManagedInstance] = dict(engines)
         access = Dispatcher(scheduler, controller, managed, metrics)
         controller.attach(managed, access)

@@ -15,7 +15,7 @@ from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
-from llmux.engines.registry import KINDS
+from llmux.engines.registry import KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
@@ -41,6 +41,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
         # Of such a model nothing else is known.
         yield from unknown
         return
+    yield from own_kinds(settings)
     yield from names(settings)
     yield from listeners(settings)
     yield from weights(settings)
@@ -59,9 +60,17 @@ def problems(settings: Settings) -> Iterator[Problem]:
 def unknown_engines(settings: Settings) -> Iterator[Problem]:
     """Every model's engine must be of a kind that llmux knows."""
     for name, model in settings.models.items():
-        if model.engine not in KINDS:
+        if model.engine not in settings.kinds:
             path = dotted(("models", name, "engine"))
-            yield Problem(path, f"'{model.engine}' is not a kind of engine", nearest(model.engine, KINDS))
+            known = (*KINDS, *settings.engines, *described_kinds())
+            yield Problem(path, f"'{model.engine}' is not a kind of engine", nearest(model.engine, known))
+
+
+def own_kinds(settings: Settings) -> Iterator[Problem]:
+    """A description must not have the name of a kind that is more than a description."""
+    for name in settings.engines:
+        if name in KINDS:
+            yield Problem(dotted(("engines", name)), "is a kind that llmux knows by itself", "choose another name")
 
 
 def names(settings: Settings) -> Iterator[Problem]:

@@ -9,10 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field
 
+from llmux.config.engines import EngineDescription, built_in
 from llmux.config.fields import (
     Count,
     Directory,
@@ -34,7 +36,8 @@ from llmux.core.names import ModelName, NameKind, register
 from llmux.engines.arguments import KEY_FLAGS, every_value
 from llmux.engines.base import Engine, EngineOptions
 from llmux.engines.calls import ControlTimeouts
-from llmux.engines.registry import DEFAULT_KIND, KINDS, engine_of
+from llmux.engines.described import kind_of
+from llmux.engines.registry import DEFAULT_KIND, KINDS, described_kinds
 from llmux.redaction import secrets_in
 
 
@@ -100,6 +103,11 @@ class Settings(Section):
     models: dict[str, ModelSettings] = Field(
         min_length=1,
         description="The models, by the name that clients ask for. Warm-up and lists keep their order.",
+    )
+    engines: dict[str, EngineDescription] = Field(
+        default_factory=dict,
+        description="Own kinds of engines, by the name that models give as engine. One with the name of a description "
+        "that llmux comes with takes its place.",
     )
     policy: PolicySettings = Field(default=PolicySettings(), description="When to switch between models.")
     host: Text = Field(
@@ -269,7 +277,15 @@ class Settings(Section):
             cache_directory=self.cache_dir or default_cache_directory(),
             saved_prompts_bytes=model.saved_prompts_mib << 20,
         )
-        return engine_of(model.engine, options)
+        return self.kinds[model.engine](options)
+
+    @cached_property
+    def kinds(self) -> Mapping[str, type[Engine]]:
+        """The kinds of engines that models may have, but for descriptions of llmux's that no model needs."""
+        own = {name: described.description(name) for name, described in self.engines.items()}
+        needed = {model.engine for model in self.models.values()} & set(described_kinds())
+        found = {name: built_in(name) for name in sorted(needed)} | own
+        return {**{name: kind_of(description) for name, description in found.items()}, **KINDS}
 
     def names(self) -> Mapping[str, ModelName]:
         """Every name by which clients can ask for a model: those in the file, then each path that one model has."""
@@ -340,19 +356,19 @@ class Settings(Section):
     def command_of(self, name: str) -> str:
         """The program that runs the model's engine."""
         model = self.models[name]
-        if self._has_start_command(name):
+        if self._is_command(name):
             first = model.start_command[0] if model.start_command else ""
             return model.command or first.replace("{model}", model.model_path)
-        program = self.vllm_command if model.engine == DEFAULT_KIND else KINDS[model.engine].default_program
+        program = self.vllm_command if model.engine == DEFAULT_KIND else self.kinds[model.engine].default_program
         return model.command or program
 
     def command_path_of(self, name: str) -> str:
         """The key that says which program it is, or would say it."""
         model = self.models[name]
-        if self._has_start_command(name):
+        if self._is_command(name):
             return dotted(("models", name, "start_command"))
         is_shared = model.command is None and model.engine == DEFAULT_KIND
         return "vllm_command" if is_shared else dotted(("models", name, "command"))
 
-    def _has_start_command(self, name: str) -> bool:
-        return "start_command" in KINDS[self.models[name].engine].own_keys
+    def _is_command(self, name: str) -> bool:
+        return "start_command" in self.kinds[self.models[name].engine].own_keys

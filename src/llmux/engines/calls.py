@@ -14,6 +14,11 @@ class Endpoints(Protocol):
     async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
         """POST, without a body unless there is a ``document``; returns and raises as ``get``."""
 
+    async def request(
+        self, method: str, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any method, with a body if there is a ``document``; returns and raises as ``get``."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControlTimeouts:

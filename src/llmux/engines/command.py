@@ -67,11 +67,17 @@ class Command(Engine):
                 "write the whole command line, as 'llama-server -m {model} --host 127.0.0.1 --port {port}'",
             )
             return
-        if self.options.program != self.filled(self.start_words)[0]:
-            yield Problem("command", "start_command names the program", "remove it")
+        if (wrong := self.program_problem()) is not None:
+            yield wrong
         yield from self._port_problems()
         if self.options.ready_path and not self.options.ready_path.startswith("/"):
             yield Problem("ready_path", "is no path of a URL", f"write /{self.options.ready_path}")
+
+    def program_problem(self) -> Problem | None:
+        """What is wrong with the model's own ``command``."""
+        if self.options.program == self.filled(self.start_words)[0]:
+            return None
+        return Problem("command", "start_command names the program", "remove it")
 
     def _port_problems(self) -> Iterator[Problem]:
         words = self.start_words

@@ -72,6 +72,8 @@ class RequestRules:
     usual trees (``/v1/``), the last one."""
     never_forwarded_prefixes: tuple[str, ...] = ()
     """Beginnings of such names."""
+    forwards_pages: bool = False
+    """Whether it has pages for people: a GET of any other path goes to it while it serves, and wakes nothing."""
     removed_headers: frozenset[str] = frozenset()
     """Header fields, in lower case, that would let a client reach more than its own request."""
     removed_fields: frozenset[str] = frozenset()

@@ -29,6 +29,10 @@ _MIN_LIKENESS = 0.7
 _DOUBLED = ("/v1/v1/", "/v1/v2/", "/v2/v1/", "/v2/v2/")
 
 
+PAGE = Endpoint("a page", ("GET", "HEAD"), model_in_body=False, may_wake=False)
+"""Any path of an engine that has pages for people, but those that its table has."""
+
+
 def with_further(paths: Iterable[str], known: Mapping[str, Endpoint] = COMMON_ENDPOINTS) -> dict[str, Endpoint]:
     """The table with further paths (``inference_paths``), of whose methods and bodies nothing is known."""
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

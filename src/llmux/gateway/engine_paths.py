@@ -24,6 +24,8 @@ class EngineGroup:
     endpoints: Mapping[str, Endpoint]
     removed: RemovedFields | None
     """The fields of bodies that these engines must not get."""
+    forwards_pages: bool = False
+    """Whether these engines have pages for people beside their endpoints."""
 
     def find(self, path: str) -> tuple[str, Endpoint] | None:
         """The path by which these engines know ``path``, which may be written without /v1, and what they take there."""
@@ -55,9 +57,15 @@ class EnginePaths:
                 one.kind,
                 further | dict(one.rules.endpoints) if one.rules.endpoints else every,
                 RemovedFields(one.rules.removed_fields) if one.rules.removed_fields else None,
+                one.rules.forwards_pages,
             )
             for one in distinct
         ] or [EngineGroup("", every, None)]
+
+    def has_pages(self, model: str) -> bool:
+        """Whether a model's engine has pages for people."""
+        group = self.group_of.get(model)
+        return group is not None and self.groups[group].forwards_pages
 
     @property
     def removed(self) -> frozenset[str]:

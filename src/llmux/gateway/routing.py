@@ -137,13 +137,6 @@ def _decode_name(raw: bytes) -> str:
         raise MalformedRequest("the path is not UTF-8") from None
 
 
-def _is_engine_control(path: str) -> bool:
-    """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
-    first, last = path.split("/")[1], path.rpartition("/")[2]
-    names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) else (first,)
-    return any(name in NEVER_FORWARDED or name.startswith(NEVER_FORWARDED_PREFIXES) for name in names)
-
-
 def _refuse_doubled_slashes(raw: bytes) -> None:
     """For paths of power, which have one spelling only."""
     if b"//" in raw:
@@ -168,6 +161,11 @@ class Router:
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
         self._paths = EnginePaths(engines, inference_paths)
+        rules = [engine.rules for engine in engines.values()]
+        self._never = NEVER_FORWARDED.union(*(own.never_forwarded for own in rules))
+        self._never_prefixes = tuple(
+            {*NEVER_FORWARDED_PREFIXES, *(prefix for own in rules for prefix in own.never_forwarded_prefixes)}
+        )
         self._cacheable = self._paths.known | _LOCAL.keys()
         self._cached: dict[bytes, Route] = {}
 
@@ -224,14 +222,18 @@ class Router:
                 return self._engine_route(raw, rest, _decode(rest), model)
         name = "/".join(parts)
         if name in names:
+            if self._paths.has_pages(names[name].model):
+                return self._engine_route(raw, b"/", "/", name)
             raise UnknownPath(raw.decode("latin-1"), f"add the engine's path, as /upstream/{name}/v1/chat/completions")
         raise ModelNotFound(name, models_of(names))
 
     def _engine_route(self, raw: bytes, shortest: bytes, path: str, model: str | None) -> Route:
-        if _is_engine_control(path):
+        if self._is_engine_control(path):
             _refuse_doubled_slashes(raw)
             raise PathForbidden(path)
         own: list[Route | None] = [_route_in(group, shortest, path, model) for group in self._paths.groups]
+        if model is not None and self._is_page(model, own):
+            return Route(Destination.ENGINE, "other", shortest, model, endpoints.PAGE)
         having = [route for route in own if route is not None]
         if not having:
             if not endpoints.may_exist(path):
@@ -246,6 +248,17 @@ class Router:
         rules = merged(taken) if taken else None
         any_of = replace(first, rules=rules, may_wake=any(route.may_wake for route in having), removed=None)
         return replace(any_of, variants=Variants(any_of, own, self._paths))
+
+    def _is_page(self, model: str, own: Sequence[Route | None]) -> bool:
+        """Whether a path is one of a model's engine that its table does not have, and that it has pages for people."""
+        key = self._names()[model].model
+        return self._paths.has_pages(key) and own[self._paths.group_of[key]] is None
+
+    def _is_engine_control(self, path: str) -> bool:
+        """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
+        first, last = path.split("/")[1], path.rpartition("/")[2]
+        names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) or first == "api" else (first,)
+        return any(name in self._never or name.startswith(self._never_prefixes) for name in names)
 
 
 def _route_in(group: EngineGroup, shortest: bytes, path: str, model: str | None) -> Route | None:

@@ -81,6 +81,12 @@ class EngineEndpoints:
         """POST, without a body unless there is a ``document``; returns and raises as ``get``."""
         return await self._call("POST", path, document, timeout_seconds)
 
+    async def request(
+        self, method: str, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any method, with a body if there is a ``document``; returns and raises as ``get``."""
+        return await self._call(method, path, document, timeout_seconds)
+
     async def _call(self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
         call = f"{method} {path}"
         give_up_at = monotonic() + min(timeout_seconds, SHORTAGE_SECONDS)

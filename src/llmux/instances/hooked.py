@@ -152,6 +152,15 @@ class HookedInstance:
         self._is_interrupted = True
         self._scope.interrupt(FailureReason(reason))
 
+    @property
+    def works_after_answering(self) -> bool:
+        """As of every engine that is known by nothing but its API: no."""
+        return False
+
+    async def has_work(self) -> bool:
+        """Never asked."""
+        return False
+
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether the engine is alive, by ``alive_command`` or else by HTTP."""
         command = self._options.alive_command

@@ -254,6 +254,21 @@ class Instance:
             return Health.SILENT
         return await self._check(self._endpoints, timeout_seconds)
 
+    @property
+    def works_after_answering(self) -> bool:
+        """Whether its work can go on when its answers have ended, so that ``has_work`` must be asked."""
+        return self.spec.engine.works_after_answering
+
+    async def has_work(self) -> bool:
+        """Whether it works on something. While it cannot tell and is not known to be dead, it is taken to."""
+        if self._process is None:
+            return False
+        try:
+            return await self.spec.engine.has_work(self._endpoints)
+        except ControlCallFailed as failure:
+            log.warning("the engine does not tell whether it works", model=self.spec.model, reason=str(failure))
+            return await self.check_health(PROBE_TIMEOUT_SECONDS) is not Health.DEAD
+
     async def _check(self, endpoints: EngineEndpoints, timeout_seconds: float = PROBE_TIMEOUT_SECONDS) -> Health:
         return await check_health(endpoints, timeout_seconds, self.spec.engine.health_path)
 

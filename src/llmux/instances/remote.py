@@ -87,6 +87,15 @@ class RemoteInstance:
     def interrupt(self, reason: str) -> None:
         """A ``wake`` under way has a short time limit of its own, and leaves nothing behind."""
 
+    @property
+    def works_after_answering(self) -> bool:
+        """As of every engine that is known by nothing but its API: no."""
+        return False
+
+    async def has_work(self) -> bool:
+        """Never asked."""
+        return False
+
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether it serves."""
         try:

@@ -52,6 +52,13 @@ class ManagedInstance(Protocol):
     def upstream(self) -> Upstream:
         """Where it serves requests."""
 
+    @property
+    def works_after_answering(self) -> bool:
+        """Whether its work can go on when its answers have ended, so that ``has_work`` must be asked."""
+
+    async def has_work(self) -> bool:
+        """Whether it works on something. While it cannot tell and is not known to be dead, it is taken to."""
+
     async def wake(self) -> WakeOutcome:
         """Bring it onto the GPU. After an error or an exception its state is unknown, and ``end`` must follow."""
 

@@ -13,6 +13,7 @@ from llmux.core.scheduler import Scheduler
 from llmux.errors import FailureReason
 from llmux.instances.health import Health
 from llmux.observability.metrics import RuntimeMetrics
+from llmux.runtime.answered import AnsweredRequests
 from llmux.runtime.controller import Controller, ManagedInstance
 
 HEALTH_TIMEOUT_SECONDS = 0.2
@@ -23,7 +24,10 @@ SECOND_CHECK_SECONDS = 0.15
 
 
 class Dispatcher:
-    """Implements ``ModelAccess``. A request is in one of two tables: waiting for a lease, or holding one."""
+    """Implements ``ModelAccess``. A request is in one of two tables: waiting for a lease, or holding one.
+
+    Where an engine works on after its answer, the request stays in flight, in a third table, until it has no work.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,11 @@ class Dispatcher:
         self._now = controller.now
         self._waiting: dict[Request, RequestHolder] = {}
         self._leases: dict[Request, RequestHolder] = {}
+        self._answered: dict[str, AnsweredRequests] = {
+            name: AnsweredRequests(instance.has_work, self._done)
+            for name, instance in instances.items()
+            if instance.works_after_answering
+        }
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:
         model = request.model
@@ -69,6 +78,13 @@ class Dispatcher:
         if self._leases.pop(request, None) is None:
             return
         completed = outcome is Outcome.COMPLETED
+        answered = self._answered.get(request.model)
+        if answered is None or not request.may_wake:
+            self._done(request, completed)
+        elif answered.add(request, completed):
+            self._controller.run(answered.watch())
+
+    def _done(self, request: Request, completed: bool) -> None:
         if not self._scheduler.done(request, completed, self._now()):
             self._controller.feed(RequestDone(request, completed))
 
@@ -92,6 +108,8 @@ class Dispatcher:
             holder = self._waiting.pop(request, None)
         elif isinstance(action, Revoke):
             holder = self._leases.pop(request, None)
+            if request.model in self._answered:
+                self._answered[request.model].drop(request)
         else:
             holder = self._leases.get(request)
         if holder is None:
