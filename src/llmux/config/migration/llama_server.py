@@ -23,6 +23,7 @@ _REFUSED = {
     "ssl-key-file": _TLS,
     "api-prefix": "llmux asks for the engine's paths as they are",
     "reuse-port": "two engines would share a port",
+    "slot-save-path": "llmux saves prompts itself, below cache_dir",
 }
 
 

@@ -28,8 +28,8 @@ NOTED = {
     "compat timeouts no_such_key groups.one-at-a-time groups.together groups.forever hooks.on_startup.preload "
     "sendLoadingState",
     "swap_matrix_peers": "--port cmd proxy closet/gemma filters.setParams timeouts matrix",
-    "swap_routing": "--port ${env.BIG_ARGS} cmd concurrencyLimit capabilities logToStdout captureBuffer store "
-    "performance upstream newKey x-defaults profiles selectors routing.router.settings.groups.pair "
+    "swap_routing": "--port --slot-save-path ${env.BIG_ARGS} cmd concurrencyLimit capabilities logToStdout "
+    "captureBuffer store performance upstream newKey x-defaults profiles selectors routing.router.settings.groups.pair "
     "routing.router.settings.groups.pair.color routing.scheduler hooks.on_startup.profile",
     "swap_minimal": "--port cmd",
     "swap_workstation": "--port ttl useModelName unlisted concurrencyLimit groups.speech metricsMaxInMemory",
