@@ -77,6 +77,29 @@ def test_a_byte_order_mark_is_skipped_and_what_is_no_object_stays_none() -> None
         assert not outline_of(body).text.startswith(b"{")
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", "A", "\u212aey", "key", "x"]), VALUES), max_size=8),
+    st.sets(st.sampled_from(["a", "b", "key"])),
+    st.sampled_from(["", " ", "\n"]),
+)
+def test_watched_members_can_be_cut_out(members: list[tuple[str, Any]], names: set[str], space: str) -> None:
+    texts = [f"{space}{json.dumps(name)}{space}:{space}{json.dumps(value)}{space}" for name, value in members]
+    body = ("{" + ",".join(texts) + "}").encode()
+    outline = outline_of(body, frozenset(("a", "b", "key")))
+    places = outline.places_of(frozenset(names))
+    cut = pieces.edit(body, [(start, end, b"") for start, end in places])
+    kept = [(name, value) for name, value in members if name.casefold() not in names]
+    assert same(json.loads(cut, object_pairs_hook=list), _as_pairs(kept))
+    if len(kept) == len(members):
+        assert cut == body
+
+
+def _as_pairs(members: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """As ``object_pairs_hook`` gives them."""
+    return [(name, json.loads(json.dumps(value), object_pairs_hook=list)) for name, value in members]
+
+
 def test_long_values_are_left_out() -> None:
     body = json.dumps({"model": "x" * 10_000, "stream": [1] * 10_000, "n": "y" * 10_000}).encode()
     assert outline_of(body).text == b'{"model":"...","stream":[]}'

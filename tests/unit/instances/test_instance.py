@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from llmux.core.eviction import STOP, Eviction
+from llmux.access import Upstream
+from llmux.core.eviction import STOP, Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.errors import FailureReason, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuProcess
@@ -34,7 +35,12 @@ OFFLOAD = Eviction.parse("offload+keep_running")
 
 
 @asynccontextmanager
-async def instance_of(*flags: str, headroom: GpuHeadroom | None = None, **fields: Any) -> AsyncIterator[Instance]:
+async def instance_of(
+    *flags: str,
+    headroom: GpuHeadroom | None = None,
+    on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
+    **fields: Any,
+) -> AsyncIterator[Instance]:
     program = fields.pop("program", str(Path(sys.executable).with_name("llmux-sim-engine")))
     options = {key: fields.pop(key) for key in ("environment", "timeouts", "api_key") if key in fields}
     spec = EngineSpec(
@@ -45,7 +51,7 @@ async def instance_of(*flags: str, headroom: GpuHeadroom | None = None, **fields
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         endpoints = EngineEndpoints(session, spec.port)
-        instance = Instance(spec, endpoints, lambda reason: None, headroom=headroom)
+        instance = Instance(spec, endpoints, lambda reason: None, headroom=headroom, on_leaving=on_leaving)
         try:
             yield instance
         finally:
@@ -65,6 +71,20 @@ async def test_start_sleep_wake_and_stop() -> None:
         assert await instance.evict(STOP) == EvictOutcome(Cold())
         assert not instance.has_engine
         assert (await instance.wake()).error is None, "the exit of the stopped engine does not fail the next start"
+
+
+async def test_connections_can_be_closed_before_the_engine_is_stopped() -> None:
+    leaving: list[tuple[Upstream, Process, bool]] = []
+
+    def on_leaving(upstream: Upstream, process: Process) -> None:
+        leaving.append((upstream, process, instance.has_engine))
+
+    async with instance_of(on_leaving=on_leaving) as instance:
+        await instance.wake()
+        await instance.evict(OFFLOAD)
+        assert leaving == [], "it sleeps with its connections"
+        await instance.evict(STOP)
+        assert leaving == [(instance.upstream, Process.STOP, True)]
 
 
 async def test_a_failed_start_says_how_the_engine_ended() -> None:

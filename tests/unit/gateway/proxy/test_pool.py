@@ -1,5 +1,6 @@
 """Which connections to an engine are kept, and for how long."""
 
+import math
 import time
 
 from llmux.access import Upstream
@@ -68,6 +69,41 @@ def test_forgetting_an_upstream_closes_idle_connections_now_and_others_when_they
     busy.become_idle()
     assert is_aborted(busy)
     assert all_pools.of(UPSTREAM) is not pool
+
+
+def test_severing_an_upstream_closes_every_connection_also_those_forgotten_before() -> None:
+    all_pools = pools()
+    pool = all_pools.of(UPSTREAM)
+    suspended, idle = idle_connection(pool), idle_connection(pool)
+    assert pool.take() is idle and pool.take() is suspended
+    all_pools.forget(UPSTREAM)
+    later = all_pools.of(UPSTREAM)
+    busy, other = idle_connection(later), idle_connection(all_pools.of(Upstream("127.0.0.1", 8002)))
+    later.take()
+    all_pools.sever(Upstream("127.0.0.1", 8001))
+    assert [*map(is_aborted, (suspended, idle, busy, other))] == [True, True, True, False]
+    late = EngineConnection(later)
+    late.connection_made(FakeTransport())
+    assert is_aborted(late) and not late.usable, "it was being made meanwhile"
+    for engine in (suspended, idle, busy, late):
+        engine.connection_lost(None)
+    all_pools.expire(time.monotonic())
+    assert all_pools._forgotten == []
+
+
+def test_each_engines_connections_are_kept_as_long_as_it_says() -> None:
+    all_pools = pools()
+    assert all_pools.shortest_keep_alive_seconds == math.inf
+    brief, patient = (
+        idle_connection(all_pools.of(Upstream("127.0.0.1", port, keep_alive_seconds=seconds)))
+        for port, seconds in ((1, 0.5), (2, 60.0))
+    )
+    assert all_pools.shortest_keep_alive_seconds == 0.5
+    now = time.monotonic()
+    all_pools.expire(now + 1.0)
+    assert (is_aborted(brief), is_aborted(patient)) == (True, False)
+    all_pools.expire(now + 61.0)
+    assert is_aborted(patient)
 
 
 def test_an_idle_connection_has_no_reason_to_pause() -> None:
