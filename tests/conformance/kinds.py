@@ -4,19 +4,33 @@ A kind is entered here once, and every test of the suite runs over it. Where a k
 engine has no process to kill), the test says so by the kind's traits and asserts what holds instead.
 """
 
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
+from llmux.hosts.local import choose_ports
 from tests.support import real_llama
 from tests.support.real_criu import CRIU
 from tests.support.server import NO_CERTIFICATES, SIMULATED_ENGINE
 
+LISTEN_SECONDS = 30.0
 Models = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's models live: a directory of its own, and what is to be ended with the test."""
+
+    directory: Path
+    cleanup: ExitStack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +38,9 @@ class Kind:
     """One kind of engine, as the suite drives it."""
 
     name: str
-    models: Callable[[Path], Models]
-    """The section ``models`` with two of them, ``a`` and ``b``, both quick to start; may write into the directory."""
-    broken: Callable[[Path], Mapping[str, Any]]
+    models: Callable[[Place], Models]
+    """The section ``models`` with two of them, ``a`` and ``b``, both quick to start; may write and start things in the place."""
+    broken: Callable[[Place], Mapping[str, Any]]
     """A model's section whose engine cannot start."""
     broken_cause: str
     """What a client is told of that, a regular expression."""
@@ -44,9 +58,9 @@ class Kind:
     def __str__(self) -> str:
         return self.name
 
-    def config(self, directory: Path, *, slow: bool = False, eviction: str | None = None) -> dict[str, Any]:
+    def config(self, place: Place, *, slow: bool = False, eviction: str | None = None) -> dict[str, Any]:
         """The whole configuration; with ``slow``, ``a`` answers slowly."""
-        models = {name: dict(section) for name, section in self.models(directory).items()}
+        models = {name: dict(section) for name, section in self.models(place).items()}
         if slow:
             models["a"] = merged(models["a"], self.token_delay)
         if eviction is not None:
@@ -56,7 +70,7 @@ class Kind:
             "metrics_port": 0,
             "policy": {"policy_type": "fifo", "min_active_seconds": 0.0},
             "models": models,
-            "cache_dir": str(directory / "cache"),
+            "cache_dir": str(place.directory / "cache"),
             **self.top_level,
         }
 
@@ -75,7 +89,7 @@ def merged(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def _vllm(_: Path) -> Models:
+def _vllm(_: Place) -> Models:
     return {
         name: {
             "model_path": f"models/{name}",
@@ -87,7 +101,7 @@ def _vllm(_: Path) -> Models:
     }
 
 
-def _sglang(_: Path) -> Models:
+def _sglang(_: Place) -> Models:
     return {
         name: {
             "engine": "sglang",
@@ -122,14 +136,14 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 """A plain Python server with no more of OpenAI's API than an answer."""
 
 
-def _command(directory: Path) -> Models:
-    script = directory / "server.py"
+def _command(place: Place) -> Models:
+    script = place.directory / "server.py"
     script.write_text(SERVER)
     start = [sys.executable, "-S", str(script), "{port}", "{name}"]
     return {name: {"engine": "command", "start_command": start} for name in "ab"}
 
 
-def _llama(_: Path) -> Models:
+def _llama(_: Place) -> Models:
     return {name: _llama_section(name) for name in "ab"}
 
 
@@ -144,11 +158,53 @@ def _llama_section(name: str) -> Mapping[str, Any]:
     }
 
 
+def _hooks(place: Place) -> Models:
+    return {name: _hooked(place, name) for name in "ab"}
+
+
+def _hooked(place: Place, name: str) -> dict[str, Any]:
+    (port,) = choose_ports(1)
+    pid = place.directory / f"{name}.pid"
+    start = f"{SIMULATED_ENGINE} serve {name} --port {port} --latency-ms 1 --token-ms 0"
+    return {
+        "engine": "hooks",
+        "model_path": name,
+        "url": f"http://127.0.0.1:{port}",
+        "wake_command": f"{start} >/dev/null 2>&1 & echo $! >{pid}",
+        "sleep_command": f"test ! -e {pid} || kill $(cat {pid}); rm -f {pid}",
+    }
+
+
+def _remote(place: Place) -> Models:
+    return {name: _running(place, name) for name in "ab"}
+
+
+def _running(place: Place, name: str) -> dict[str, Any]:
+    (port,) = choose_ports(1)
+    command = (SIMULATED_ENGINE, "serve", name, "--port", str(port), "--latency-ms", "1", "--token-ms", "5")
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    place.cleanup.callback(process.wait)
+    place.cleanup.callback(process.kill)
+    wait_until_listening(port)
+    return {"engine": "remote", "url": f"http://127.0.0.1:{port}", "model_path": name}
+
+
+def wait_until_listening(port: int) -> None:
+    """Wait until something accepts connections there."""
+    deadline = monotonic() + LISTEN_SECONDS
+    while monotonic() < deadline:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        sleep(0.05)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
 KINDS = (
     Kind(
         name="llama_cpp",
         models=_llama,
-        broken=lambda directory: {**_llama(directory)["a"], "extra_args": ["-dev", "none", "--no-such-flag"]},
+        broken=lambda place: {**_llama(place)["a"], "extra_args": ["-dev", "none", "--no-such-flag"]},
         broken_cause="wrong extra_args",
         evictions=("retain+stop", *(["retain+checkpoint"] if CRIU else [])),
         token_delay={"model_path": str(real_llama.model_path("slow")) if not real_llama.MISSING else ""},
@@ -158,7 +214,7 @@ KINDS = (
     Kind(
         name="vllm",
         models=_vllm,
-        broken=lambda directory: {**_vllm(directory)["a"], "extra_args": ["--no-such-flag"]},
+        broken=lambda place: {**_vllm(place)["a"], "extra_args": ["--no-such-flag"]},
         broken_cause="wrong extra_args",
         evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
         token_delay={"extra_args": ["--token-ms", "20"]},
@@ -166,7 +222,7 @@ KINDS = (
     Kind(
         name="sglang",
         models=_sglang,
-        broken=lambda directory: {**_sglang(directory)["a"], "extra_args": ["--no-such-flag"]},
+        broken=lambda place: {**_sglang(place)["a"], "extra_args": ["--no-such-flag"]},
         broken_cause="wrong extra_args",
         evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
         token_delay={"extra_args": ["--token-ms", "20"]},
@@ -174,9 +230,27 @@ KINDS = (
     Kind(
         name="command",
         models=_command,
-        broken=lambda directory: {"engine": "command", "start_command": [sys.executable, "-c", "1/0 # {port}"]},
+        broken=lambda place: {"engine": "command", "start_command": [sys.executable, "-c", "1/0 # {port}"]},
         broken_cause="ended with exit code 1",
         streams=False,
+    ),
+    Kind(
+        name="hooks",
+        models=_hooks,
+        broken=lambda place: {**_hooked(place, "broken"), "wake_command": "echo no way; exit 3"},
+        broken_cause="the wake_command ended with exit code 3",
+        evictions=("offload+keep_running", "retain+stop"),
+        has_canary=False,
+        owns_processes=False,
+    ),
+    Kind(
+        name="remote",
+        models=_remote,
+        broken=lambda place: {"engine": "remote", "url": f"http://127.0.0.1:{choose_ports(1)[0]}"},
+        broken_cause="could not be started",
+        evictions=("retain+keep_running",),
+        has_canary=False,
+        owns_processes=False,
     ),
 )
 

@@ -4,14 +4,15 @@ import asyncio
 import os
 import re
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.conformance.kinds import Kind, each
+from tests.conformance.kinds import Kind, Place, each
 from tests.support.server import LlmuxProcess, chat, http_client, llmux_server
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +21,12 @@ STARTED = r"engine started.* pid=(\d+)"
 ROUNDS = 3
 LONG_TOKENS = 60
 DEADLINE_SECONDS = 60.0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with ExitStack() as cleanup:
+        yield Place(tmp_path, cleanup)
 
 
 async def ask(session: aiohttp.ClientSession, server: LlmuxProcess, model: str, prompt: str, **more: Any) -> str:
@@ -70,7 +77,7 @@ async def until(condition: Any) -> None:
 
 
 @each()
-async def test_models_take_turns_and_their_answers_stay_the_same(kind: Kind, tmp_path: Path) -> None:
+async def test_models_take_turns_and_their_answers_stay_the_same(kind: Kind, place: Place) -> None:
     """Start, leave and return by each of its steps, canary."""
     for number, eviction in enumerate(kind.evictions):
         directory = tmp_path / str(number)
@@ -94,10 +101,10 @@ async def test_models_take_turns_and_their_answers_stay_the_same(kind: Kind, tmp
 
 
 @each()
-async def test_a_wrong_start_is_said_and_others_are_served(kind: Kind, tmp_path: Path) -> None:
-    config = kind.config(tmp_path)
-    config["models"]["broken"] = dict(kind.broken(tmp_path))
-    async with llmux_server(config, tmp_path) as server, http_client() as session:
+async def test_a_wrong_start_is_said_and_others_are_served(kind: Kind, place: Place) -> None:
+    config = kind.config(place)
+    config["models"]["broken"] = dict(kind.broken(place))
+    async with llmux_server(config, place.directory) as server, http_client() as session:
         async with session.post(f"{server.url}/v1/chat/completions", json=chat("broken", "hello")) as response:
             assert response.status in (502, 503), await response.text()
             document = await response.json()
@@ -107,16 +114,16 @@ async def test_a_wrong_start_is_said_and_others_are_served(kind: Kind, tmp_path:
 
 
 @each(lambda kind: kind.owns_processes)
-async def test_an_engine_that_dies_idle_is_started_again(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path), tmp_path) as server, http_client() as session:
+async def test_an_engine_that_dies_idle_is_started_again(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place), place.directory) as server, http_client() as session:
         first = await ask(session, server, "a", "hello")
         await kill_engine(server)
         assert await ask(session, server, "a", "hello") == first
 
 
 @each(lambda kind: kind.owns_processes)
-async def test_an_engine_that_dies_while_it_starts_is_started_again(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path), tmp_path) as server, http_client() as session:
+async def test_an_engine_that_dies_while_it_starts_is_started_again(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place), place.directory) as server, http_client() as session:
         async with asyncio.TaskGroup() as tasks:
             asked = tasks.create_task(status_of_answer(session, server, "a"))
             await kill_engine(server)
@@ -130,8 +137,8 @@ async def test_an_engine_that_dies_while_it_starts_is_started_again(kind: Kind, 
 
 
 @each(lambda kind: kind.owns_processes and kind.streams and bool(kind.token_delay))
-async def test_a_stream_whose_engine_dies_ends_with_an_error(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path, slow=True), tmp_path) as server, http_client() as session:
+async def test_a_stream_whose_engine_dies_ends_with_an_error(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place, slow=True), place.directory) as server, http_client() as session:
         body = chat("a", "hello", stream=True, max_tokens=LONG_TOKENS)
         async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
             await response.content.readuntil(b"\n\n")
@@ -144,8 +151,8 @@ async def test_a_stream_whose_engine_dies_ends_with_an_error(kind: Kind, tmp_pat
 
 
 @each(lambda kind: kind.streams and bool(kind.token_delay))
-async def test_a_drain_lets_a_stream_end(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path, slow=True), tmp_path) as server, http_client() as session:
+async def test_a_drain_lets_a_stream_end(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place, slow=True), place.directory) as server, http_client() as session:
         alone = await stream(session, server, "a", "hello", max_tokens=LONG_TOKENS)
         body = chat("a", "hello", stream=True, temperature=0, max_tokens=LONG_TOKENS)
         async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
@@ -158,8 +165,8 @@ async def test_a_drain_lets_a_stream_end(kind: Kind, tmp_path: Path) -> None:
 
 
 @each(lambda kind: kind.streams and bool(kind.token_delay))
-async def test_a_client_that_leaves_frees_its_place(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path, slow=True), tmp_path) as server, http_client() as session:
+async def test_a_client_that_leaves_frees_its_place(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place, slow=True), place.directory) as server, http_client() as session:
         body = chat("a", "hello", stream=True, max_tokens=LONG_TOKENS * 100)
         async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
             await response.content.readuntil(b"\n\n")
@@ -173,8 +180,8 @@ async def test_a_client_that_leaves_frees_its_place(kind: Kind, tmp_path: Path) 
 
 
 @each()
-async def test_nothing_is_left_when_llmux_ends(kind: Kind, tmp_path: Path) -> None:
-    async with llmux_server(kind.config(tmp_path), tmp_path) as server, http_client() as session:
+async def test_nothing_is_left_when_llmux_ends(kind: Kind, place: Place) -> None:
+    async with llmux_server(kind.config(place), place.directory) as server, http_client() as session:
         await ask(session, server, "a", "hello")
         family = server.descendants()
         assert await server.terminate() == 0
