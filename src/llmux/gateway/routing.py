@@ -141,6 +141,7 @@ class Router:
         self._names = names
         self._control_exactly = frozenset(control_paths)
         self._control_trees = tuple(f"{path}/" for path in control_paths if path != "/")
+        self._usual = endpoints.with_further(inference_paths)
         self._endpoints = endpoints.with_further(inference_paths, *self._tables.values())
         self._cacheable = self._endpoints.keys() | _LOCAL.keys()
         self._cached: dict[bytes, Route] = {}
@@ -208,7 +209,7 @@ class Router:
             _refuse_doubled_slashes(raw)
             raise PathForbidden(path)
         key = None if model is None else self._names()[model].model
-        table = self._tables.get(key, self._endpoints) if key is not None else self._endpoints
+        table = self._endpoints if key is None else self._tables.get(key, self._usual)
         rules = _rules(table, path)
         if rules is None:
             # A base URL without /v1.

@@ -159,7 +159,10 @@ class Server:
         if settings.warmup:
             # A model with an image does not need it: its first start is a restore anyway.
             cold = [name for name, model in settings.models.items() if model.checkpoint_path is None]
-            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, cold)
+            asked = {
+                name: self._endpoints[name] for name in cold if self._instances[name].spec.engine.canary is not None
+            }
+            self._warm_up = WarmUp(self.operations, self._dispatcher, asked, cold)
             await self._warm_up.run()
             log.info("warm-up is over", models=len(cold))
         self._is_started = True
