@@ -39,7 +39,7 @@ class Kind:
 
     name: str
     models: Callable[[Place], Models]
-    """The section ``models`` with two of them, ``a`` and ``b``, both quick to start; may write and start things in the place."""
+    """The section ``models`` with two of them, ``a`` and ``b``, quick to start; may write and start things there."""
     broken: Callable[[Place], Mapping[str, Any]]
     """A model's section whose engine cannot start."""
     broken_cause: str

@@ -80,10 +80,10 @@ async def until(condition: Any) -> None:
 async def test_models_take_turns_and_their_answers_stay_the_same(kind: Kind, place: Place) -> None:
     """Start, leave and return by each of its steps, canary."""
     for number, eviction in enumerate(kind.evictions):
-        directory = tmp_path / str(number)
+        directory = place.directory / str(number)
         directory.mkdir()
         async with (
-            llmux_server(kind.config(directory, eviction=eviction), directory) as server,
+            llmux_server(kind.config(replace(place, directory=directory), eviction=eviction), directory) as server,
             http_client() as session,
         ):
             first = {model: await ask(session, server, model, "once upon a time") for model in "ab"}

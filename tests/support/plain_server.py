@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
         asked.append(f"POST {self.path} {json.dumps(body)}")
-        match self.path:
+        match self.path.partition("?")[0]:
             case "/v1/chat/completions":
                 message = {"role": "assistant", "content": f"{sys.argv[2]} {os.getpid()}"}
                 self.answer({"model": body["model"], "choices": [{"index": 0, "message": message}]})

@@ -198,7 +198,8 @@ class EngineDescription(Section):
         default=None, description="Where it tells of work that goes on when its requests have been answered."
     )
     inference_paths: tuple[PathSettings, ...] = Field(
-        default=(), description="Its inference paths. Default: those of OpenAI's API and of the usual servers of it."
+        default=(),
+        description="Its inference paths. Default: those of OpenAI's API, and what most engines have beside them.",
     )
     pages: Flag = Field(
         default=False,

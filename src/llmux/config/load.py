@@ -110,7 +110,9 @@ def _redacted(problem: Problem, redact: Callable[[str], str]) -> Problem:
 def with_overrides(settings: Settings, *, host: str | None = None, port: int | None = None) -> Settings:
     """The settings with the command line's host and port. Raises ConfigError if one is invalid or the port is taken."""
     given = {"host": host, "port": port}
-    data: dict[str, Any] = dict(settings) | {key: value for key, value in given.items() if value is not None}
+    data: dict[str, Any] = {key: getattr(settings, key) for key in Settings.model_fields} | {
+        key: value for key, value in given.items() if value is not None
+    }
     try:
         changed = Settings.model_validate(data)
     except ValidationError as error:

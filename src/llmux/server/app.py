@@ -191,8 +191,11 @@ class Server:
                 for name, model in settings.models.items()
                 if model.checkpoint_path is None and self._instances[name].spec.engine.uses_gpu
             ]
+            asked = {
+                name: self._endpoints[name] for name in cold if self._instances[name].spec.engine.canary is not None
+            }
             served = {name: self._instances[name].spec.engine.served_names[0] for name in cold}
-            self._warm_up = WarmUp(self.operations, self._dispatcher, self._endpoints, served, cold)
+            self._warm_up = WarmUp(self.operations, self._dispatcher, asked, served, cold)
             await self._warm_up.run()
             log.info("warm-up is over", models=len(cold))
         self._is_started = True

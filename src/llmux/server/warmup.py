@@ -45,7 +45,10 @@ class WarmUp:
         served_names: Mapping[str, str],
         models: Sequence[str],
     ) -> None:
-        """``served_names`` are what the engines call the models."""
+        """``engines`` are those that can be asked a question; others are only started.
+
+        ``served_names`` are what the engines call the models.
+        """
         self._operations = operations
         self._access = access
         self._engines = engines
@@ -68,7 +71,8 @@ class WarmUp:
             log.info("warming up", model=model, number=number, of=len(self._models))
             try:
                 await self._operations.wake(model)
-                await self._ask(model)
+                if model in self._engines:
+                    await self._ask(model)
                 status = self._operations.model_status(model)
                 if not status.in_flight and not status.queue_depth:
                     # Otherwise clients have asked for it, and it leaves as any model does that is in use.

@@ -49,6 +49,7 @@ def test_the_register_of_names() -> None:
 def test_every_default_of_the_top_level() -> None:
     values = dict(settings())
     assert values.pop("models").keys() == {"a"}
+    assert values.pop("engines") == {}
     assert values.pop("policy").policy_type is PolicyType.ADAPTIVE
     assert values == {
         "host": "127.0.0.1",

@@ -3,7 +3,7 @@
 import pytest
 
 from llmux.core.names import own_names
-from llmux.engines.paths import COMMON_ENDPOINTS
+from llmux.engines.paths import COMMON_ENDPOINTS, Endpoint, RequestRules
 from llmux.errors import ModelNotFound, RequestError
 from llmux.gateway.errors import (
     MalformedRequest,
@@ -275,3 +275,43 @@ def test_the_cache_holds_known_paths_only_and_is_independent_of_the_configured_m
     names.clear()
     with pytest.raises(ModelNotFound):
         routes.find(b"/upstream/m/v1/x")
+
+
+PAINTER = RequestRules(
+    endpoints={"/prompt": Endpoint("/prompt", model_in_body=False), "/api/draw": Endpoint("/api/draw")},
+    never_forwarded=frozenset(("free",)),
+    forwards_pages=True,
+)
+
+
+@pytest.fixture
+def painting() -> Router:
+    names = own_names(["chat", "org/paint"])
+    return Router(("/control", "/"), lambda: names, (), {"org/paint": PAINTER, "chat": RequestRules()})
+
+
+def test_paths_of_one_kind(painting: Router) -> None:
+    assert painting.find(b"/prompt").endpoint == "/prompt"
+    assert painting.find(b"/prompt").may_wake
+    own = painting.find(b"/upstream/org/paint/prompt")
+    assert (own.path, own.may_wake) == (b"/prompt", True)
+    assert painting.find(b"/v1/chat/completions").may_wake, "the usual paths are there all the same"
+    for foreign in (b"/upstream/chat/prompt", b"/upstream/chat/assets/x.js", b"/assets/x.js"):
+        with pytest.raises(UnknownPath):
+            painting.find(foreign)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [(b"", b"/"), (b"/", b"/"), (b"/assets/x.js", b"/assets/x.js"), (b"/v1/chat/completions", b"/v1/chat/completions")],
+)
+def test_pages_of_an_engine_wake_nothing(painting: Router, path: bytes, sent: bytes) -> None:
+    route = painting.find(b"/upstream/org/paint" + path)
+    assert (route.path, route.may_wake, route.endpoint) == (sent, False, "other")
+    assert route.rules is not None and route.rules.methods == ("GET", "HEAD")
+
+
+@pytest.mark.parametrize("path", [b"/free", b"/upstream/org/paint/free", b"/upstream/org/paint/api/free"])
+def test_a_kind_s_control_paths_are_forwarded_to_no_engine(painting: Router, path: bytes) -> None:
+    with pytest.raises(PathForbidden):
+        painting.find(path)

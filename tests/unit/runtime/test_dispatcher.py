@@ -6,6 +6,8 @@ from llmux.access import Outcome
 from llmux.core.settings import Limits
 from llmux.errors import EngineDied, FailureReason, ModelNotLoaded, QueueTimeout
 from llmux.instances.health import Health
+from llmux.runtime import answered as answered_requests
+from tests.support.processes import until
 from tests.support.scripted import Holder, Runtime, model, scripted_runtime
 
 
@@ -178,3 +180,71 @@ async def test_a_get_whose_engine_died_does_not_start_it_again() -> None:
         await holder.wait("admitted", "revoked", "rejected")
         assert isinstance(holder.error, EngineDied)
         assert runtime.engines["a"].calls.count("wake") == 1
+
+
+async def answered(runtime: Runtime, **more: object) -> Holder:
+    """A request whose answer has ended."""
+    holder = await admitted(runtime, "a", **more)
+    runtime.access.end(holder.request, Outcome.COMPLETED)
+    return holder
+
+
+def polls(runtime: Runtime) -> int:
+    return runtime.engines["a"].calls.count("has work")
+
+
+@pytest.fixture
+def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answered_requests, "POLL_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("_quick_polls")
+async def test_a_request_stays_in_flight_until_the_engine_has_no_work() -> None:
+    async with scripted_runtime(model("a"), works_after_answering=True) as runtime:
+        engine, record = runtime.engines["a"], runtime.scheduler.model("a")
+        engine.is_working = True
+        first = await answered(runtime)
+        await until(lambda: polls(runtime) > 2, "some polls")
+        second = await answered(runtime)
+        assert record.in_flight == {first.request, second.request}
+        assert runtime.access.progress_of(first.request) is None, "silence says nothing about the engine"
+        engine.is_working = False
+        await until(lambda: not record.in_flight, "the end of both")
+        asked = polls(runtime)
+        await answered(runtime)
+        await until(lambda: not record.in_flight, "the end of a third")
+        assert polls(runtime) == asked + 1, "one poller asks, and only while there is something to ask about"
+
+
+async def test_a_request_that_wakes_nothing_starts_no_work() -> None:
+    async with scripted_runtime(model("a"), works_after_answering=True) as runtime:
+        await answered(runtime)
+        await until(lambda: not runtime.scheduler.model("a").in_flight, "the end of the first")
+        before = polls(runtime)
+        await answered(runtime, may_wake=False)
+        assert not runtime.scheduler.model("a").in_flight
+        assert polls(runtime) == before
+
+
+async def test_a_drains_deadline_ends_work_that_goes_on() -> None:
+    limits = Limits(min_active_seconds=0.0, drain_timeout_seconds=0.05)
+    async with scripted_runtime(model("a"), model("b"), limits=limits, works_after_answering=True) as runtime:
+        runtime.engines["a"].is_working = True
+        await answered(runtime)
+        waiting = runtime.ask("b")
+        await waiting.wait("admitted")
+        assert not runtime.scheduler.model("a").in_flight
+        runtime.access.end(waiting.request, Outcome.COMPLETED)
+
+
+@pytest.mark.usefixtures("_quick_polls")
+async def test_a_switch_waits_for_work_that_goes_on() -> None:
+    async with scripted_runtime(model("a"), model("b"), works_after_answering=True) as runtime:
+        runtime.engines["a"].is_working = True
+        await answered(runtime)
+        waiting = runtime.ask("b")
+        before = polls(runtime)
+        await until(lambda: polls(runtime) > before + 2, "some polls")
+        assert waiting.calls == []
+        runtime.engines["a"].is_working = False
+        await waiting.wait("admitted")
