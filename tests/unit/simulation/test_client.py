@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmux.simulation.client import Client, LoadGenerator, http_request
+from llmux.simulation.client import Client, Expectation, LoadGenerator, ResponseBroken, http_request, workflow
 from llmux.simulation.engine.text import expected_text
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
@@ -97,7 +97,7 @@ async def perform(
     client = Client(
         session,
         started_at,
-        expected_text=expected if compare else None,
+        expected=Expectation(expected) if compare else None,
         time_limit_seconds=time_limit_seconds,
     )
     await client.send(outcome, *http_request(request, 1))
@@ -259,7 +259,7 @@ async def test_every_request_is_sent_and_accounted_for() -> None:
         text = expected_text(body["model"], body["prompt"], body["max_tokens"])
         return web.json_response({"choices": [{"text": text, "finish_reason": "length"}]})
 
-    traffic = LoadGenerator([numbered(number) for number in range(20)], clients_max=300, expected_text=expected)
+    traffic = LoadGenerator([numbered(number) for number in range(20)], clients_max=300, expected=Expectation(expected))
     async with server(answer) as session:
         await traffic.run(session)
     assert traffic.all_sent
