@@ -111,6 +111,18 @@ async def test_a_short_run_loses_nothing(tmp_path: Path) -> None:
     assert all(model["brought_in"] >= 1 for model in figures["models"].values())
 
 
+async def test_a_short_mixed_run_loses_nothing(tmp_path: Path) -> None:
+    async with demo(tmp_path, "--mixed", "--seconds", "2", "--json") as running:
+        code, output = await running.end()
+    figures = json.loads(output)
+    assert code == 0, figures
+    assert figures["problems"] == []
+    assert figures["requests"]["sent"] == figures["requests"]["answered"] + figures["requests"]["left"] > 10
+    assert figures["gpu"]["over_commitments"] == 0
+    assert set(figures["models"]) == {"chat", "embed", "images"}
+    assert all(model["answered"] and model["brought_in"] for model in figures["models"].values())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 async def test_an_interrupted_run_sums_up_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
     async with demo(tmp_path, "--seconds", "60") as running:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmux.simulation.engine.text import image
+from llmux.simulation.engine.comfyui import picture
 from llmux.simulation.ledger import Ledger
 from tests.support.simulated_engine import EngineProcess, eventually, stand_in
 
@@ -58,8 +58,20 @@ async def test_the_answer_comes_before_the_work_which_the_queue_shows(ledger: Le
         assert record["status"]["status_str"] == "success"
         (shown,) = record["outputs"]["9"]["images"]
         async with comfy.session.get(comfy.url(f"/view?filename={shown['filename']}")) as response:
-            assert await response.read() == image("ComfyUI", first)
+            assert await response.read() == picture(WORKFLOW)
         assert await queue(comfy) == ([], [])
+
+
+async def test_only_pictures_of_work_that_is_done_are_written(ledger: Ledger, tmp_path: Path) -> None:
+    slow = ("--sim-prompt-ms", "60000", "--output-directory", str(tmp_path))
+    async with stand_in("comfyui", *flags(ledger, "--output-directory", str(tmp_path))) as comfy:
+        prompt = await put(comfy)
+        await until_done(comfy, prompt)
+    async with stand_in("comfyui", *flags(ledger, *slow)) as comfy:
+        await put(comfy)
+    assert [file.name for file in tmp_path.glob("*.p*")] == [f"{prompt}.png"]
+    assert (tmp_path / f"{prompt}.png").read_bytes() == picture(WORKFLOW)
+    assert picture({**WORKFLOW, "1": {}}) != picture(WORKFLOW)
 
 
 async def test_memory_is_taken_by_the_first_prompt_and_kept(ledger: Ledger) -> None:

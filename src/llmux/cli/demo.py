@@ -9,6 +9,7 @@ from rich.console import Console
 from llmux.cli.running import INTERRUPTED, run_server
 from llmux.observability.logging import configure_logging
 from llmux.simulation.demo.run import Demo, DemoOptions
+from llmux.simulation.demo.scenarios import CHATS, MIXED
 from llmux.simulation.demo.summary import render_summary
 from llmux.simulation.demo.view import LiveDisplay, PlainDisplay
 
@@ -26,12 +27,17 @@ PortOption = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help=
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the summary as JSON, and everything else to standard error.")
 ]
+MixedOption = Annotated[
+    bool,
+    typer.Option("--mixed", help="Run engines of three kinds: for chats, for embeddings and for images."),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engines' output.")]
 
 
 def demo(
     seconds: SecondsOption = 20.0,
     seed: SeedOption = 1,
+    mixed: MixedOption = False,
     serve: ServeOption = False,
     port: PortOption = 0,
     json: JsonOption = False,
@@ -50,7 +56,7 @@ def demo(
     if serve and json:
         raise typer.BadParameter("with --serve there is no summary to print: leave one of the two out")
     console = Console(stderr=json)
-    options = DemoOptions(seconds, seed, with_traffic=not serve, port=port)
+    options = DemoOptions(seconds, seed, with_traffic=not serve, port=port, scenario=MIXED if mixed else CHATS)
     live = console.file.isatty() and not console.is_dumb_terminal
     run = Demo(options, LiveDisplay(console) if live else PlainDisplay(console))
     try:

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import aiohttp
 
@@ -25,16 +26,40 @@ WITHOUT_COMMENTS = {"Accept": "*/*, text/event-stream;q=0"}
 """Comments while a stream waits would be taken for its first token, and cost the header above."""
 
 
+Answer: TypeAlias = str | list[float] | bytes
+"""A text, an embedding or a picture."""
+
+
 class ResponseBroken(Exception):
     """The response is an error, or incomplete."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the answers of a run must be."""
+
+    answer: Callable[[TrafficRequest], Answer]
+    """The right answer to a request."""
+    result: Callable[[str], Awaitable[Answer]] | None = None
+    """Waits for the work on an accepted prompt, which its id names; raises ResponseBroken if it does not get done.
+
+    None where no pictures are asked for."""
+
+
+def workflow(prompt: str) -> Mapping[str, Any]:
+    """What ComfyUI is asked for a picture."""
+    return {"1": {"class_type": "CLIPTextEncode", "inputs": {"text": prompt}}, "2": {"class_type": "SaveImage"}}
+
+
 def http_request(request: TrafficRequest, seed: int) -> tuple[str, Mapping[str, Any]]:
     """The path and the body. Without a prompt one is made up from the seed, and the answer's length is enforced."""
+    prompt = request.prompt or " ".join(random.Random(seed).choices(WORDS, k=max(1, request.prompt_tokens)))
+    if request.kind is RequestKind.IMAGE:
+        return f"/upstream/{request.model}/prompt", {"prompt": workflow(prompt)}
+    if request.kind is RequestKind.EMBEDDING:
+        return "/v1/embeddings", {"model": request.model, "input": prompt}
     body: dict[str, Any] = {"model": request.model, "max_tokens": request.output_tokens}
-    prompt = request.prompt
-    if not prompt:
-        prompt = " ".join(random.Random(seed).choices(WORDS, k=max(1, request.prompt_tokens)))
+    if not request.prompt:
         body["ignore_eos"] = True
     if request.kind in (RequestKind.CHAT, RequestKind.CHAT_STREAM):
         messages = [{"role": "user", "content": prompt}]
@@ -52,16 +77,16 @@ class Client:
         session: aiohttp.ClientSession,
         started_at: float,
         *,
-        expected_text: Callable[[TrafficRequest], str] | None = None,
+        expected: Expectation | None = None,
         time_limit_seconds: float | None = None,
     ) -> None:
-        """``expected_text``: the right answer to a request; without it answers are not compared.
+        """Without ``expected`` answers are not compared, and an accepted prompt counts as answered.
 
         A request without an answer after ``time_limit_seconds`` counts as lost.
         """
         self._session = session
         self._started_at = started_at
-        self._expected_text = expected_text
+        self._expected = expected
         self._time_limit_seconds = time_limit_seconds
 
     def now(self) -> float:
@@ -74,7 +99,10 @@ class Client:
         limit = asyncio.timeout(request.patience_seconds or self._time_limit_seconds)
         try:
             async with limit:
-                text = await self._exchange(outcome, path, body)
+                answer = await self._exchange(outcome, path, body)
+            # Whoever was told that a prompt is accepted need not stay for the picture to be painted.
+            if request.kind is RequestKind.IMAGE:
+                answer = await self._result(outcome, str(answer))
         except ResponseBroken as error:
             outcome.problem = str(error)
         except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
@@ -86,13 +114,20 @@ class Client:
                 outcome.problem = f"no complete answer within {self._time_limit_seconds:.0f} s"
         else:
             outcome.ending = Ending.ANSWERED
-            if self._expected_text is not None and text != (expected := self._expected_text(request)):
+            if self._expected is not None and answer != (right := self._expected.answer(request)):
                 outcome.ending = Ending.WRONG
-                outcome.problem = f"said {text[:60]!r} instead of {expected[:60]!r}"
+                outcome.problem = f"said {answer[:60]!r} instead of {right[:60]!r}"
         outcome.problem = outcome.problem[:PROBLEM_CHARACTERS_MAX]
         outcome.ended_at = self.now()
 
-    async def _exchange(self, outcome: RequestOutcome, path: str, body: Mapping[str, Any]) -> str:
+    async def _result(self, outcome: RequestOutcome, prompt_id: str) -> Answer:
+        if self._expected is None or self._expected.result is None:
+            return prompt_id
+        result = await self._expected.result(prompt_id)
+        outcome.first_token_at = self.now()
+        return result
+
+    async def _exchange(self, outcome: RequestOutcome, path: str, body: Mapping[str, Any]) -> Answer:
         async with self._session.post(path, json=body, headers=WITHOUT_COMMENTS) as response:
             milliseconds = response.headers.get(QUEUE_HEADER)
             if milliseconds is not None:
@@ -101,8 +136,13 @@ class Client:
                 raise ResponseBroken(f"{response.status}: {await response.text()}")
             if outcome.request.kind.is_stream:
                 return await self._read_stream(response.content, outcome)
-            choice = (await response.json())["choices"][0]
+            document = await response.json()
+            if outcome.request.kind is RequestKind.IMAGE:
+                return str(document["prompt_id"])
             outcome.first_token_at = self.now()
+            if outcome.request.kind is RequestKind.EMBEDDING:
+                return list(document["data"][0]["embedding"])
+            choice = document["choices"][0]
             return _text_of(choice, choice.get("message"))
 
     async def _read_stream(self, content: aiohttp.StreamReader, outcome: RequestOutcome) -> str:
@@ -119,7 +159,7 @@ class Client:
                     raise ResponseBroken(f"the stream broke off: {reason}")
                 if line.startswith(DONE):
                     is_complete = True
-                elif self._expected_text is not None and line.startswith(b"data:"):
+                elif self._expected is not None and line.startswith(b"data:"):
                     choice = json.loads(line.removeprefix(b"data:"))["choices"][0]
                     text += _text_of(choice, choice.get("delta"))
         if not is_complete:
@@ -143,7 +183,7 @@ class LoadGenerator:
         *,
         clients_max: int,
         speed: float = 1.0,
-        expected_text: Callable[[TrafficRequest], str] | None = None,
+        expected: Expectation | None = None,
         time_limit_seconds: float | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -154,7 +194,7 @@ class LoadGenerator:
         self._requests = requests
         self._clients = asyncio.Semaphore(clients_max)
         self._speed = speed
-        self._expected_text = expected_text
+        self._expected = expected
         self._time_limit_seconds = time_limit_seconds
         self._progress = progress
         self.outcomes: list[RequestOutcome] = []
@@ -177,7 +217,7 @@ class LoadGenerator:
         client = Client(
             session,
             asyncio.get_running_loop().time(),
-            expected_text=self._expected_text,
+            expected=self._expected,
             time_limit_seconds=self._time_limit_seconds,
         )
         async with asyncio.TaskGroup() as tasks:

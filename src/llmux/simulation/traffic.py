@@ -23,6 +23,9 @@ class RequestKind(StrEnum):
     COMPLETION = "plain completion"
     CHAT_STREAM = "streamed chat"
     CHAT = "plain chat"
+    EMBEDDING = "embedding"
+    IMAGE = "image prompt"
+    """Of ComfyUI's ``/prompt``, which is answered before the work is done."""
 
     @property
     def is_stream(self) -> bool:
@@ -56,7 +59,7 @@ class Ending(StrEnum):
     LOST = "lost"
     """No answer, an error, or an incomplete answer."""
     WRONG = "wrong"
-    """A complete answer with other text than the model gives to this prompt."""
+    """A complete answer other than the model's to this prompt."""
 
 
 @dataclass(slots=True)

@@ -13,9 +13,9 @@ from llmux.cli.demo import _conclude
 from llmux.core.eviction import STOP
 from llmux.core.states import Auto, Cold
 from llmux.runtime.operations import ModelStatus, Status
+from llmux.simulation.demo.scenarios import CHATS
 from llmux.simulation.demo.state import DemoState, Monitor
 from llmux.simulation.demo.summary import Summary, summarise
-from llmux.simulation.demo.view import COLOURS
 from llmux.simulation.ledger import Ledger
 from llmux.simulation.residency import Shares
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
@@ -32,7 +32,7 @@ class IdleOperator:
         return 0.0
 
     def status(self) -> Status:
-        return Status(None, None, Auto(), tuple(map(_not_started, COLOURS)))
+        return Status(None, None, Auto(), tuple(_not_started(model.name) for model in CHATS.models))
 
     def history(self, name: str) -> list[Any]:
         return []
@@ -54,7 +54,7 @@ def ended(directory: Path, ending: Ending, interrupted_by: signal.Signals | None
     request = TrafficRequest(0.0, "llama", 1, 3, RequestKind.CHAT, "Hi")
     outcome = RequestOutcome(request, 0.0, ending=ending)
     summary = summarise(["llama"], [outcome], [], Shares(0.0, 0.0, 0.0, 0.0), ledger.snapshot(), 1.0)
-    return EndedRun(summary, DemoState("http://x", monitor, ledger, 1.0), interrupted_by)
+    return EndedRun(summary, DemoState(CHATS, "http://x", monitor, ledger, 1.0), interrupted_by)
 
 
 def exit_code(run: Any, *, serve: bool = False, as_json: bool = False) -> int:

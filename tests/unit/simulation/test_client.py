@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmux.simulation.client import Client, LoadGenerator, http_request
+from llmux.simulation.client import Client, Expectation, LoadGenerator, ResponseBroken, http_request, workflow
 from llmux.simulation.engine.text import expected_text
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
@@ -33,8 +33,11 @@ DONE = b"data: [DONE]\n\n"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def expected(request: TrafficRequest) -> str:
+def _text(request: TrafficRequest) -> str:
     return expected_text(request.model, request.prompt, request.output_tokens)
+
+
+TEXTS = Expectation(_text)
 
 
 @asynccontextmanager
@@ -88,7 +91,7 @@ async def perform(
     session: aiohttp.ClientSession,
     request: TrafficRequest,
     *,
-    compare: bool = True,
+    expected: Expectation | None = TEXTS,
     time_limit_seconds: float | None = 60.0,
     arrived_at: float = 0.0,
 ) -> RequestOutcome:
@@ -97,7 +100,7 @@ async def perform(
     client = Client(
         session,
         started_at,
-        expected_text=expected if compare else None,
+        expected=expected,
         time_limit_seconds=time_limit_seconds,
     )
     await client.send(outcome, *http_request(request, 1))
@@ -117,6 +120,67 @@ async def test_another_models_text_is_wrong(request_: TrafficRequest) -> None:
         outcome = await perform(session, request_)
     assert outcome.ending is Ending.WRONG
     assert OF_ANOTHER_MODEL[:20] in outcome.problem
+
+
+EMBEDDING = request_of(RequestKind.EMBEDDING)
+IMAGE = request_of(RequestKind.IMAGE, patience_seconds=10.0)
+
+
+@pytest.mark.parametrize(("vector", "ending"), [([0.5, -1.0], Ending.ANSWERED), ([0.5, 1.0], Ending.WRONG)])
+async def test_an_embedding_is_compared(vector: list[float], ending: Ending) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        assert (request.path, await request.json()) == ("/v1/embeddings", {"model": "llama", "input": "Hi"})
+        return web.json_response({"data": [{"index": 0, "embedding": vector}]}, headers={"x-llmux-queue-ms": "1500"})
+
+    async with server(answer) as session:
+        outcome = await perform(session, EMBEDDING, expected=Expectation(lambda _: [0.5, -1.0]))
+    assert (outcome.ending, outcome.wait_seconds) == (ending, 1.5)
+
+
+async def accept(request: web.Request) -> web.Response:
+    assert (request.path, await request.json()) == ("/upstream/llama/prompt", {"prompt": workflow("Hi")})
+    return web.json_response({"prompt_id": "7"})
+
+
+async def test_a_prompt_is_answered_when_its_work_is_done() -> None:
+    accepted, done = asyncio.Event(), asyncio.Event()
+
+    async def result(prompt_id: str) -> bytes:
+        assert prompt_id == "7"
+        accepted.set()
+        await done.wait()
+        return b"a picture"
+
+    async with server(accept) as session, asyncio.TaskGroup() as tasks:
+        expected = Expectation(lambda _: b"a picture", result)
+        sent = tasks.create_task(perform(session, IMAGE, expected=expected))
+        await accepted.wait()
+        assert not sent.done()
+        done.set()
+        assert (await sent).ending is Ending.ANSWERED
+
+
+async def test_a_prompt_whose_work_is_not_done_is_lost() -> None:
+    async def result(prompt_id: str) -> bytes:
+        raise ResponseBroken(f"{prompt_id} was not painted")
+
+    async with server(accept) as session:
+        outcome = await perform(session, IMAGE, expected=Expectation(lambda _: b"", result))
+    assert (outcome.ending, outcome.problem) == (Ending.LOST, "7 was not painted")
+
+
+async def test_whoever_has_an_accepted_prompt_does_not_leave() -> None:
+    """Its work goes on and must be accounted for, however short the client's patience is."""
+    patience_seconds = 0.3
+    impatient = request_of(RequestKind.IMAGE, patience_seconds=patience_seconds)
+
+    async def result(_: str) -> bytes:
+        await asyncio.sleep(2 * patience_seconds)
+        return b"a picture"
+
+    async with server(accept) as session:
+        outcome = await perform(session, impatient, expected=Expectation(lambda _: b"a picture", result))
+    assert outcome.ending is Ending.ANSWERED
 
 
 async def test_a_stream_is_put_together() -> None:
@@ -216,7 +280,7 @@ def test_a_completion_sends_its_prompt() -> None:
 
 async def test_an_answer_to_its_end_whose_text_is_not_compared() -> None:
     async with server(in_pieces(EVENT, EVENT + DONE[:5], DONE[5:])) as session:
-        outcome = await perform(session, TRACED, compare=False, arrived_at=10.0)
+        outcome = await perform(session, TRACED, expected=None, arrived_at=10.0)
     assert outcome.problem == ""
     assert outcome.first_token_at is not None and outcome.ended_at is not None
     assert 10.0 <= outcome.first_token_at <= outcome.ended_at
@@ -234,7 +298,7 @@ async def test_an_answer_to_its_end_whose_text_is_not_compared() -> None:
 )
 async def test_an_answer_that_breaks_off_is_lost(answer: Answer, problem: str) -> None:
     async with server(answer) as session:
-        outcome = await perform(session, TRACED, compare=False)
+        outcome = await perform(session, TRACED, expected=None)
     assert re.search(problem, outcome.problem)
     assert outcome.ending is Ending.LOST
 
@@ -244,7 +308,7 @@ async def test_an_error_response_is_lost() -> None:
         return web.json_response({"error": {"message": "too many"}}, status=429)
 
     async with server(refuse) as session:
-        outcome = await perform(session, TRACED, compare=False)
+        outcome = await perform(session, TRACED, expected=None)
     assert outcome.problem.startswith("429: ") and "too many" in outcome.problem
     assert outcome.ended_at is not None and outcome.first_token_at is None
 
@@ -259,7 +323,7 @@ async def test_every_request_is_sent_and_accounted_for() -> None:
         text = expected_text(body["model"], body["prompt"], body["max_tokens"])
         return web.json_response({"choices": [{"text": text, "finish_reason": "length"}]})
 
-    traffic = LoadGenerator([numbered(number) for number in range(20)], clients_max=300, expected_text=expected)
+    traffic = LoadGenerator([numbered(number) for number in range(20)], clients_max=300, expected=TEXTS)
     async with server(answer) as session:
         await traffic.run(session)
     assert traffic.all_sent

@@ -4,23 +4,25 @@ import asyncio
 import os
 import signal
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from llmux.errors import LlmuxError
 from llmux.gpus.hook import VARIABLE
 from llmux.server.app import Server, serve
-from llmux.simulation.client import LoadGenerator
-from llmux.simulation.demo.setup import MODELS, DemoSetup, build_setup, demo_traffic
+from llmux.simulation.client import Expectation, LoadGenerator
+from llmux.simulation.demo.answers import Pictures, right_answer
+from llmux.simulation.demo.scenarios import CHATS, Scenario
+from llmux.simulation.demo.setup import DemoSetup, build_setup
 from llmux.simulation.demo.state import DemoState, Monitor
 from llmux.simulation.demo.summary import Summary, summarise
 from llmux.simulation.demo.view import Display
-from llmux.simulation.engine.text import expected_text
 from llmux.simulation.gpus import HOOK
-from llmux.simulation.traffic import TrafficRequest
 
 SAMPLE_SECONDS = 0.05
 """A tenth of the shortest switch, so that shares of time are right within some per cent."""
@@ -30,6 +32,9 @@ CLIENTS_MAX = 300
 """Requests open at a time; the demo's arrival rate stays far below it."""
 TIME_LIMIT_SECONDS = 60.0
 """A request without a complete answer by then counts as lost."""
+WORK_LIMIT_SECONDS = 20.0
+"""A prompt that was accepted and has no picture by then counts as lost. As many as the image server gets at once
+take it a quarter of that."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,6 +46,10 @@ class DemoOptions:
     seed: int = 1
     with_traffic: bool = True
     port: int = 0
+    scenario: Scenario = CHATS
+    changes: Mapping[str, Any] | None = None
+    """Top-level keys of the configuration that replace the scenario's."""
+    work_limit_seconds: float = WORK_LIMIT_SECONDS
 
 
 class Demo:
@@ -60,7 +69,8 @@ class Demo:
         """Run to the end or to a signal and leave nothing behind; raises LlmuxError, alone or in a group."""
         os.environ[VARIABLE] = HOOK
         with tempfile.TemporaryDirectory(prefix="llmux-demo-") as directory:
-            setup = build_setup(Path(directory), self._options.port)
+            options = self._options
+            setup = build_setup(options.scenario, Path(directory), options.port, options.changes)
             async with asyncio.TaskGroup() as tasks:
                 server_task = tasks.create_task(self._serve(setup))
                 await self._server_is_up.wait()
@@ -115,13 +125,13 @@ class Demo:
         traffic = None
         if options.with_traffic:
             traffic = LoadGenerator(
-                demo_traffic(options.seed, options.seconds),
+                options.scenario.traffic(options.seed, options.seconds),
                 clients_max=CLIENTS_MAX,
-                expected_text=_expected_text,
+                expected=Expectation(right_answer, Pictures(setup.pictures, options.work_limit_seconds).painted),
                 time_limit_seconds=TIME_LIMIT_SECONDS,
             )
         url = f"http://{setup.settings.host}:{server.port}"
-        state = DemoState(url, monitor, setup.ledger, options.seconds, traffic)
+        state = DemoState(options.scenario, url, monitor, setup.ledger, options.seconds, traffic)
         self.display.announce(state)
         return state
 
@@ -145,16 +155,12 @@ async def _work(state: DemoState) -> None:
         await state.traffic.run(session)
 
 
-def _expected_text(request: TrafficRequest) -> str:
-    return expected_text(request.model, request.prompt, request.output_tokens)
-
-
 def _summary_until_now(state: DemoState) -> "partial[Summary]":
     """``summarise`` with all arguments but the GPU's."""
     seconds = state.monitor.elapsed_seconds
     return partial(
         summarise,
-        models=[model.name for model in MODELS],
+        models=[model.name for model in state.scenario.models],
         outcomes=[] if state.traffic is None else list(state.traffic.outcomes),
         switches=list(state.monitor.switches),
         shares=state.monitor.timeline.shares(seconds),

@@ -1,32 +1,24 @@
-"""What the demo runs: three models on a virtual GPU that holds one of them, and random clients."""
+"""Sets up a demo: the virtual GPU, the server's settings, and the command lines of the simulated engines."""
 
-import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from llmux.config.settings import Settings
 from llmux.errors import LlmuxError
+from llmux.simulation.demo.scenarios import CAPACITY_MIB, DemoModel, EmbeddingServer, ImageServer, Scenario, Vllm
+from llmux.simulation.engine.kinds import VARIABLE as KIND_VARIABLE
 from llmux.simulation.ledger import Ledger
-from llmux.simulation.traffic import RequestKind, TrafficRequest
 
 ENGINE_PROGRAM = "llmux-sim-engine"
-CAPACITY_MIB = 24 << 10
-ASLEEP_MIB = 1 << 10
 FIRST_TOKEN_SECONDS = 0.06
 TOKEN_SECONDS = 0.02
 MIN_ACTIVE_SECONDS = 1.0
-
-REQUESTS_PER_SECOND = 9.0
-KIND_SHARES = {RequestKind.CHAT_STREAM: 0.6, RequestKind.CHAT: 0.25, RequestKind.COMPLETION: 0.15}
-LEAVING_SHARE = 0.12
-"""Of the clients that disconnect early, which llmux must survive too."""
-PATIENCE_SECONDS = (0.1, 1.5)
-OUTPUT_TOKENS = (8, 48)
-SUBJECTS = ("the tide", "a lighthouse", "rust on iron", "two trains", "a prime number", "old maps", "the north wind")
+COMFYUI_PROGRAM = "from llmux.simulation.engine.main import main\n\nmain()\n"
+"""The ``main.py`` of the simulated ComfyUI, which is started as llmux's own description of ComfyUI says."""
 
 
 class EngineMissing(LlmuxError):
@@ -40,54 +32,39 @@ class EngineMissing(LlmuxError):
 
 
 @dataclass(frozen=True, slots=True)
-class DemoModel:
-    """One model: its share of the traffic, and the behaviour of its engine."""
-
-    name: str
-    eviction: str
-    share: float
-    memory_mib: int
-    start_seconds: float
-    sleep_seconds: float = 0.0
-    wake_seconds: float = 0.0
-    reload_seconds: float = 0.0
-    stop_seconds: float = 0.0
-
-
-MODELS = (
-    DemoModel("llama", "offload+keep_running", 0.45, 20 << 10, 0.7, sleep_seconds=0.2, wake_seconds=0.35),
-    DemoModel(
-        "qwen", "discard+keep_running", 0.35, 18 << 10, 0.7, sleep_seconds=0.1, wake_seconds=0.1, reload_seconds=0.4
-    ),
-    DemoModel("coder", "retain+stop", 0.2, 21 << 10, 0.9, stop_seconds=0.1),
-)
-"""Each leaves the GPU in another way. With the residue of sleeping ones, no two of them fit at the same time."""
-
-
-@dataclass(frozen=True, slots=True)
 class DemoSetup:
-    """The server's settings and the virtual GPU of its engines."""
+    """The server's settings, the virtual GPU of its engines, and where pictures are written."""
 
     settings: Settings
     ledger: Ledger
+    pictures: Path
 
 
-def build_setup(directory: Path, port: int = 0) -> DemoSetup:
-    """Create the virtual GPU in this directory, and settings that use it; raises EngineMissing."""
+def build_setup(
+    scenario: Scenario, directory: Path, port: int = 0, changes: Mapping[str, Any] | None = None
+) -> DemoSetup:
+    """Create the virtual GPU in this directory, and settings that use it; raises EngineMissing.
+
+    ``changes`` replaces top-level keys of the configuration.
+    """
     ledger = Ledger(directory / "gpu.json").create(CAPACITY_MIB)
+    place = _Place(find_engine(), directory, ledger)
+    place.pictures.mkdir(parents=True)
+    (place.comfyui / "main.py").write_text(COMFYUI_PROGRAM)
     settings = Settings.model_validate(
         {
-            "models": {model.name: _model_settings(model, ledger) for model in MODELS},
-            "vllm_command": find_engine(),
+            "models": {model.name: _model_settings(model, place) for model in scenario.models},
+            "vllm_command": place.engine_program,
             "port": port,
             "metrics_port": 0,
             "policy": {"policy_type": "fifo", "min_active_seconds": MIN_ACTIVE_SECONDS, "max_wait_seconds": 10.0},
             "start_timeout_seconds": 30.0,
             "shutdown_timeout_seconds": 2.0,
             "stop_timeout_seconds": 2.0,
+            **(changes or {}),
         }
     )
-    return DemoSetup(settings, ledger)
+    return DemoSetup(settings, ledger, place.pictures)
 
 
 def find_engine() -> str:
@@ -99,38 +76,82 @@ def find_engine() -> str:
     return found
 
 
-def demo_traffic(seed: int, seconds: float) -> Iterator[TrafficRequest]:
-    """Requests in order of arrival for this long, each with another prompt; the same for the same seed."""
-    chance = random.Random(seed)
-    names = [model.name for model in MODELS]
-    shares = [model.share for model in MODELS]
-    kinds, kind_shares = list(KIND_SHARES), list(KIND_SHARES.values())
-    at_seconds, number = 0.0, 0
-    while at_seconds < seconds:
-        number += 1
-        model = chance.choices(names, shares)[0]
-        kind = chance.choices(kinds, kind_shares)[0]
-        prompt = f"Question {number}: what do you say about {chance.choice(SUBJECTS)}?"
-        output_tokens = chance.randint(*OUTPUT_TOKENS)
-        patience_seconds = chance.uniform(*PATIENCE_SECONDS) if chance.random() < LEAVING_SHARE else None
-        yield TrafficRequest(
-            at_seconds, model, len(prompt.split()), output_tokens, kind, prompt, patience_seconds=patience_seconds
-        )
-        at_seconds += chance.expovariate(REQUESTS_PER_SECOND)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a demo runs."""
+
+    engine_program: str
+    directory: Path
+    ledger: Ledger
+
+    @property
+    def comfyui(self) -> Path:
+        return self.directory / "comfyui"
+
+    @property
+    def pictures(self) -> Path:
+        return self.comfyui / "output"
 
 
-def _model_settings(model: DemoModel, ledger: Ledger) -> dict[str, Any]:
-    flags: dict[str, object] = {
-        "--latency-ms": FIRST_TOKEN_SECONDS * 1000,
-        "--token-ms": TOKEN_SECONDS * 1000,
-        "--startup-delay-ms": model.start_seconds * 1000,
-        "--sim-gpu-ledger": ledger.path,
+def _model_settings(model: DemoModel, place: _Place) -> dict[str, Any]:
+    match model.engine:
+        case Vllm() as engine:
+            settings, flags = _vllm(engine, model)
+        case EmbeddingServer() as engine:
+            settings, flags = _embedding_server(engine, place)
+        case ImageServer() as engine:
+            settings, flags = _image_server(engine, place)
+        case _:
+            assert_never(model.engine)
+    flags |= {
+        "--startup-delay-ms": _milliseconds(model.engine.start_seconds),
+        "--sim-gpu-ledger": place.ledger.path,
         "--sim-gpu-memory": model.memory_mib,
-        "--sim-residue": ASLEEP_MIB,
-        "--sim-sleep-ms": model.sleep_seconds * 1000,
-        "--sim-wake-ms": model.wake_seconds * 1000,
-        "--sim-reload-ms": model.reload_seconds * 1000,
-        "--sim-stop-delay-ms": model.stop_seconds * 1000,
+        "--sim-residue": model.asleep_mib,
     }
+    # Arguments, not words of a start_command: the hook that reads the GPU is not given the latter.
     words = [word for flag, value in flags.items() for word in (flag, str(value))]
-    return {"model_path": f"simulated/{model.name}", "eviction": model.eviction, "extra_args": words}
+    return {"eviction": model.eviction, **settings, "extra_args": words}
+
+
+def _vllm(engine: Vllm, model: DemoModel) -> tuple[dict[str, Any], dict[str, object]]:
+    """Its settings, and the flags of the simulation."""
+    flags: dict[str, object] = {
+        "--latency-ms": _milliseconds(FIRST_TOKEN_SECONDS),
+        "--token-ms": _milliseconds(TOKEN_SECONDS),
+        "--sim-sleep-ms": _milliseconds(engine.sleep_seconds),
+        "--sim-wake-ms": _milliseconds(engine.wake_seconds),
+        "--sim-reload-ms": _milliseconds(engine.reload_seconds),
+        "--sim-stop-delay-ms": _milliseconds(engine.stop_seconds),
+    }
+    return {"model_path": f"simulated/{model.name}"}, flags
+
+
+def _embedding_server(engine: EmbeddingServer, place: _Place) -> tuple[dict[str, Any], dict[str, object]]:
+    """Its settings, and the flags of the simulation."""
+    command = [place.engine_program, "--sim-kind", "embeddings", "--model", "{name}", "--port", "{port}"]
+    flags: dict[str, object] = {
+        "--latency-ms": _milliseconds(FIRST_TOKEN_SECONDS),
+        "--sim-stop-delay-ms": _milliseconds(engine.stop_seconds),
+    }
+    return {"engine": "command", "start_command": command}, flags
+
+
+def _image_server(engine: ImageServer, place: _Place) -> tuple[dict[str, Any], dict[str, object]]:
+    """Its settings, and the flags of the simulation."""
+    settings = {
+        "engine": "comfyui",
+        "model_path": str(place.comfyui),
+        "command": sys.executable,
+        "env": {KIND_VARIABLE: "comfyui"},
+    }
+    flags: dict[str, object] = {
+        "--output-directory": place.pictures,
+        "--sim-prompt-ms": _milliseconds(engine.prompt_seconds),
+        "--sim-free-ms": _milliseconds(engine.free_seconds),
+    }
+    return settings, flags
+
+
+def _milliseconds(seconds: float) -> float:
+    return seconds * 1000

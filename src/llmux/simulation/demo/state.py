@@ -9,6 +9,7 @@ from llmux.core.model import Transition
 from llmux.core.states import Cold, State
 from llmux.runtime.operations import Status
 from llmux.simulation.client import LoadGenerator
+from llmux.simulation.demo.scenarios import Scenario
 from llmux.simulation.ledger import Ledger
 from llmux.simulation.residency import Phase, Switch, SwitchLog, Timeline, phase_of
 
@@ -90,8 +91,9 @@ class Stage(StrEnum):
 
 @dataclass(slots=True)
 class DemoState:
-    """The running demo. ``seconds`` is how long clients arrive; ``traffic`` is None if it only serves."""
+    """The running demo of a scenario. ``seconds`` is how long clients arrive; ``traffic`` is None if it only serves."""
 
+    scenario: Scenario
     url: str
     monitor: Monitor
     ledger: Ledger

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmux.simulation.demo.setup import MODELS
+from llmux.simulation.demo.scenarios import Scenario
 from llmux.simulation.demo.state import DemoState
-from llmux.simulation.demo.view import COLOURS, LEGEND, axis_line, duration, gibibytes, joined, strip_line
+from llmux.simulation.demo.view import LEGEND, axis_line, colours_of, duration, gibibytes, joined, strip_line
 from llmux.simulation.figures import Distribution, percentile
 from llmux.simulation.ledger import LedgerSnapshot
 from llmux.simulation.residency import Shares, Switch
@@ -20,7 +20,6 @@ from llmux.simulation.traffic import Ending, RequestOutcome
 PROBLEMS_SHOWN = 10
 NAME_CELLS = 11
 WIDTH_MAX = 100
-EVICTIONS = {model.name: model.eviction for model in MODELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +155,13 @@ def render_summary(summary: Summary, state: DemoState, width: int) -> Renderable
         Text(),
         _figures_table(summary),
         Text(),
-        _models_table(summary),
+        _models_table(summary, state.scenario),
         Text(),
         *(
-            Text.assemble((name.ljust(NAME_CELLS), COLOURS[name])).append_text(
-                strip_line(state.monitor.timeline, name, 0.0, end, cells, summary.seconds)
+            Text(name.ljust(NAME_CELLS), colour).append_text(
+                strip_line(state.monitor.timeline, name, colour, 0.0, end, cells, summary.seconds)
             )
-            for name in COLOURS
+            for name, colour in colours_of(state.scenario).items()
         ),
         Text(" " * NAME_CELLS).append_text(axis_line(0.0, end, cells)),
         Text(" " * NAME_CELLS + LEGEND, style="dim"),
@@ -178,7 +177,10 @@ def _verdict(summary: Summary) -> Text:
         return Text.assemble(
             ("llmux demo: ", "bold"),
             (verdict, "bold green"),
-            (f", {summary.requests} requests, 3 models, one GPU, {duration(summary.seconds)}", "bold"),
+            (
+                f", {summary.requests} requests, {len(summary.models)} models, one GPU, {duration(summary.seconds)}",
+                "bold",
+            ),
         )
     faults = [f"{endings[ending]} {ending}" for ending in (Ending.LOST, Ending.WRONG) if endings[ending]]
     if summary.gpu.refused:
@@ -217,7 +219,9 @@ def _style(ending: Ending, number: int) -> str:
     return ""
 
 
-def _models_table(summary: Summary) -> Table:
+def _models_table(summary: Summary, scenario: Scenario) -> Table:
+    colours = colours_of(scenario)
+    evictions = {model.name: model.eviction for model in scenario.models}
     table = Table.grid(padding=(0, 2))
     table.add_column(width=NAME_CELLS - 2)
     table.add_column(width=22)
@@ -227,8 +231,8 @@ def _models_table(summary: Summary) -> Table:
     table.add_row(*(Text(head, style="dim") for head in heads))
     for model in summary.models:
         table.add_row(
-            Text(model.name, style=COLOURS.get(model.name, "")),
-            Text(EVICTIONS.get(model.name, ""), style="dim"),
+            Text(model.name, style=colours.get(model.name, "")),
+            Text(evictions.get(model.name, ""), style="dim"),
             str(model.requests),
             str(model.switches),
             duration(model.wait.p50),

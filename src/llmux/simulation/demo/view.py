@@ -1,7 +1,8 @@
 """Displays of the running demo: a live view on a terminal, or a plain line now and then."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -9,14 +10,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llmux.simulation.demo.setup import MODELS
-from llmux.simulation.demo.state import DemoState, ModelSample, Monitor, Stage
+from llmux.simulation.demo.scenarios import Scenario
+from llmux.simulation.demo.state import DemoState, ModelSample, Stage
 from llmux.simulation.figures import Distribution
 from llmux.simulation.ledger import LedgerSnapshot
-from llmux.simulation.residency import OFF_GPU, Phase, Switch, Timeline
+from llmux.simulation.residency import OFF_GPU, Phase, Timeline
 from llmux.simulation.traffic import Ending
 
-COLOURS = dict(zip((model.name for model in MODELS), ("cyan", "magenta", "yellow"), strict=True))
+COLOURS = ("cyan", "magenta", "yellow")
+"""Of the models, in their order."""
 SIGNS = {
     Phase.NOT_STARTED: "·",
     Phase.ASLEEP: "·",
@@ -90,7 +92,9 @@ class PlainDisplay(Display):
     def announce(self, state: DemoState) -> None:
         self._write(f"llmux demo: listening on {state.url}")
         if state.traffic is None:
-            self._write("\n".join(["try:", *curl_lines(state.url, "qwen"), f"status page: {state.url}/"]))
+            self._write(
+                "\n".join(["try:", *curl_lines(state.url, state.scenario.example), f"status page: {state.url}/"])
+            )
 
     def show(self, state: DemoState) -> None:
         elapsed = state.monitor.elapsed_seconds
@@ -104,6 +108,11 @@ class PlainDisplay(Display):
 
     def _write(self, text: str) -> None:
         self._console.out(text, highlight=False)
+
+
+def colours_of(scenario: Scenario) -> Mapping[str, str]:
+    """The colour of each model, by its name."""
+    return {model.name: colour for model, colour in zip(scenario.models, cycle(COLOURS), strict=False)}
 
 
 def curl_lines(url: str, model: str) -> tuple[str, ...]:
@@ -138,13 +147,13 @@ def render(state: DemoState, width: int, height: int) -> RenderableType:
     lines: list[RenderableType] = [
         _title(state, width),
         Text("─" * width, style="dim"),
-        _models(state.monitor, width),
+        _models(state, width),
         Text(),
-        _memory(state.ledger.snapshot(), width),
+        _memory(state, state.ledger.snapshot(), width),
         Text(),
         *_strips(state, width),
         Text(),
-        _switches(state.monitor.switches[-max(1, height - FIXED_LINES - 1) :], width),
+        _switches(state, max(1, height - FIXED_LINES - 1), width),
         Text(),
         *_footer(state),
     ]
@@ -161,12 +170,13 @@ def _title(state: DemoState, width: int) -> Table:
     title = Table.grid(expand=False)
     title.add_column(width=width - len(stage) - 1, no_wrap=True)
     title.add_column(justify="right", width=len(stage) + 1)
-    name = Text.assemble(("llmux demo", "bold"), ("  three models on a GPU that holds one", "dim"))
+    name = Text.assemble(("llmux demo", "bold"), (f"  {state.scenario.title}", "dim"))
     title.add_row(name, Text(stage, style="bold green"))
     return title
 
 
-def _models(monitor: Monitor, width: int) -> Table:
+def _models(state: DemoState, width: int) -> Table:
+    monitor, colours = state.monitor, colours_of(state.scenario)
     wide = width >= WIDE
     cells = 12 if wide else 9
     table = Table.grid(padding=(0, 2))
@@ -180,14 +190,13 @@ def _models(monitor: Monitor, width: int) -> Table:
         table.add_column()
     heads = ["", "", "for", "in flight", "waiting", "oldest wait", *(["leaves by"] if wide else [])]
     table.add_row(*(Text(head, style="dim") for head in heads))
-    for sample, model in zip(monitor.models, MODELS, strict=True):
-        row = _model_row(sample, monitor.sampled_at, cells)
+    for sample, model in zip(monitor.models, state.scenario.models, strict=True):
+        row = _model_row(sample, colours[model.name], monitor.sampled_at, cells)
         table.add_row(*row, *([Text(model.eviction, style="dim")] if wide else []))
     return table
 
 
-def _model_row(sample: ModelSample, now: float, cells: int) -> tuple[Text, ...]:
-    colour = COLOURS.get(sample.name, "white")
+def _model_row(sample: ModelSample, colour: str, now: float, cells: int) -> tuple[Text, ...]:
     on_gpu = sample.phase not in OFF_GPU
     oldest = sample.oldest_wait_seconds if sample.waiting else None
     return (
@@ -200,7 +209,9 @@ def _model_row(sample: ModelSample, now: float, cells: int) -> tuple[Text, ...]:
     )
 
 
-def _memory(gpu: LedgerSnapshot, width: int) -> Text:
+def _memory(state: DemoState, gpu: LedgerSnapshot, width: int) -> Text:
+    colours = colours_of(state.scenario)
+    holders = {model.name_on_gpu: colours[model.name] for model in state.scenario.models}
     text = f"  {gibibytes(gpu.used_mib)} of {gibibytes(gpu.capacity_mib)} GiB"
     cells = max(10, min(60, width - NAME_CELLS - len(text)))
     row = Text.assemble(("GPU".ljust(NAME_CELLS), "dim"))
@@ -208,7 +219,7 @@ def _memory(gpu: LedgerSnapshot, width: int) -> Text:
     for allocation in gpu.allocations:
         end = used + allocation.mib
         share = round(end / gpu.capacity_mib * cells) - round(used / gpu.capacity_mib * cells)
-        row.append("■" * share, style=COLOURS.get(allocation.model, "white"))
+        row.append("■" * share, style=holders.get(allocation.model, "white"))
         used = end
     row.append("□" * (cells - round(used / gpu.capacity_mib * cells)), style="dim")
     return row.append(text)
@@ -223,28 +234,27 @@ def _strips(state: DemoState, width: int) -> list[RenderableType]:
     else:
         start, end = 0.0, max(state.seconds + TAIL_SECONDS, elapsed)
     rows: list[RenderableType] = [
-        Text.assemble((name.ljust(NAME_CELLS), COLOURS[name])).append_text(
-            strip_line(timeline, name, start, end, cells, elapsed)
-        )
-        for name in COLOURS
+        Text(name.ljust(NAME_CELLS), colour).append_text(strip_line(timeline, name, colour, start, end, cells, elapsed))
+        for name, colour in colours_of(state.scenario).items()
     ]
     rows.append(Text(" " * NAME_CELLS).append_text(axis_line(start, end, cells)))
     rows.append(Text(" " * NAME_CELLS + LEGEND, style="dim"))
     return rows
 
 
-def _switches(switches: Sequence[Switch], width: int) -> Table:
+def _switches(state: DemoState, lines: int, width: int) -> Table:
+    colours = colours_of(state.scenario)
     table = Table.grid(padding=(0, 2))
     table.add_column(width=28 if width < WIDE else 36)
     for _ in range(4):
         table.add_column(width=8, justify="right")
     heads = ("latest switches", "drain", "leave", "come", "in all")
     table.add_row(*(Text(head, style="dim") for head in heads))
-    for switch in reversed(switches):
+    for switch in reversed(state.monitor.switches[-lines:]):
         name = Text.assemble(
-            (switch.previous or "nobody", COLOURS.get(switch.previous, "dim")),
+            (switch.previous or "nobody", colours.get(switch.previous, "dim")),
             (" → ", "dim"),
-            (switch.model, COLOURS.get(switch.model, "")),
+            (switch.model, colours.get(switch.model, "")),
             (" (started)" if switch.from_cold else "", "dim"),
         )
         table.add_row(
@@ -261,7 +271,7 @@ def _footer(state: DemoState) -> list[Text]:
     traffic = state.traffic
     if traffic is None:
         status = Text.assemble(("status page ", "dim"), f"{state.url}/", ("    Ctrl-C stops", "dim"))
-        return [*(Text(row) for row in curl_lines(state.url, "qwen")), status]
+        return [*(Text(row) for row in curl_lines(state.url, state.scenario.example)), status]
     faults = [
         (f"{number} {ending}", "bold red" if number else "green")
         for ending in (Ending.LOST, Ending.WRONG)
@@ -295,13 +305,13 @@ def bar(number: int, cells: int, sign: str, style: str) -> Text:
     return Text.assemble((sign * min(number, cells), style), f" {number}")
 
 
-def strip_line(timeline: Timeline, model: str, start: float, end: float, cells: int, now: float) -> Text:
+def strip_line(timeline: Timeline, model: str, colour: str, start: float, end: float, cells: int, now: float) -> Text:
     """One model's phases from ``start`` to ``end``, a sign per cell; blank after ``now``."""
     width = (end - start) / cells
     shown = max(1, min(cells, math.ceil((now - start) / width)))
     row = Text()
     for phase in timeline.strip(model, start, start + shown * width, shown):
-        row.append(SIGNS[phase], style="dim" if phase in OFF_GPU else COLOURS.get(model, "white"))
+        row.append(SIGNS[phase], style="dim" if phase in OFF_GPU else colour)
     return row
 
 

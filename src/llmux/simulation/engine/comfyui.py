@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -24,7 +26,7 @@ from llmux.simulation.engine.own_flags import OwnFlags, gather
 from llmux.simulation.engine.requests import MAX_BODY_BYTES
 from llmux.simulation.ledger import Ledger, LedgerFull
 
-WITH_VALUE = ("--base-directory", "--output-directory", "--input-directory", "--temp-directory", "--cuda-device")
+WITH_VALUE = ("--base-directory", "--input-directory", "--temp-directory", "--cuda-device")
 SWITCHES = ("--disable-auto-launch", "--lowvram", "--normalvram", "--disable-smart-memory", "--cpu", "--multi-user")
 """Flags of ComfyUI's that are accepted and do nothing."""
 PAGE = '<!DOCTYPE html><title>ComfyUI</title><script type="module" src="./assets/index.js"></script>'
@@ -43,6 +45,8 @@ class ComfyOptions(EngineOptions):
     highvram: bool = False
     """Models stay on the GPU whatever ``/free`` says."""
     prompt_seconds: float = 0.5
+    output_directory: str | None = None
+    """Where the picture of a prompt that is done is written; without one it is only shown."""
 
 
 def parse(
@@ -53,6 +57,7 @@ def parse(
     parser.add_argument("--listen", dest="host", nargs="?", default="127.0.0.1", const="0.0.0.0")
     parser.add_argument("--port", type=int, default=8188, help="0: any; it is printed as READY PORT")
     parser.add_argument("--highvram", action="store_true")
+    parser.add_argument("--output-directory", help="where pictures are written (default: nowhere)")
     for name in WITH_VALUE:
         parser.add_argument(name, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for name in SWITCHES:
@@ -79,6 +84,16 @@ class Prompt:
     def entry(self) -> list[Any]:
         """As ``/queue`` and ``/history`` show it."""
         return [self.number, self.identifier, self.workflow, {}, list(self.workflow)]
+
+
+def picture(workflow: Mapping[str, Any]) -> bytes:
+    """What comes of a workflow: the same picture whenever it is asked for, as ComfyUI paints for the same seeds."""
+    return text.image("ComfyUI", json.dumps(workflow, sort_keys=True))
+
+
+def picture_name(identifier: str) -> str:
+    """The name of the file in the output directory. ComfyUI numbers its files; this one can be told from the prompt."""
+    return f"{identifier}.png"
 
 
 class ComfyUI:
@@ -146,11 +161,21 @@ class ComfyUI:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(prompt.interrupted.wait(), self.options.prompt_seconds)
             return "error", [["execution_interrupted", {"prompt_id": prompt.identifier}]]
+        self._write(prompt)
         return "success", [["execution_success", {"prompt_id": prompt.identifier}]]
+
+    def _write(self, prompt: Prompt) -> None:
+        if self.options.output_directory is None:
+            return
+        file = Path(self.options.output_directory) / picture_name(prompt.identifier)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_bytes(picture(prompt.workflow))
+        # Whoever waits for the file must never see half of it.
+        unfinished.rename(file)
 
     def _record(self, prompt: Prompt, status: str, messages: list[Any]) -> None:
         done = status == "success"
-        images = [{"filename": f"{prompt.identifier}.png", "subfolder": "", "type": "output"}]
+        images = [{"filename": picture_name(prompt.identifier), "subfolder": "", "type": "output"}]
         self.history[prompt.identifier] = {
             "prompt": prompt.entry(),
             "outputs": {node: {"images": images} for node in prompt.workflow} if done else {},
@@ -231,7 +256,8 @@ def _queue(comfy: ComfyUI) -> dict[str, Endpoint]:
         identifier = request.query.get("filename", "").removesuffix(".png")
         if identifier not in comfy.history:
             return web.Response(status=404)
-        return web.Response(body=text.image("ComfyUI", identifier), content_type="image/png")
+        _, _, workflow, *_ = comfy.history[identifier]["prompt"]
+        return web.Response(body=picture(workflow), content_type="image/png")
 
     return {
         "POST /prompt": post_prompt,

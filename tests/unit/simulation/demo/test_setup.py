@@ -1,48 +1,70 @@
-"""``llmux serve`` accepts the demo's settings, its GPU holds one model, and its traffic is mixed and repeatable."""
+"""``llmux serve`` accepts the settings of each demo, and the simulated engines understand their arguments."""
 
 import sys
-from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 
 from llmux.config.checks import problems, unsupported
+from llmux.gpus.memory import StartNeed
 from llmux.simulation.demo import setup
-from llmux.simulation.demo.setup import (
-    ASLEEP_MIB,
-    CAPACITY_MIB,
-    KIND_SHARES,
-    MODELS,
-    EngineMissing,
-    build_setup,
-    demo_traffic,
-    find_engine,
-)
-from llmux.simulation.engine.options import parse
+from llmux.simulation.demo.scenarios import CAPACITY_MIB, CHATS, MIXED, Scenario
+from llmux.simulation.demo.setup import EngineMissing, build_setup, find_engine
+from llmux.simulation.engine import comfyui, options, plain
+from llmux.simulation.gpus import find_virtual_gpu
+
+SCENARIOS = pytest.mark.parametrize("scenario", [CHATS, MIXED], ids=["chats", "mixed"])
 
 
-def test_the_settings_can_be_served(tmp_path: Path) -> None:
-    settings = build_setup(tmp_path).settings
-    assert list(settings.models) == [model.name for model in MODELS]
+@SCENARIOS
+def test_the_settings_can_be_served(tmp_path: Path, scenario: Scenario) -> None:
+    settings = build_setup(scenario, tmp_path).settings
+    assert list(settings.models) == [model.name for model in scenario.models]
     assert not list(problems(settings))
     assert not unsupported(settings)
-    assert len({settings.eviction_of(name) for name in settings.models}) == 3
+    for model in scenario.models:
+        assert str(settings.eviction_of(model.name)) == model.eviction
 
 
-def test_the_engines_understand_their_arguments(tmp_path: Path) -> None:
-    built = build_setup(tmp_path)
-    arguments = built.settings.engine_of("qwen").arguments
-    options, timings, _ = parse(["serve", "x", *arguments], {})
-    assert options.ledger_path == str(built.ledger.path)
-    assert options.residue_mib == ASLEEP_MIB
+@SCENARIOS
+def test_the_gpu_of_every_engine_is_found(tmp_path: Path, scenario: Scenario) -> None:
+    built = build_setup(scenario, tmp_path)
+    for model in scenario.models:
+        engine = built.settings.engine_of(model.name)
+        found = find_virtual_gpu(engine.arguments, engine.options.environment)
+        assert found is not None
+        reader, need = found
+        assert [gpu.total_mib for gpu in reader.read_memory()] == [CAPACITY_MIB]
+        assert need == StartNeed(mib=model.memory_mib)
+
+
+def test_the_simulated_vllm_understands_its_arguments(tmp_path: Path) -> None:
+    built = build_setup(CHATS, tmp_path)
+    found, timings, _ = options.parse(["serve", "x", *built.settings.engine_of("qwen").arguments], {})
+    assert found.ledger_path == str(built.ledger.path)
+    assert found.residue_mib == CHATS.models[1].asleep_mib
     assert timings.reload_seconds > 0
 
 
-def test_the_gpu_holds_each_model_beside_sleepers_but_no_two() -> None:
-    for model in MODELS:
-        assert model.memory_mib + (len(MODELS) - 1) * ASLEEP_MIB <= CAPACITY_MIB
-    for one, other in combinations(MODELS, 2):
-        assert one.memory_mib + other.memory_mib > CAPACITY_MIB
+def test_the_simulated_embedding_server_understands_its_command(tmp_path: Path) -> None:
+    built = build_setup(MIXED, tmp_path)
+    program, flag, kind, *words = built.settings.engine_of("embed").command_line(8000)
+    assert (program, flag, kind) == (find_engine(), "--sim-kind", "embeddings")
+    found, _, _ = plain.parse(words, {})
+    assert (found.name, found.port, found.ledger_path) == ("embed", 8000, str(built.ledger.path))
+
+
+def test_the_simulated_comfyui_is_started_as_a_real_one_is(tmp_path: Path) -> None:
+    built = build_setup(MIXED, tmp_path)
+    python, script, *words = built.settings.engine_of("images").command_line(8000)
+    assert (python, Path(script).is_file()) == (sys.executable, True)
+    found, _, _ = comfyui.parse(words, {})
+    assert (found.port, found.output_directory) == (8000, str(built.pictures))
+    assert built.pictures.is_dir()
+
+
+def test_keys_of_the_configuration_can_be_changed(tmp_path: Path) -> None:
+    assert build_setup(CHATS, tmp_path, changes={"drain_timeout_seconds": 7.0}).settings.drain_timeout_seconds == 7.0
 
 
 def test_a_missing_engine_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,28 +72,3 @@ def test_a_missing_engine_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(setup.shutil, "which", lambda program: None)
     with pytest.raises(EngineMissing, match="install llmux with pip"):
         find_engine()
-
-
-def test_a_seed_gives_the_same_requests_and_another_one_others() -> None:
-    assert list(demo_traffic(1, 5.0)) == list(demo_traffic(1, 5.0))
-    assert list(demo_traffic(1, 5.0)) != list(demo_traffic(2, 5.0))
-
-
-def test_requests_arrive_in_order_and_within_the_time() -> None:
-    times = [request.at_seconds for request in demo_traffic(3, 10.0)]
-    assert times[0] == 0.0
-    assert all(first <= second for first, second in pairwise(times))
-    assert times[-1] < 10.0
-
-
-def test_all_models_and_kinds_occur_and_some_clients_leave() -> None:
-    requests = list(demo_traffic(1, 20.0))
-    assert {request.model for request in requests} == {model.name for model in MODELS}
-    assert {request.kind for request in requests} == set(KIND_SHARES)
-    leaving = [request for request in requests if request.patience_seconds is not None]
-    assert 0 < len(leaving) < len(requests) / 3
-
-
-def test_no_two_prompts_are_the_same() -> None:
-    requests = list(demo_traffic(1, 20.0))
-    assert len({request.prompt for request in requests}) == len(requests)

@@ -1,6 +1,7 @@
 """The displays and the summary, at the sizes of terminals."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from llmux.core.model import Transition
 from llmux.core.states import Auto, Cold, Serving, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.client import LoadGenerator
-from llmux.simulation.demo.setup import MODELS
+from llmux.simulation.demo.scenarios import CHATS, MIXED, Scenario
 from llmux.simulation.demo.state import DemoState, Monitor, Stage
 from llmux.simulation.demo.summary import render_summary, summarise
 from llmux.simulation.demo.view import PlainDisplay, axis_line, bar, duration, joined, line, render, strip_line
@@ -21,24 +22,26 @@ from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, Traffi
 
 
 class BusyOperator:
-    """``llama`` serves after many switches; the others wait."""
+    """The first model serves after many switches; the others wait."""
 
-    time = 0.0
+    def __init__(self, scenario: Scenario) -> None:
+        self.time = 0.0
+        self.names = [model.name for model in scenario.models]
 
     def now(self) -> float:
         return self.time
 
     def status(self) -> Status:
-        return Status(None, None, Auto(), tuple(self._status(model.name) for model in MODELS))
+        return Status(None, None, Auto(), tuple(map(self._status, self.names)))
 
     def history(self, name: str) -> list[Transition]:
-        if name != "llama":
+        if name != self.names[0]:
             return []
         cold, waking, serving = Cold(), Waking(0.0, None), Serving(1.0)
         return [Transition(0.0, "x", cold, waking), *(Transition(1.0, "x", waking, serving) for _ in range(20))]
 
     def _status(self, name: str) -> ModelStatus:
-        serves = name == "llama"
+        serves = name == self.names[0]
         state = Serving(1.0) if serves else Cold()
         return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, state, STOP, None, 61.5)
 
@@ -48,18 +51,21 @@ def ended(model: str, ending: Ending, wait: float | None = None, problem: str = 
     return RequestOutcome(request, 0.0, admitted_at=wait, ending=ending, problem=problem)
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> DemoState:
-    operator = BusyOperator()
+@pytest.fixture(params=[CHATS, MIXED], ids=["chats", "mixed"])
+def state(tmp_path: Path, request: pytest.FixtureRequest) -> DemoState:
+    scenario: Scenario = request.param
+    operator = BusyOperator(scenario)
     monitor = Monitor(operator)
     monitor.sample()
     operator.time = 12.0
     monitor.sample()
     traffic = LoadGenerator([], clients_max=1)
-    traffic.outcomes = [ended("llama", Ending.ANSWERED, 12.3)] * 1234
+    traffic.outcomes = [ended(operator.names[0], Ending.ANSWERED, 12.3)] * 1234
     traffic.sent = 1357
     ledger = Ledger(tmp_path / "gpu.json").create(24 << 10)
-    return DemoState("http://127.0.0.1:12345", monitor, ledger, 20.0, traffic)
+    for model in scenario.models:
+        ledger.allocate(os.getpid(), model.memory_mib, model.name_on_gpu)
+    return DemoState(scenario, "http://127.0.0.1:12345", monitor, ledger, 20.0, traffic)
 
 
 def lines_of(renderable: object, width: int, height: int) -> list[str]:
@@ -70,7 +76,7 @@ def lines_of(renderable: object, width: int, height: int) -> list[str]:
 
 
 @pytest.mark.parametrize("with_traffic", [True, False])
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 40), (200, 60)])
 def test_the_view_fits_and_nothing_is_cut_off(state: DemoState, width: int, height: int, with_traffic: bool) -> None:
     if not with_traffic:
         state.traffic = None
@@ -84,7 +90,8 @@ def test_the_view_fits_and_nothing_is_cut_off(state: DemoState, width: int, heig
     assert "in all" in text
     assert ("1234 answered" in text) is with_traffic
     assert ("'content-type: application/json'" in text) is not with_traffic
-    assert text.count("nobody → llama") >= 2
+    assert state.scenario.title in text
+    assert text.count(f"nobody → {state.scenario.models[0].name}") >= 2
 
 
 def test_a_tiny_terminal_is_no_error(state: DemoState) -> None:
@@ -102,7 +109,8 @@ def test_the_stage_follows_the_run(state: DemoState) -> None:
 
 def test_the_plain_line_shows_which_model_serves_and_which_requests_wait(state: DemoState) -> None:
     text = line(state)
-    assert text.startswith("llama serving 123 | qwen not started, 45 waiting (62 s)")
+    first, second, _ = (model.name for model in state.scenario.models)
+    assert text.startswith(f"{first} serving 123 | {second} not started, 45 waiting (62 s)")
     assert text.endswith("123 open, 1234 answered, 0 left, 0 lost")
 
 
@@ -115,20 +123,22 @@ def test_a_plain_display_writes_a_line_a_second(state: DemoState) -> None:
     lines = output.getvalue().splitlines()
     assert lines[0] == "llmux demo: listening on http://127.0.0.1:12345"
     assert len(lines) == 2
-    assert lines[1].startswith(" 12.0 s  llama serving")
+    assert lines[1].startswith(f" 12.0 s  {state.scenario.models[0].name} serving")
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_summary_fits_and_names_problems(state: DemoState, width: int) -> None:
-    outcomes = [ended("qwen", Ending.ANSWERED, 1.0), ended("qwen", Ending.LOST, None, "503: gone")]
-    names = [model.name for model in MODELS]
+    names = [model.name for model in state.scenario.models]
+    outcomes = [ended(names[1], Ending.ANSWERED, 1.0), ended(names[1], Ending.LOST, None, "503: gone")]
     monitor = state.monitor
     shares = monitor.timeline.shares(monitor.elapsed_seconds)
     summary = summarise(names, outcomes, monitor.switches, shares, state.ledger.snapshot(), 12.0)
     lines = lines_of(render_summary(summary, state, width), width, 40)
     assert lines[0] == "llmux demo: 1 lost of 2 requests"
-    assert lines[-1] == "! qwen, plain chat: 503: gone"
+    assert lines[-1] == f"! {names[1]}, plain chat: 503: gone"
     assert all(len(text.rstrip()) <= width for text in lines)
+    for model in state.scenario.models:
+        assert any(text.startswith(model.name) and model.eviction in text for text in lines)
     assert any(text.startswith("waits      p50 1.0 s · p99 1.0 s") for text in lines)
 
 
@@ -163,8 +173,8 @@ def test_an_axis_fits_and_its_marks_are_in_the_right_cells(start: float, end: fl
 
 def test_a_strip_has_a_sign_per_cell_and_is_blank_after_now() -> None:
     timeline = Timeline({"llama": [(0.0, Phase.IDLE), (1.0, Phase.SERVING)]})
-    assert strip_line(timeline, "llama", 0.0, 4.0, 4, now=2.0).plain == "▂█"
-    assert strip_line(timeline, "llama", 0.0, 4.0, 4, now=9.0).plain == "▂███"
+    assert strip_line(timeline, "llama", "red", 0.0, 4.0, 4, now=2.0).plain == "▂█"
+    assert strip_line(timeline, "llama", "red", 0.0, 4.0, 4, now=9.0).plain == "▂███"
 
 
 def test_parts_are_joined_by_dots() -> None:
