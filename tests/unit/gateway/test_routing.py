@@ -5,6 +5,7 @@ import pytest
 from llmux.core.names import own_names
 from llmux.engines.paths import COMMON_ENDPOINTS, Endpoint, RequestRules
 from llmux.errors import ModelNotFound, RequestError
+from llmux.gateway.engine_paths import EngineRules
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -277,17 +278,22 @@ def test_the_cache_holds_known_paths_only_and_is_independent_of_the_configured_m
         routes.find(b"/upstream/m/v1/x")
 
 
-PAINTER = RequestRules(
-    endpoints={"/prompt": Endpoint("/prompt", model_in_body=False), "/api/draw": Endpoint("/api/draw")},
-    never_forwarded=frozenset(("free",)),
-    forwards_pages=True,
+PAINTER = EngineRules(
+    "painter",
+    RequestRules(
+        endpoints={"/prompt": Endpoint("/prompt", model_in_body=False), "/api/draw": Endpoint("/api/draw")},
+        never_forwarded=frozenset(("free",)),
+        forwards_pages=True,
+    ),
 )
 
 
 @pytest.fixture
 def painting() -> Router:
     names = own_names(["chat", "org/paint"])
-    return Router(("/control", "/"), lambda: names, (), {"org/paint": PAINTER, "chat": RequestRules()})
+    return Router(
+        ("/control", "/"), lambda: names, (), {"org/paint": PAINTER, "chat": EngineRules("chat", RequestRules())}
+    )
 
 
 def test_paths_of_one_kind(painting: Router) -> None:
@@ -296,9 +302,20 @@ def test_paths_of_one_kind(painting: Router) -> None:
     own = painting.find(b"/upstream/org/paint/prompt")
     assert (own.path, own.may_wake) == (b"/prompt", True)
     assert painting.find(b"/v1/chat/completions").may_wake, "the usual paths are there all the same"
-    for foreign in (b"/upstream/chat/prompt", b"/upstream/chat/assets/x.js", b"/assets/x.js"):
+    for foreign in (b"/upstream/chat/assets/x.js", b"/assets/x.js"):
         with pytest.raises(UnknownPath):
             painting.find(foreign)
+    for variants in (painting.find(b"/upstream/chat/prompt").variants, painting.find(b"/prompt").variants):
+        assert variants is not None and variants.of("org/paint").path == b"/prompt"
+        with pytest.raises(UnknownPath):
+            variants.of("chat")
+
+
+def test_a_page_is_not_asked_of_another_model_than_the_one_in_its_path(painting: Router) -> None:
+    variants = painting.find(b"/upstream/org/paint/assets/x.js").variants
+    assert variants is not None and variants.of("org/paint").rules is not None
+    with pytest.raises(UnknownPath):
+        variants.of("chat")
 
 
 @pytest.mark.parametrize(
