@@ -41,7 +41,7 @@ async def test_a_path_of_another_kind_wakes_nothing() -> None:
             post(b"{}", path="/upstream/cold/infill"),
             post(b"{}", "model-override: cold", path="/infill"),
             post(b'{"model":"cold-o"}', path="/v1/chat/completions"),
-            get("/props?model=cold"),
+            get("/state?model=cold"),
         ):
             answer = await bench.ask(request)
             assert (answer.status, code(answer)) == (404, "unknown_path")
@@ -55,11 +55,11 @@ async def test_a_path_of_another_kind_wakes_nothing() -> None:
 async def test_a_get_reaches_the_model_in_the_query_if_it_serves() -> None:
     async with running_gateway(options=OPTIONS) as bench:
         serve_own(bench)
-        assert (await bench.ask(get("/props?model=o"))).status == 200
-        assert bench.engine.seen[-1].start == b"GET /props?model=o HTTP/1.1"
-        answer = await bench.ask(get("/props?model=cold-o"))
+        assert (await bench.ask(get("/state?model=o"))).status == 200
+        assert bench.engine.seen[-1].start == b"GET /state?model=o HTTP/1.1"
+        answer = await bench.ask(get("/state?model=cold-o"))
         assert (answer.status, code(answer)) == (503, "model_not_loaded")
-        answer = await bench.ask(get("/props"))
+        answer = await bench.ask(get("/state"))
         assert (answer.status, code(answer)) == (400, "missing_model")
         assert not any(asked.request.may_wake for asked in bench.access.asked)
 

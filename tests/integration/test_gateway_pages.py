@@ -71,7 +71,7 @@ async def test_every_answer_to_an_allowed_page_says_so() -> None:
         "no model": (post(b"{}", KEY), 400),
         "unknown path": (get("/v1/x", KEY), 404),
         "method": (get("/v1/chat/completions", KEY), 405),
-        "not on the GPU": (get("/upstream/cold/v1/props", KEY), 503),
+        "not on the GPU": (get("/upstream/cold/v1/state", KEY), 503),
         "too large": (post(BODY, KEY).replace(b"Content-Length: ", b"Content-Length: 99999999999"), 413),
     }
     async with running_gateway(script, options=CORS) as bench:

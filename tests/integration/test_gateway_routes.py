@@ -114,14 +114,14 @@ async def test_an_unknown_path_reaches_a_model_that_serves() -> None:
     async with running_gateway() as bench:
         body = b'{"model":"m"}'
         assert (await bench.ask(post(body, path="/v1/own/"))).body == body
-        assert (await bench.ask(get("/v1/props?model=m"))).status == 200
-        assert (await bench.ask(get("/upstream/m/v1/props"))).status == 200
+        assert (await bench.ask(get("/v1/state?model=m"))).status == 200
+        assert (await bench.ask(get("/upstream/m/v1/state"))).status == 200
         assert [seen.start for seen in bench.engine.seen] == [
             b"POST /v1/own HTTP/1.1",
-            b"GET /v1/props?model=m HTTP/1.1",
-            b"GET /v1/props HTTP/1.1",
+            b"GET /v1/state?model=m HTTP/1.1",
+            b"GET /v1/state HTTP/1.1",
         ]
-        answer = await bench.ask(get("/upstream/cold/v1/props"))
+        answer = await bench.ask(get("/upstream/cold/v1/state"))
         assert (answer.status, code(answer)) == (503, "model_not_loaded")
         answer = await bench.ask(post(COLD, path="/v1/own"))
         assert (answer.status, code(answer)) == (404, "unknown_path")
@@ -139,7 +139,7 @@ async def test_a_listed_path_wakes_its_model() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/", "/v1/props", "/v1/files", "/v1/health", "/v1/audio/voices", "/v1/v1/models", "/v1", "/v1/x?model=no"],
+    ["/v1/", "/v1/state", "/v1/files", "/v1/health", "/v1/audio/voices", "/v1/v1/models", "/v1", "/v1/x?model=no"],
 )
 async def test_a_get_of_an_unknown_path_is_told_so(path: str) -> None:
     async with running_gateway() as bench:

@@ -12,7 +12,7 @@ OWN = EngineRules(
             "/v1/images/edits": Endpoint("/v1/images/edits"),
             "/embeddings": Endpoint("/embeddings"),
             "/infill": Endpoint("/infill"),
-            "/props": Endpoint("/props", ("GET", "HEAD"), model_in_body=False, may_wake=False),
+            "/state": Endpoint("/state", ("GET", "HEAD"), model_in_body=False, may_wake=False),
         },
         removed_headers=frozenset(("x-conversation-id",)),
         removed_fields=frozenset(("id_slot", "keep_alive")),

@@ -233,7 +233,10 @@ class Router:
             raise PathForbidden(path)
         own: list[Route | None] = [_route_in(group, shortest, path, model) for group in self._paths.groups]
         if model is not None and self._is_page(model, own):
-            return Route(Destination.ENGINE, "other", shortest, model, endpoints.PAGE)
+            page = Route(Destination.ENGINE, "other", shortest, model, endpoints.PAGE)
+            # A header may name another model than the path does.
+            with_pages = [page if group.forwards_pages else None for group in self._paths.groups]
+            return replace(page, variants=Variants(page, with_pages, self._paths))
         having = [route for route in own if route is not None]
         if not having:
             if not endpoints.may_exist(path):

@@ -278,10 +278,13 @@ def test_the_cache_holds_known_paths_only_and_is_independent_of_the_configured_m
         routes.find(b"/upstream/m/v1/x")
 
 
-PAINTER = RequestRules(
-    endpoints={"/prompt": Endpoint("/prompt", model_in_body=False), "/api/draw": Endpoint("/api/draw")},
-    never_forwarded=frozenset(("free",)),
-    forwards_pages=True,
+PAINTER = EngineRules(
+    "painter",
+    RequestRules(
+        endpoints={"/prompt": Endpoint("/prompt", model_in_body=False), "/api/draw": Endpoint("/api/draw")},
+        never_forwarded=frozenset(("free",)),
+        forwards_pages=True,
+    ),
 )
 
 
@@ -289,10 +292,7 @@ PAINTER = RequestRules(
 def painting() -> Router:
     names = own_names(["chat", "org/paint"])
     return Router(
-        ("/control", "/"),
-        lambda: names,
-        (),
-        {"org/paint": EngineRules("painter", PAINTER), "chat": EngineRules("usual", RequestRules())},
+        ("/control", "/"), lambda: names, (), {"org/paint": PAINTER, "chat": EngineRules("chat", RequestRules())}
     )
 
 
@@ -309,6 +309,17 @@ def test_paths_of_one_kind(painting: Router) -> None:
     for foreign in (b"/upstream/chat/assets/x.js", b"/assets/x.js"):
         with pytest.raises(UnknownPath):
             painting.find(foreign)
+    for variants in (painting.find(b"/upstream/chat/prompt").variants, painting.find(b"/prompt").variants):
+        assert variants is not None and variants.of("org/paint").path == b"/prompt"
+        with pytest.raises(UnknownPath):
+            variants.of("chat")
+
+
+def test_a_page_is_not_asked_of_another_model_than_the_one_in_its_path(painting: Router) -> None:
+    variants = painting.find(b"/upstream/org/paint/assets/x.js").variants
+    assert variants is not None and variants.of("org/paint").rules is not None
+    with pytest.raises(UnknownPath):
+        variants.of("chat")
 
 
 @pytest.mark.parametrize(
