@@ -77,5 +77,6 @@ async def test_a_slash_too_many_reaches_vllms_answer_with_its_lease_counted(tmp_
         body = chat("m", "hello", stream=True, max_tokens=200)
         async with asyncio.timeout(DEADLINE_SECONDS), bench.session.post(url, json=body) as answer:
             assert (answer.status, f"{answer.url.origin()}") == (200, bench.server.url)
-            await answer.content.readline()
+            while not (await answer.content.readline()).startswith(b"data: "):
+                pass  # a comment, while the engine starts
             assert (await bench.status())["models"]["m"]["in_flight"] == 1
