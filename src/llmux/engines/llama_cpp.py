@@ -106,6 +106,9 @@ ENDPOINTS = {
     for endpoint in (
         *(Endpoint(path, media_types=JSON) for path in _PATHS),
         *(Endpoint(path, media_types=_FORM) for path in ("/v1/audio/transcriptions", "/audio/transcriptions")),
+        # Clients read the template and the context's length there, and who has a slot. They are written by POST, and
+        # /slots/ID saves and erases, which are no paths of clients.
+        *(Endpoint(path, ("GET", "HEAD"), model_in_body=False, may_wake=False) for path in ("/props", "/slots")),
         Endpoint("/v1/models", ("GET", "HEAD"), model_in_body=False, may_wake=False),
     )
 }
@@ -167,9 +170,7 @@ class LlamaCpp(Engine):
     causes: ClassVar[tuple[tuple[re.Pattern[str], str], ...]] = _CAUSES
     rules: ClassVar[RequestRules] = RequestRules(
         endpoints=ENDPOINTS,
-        never_forwarded=frozenset(
-            ("slots", "lora-adapters", "props", "metrics", "tools", "cors-proxy", "stream", "streams", "control")
-        ),
+        never_forwarded=frozenset(("lora-adapters", "tools", "cors-proxy", "stream", "streams", "control")),
         # The first one lets a generation outlive its client, and others read it.
         removed_headers=frozenset(("x-conversation-id",)),
         # Another's slot; and adapters, after which other requests would be answered from the wrong prompts.

@@ -86,3 +86,8 @@ async def probe(endpoints: Endpoints, served_name: str) -> str:
         return str(document["choices"][0]["message"]["content"])
     except (KeyError, IndexError, TypeError):
         raise ControlCallFailed(f"POST {path}", f"an answer without a choice: {document!r}") from None
+
+
+def is_refusal(failure: ControlCallFailed) -> bool:
+    """Whether an engine does not answer such questions (a reranker, a transcriber), and works."""
+    return failure.status is not None and (failure.status < 500 or failure.status == 501)

@@ -256,8 +256,10 @@ class Router:
 
     def _is_engine_control(self, path: str) -> bool:
         """Whether a path controls engines of any kind: which kind a model's is, clients need not know."""
-        first, last = path.split("/")[1], path.rpartition("/")[2]
-        names = (first, last) if path.startswith(endpoints.UNKNOWN_TREES) or first == "api" else (first,)
+        first, *rest = path.split("/")[1:]
+        # Below a tree the name comes second, or last.
+        is_in_tree = path.startswith(endpoints.UNKNOWN_TREES) or first == "api"
+        names = (first, *rest[:1], *rest[-1:]) if is_in_tree else (first,)
         return any(name in self._never or name.startswith(self._never_prefixes) for name in names)
 
 

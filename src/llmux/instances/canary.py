@@ -11,7 +11,7 @@ import structlog
 
 from llmux.engines.base import Engine
 from llmux.engines.calls import Endpoints
-from llmux.engines.questions import CANARY, EMBEDDINGS, SPEED, SPEED_TOKENS, CanaryExtras, Question, ask
+from llmux.engines.questions import CANARY, EMBEDDINGS, SPEED, SPEED_TOKENS, CanaryExtras, Question, ask, is_refusal
 from llmux.errors import ControlCallFailed, LlmuxError
 
 log = structlog.get_logger("llmux.canary")
@@ -63,7 +63,7 @@ class Canary:
         try:
             self.baseline = await self._ask(endpoints, LIMIT_SECONDS)
         except ControlCallFailed as failure:
-            if not failure.is_timeout and not _is_refusal(failure):
+            if not failure.is_timeout and not is_refusal(failure):
                 raise
             log.warning("no canary: its wakes are not checked", model=self._served_name, reason=str(failure))
 
@@ -114,7 +114,7 @@ class Canary:
         try:
             await self._ask(endpoints, limit_seconds)
         except ControlCallFailed as failure:
-            if not _is_refusal(failure):
+            if not is_refusal(failure):
                 raise
 
     async def _ask(self, endpoints: Endpoints, limit_seconds: float) -> str:
@@ -139,10 +139,6 @@ class Canary:
         message = choice.get("message")
         words = message.get("content") if isinstance(message, dict) else choice.get("text")
         return json.dumps(choice.get("token_ids") or words)
-
-
-def _is_refusal(failure: ControlCallFailed) -> bool:
-    return failure.status is not None and (failure.status < 500 or failure.status == 501)
 
 
 def _first(document: Any, key: str) -> dict[str, Any]:

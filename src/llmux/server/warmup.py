@@ -13,7 +13,7 @@ import structlog
 from llmux.access import ModelAccess, Outcome, Upstream
 from llmux.core.request import Request
 from llmux.engines.calls import Endpoints
-from llmux.engines.questions import probe
+from llmux.engines.questions import is_refusal, probe
 from llmux.errors import (
     CommandFailed,
     ControlCallFailed,
@@ -97,6 +97,9 @@ class WarmUp:
             reason = lease.lost.result() if lease.lost.done() else error
             if isinstance(reason, EngineError | ShuttingDown):
                 raise reason from None
+            if isinstance(reason, ControlCallFailed) and is_refusal(reason):
+                log.warning("started, and answers no such question", model=model, reason=str(reason))
+                return
             if isinstance(reason, ControlCallFailed) and not lease.was_frozen:
                 raise
             log.warning("started, but not asked: others needed the GPU", model=model, reason=str(reason))

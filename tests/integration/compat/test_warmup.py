@@ -131,3 +131,14 @@ async def test_a_port_that_is_taken_is_found_before_any_engine_is_started(tmp_pa
     assert code == 1
     assert f"127.0.0.1:{port}" in log
     assert "engine started" not in log
+
+
+async def test_an_engine_that_answers_no_such_question_is_warm_once_it_has_started(tmp_path: Path) -> None:
+    painter = {
+        "engine": "command",
+        "start_command": [SIMULATED_ENGINE, "--sim-kind", "images", "--model", "p", "--port", "{port}"],
+    }
+    async with serving({"a": OFFLOAD, "p": painter}, tmp_path, warmup=True) as bench:
+        assert bench.server.find_in_log("started, and answers no such question")
+        assert bench.server.find_in_log("warmed up .*model=p")
+        await bench.expect("a")

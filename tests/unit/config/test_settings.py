@@ -76,7 +76,6 @@ def test_every_default_of_the_top_level() -> None:
         "wait_comments_after_seconds": 1,
         "access_log": None,
         "cache_dir": None,
-        "engines": {},
         "inference_paths": (),
         "cors_origins": (),
         "allowed_hosts": (),

@@ -426,7 +426,8 @@ async def test_it_is_asked_how_long_a_request_may_be(answer: object, length: int
 def test_what_clients_may_reach() -> None:
     rules = LlamaCpp.rules
     assert {"/completion", "/infill", "/v1/messages", "/apply-template"} <= rules.endpoints.keys()
-    assert {"slots", "lora-adapters", "props", "tools", "control"} <= rules.never_forwarded
+    assert {"lora-adapters", "tools", "control", "stream"} <= rules.never_forwarded
+    assert all(rules.endpoints[path].methods == ("GET", "HEAD") for path in ("/props", "/slots"))
     assert not any(path.split("/")[1] in rules.never_forwarded for path in rules.endpoints)
     assert rules.removed_headers == {"x-conversation-id"}
     assert rules.removed_fields == {"id_slot", "lora"}

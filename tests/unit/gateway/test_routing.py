@@ -5,6 +5,7 @@ import pytest
 from llmux.core.names import own_names
 from llmux.engines.paths import COMMON_ENDPOINTS, Endpoint, RequestRules
 from llmux.errors import ModelNotFound, RequestError
+from llmux.gateway.engine_paths import EngineRules
 from llmux.gateway.errors import (
     MalformedRequest,
     MethodNotAllowed,
@@ -287,7 +288,12 @@ PAINTER = RequestRules(
 @pytest.fixture
 def painting() -> Router:
     names = own_names(["chat", "org/paint"])
-    return Router(("/control", "/"), lambda: names, (), {"org/paint": PAINTER, "chat": RequestRules()})
+    return Router(
+        ("/control", "/"),
+        lambda: names,
+        (),
+        {"org/paint": EngineRules("painter", PAINTER), "chat": EngineRules("usual", RequestRules())},
+    )
 
 
 def test_paths_of_one_kind(painting: Router) -> None:
@@ -296,7 +302,11 @@ def test_paths_of_one_kind(painting: Router) -> None:
     own = painting.find(b"/upstream/org/paint/prompt")
     assert (own.path, own.may_wake) == (b"/prompt", True)
     assert painting.find(b"/v1/chat/completions").may_wake, "the usual paths are there all the same"
-    for foreign in (b"/upstream/chat/prompt", b"/upstream/chat/assets/x.js", b"/assets/x.js"):
+    variants = painting.find(b"/upstream/chat/prompt").variants
+    assert variants is not None
+    with pytest.raises(UnknownPath):
+        variants.of("chat")
+    for foreign in (b"/upstream/chat/assets/x.js", b"/assets/x.js"):
         with pytest.raises(UnknownPath):
             painting.find(foreign)
 
