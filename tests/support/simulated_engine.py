@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +14,7 @@ from typing import IO, Any
 import aiohttp
 
 DEADLINE_SECONDS = 15.0
+PROGRAM = ("-m", "llmux.simulation.engine")
 
 
 @dataclass(slots=True)
@@ -80,15 +81,19 @@ class EngineProcess:
 
 
 @contextlib.asynccontextmanager
-async def launched(*arguments: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[EngineProcess]:
-    """Start an engine with vLLM's development mode on, not yet ready; its process group is killed after the block."""
+async def launched(
+    *arguments: str, environment: Mapping[str, str] | None = None, program: Sequence[str] = PROGRAM
+) -> AsyncIterator[EngineProcess]:
+    """Start an engine with vLLM's development mode on, not yet ready; its process group is killed after the block.
+
+    ``program`` is what Python runs.
+    """
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("LLMUX_SIM_", "VLLM_"))}
     # Files instead of pipes: with those, asyncio's wait() would not return before the engine's workers have ended too.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "llmux.simulation.engine",
+            *program,
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,

@@ -29,7 +29,7 @@ JsonOption = Annotated[
 ]
 MixedOption = Annotated[
     bool,
-    typer.Option("--mixed", help="Run engines of three kinds: for chats, for embeddings and for images."),
+    typer.Option("--mixed", help="Run engines of three kinds: a chat model, embeddings, images."),
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engines' output.")]
 

@@ -34,7 +34,7 @@ TIME_LIMIT_SECONDS = 60.0
 """A request without a complete answer by then counts as lost."""
 WORK_LIMIT_SECONDS = 20.0
 """A prompt that was accepted and has no picture by then counts as lost. As many as the image server gets at once
-take it a quarter of that."""
+take it a fifth of that."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
