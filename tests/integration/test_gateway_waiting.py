@@ -93,7 +93,8 @@ async def test_an_answer_of_any_framing_follows_the_comments(script: Script) -> 
         assert await rest_of(client) == EVENTS
         client.send(post(BODY))
         again = await client.answer()
-        assert (again.status, again.body, again.get("x-llmux-queue-ms")) == (200, EVENTS, b"0")
+        # On a busy machine also an engine that is awake may take as long as a comment waits.
+        assert (again.status, again.body.replace(WAITING, b"")) == (200, EVENTS)
         assert bench.access.ended == [(1, Outcome.COMPLETED), (2, Outcome.COMPLETED)]
 
 

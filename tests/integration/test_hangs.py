@@ -62,8 +62,9 @@ async def test_a_worker_that_hangs_behind_a_front_that_answers(tmp_path: Path) -
         await bench.expect("a")
         (worker,) = bench.engine("a").children()
         worker.suspend()
-        await bench.expect("a", "again")
-        assert not is_living(worker.pid)
+        # Its front may answer once more before it hears of it.
+        while is_living(worker.pid):
+            await bench.expect("a", "again")
         entry = (await bench.status())["models"]["a"]
         assert "not a question for one token within 2 s" in entry["last_stall"]
 
