@@ -199,7 +199,9 @@ class Checkpointer:
         except asyncio.CancelledError as error:
             cancelled = error
         except DumpFailed as failure:
-            cause = await _in_thread(read_error, new / images.DUMP_LOG)
+            # A full disk cuts off criu's log as well.
+            full = await _in_thread(dumping.describe_full_disk, new)
+            cause = full or await _in_thread(read_error, new / images.DUMP_LOG)
             raise DumpFailed(_with_cause(failure.reason, cause), engine_runs=failure.engine_runs) from failure
         finally:
             if not engine.is_dumped:

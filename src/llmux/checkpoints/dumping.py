@@ -20,6 +20,8 @@ from llmux.hosts.local import find_descendants
 MARGIN_BYTES = 64 << 20
 """For everything in an image beside memory: 30 MB for a small server, 64 MB leaves a margin."""
 GIB = 1 << 30
+FULL_BYTES = 1 << 20
+"""Less than that is free after a write has failed for want of space: criu writes more than a page at a time."""
 UNDUMPABLE_SHOWN = 3
 
 
@@ -171,6 +173,13 @@ def lack_of_disk(directory: Path, image_bytes: int) -> str | None:
             f"that is in memory, of which {available / GIB:.2f} GiB are free"
         )
     return None
+
+
+def describe_full_disk(directory: Path) -> str | None:
+    """That the directory's disk is full, as far as a failed dump has filled it; None if it is not."""
+    stat = os.statvfs(directory)
+    is_full = stat.f_bavail * stat.f_frsize < FULL_BYTES
+    return f"No space left on device: the disk of {directory} is full" if is_full else None
 
 
 def is_in_memory(directory: Path) -> bool:
