@@ -7,6 +7,7 @@ from enum import Enum, auto
 import psutil
 
 from llmux.engines.base import HEALTH_PATH
+from llmux.engines.questions import ONE_TOKEN, ask
 from llmux.errors import ControlCallFailed
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.os_errors import is_own_shortage
@@ -38,6 +39,18 @@ async def check_health(endpoints: EngineEndpoints, timeout_seconds: float, path:
 def health_after(failure: ControlCallFailed) -> Health:
     """What a failed request to it says of an engine."""
     return Health.SILENT if failure.is_timeout or is_own_shortage(failure.__cause__) else Health.DEAD
+
+
+async def generates(endpoints: EngineEndpoints, model: str, limit_seconds: float) -> bool:
+    """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer.
+
+    ``model``: the name by which the engine knows it.
+    """
+    try:
+        await ask(endpoints, ONE_TOKEN, model, limit_seconds)
+    except ControlCallFailed as failure:
+        return not failure.is_timeout
+    return True
 
 
 async def wait_until_healthy(

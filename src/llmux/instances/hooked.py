@@ -9,14 +9,13 @@ from llmux.access import Upstream
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
 from llmux.engines.hooks import DEFAULT_READY_PATH
-from llmux.engines.questions import ONE_TOKEN, ask
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
 from llmux.gpus.memory import GpuHeadroom
 from llmux.instances.addresses import OnLeaving
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
-from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, health_after, poll
+from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, generates, health_after, poll
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.output import OutputTail
 from llmux.instances.scope import LINES_SHOWN, EngineFailure, EngineScope, reason_of_failure
@@ -175,12 +174,8 @@ class HookedInstance:
         return Health.ALIVE if reason is None else Health.DEAD
 
     async def generates(self, limit_seconds: float) -> bool:
-        """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
-        try:
-            await ask(self._endpoints, ONE_TOKEN, self.spec.engine.served_names[0], limit_seconds)
-        except ControlCallFailed as failure:
-            return not failure.is_timeout
-        return True
+        """Whether the engine answers a question for one token in time."""
+        return await generates(self._endpoints, self.spec.engine.served_names[0], limit_seconds)
 
     def kill(self) -> None:
         """llmux has nothing to kill: ``sleep_command``, which follows, has to bring a hanging engine off the GPU."""

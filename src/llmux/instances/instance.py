@@ -10,7 +10,6 @@ from llmux.access import Upstream
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines.base import Abilities
-from llmux.engines.questions import ONE_TOKEN, ask
 from llmux.errors import (
     ControlCallFailed,
     CriuUnusable,
@@ -27,7 +26,15 @@ from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
-from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, check_health, listens, poll, wait_until_healthy
+from llmux.instances.health import (
+    PROBE_TIMEOUT_SECONDS,
+    Health,
+    check_health,
+    generates,
+    listens,
+    poll,
+    wait_until_healthy,
+)
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
@@ -273,12 +280,8 @@ class Instance:
         return await check_health(endpoints, timeout_seconds, self.spec.engine.health_path)
 
     async def generates(self, limit_seconds: float) -> bool:
-        """Whether the engine answers a question for one token in time; any failure but lateness counts as an answer."""
-        try:
-            await ask(self._endpoints, ONE_TOKEN, self.spec.engine.served_names[0], limit_seconds)
-        except ControlCallFailed as failure:
-            return not failure.is_timeout
-        return True
+        """Whether the engine answers a question for one token in time."""
+        return await generates(self._endpoints, self.spec.engine.served_names[0], limit_seconds)
 
     def kill(self) -> None:
         """Kill the engine's processes if there are any; its exit is reported as any other."""
