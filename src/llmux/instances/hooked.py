@@ -18,7 +18,7 @@ from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import PROBE_TIMEOUT_SECONDS, Health, generates, health_after, poll
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.output import OutputTail
-from llmux.instances.scope import LINES_SHOWN, EngineFailure, EngineScope, reason_of_failure
+from llmux.instances.scope import EngineFailure, EngineScope, reason_of_failure, with_output
 from llmux.instances.shell_commands import ShellCommands
 
 log = structlog.get_logger("engine")
@@ -243,12 +243,8 @@ class HookedInstance:
         return Health.ALIVE
 
     def _with_output(self, sentence: str) -> FailureReason:
-        shown = self.output_tail[-LINES_SHOWN:]
-        known = self.spec.engine.known_cause(self.output_tail)
-        return FailureReason(
-            sentence + (f"; the last lines: {' | '.join(shown)}" if shown else ""),
-            sentence + (f": {known}" if known else ""),
-        )
+        lines = self.output_tail
+        return with_output(sentence, lines, self.spec.engine.known_cause(lines), whose="the")
 
     def _report_wake(self, elapsed_seconds: float) -> None:
         log.info("engine is starting", model=self.spec.model, seconds=round(elapsed_seconds))

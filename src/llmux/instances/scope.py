@@ -35,6 +35,21 @@ def reason_of_failure(failure: LlmuxError | OSError) -> FailureReason:
             return FailureReason(str(failure))
 
 
+def with_output(
+    sentence: str, lines: Sequence[str], known_cause: str | None, *, whose: str = "its", cause: str = ""
+) -> FailureReason:
+    """A sentence with the last of some lines of output, for the operator; for clients with what is known from them.
+
+    ``whose``: the lines are "its", the engine's, or "the" lines of whatever printed them. ``cause`` takes the
+    sentence's place for clients.
+    """
+    shown = lines[-LINES_SHOWN:]
+    return FailureReason(
+        sentence + (f"; {whose} last lines: {' | '.join(shown)}" if shown else ""),
+        (cause or sentence) + (f": {known_cause}" if known_cause else ""),
+    )
+
+
 class EngineScope:
     """Runs one piece of work at a time. An interruption fails it, and all later work until ``reset``."""
 
@@ -94,11 +109,5 @@ class EngineScope:
         return self._with_output(f"the engine ended with {describe_exit(status)}", process)
 
     def _with_output(self, sentence: str, process: EngineProcess | None, cause: str = "") -> FailureReason:
-        """The sentence and the engine's last lines, for the operator; for clients what is known from them."""
         lines = () if process is None else process.tail
-        known = self._known_cause(lines)
-        shown = lines[-LINES_SHOWN:]
-        return FailureReason(
-            sentence + (f"; its last lines: {' | '.join(shown)}" if shown else ""),
-            (cause or sentence) + (f": {known}" if known else ""),
-        )
+        return with_output(sentence, lines, self._known_cause(lines), cause=cause)
