@@ -2,39 +2,29 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from llmux.core.eviction import Eviction, Process, Weights
-from llmux.engines.base import Engine
 from llmux.engines.steps import Step
+from llmux.engines.without_process import EngineWithoutProcess
 from llmux.errors import Problem, UnsupportedEviction
 
-DEFAULT_READY_PATH = "/health"
 OFFLOAD = Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks(Engine):
+class Hooks(EngineWithoutProcess):
     """Brought onto the GPU by ``wake_command`` and off it by ``sleep_command``, however these do it.
 
     Its evictions have no steps: ``HookedInstance`` runs the command.
     """
 
     kind: ClassVar[str] = "hooks"
-    default_program: ClassVar[str] = ""
     default_eviction: ClassVar[Eviction | None] = OFFLOAD
-    runs_as_process: ClassVar[bool] = False
-    can_be_dumped: ClassVar[bool] = False
-    needs_model_path: ClassVar[bool] = False
     own_keys: ClassVar[frozenset[str]] = frozenset(
         ("wake_command", "sleep_command", "alive_command", "url", "api_key", "ready_path")
     )
     keys_without_use: ClassVar[frozenset[str]] = frozenset(("command", "extra_args", "checkpoint_path"))
-
-    @property
-    def served_names(self) -> tuple[str, ...]:
-        return (self.options.model_path or self.options.name,)
 
     def problems(self, eviction: Eviction) -> Iterator[Problem]:
         yield from super(Hooks, self).problems(eviction)
@@ -44,9 +34,6 @@ class Hooks(Engine):
         ):
             if not command:
                 yield Problem(key, "is missing", "name a shell command; 'true', if nothing has to be done")
-
-    def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
-        return ()
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
         if eviction.process is not Process.STOP and eviction != OFFLOAD:

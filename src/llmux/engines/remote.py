@@ -1,40 +1,28 @@
 """A server that runs already, somewhere: it takes no memory of our GPUs, and llmux neither starts nor ends it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from llmux.core.eviction import Eviction, Process, Weights
-from llmux.engines.base import Engine
 from llmux.engines.calls import Endpoints
 from llmux.engines.questions import Question
+from llmux.engines.without_process import EngineWithoutProcess
 from llmux.errors import ControlCallFailed
 
 DEFAULT_READY_PATH = "/v1/models"
 
 
 @dataclass(frozen=True, slots=True)
-class Remote(Engine):
+class Remote(EngineWithoutProcess):
     """Serves beside whatever is on the GPU; to wake it is to ask whether it is there."""
 
     kind: ClassVar[str] = "remote"
-    default_program: ClassVar[str] = ""
     default_eviction: ClassVar[Eviction | None] = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
-    runs_as_process: ClassVar[bool] = False
     uses_gpu: ClassVar[bool] = False
-    can_be_dumped: ClassVar[bool] = False
-    needs_model_path: ClassVar[bool] = False
     own_keys: ClassVar[frozenset[str]] = frozenset(("url", "api_key", "ready_path"))
     keys_without_use: ClassVar[frozenset[str]] = frozenset(("command", "extra_args", "checkpoint_path", "env", "port"))
     canary: ClassVar[Question | None] = None
     """Nothing of it leaves and comes back, and every question may cost money."""
-
-    @property
-    def served_names(self) -> tuple[str, ...]:
-        return (self.options.model_path or self.options.name,)
-
-    def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
-        return ()
 
     async def check(self, endpoints: Endpoints, timeout_seconds: float) -> None:
         """Ask whether it serves; raises ControlCallFailed.

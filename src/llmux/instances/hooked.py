@@ -5,10 +5,9 @@ import os
 
 import structlog
 
-from llmux.access import Upstream
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines.hooks import DEFAULT_READY_PATH
+from llmux.engines.base import HEALTH_PATH
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
 from llmux.gpus.memory import GpuHeadroom
 from llmux.instances.addresses import OnLeaving
@@ -20,6 +19,7 @@ from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.instances.output import OutputTail
 from llmux.instances.scope import EngineFailure, EngineScope, reason_of_failure, with_output
 from llmux.instances.shell_commands import ShellCommands
+from llmux.instances.without_process import InstanceWithoutProcess
 
 log = structlog.get_logger("engine")
 
@@ -37,7 +37,7 @@ class StillAwake(LlmuxError):
         )
 
 
-class HookedInstance:
+class HookedInstance(InstanceWithoutProcess):
     """The engine of one model with ``engine: hooks``. Calls do not overlap, as with ``Instance``.
 
     Whether the engine is off the GPU is known from one thing alone: its ``sleep_command`` has ended with 0 since its
@@ -52,12 +52,9 @@ class HookedInstance:
         headroom: GpuHeadroom,
         on_leaving: OnLeaving = lambda upstream: None,
     ) -> None:
-        self.spec = spec
-        self.canary = Canary(spec.engine, spec.canary_every)
+        super().__init__(spec, endpoints, Canary(spec.engine, spec.canary_every), on_leaving)
         self._options = spec.engine.options
-        self._endpoints = endpoints
         self._headroom = headroom
-        self._on_leaving = on_leaving
         self._scope = EngineScope(lambda: None, spec.engine.known_cause)
         self._tail = OutputTail()
         own = {"LLMUX_MODEL": spec.model, "LLMUX_URL": endpoints.upstream.url}
@@ -70,28 +67,14 @@ class HookedInstance:
         self._is_interrupted = False
 
     @property
-    def upstream(self) -> Upstream:
-        """Where the engine serves requests."""
-        return self._endpoints.upstream
-
-    @property
     def address(self) -> str | None:
         """Where it listens, for people; None while it is off the GPU."""
         return None if self._is_off else self.upstream.address
 
     @property
-    def pid(self) -> None:
-        """llmux knows of no process."""
-        return None
-
-    @property
     def output_tail(self) -> tuple[str, ...]:
         """The last lines that the commands, and what they have started, have printed."""
         return self._tail.lines
-
-    def why_not(self, eviction: Eviction) -> str | None:
-        """Why the engine cannot leave the GPU by an eviction; None if it can."""
-        return self.spec.engine.why_not(eviction)
 
     async def begin(self) -> None:
         """Put to sleep what an earlier llmux may have left on the GPU. Raises StillAwake."""
@@ -143,22 +126,10 @@ class HookedInstance:
                 return
             await asyncio.sleep(SLEEP_RETRY_SECONDS)
 
-    async def delete_images(self) -> None:
-        """There are none."""
-
     def interrupt(self, reason: str) -> None:
         """Fail a ``wake`` under way, and every later one. An ``evict`` goes on: nothing else frees the memory."""
         self._is_interrupted = True
         self._scope.interrupt(FailureReason(reason))
-
-    @property
-    def works_after_answering(self) -> bool:
-        """As of every engine that is known by nothing but its API: no."""
-        return False
-
-    async def has_work(self) -> bool:
-        """Never asked."""
-        return False
 
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether the engine is alive, by ``alive_command`` or else by HTTP."""
@@ -228,7 +199,7 @@ class HookedInstance:
 
     @property
     def _ready_path(self) -> str:
-        return self._options.ready_path or DEFAULT_READY_PATH
+        return self._options.ready_path or HEALTH_PATH
 
     async def _is_ready(self) -> bool:
         return await self._ask_ready(PROBE_TIMEOUT_SECONDS) is Health.ALIVE

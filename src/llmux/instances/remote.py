@@ -3,7 +3,6 @@
 import structlog
 
 from llmux import os_errors
-from llmux.access import Upstream
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
 from llmux.engines.remote import Remote
@@ -14,15 +13,15 @@ from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import Health, health_after
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.instances.without_process import InstanceWithoutProcess
 
 log = structlog.get_logger("engine")
 
 CHECK_SECONDS = 10.0
 """A name to be looked up, a handshake and an answer, over a slow line."""
-GIVEN_UP = FailureReason("given up, because llmux is shutting down")
 
 
-class RemoteInstance:
+class RemoteInstance(InstanceWithoutProcess):
     """The server of one model with ``engine: remote``."""
 
     def __init__(
@@ -33,16 +32,8 @@ class RemoteInstance:
         *,
         on_leaving: OnLeaving = lambda upstream: None,
     ) -> None:
-        self.spec = spec
-        self.canary = Canary(engine, None)
+        super().__init__(spec, endpoints, Canary(engine, None), on_leaving)
         self._engine = engine
-        self._endpoints = endpoints
-        self._on_leaving = on_leaving
-
-    @property
-    def upstream(self) -> Upstream:
-        """Where it serves requests."""
-        return self._endpoints.upstream
 
     @property
     def address(self) -> str:
@@ -50,18 +41,9 @@ class RemoteInstance:
         return self.upstream.address
 
     @property
-    def pid(self) -> None:
-        """It has no process here."""
-        return None
-
-    @property
     def output_tail(self) -> tuple[str, ...]:
         """What it prints, its own operator reads."""
         return ()
-
-    def why_not(self, eviction: Eviction) -> str | None:
-        """Why it cannot leave by an eviction: there is nothing here that could leave, so that it says little."""
-        return self._engine.why_not(eviction)
 
     async def wake(self) -> WakeOutcome:
         """Ask once whether it serves."""
@@ -81,20 +63,8 @@ class RemoteInstance:
         """There is nothing of it here."""
         self._on_leaving(self.upstream)
 
-    async def delete_images(self) -> None:
-        """There are none."""
-
     def interrupt(self, reason: str) -> None:
         """A ``wake`` under way has a short time limit of its own, and leaves nothing behind."""
-
-    @property
-    def works_after_answering(self) -> bool:
-        """As of every engine that is known by nothing but its API: no."""
-        return False
-
-    async def has_work(self) -> bool:
-        """Never asked."""
-        return False
 
     async def check_health(self, timeout_seconds: float) -> Health:
         """Whether it serves."""
