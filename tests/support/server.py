@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ class LlmuxProcess:
     async def terminate(self, timeout_seconds: float = STOP_SECONDS) -> int:
         """SIGTERM, and the exit code."""
         if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+            # It may have ended already, with its report still on the way.
+            with suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(timeout_seconds):
             return await self.process.wait()
 

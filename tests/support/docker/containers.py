@@ -135,8 +135,9 @@ class Container:
     def signal(self, number: int) -> None:
         """Send a signal to the first process only."""
         if self.process is not None and self.running:
+            # Not the process's own send_signal: it reaps a process that has just ended, whose exit code is then lost.
             with suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                os.kill(self.process.pid, number)
 
     async def stop(self, seconds: float | None, number: int | None) -> None:
         """Ask it to end; kill it if it has not after some seconds."""
