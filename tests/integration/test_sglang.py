@@ -48,9 +48,34 @@ async def test_models_take_turns_though_memory_is_freed_late(tmp_path: Path, evi
     assert Ledger(ledger).snapshot().refused == ()
 
 
-async def test_a_stream_is_retracted_by_a_switch_and_comes_back_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["0.5.5", "0.5.10"])
+async def test_a_version_that_cannot_retract_is_drained(tmp_path: Path, version: str) -> None:
+    """One aborts the requests and says 200, the other dies when its memory is released."""
+    frozen = config(tmp_path / "gpu.json", "offload+keep_running", drain="freeze")
+    for section in frozen["models"].values():
+        section["env"] |= {"LLMUX_SIM_VERSION": version}
+    async with llmux_server(frozen, tmp_path) as server, http_client() as session:
+        body = chat("a", "a story", stream=True, max_tokens=30)
+        async with session.post(f"{server.url}/v1/chat/completions", json=body) as stream:
+            begun = await stream.content.readuntil(b"\n\n")
+            async with session.post(f"{server.url}/v1/chat/completions", json=chat("b", "hello")) as other:
+                assert other.status == 200
+            text = (begun + await stream.content.read()).decode()
+        assert "".join(re.findall(r'"content": ?"([^"]*)"', text)) == expected_text("a", "a story", 30)
+        assert text.rstrip().endswith("data: [DONE]")
+        assert server.find_in_log("cannot freeze its requests")
+        assert not server.find_in_log("eviction failed|engine.*ended")
+
+
+@pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running"])
+@pytest.mark.parametrize("version", ["0.5.9", "0.5.23"])
+async def test_a_stream_is_retracted_by_a_switch_and_comes_back_whole(
+    tmp_path: Path, version: str, eviction: str
+) -> None:
     ledger = tmp_path / "gpu.json"
-    frozen = config(ledger, "offload+keep_running", drain="freeze")
+    frozen = config(ledger, eviction, drain="freeze")
+    for section in frozen["models"].values():
+        section["env"] |= {"LLMUX_SIM_VERSION": version}
     async with llmux_server(frozen, tmp_path) as server, http_client() as session:
         body = chat("a", "a long story", stream=True, max_tokens=100)
         async with session.post(f"{server.url}/v1/chat/completions", json=body) as stream:

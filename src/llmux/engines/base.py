@@ -182,7 +182,11 @@ class Engine(ABC):
         for served in self.further_names:
             yield ModelName(served, key, served, NameKind.SERVED, path)
         for adapter, adapter_path in self.adapters:
-            yield ModelName(adapter, key, adapter, NameKind.ADAPTER, adapter_path)
+            yield ModelName(adapter, key, self.adapter_in_requests(adapter), NameKind.ADAPTER, adapter_path)
+
+    def adapter_in_requests(self, adapter: str) -> str:
+        """What a request to the engine must name as its model to be answered with this adapter."""
+        return adapter
 
     @property
     def health_path(self) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llmux.errors import ControlCallFailed
+
 
 class Endpoints(Protocol):
     """The endpoints of one engine; whoever made it knows where the engine listens."""
@@ -29,3 +31,13 @@ class ControlTimeouts:
     reload_seconds: float = 600.0
     reset_seconds: float = 30.0
     read_back_seconds: float = 30.0
+
+
+async def told_max_model_length(endpoints: Endpoints, timeouts: ControlTimeouts) -> int | None:
+    """How many tokens a request may have, from the engine's list of models; None if it does not say."""
+    try:
+        listed = await endpoints.get("/v1/models", timeouts.read_back_seconds)
+        length = listed["data"][0]["max_model_len"]
+    except (ControlCallFailed, LookupError, TypeError):
+        return None
+    return length if isinstance(length, int) else None

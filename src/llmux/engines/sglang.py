@@ -1,12 +1,13 @@
 """SGLang: its command line, and the calls by which it releases its memory by tags and takes it back.
 
-Written from its sources and documentation (docs/engines.md names them), and run against a stand-in only.
+Written from the sources of its releases 0.5.5 to 0.5.23, and run against a stand-in only.
 
 A mistake in the use of these calls kills the engine: releasing while requests run, and resuming what is not released
-(sgl-project/sglang, scheduler_update_weights_mixin). So each step releases what it has not released yet, once, and
-``/health``, which generates a token by default, is told not to.
+(``release_memory_occupation`` and ``resume_memory_occupation`` of its scheduler). So each step releases what it has not
+released yet, once, and ``/health``, which generates a token by default, is told not to.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import ClassVar
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines import arguments
 from llmux.engines.base import LOOPBACK, Abilities, Engine
-from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.paths import RequestRules
 from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
 from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
@@ -27,13 +28,25 @@ TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "--tp-size", "--tp")
 GPU_SHARE = ("--mem-fraction-static",)
 MAX_MODEL_LENGTH = ("--context-length",)
 API_KEY = ("--api-key",)
+ADMIN_KEY = ("--admin-api-key",)
 LORA_PATHS = ("--lora-paths",)
+WEIGHT_CACHE = ("--weight-cache-mode",)
 MEMORY_SAVER = "--enable-memory-saver"
 WEIGHTS_BACKUP = "--enable-weights-cpu-backup"
 
-KV_CACHE, WEIGHTS = "kv_cache", "weights"
-RELEASED = (KV_CACHE, WEIGHTS)
-"""Not ``cuda_graph``, which older versions do not know, and whose memory is small."""
+KV_CACHE, WEIGHTS, CUDA_GRAPH = "kv_cache", "weights", "cuda_graph"
+RELEASED = (KV_CACHE, WEIGHTS, CUDA_GRAPH)
+"""Everything, by name: a tag that a version does not know does nothing. CUDA graphs give memory back only if the engine
+was started with ``SGLANG_MEMORY_SAVER_CUDA_GRAPH=1``."""
+
+_RELEASE = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:\.post\d+)?")
+_RETRACTS = (((0, 5, 8), (0, 5, 10)), ((0, 5, 21), None))
+"""Releases, from the first to before the second, that survive a release of their memory with requests retracted.
+
+Before 0.5.6, ``/pause_generation`` ignores its mode, aborts the requests and answers 200. 0.5.6 loses requests whose
+prompts were just computed; 0.5.7 was not read. From 0.5.10 to 0.5.20 a release of memory asserts that no request is
+queued, and retracted ones are: the engine dies (sgl-project/sglang#32153).
+"""
 
 HEALTH_WITHOUT_GENERATION = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 """A health check that generates would compute on released memory."""
@@ -77,9 +90,13 @@ class Sglang(Engine):
             """
             flush_cache release_memory_occupation resume_memory_occupation pause_generation continue_generation
             abort_request weights_checker get_server_info server_info get_model_info health_generate get_internal_state
-            set_internal_state load_lora_adapter unload_lora_adapter start_profile stop_profile open_session
-            close_session configure_logging init_weights_send_group_for_remote_instance
-            start_expert_distribution_record stop_expert_distribution_record dump_expert_distribution_record
+            set_internal_state load_lora_adapter load_lora_adapter_from_tensors unload_lora_adapter start_profile
+            stop_profile open_session close_session configure_logging begin_weight_update end_weight_update
+            send_weights_to_remote_instance get_remote_instance_transfer_engine_info
+            remote_instance_transfer_engine_info start_expert_distribution_record stop_expert_distribution_record
+            dump_expert_distribution_record slow_down freeze_gc dumper set_trace_level pd_role_switch get_load
+            generate_from_file add_external_corpus remove_external_corpus list_external_corpora
+            clear_hicache_storage_backend get_hicache_l3_cache_layout
             """.split()  # noqa: SIM905
         ),
         never_forwarded_prefixes=(
@@ -99,9 +116,12 @@ class Sglang(Engine):
 
     @property
     def adapters(self) -> tuple[tuple[str, str], ...]:
-        words = arguments.every_value(self.options.extra_args, LORA_PATHS)
-        pairs = (word.partition("=") for word in words)
-        return tuple((name, path) for name, equals, path in pairs if equals and name)
+        words = arguments.last_values(self.options.extra_args, LORA_PATHS)
+        return tuple(adapter for word in words if (adapter := _adapter(word)) is not None)
+
+    def adapter_in_requests(self, adapter: str) -> str:
+        # By its name alone, the model would answer without it, and say nothing.
+        return f"{self.served_names[0]}:{adapter}"
 
     @property
     def api_key(self) -> str | None:
@@ -136,6 +156,16 @@ class Sglang(Engine):
         if eviction.weights is Weights.DISCARD and arguments.switched_on(self.options.extra_args, WEIGHTS_BACKUP):
             message = f"{WEIGHTS_BACKUP} keeps the weights in host memory, which discarding them is to spare"
             yield Problem("extra_args", message, f"remove it, or use {Eviction(Weights.OFFLOAD, eviction.process)}")
+        if arguments.present(self.options.extra_args, ADMIN_KEY):
+            message = "with --admin-api-key, the engine refuses llmux's control calls"
+            yield Problem("extra_args", message, "remove it; clients never reach these calls")
+        if ":" in self.options.name:
+            message = "SGLang takes what follows a colon in a model's name for the name of an adapter"
+            yield Problem("engine", message, "name the model without one, and give it this name as an alias")
+        cache = arguments.value(self.options.extra_args, WEIGHT_CACHE)
+        if cache not in (None, "off") and _releases(eviction):
+            message = f"with --weight-cache-mode {cache}, the engine cannot release its weights"
+            yield Problem("extra_args", message, "remove it, or use retain+stop")
 
     def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
         own = (
@@ -158,19 +188,12 @@ class Sglang(Engine):
         }
 
     async def find_abilities(self, endpoints: Endpoints, *, freezes: bool) -> Abilities:
-        seconds = self.options.timeouts.read_back_seconds
-        try:
-            told = await endpoints.get("/get_server_info", seconds)
-        except ControlCallFailed:
-            told = None
-        facts = told if isinstance(told, dict) else {}
-        version, length = facts.get("version"), facts.get("max_total_num_tokens")
-        keeps = freezes and await can_retract(endpoints, self.options.timeouts)
-        context = facts.get("context_length")
+        timeouts = self.options.timeouts
+        version = await told_version(endpoints, timeouts)
         return Abilities(
-            keeps_requests=keeps,
-            max_model_length=context if isinstance(context, int) else length if isinstance(length, int) else None,
-            version=version if isinstance(version, str) else None,
+            keeps_requests=freezes and can_retract(version),
+            max_model_length=await told_max_model_length(endpoints, timeouts),
+            version=version,
         )
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
@@ -192,6 +215,10 @@ class Sglang(Engine):
                 raise UnsupportedEviction(eviction)
 
 
+def _releases(eviction: Eviction) -> bool:
+    return eviction.weights is not Weights.RETAIN and eviction.process is not Process.STOP
+
+
 def _program(program: str) -> Sequence[str]:
     name = PurePath(program).name
     if name.startswith("python"):
@@ -201,7 +228,7 @@ def _program(program: str) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The engine releases its KV cache and its weights, and keeps running.
+    """The engine releases its KV cache, its weights and its CUDA graphs, and keeps running.
 
     It answers before the memory is free. Weights come back from the copy in host memory, or are read from disk again.
     """
@@ -230,7 +257,7 @@ class Release:
 
     async def _resume(self, endpoints: Endpoints, *, has_requests: bool) -> None:
         resume, seconds = "/resume_memory_occupation", self.timeouts.wake_seconds
-        await endpoints.post(resume, seconds, {"tags": [WEIGHTS]})
+        await endpoints.post(resume, seconds, {"tags": [WEIGHTS, CUDA_GRAPH]})
         if self.leaves_weights is Weights.DISCARD:
             # What is resumed without a copy or a reload is garbage, and answered with 200 (sgl-project/sglang#6367).
             document = {"model_path": self.model_path}
@@ -268,13 +295,42 @@ class Retract:
         await engine.perform(call, "going on")
 
 
-async def can_retract(endpoints: Endpoints, timeouts: ControlTimeouts) -> bool:
-    """Whether the engine knows the mode: asked while it has no requests, and undone. Raises ControlCallFailed."""
+async def told_version(endpoints: Endpoints, timeouts: ControlTimeouts) -> str | None:
+    """The engine's version; None if it does not say."""
+    # The second is the older name, of which newer versions say that it will be removed.
+    for path in ("/server_info", "/get_server_info"):
+        with suppress(ControlCallFailed):
+            document = await endpoints.get(path, timeouts.read_back_seconds)
+            version = document.get("version") if isinstance(document, dict) else None
+            if isinstance(version, str):
+                return version
+    return None
+
+
+def can_retract(version: str | None) -> bool:
+    """Whether this version keeps its requests over a release of its memory; an unknown one does not.
+
+    It cannot be tried out: a version that does not know the mode says 200 too, and one that dies of it dies later.
+    """
+    found = _RELEASE.fullmatch((version or "").partition("+")[0])
+    if found is None:
+        return False
+    number = (int(found[1]), int(found[2]), int(found[3]))
+    return any(first <= number and (end is None or number < end) for first, end in _RETRACTS)
+
+
+def _adapter(word: str) -> tuple[str, str] | None:
+    """Name and path of an adapter, written as ``PATH``, ``NAME=PATH`` or a JSON object; None if it is none of these."""
+    word = word.strip()
+    if not (word.startswith("{") and word.endswith("}")):
+        name, equals, path = word.partition("=")
+        return (name, path if equals else word) if name else None
     try:
-        await endpoints.post("/pause_generation", timeouts.sleep_seconds, {"mode": "retract"})
-    except ControlCallFailed as failure:
-        if failure.status is not None and 400 <= failure.status < 500:
-            return False
-        raise
-    await endpoints.post("/continue_generation", timeouts.wake_seconds, {})
-    return True
+        adapter = json.loads(word)
+    except (ValueError, RecursionError):
+        return None
+    match adapter:
+        case {"lora_name": str(name), "lora_path": str(path)} if name:
+            return name, path
+        case _:
+            return None

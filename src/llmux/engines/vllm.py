@@ -15,7 +15,7 @@ from typing import ClassVar
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines import arguments
 from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engine
-from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import RequestRules
 from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
@@ -455,16 +455,6 @@ async def can_keep_requests(endpoints: Endpoints, timeouts: ControlTimeouts) -> 
             return False
         raise
     return True
-
-
-async def told_max_model_length(endpoints: Endpoints, timeouts: ControlTimeouts) -> int | None:
-    """How many tokens a request may have, from the engine's list of models; None if it does not say."""
-    try:
-        listed = await endpoints.get("/v1/models", timeouts.read_back_seconds)
-        length = listed["data"][0]["max_model_len"]
-    except (ControlCallFailed, LookupError, TypeError):
-        return None
-    return length if isinstance(length, int) else None
 
 
 async def told_version(endpoints: Endpoints, timeouts: ControlTimeouts) -> str | None:

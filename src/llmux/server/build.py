@@ -20,7 +20,7 @@ from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
-from llmux.engines.base import LOOPBACK
+from llmux.engines.base import LOOPBACK, Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.engines.urls import ServerUrl, parse_url
 from llmux.errors import ConfigError, Problem
@@ -116,7 +116,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             checkpointable=settings.checkpoint is not None,
             freezes=settings.drain_of(name) is Drain.FREEZE,
             canary_every=CANARY_EVERY[settings.canary],
-            canary_extras=canary_extras(model),
+            canary_extras=canary_extras(model, engines[name]),
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
             redactor=redactor,
         )
@@ -124,7 +124,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
     }
 
 
-def canary_extras(model: ModelSettings) -> CanaryExtras:
+def canary_extras(model: ModelSettings, engine: Engine) -> CanaryExtras:
     """What the model's canary asks beside text. Raises ConfigError if its image cannot be read."""
     image = None
     if model.canary_image is not None:
@@ -135,7 +135,8 @@ def canary_extras(model: ModelSettings) -> CanaryExtras:
             raise ConfigError([problem]) from error
         kind = mimetypes.guess_type(model.canary_image)[0] or "application/octet-stream"
         image = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return CanaryExtras(model.canary_adapter, image, model.canary_tokens_per_second)
+    adapter = None if model.canary_adapter is None else engine.adapter_in_requests(model.canary_adapter)
+    return CanaryExtras(adapter, image, model.canary_tokens_per_second)
 
 
 def build_upstream(settings: Settings, spec: EngineSpec) -> Upstream:

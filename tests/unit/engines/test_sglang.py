@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import STOP, Eviction
+from llmux.core.names import NameKind
+from llmux.engines.base import Abilities
 from llmux.engines.registry import NEVER_FORWARDED
-from llmux.engines.sglang import Release
+from llmux.engines.sglang import Release, can_retract
 from llmux.engines.steps import Step
 from llmux.errors import ControlCallFailed, UnsupportedEviction
 from tests.support.engines import sglang_engine
@@ -58,19 +60,43 @@ def test_a_health_check_does_not_generate() -> None:
 def test_what_its_arguments_say() -> None:
     engine = sglang_engine(
         *("m", "--max-running-requests", "7", "--tp", "2", "--mem-fraction-static", "0.8", "--context-length", "4096"),
-        *("--api-key", "secret", "--lora-paths", "sql=/l", "/unnamed"),
+        *("--api-key", "secret"),
     )
     assert (engine.max_in_flight, engine.gpu_count, engine.start_share) == (7, 2, 0.8)
-    assert (engine.max_model_length, engine.api_key, engine.adapters) == (4096, "secret", (("sql", "/l"),))
+    assert (engine.max_model_length, engine.api_key) == (4096, "secret")
     assert sglang_engine().start_share is None
+
+
+def test_an_adapter_is_asked_for_behind_the_models_name() -> None:
+    words = ("sql=/l", "/unnamed", '{"lora_name": "law", "lora_path": "/law"}', '{"lora_name": 1}', "{broken}")
+    engine = sglang_engine("m", "--lora-paths", "overridden=/o", "--lora-paths", *words)
+    assert engine.adapters == (("sql", "/l"), ("/unnamed", "/unnamed"), ("law", "/law"))
+    asked = {name.name: name.served for name in engine.names() if name.kind is NameKind.ADAPTER}
+    assert asked == {"sql": "m:sql", "/unnamed": "m:/unnamed", "law": "m:law"}, "a bare name is answered without it"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "eviction", "path"),
+    [
+        ("m", ("--admin-api-key", "x"), OFFLOAD, "extra_args"),
+        ("m", ("--weight-cache-mode", "attach"), OFFLOAD, "extra_args"),
+        ("m", ("--weight-cache-mode", "attach"), STOP, None),
+        ("m", ("--weight-cache-mode", "off"), OFFLOAD, None),
+        ("qwen:7b", (), OFFLOAD, "engine"),
+    ],
+)
+def test_what_cannot_work_is_said(name: str, words: tuple[str, ...], eviction: Eviction, path: str | None) -> None:
+    problems = list(sglang_engine(name, *words).problems(eviction))
+    assert [problem.path for problem in problems] == ([] if path is None else [path])
 
 
 class Controls:
     """Records the calls; paths in ``refused`` fail with a status."""
 
-    def __init__(self, applied: tuple[Step, ...] = (), refused: dict[str, int] | None = None) -> None:
-        self.applied = applied
+    def __init__(self, refused: dict[str, int] | None = None, version: str = "0.5.9") -> None:
+        self.applied: tuple[Step, ...] = ()
         self.refused = refused or {}
+        self.version = version
         self.calls: list[tuple[str, object]] = []
 
     @property
@@ -84,7 +110,12 @@ class Controls:
         return None
 
     async def get(self, path: str, timeout_seconds: float) -> object:
-        return {"version": "0.5.9", "context_length": 32768}
+        if path in self.refused:
+            raise ControlCallFailed(f"GET {path}", "no", self.refused[path])
+        if path == "/v1/models":
+            return {"data": [{"max_model_len": 32768}]}
+        # ``max_total_num_tokens`` is what the KV cache holds, whatever one request may have.
+        return {"version": self.version, "context_length": None, "max_total_num_tokens": 999999}
 
     async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
         await work
@@ -106,11 +137,11 @@ async def come_back(controls: Any) -> list[tuple[str, object]]:
 @pytest.mark.parametrize("eviction", [OFFLOAD, DISCARD])
 async def test_each_tag_is_released_once_and_resumed_once_weights_first(eviction: Eviction) -> None:
     controls = Controls()
-    assert await take(controls, eviction, freeze=False) == [(RELEASE, {"tags": ["kv_cache", "weights"]})]
+    assert await take(controls, eviction, freeze=False) == [(RELEASE, {"tags": ["kv_cache", "weights", "cuda_graph"]})]
     assert await take(controls, eviction, freeze=False) == [], "a second release would kill it"
     reload = [("/update_weights_from_disk", {"model_path": "org/m"})] if eviction == DISCARD else []
     assert await come_back(controls) == [
-        (RESUME, {"tags": ["weights"]}),
+        (RESUME, {"tags": ["weights", "cuda_graph"]}),
         *reload,
         (RESUME, {"tags": ["kv_cache"]}),
         ("/flush_cache", None),
@@ -127,10 +158,39 @@ async def test_requests_are_retracted_before_the_release_and_go_on_after_the_ret
     assert back == [RESUME, RESUME, "/continue_generation"], "the cache of what goes on is not flushed"
 
 
-@pytest.mark.parametrize(("refused", "keeps"), [({}, True), ({"/pause_generation": 404}, False)])
-async def test_what_it_says_of_itself(refused: dict[str, int], keeps: bool) -> None:
-    abilities = await sglang_engine().find_abilities(Controls(refused=refused), freezes=True)
-    assert (abilities.keeps_requests, abilities.version, abilities.max_model_length) == (keeps, "0.5.9", 32768)
+@pytest.mark.parametrize("refused", [{}, {"/server_info": 404}, {"/get_server_info": 404}])
+async def test_what_it_says_of_itself(refused: dict[str, int]) -> None:
+    controls = Controls(refused)
+    abilities = await sglang_engine().find_abilities(controls, freezes=True)
+    assert (abilities.keeps_requests, abilities.version, abilities.max_model_length) == (True, "0.5.9", 32768)
+    assert not controls.calls, "asking changes nothing"
+    assert not (await sglang_engine().find_abilities(controls, freezes=False)).keeps_requests
+
+
+async def test_an_engine_that_says_nothing_of_itself_keeps_no_requests() -> None:
+    controls = Controls({"/server_info": 404, "/get_server_info": 404, "/v1/models": 404})
+    assert await sglang_engine().find_abilities(controls, freezes=True) == Abilities()
+
+
+@pytest.mark.parametrize(
+    ("version", "keeps"),
+    [
+        ("0.5.5.post3", False),  # every pause aborts, and says 200
+        ("0.5.6", False),  # loses what has just been prefilled
+        ("0.5.8", True),
+        ("0.5.9+cu130", True),
+        ("0.5.10", False),  # dies when it is released with requests waiting
+        ("0.5.20", False),
+        ("0.5.21", True),
+        ("0.5.23.post1", True),
+        ("0.6.0", True),
+        ("0.5.21.dev7", False),
+        ("unknown", False),
+        (None, False),
+    ],
+)
+def test_requests_are_kept_by_versions_that_survive_it(version: str | None, keeps: bool) -> None:
+    assert can_retract(version) is keeps
 
 
 def test_steps_are_read_back_from_their_text() -> None:

@@ -92,4 +92,11 @@ def _milliseconds(text: str) -> float:
     return float(text) / 1000
 
 
-UNITS: Mapping[str, Callable[[str], Any]] = {"MS": _milliseconds, "RATE": float, "MIB": int, "FILE": str, "LIST": str}
+UNITS: Mapping[str, Callable[[str], Any]] = {
+    "MS": _milliseconds,
+    "RATE": float,
+    "MIB": int,
+    "FILE": str,
+    "LIST": str,
+    "NAME": str,
+}

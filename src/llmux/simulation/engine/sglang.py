@@ -71,6 +71,22 @@ class SglangOptions(EngineOptions):
     health_poll_seconds: float = 1.0
     health_deadline_seconds: float = 20.0
     warmup_seconds: float = 0.0
+    version: str = "0.5.9"
+    """Versions differ in what a pause does, and in what a release finds in its way."""
+
+    @property
+    def knows_pause_modes(self) -> bool:
+        """Before, every pause aborts, whatever the mode, and says 200."""
+        return self._number >= (0, 5, 6)
+
+    @property
+    def waiting_forbids_release(self) -> bool:
+        """Whether a release asserts that no request waits, a retracted one either."""
+        return self._number < (0, 5, 6) or (0, 5, 10) <= self._number < (0, 5, 21)
+
+    @property
+    def _number(self) -> tuple[int, ...]:
+        return tuple(map(int, self.version.split(".")[:3]))
 
     def answering_name(self, asked: str | None) -> str | None:
         """SGLang answers whatever model is asked for."""
@@ -117,6 +133,7 @@ def _add_own_flags(parser: argparse.ArgumentParser, environment: Mapping[str, st
     flags.add("--sim-resume-ms", "wake_seconds", "MS", "0", "duration of /resume_memory_occupation (0)")
     flags.add("--sim-update-ms", "reload_seconds", "MS", "100", "duration of /update_weights_from_disk (100)")
     flags.add("--sim-warmup-ms", "warmup_seconds", "MS", "0", "how long /health says 503 while it listens (0)")
+    flags.add("--sim-version", "version", "NAME", "0.5.9", "the version that it says it is, and acts as (0.5.9)")
     flags.add("--sim-health-poll-ms", "health_poll_seconds", "MS", "1000", "least duration of a check (1000)")
     return flags
 
@@ -149,7 +166,7 @@ class SimulatedSglang(SimulatedEngine):
         """``POST /release_memory_occupation``. Some of the memory is still in use when this returns."""
         if self.faults.strikes(Fault.SLEEP_500):
             return error("injected failure of release_memory_occupation")
-        if self.running:
+        if self.running or (self.waiting and self.sglang.waiting_forbids_release):
             self.counters.slept_under_requests += 1
             message = "release_memory_occupation should be called only when no ongoing request."
             self.die(f"AssertionError: {message}")
@@ -220,7 +237,7 @@ class SimulatedSglang(SimulatedEngine):
 
     async def pause_generation(self, mode: SglangPause) -> None:
         """``POST /pause_generation``. New requests wait until ``resume``, whatever the mode."""
-        match mode:
+        match mode if self.sglang.knows_pause_modes else SglangPause.ABORT:
             case SglangPause.ABORT:
                 await self.pause(PauseMode.ABORT)
             case SglangPause.RETRACT:

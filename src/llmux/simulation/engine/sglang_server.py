@@ -22,7 +22,6 @@ from llmux.simulation.engine.sglang import (
     parse,
 )
 
-VERSION = "0.5.9"
 UNGUARDED_PREFIXES = ("/health", "/metrics", "/stats", "/control")
 """Everything else needs the key, the control paths too; the last two are ours."""
 FLUSHED = (
@@ -125,7 +124,7 @@ def _information(engine: SimulatedSglang) -> dict[str, Endpoint]:
             "max_running_requests": options.max_running,
             "mem_fraction_static": options.gpu_memory_utilization,
         }
-        return web.json_response({**arguments, "internal_states": [{}], "version": VERSION})
+        return web.json_response({**arguments, "internal_states": [{}], "version": options.version})
 
     return {
         "GET /health": health,

@@ -150,6 +150,29 @@ async def test_retracted_requests_survive_a_release_and_are_computed_anew(
     assert not sglang.deaths
 
 
+@pytest.mark.parametrize("version", ["0.5.10", "0.5.20"])
+async def test_some_versions_die_of_a_release_with_retracted_requests(
+    tasks: asyncio.TaskGroup, tmp_path: Path, version: str
+) -> None:
+    sglang = Sglang(tasks, tmp_path, *BACKUP, "--sim-version", version)
+    one = generation()
+    with sglang.engine.request(one):
+        await sglang.engine.next_token(one)
+        await sglang.engine.pause_generation(SglangPause.RETRACT)
+        with pytest.raises(EngineDead):
+            await sglang.engine.release(())
+    assert sglang.deaths
+
+
+async def test_older_versions_abort_whatever_the_mode(tasks: asyncio.TaskGroup, tmp_path: Path) -> None:
+    sglang = Sglang(tasks, tmp_path, "--sim-version", "0.5.5")
+    one = generation()
+    with sglang.engine.request(one):
+        await sglang.engine.next_token(one)
+        await sglang.engine.pause_generation(SglangPause.RETRACT)
+        assert one.aborted
+
+
 async def test_a_request_on_released_memory_kills_it(tasks: asyncio.TaskGroup, tmp_path: Path) -> None:
     sglang = Sglang(tasks, tmp_path, *BACKUP)
     await sglang.engine.release(["kv_cache"])
