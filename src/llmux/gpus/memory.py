@@ -95,6 +95,8 @@ class GpuHeadroom:
         self._wait_seconds = wait_seconds
         self._freed_mib: dict[str, int] = {}
         """By GPU: what the engine released since it was last awake, and allocates again when it wakes."""
+        self._held_awake_mib: int | None = None
+        """What its processes held when it was last awake; None if that is not known."""
         self._is_readable = True
 
     async def read(self) -> tuple[GpuMemory, ...]:
@@ -110,8 +112,15 @@ class GpuHeadroom:
             log.debug("GPU memory cannot be read", model=self._model, reason=str(error) or "no answer")
             return ()
 
-    def record_freed(self, before: Sequence[GpuMemory], after: Sequence[GpuMemory]) -> None:
-        """Add what an eviction step freed to what the next wake must find free."""
+    def record_freed(
+        self, before: Sequence[GpuMemory], after: Sequence[GpuMemory], held_mib: int | None = None
+    ) -> None:
+        """Add what an eviction step freed to what the next wake must find free.
+
+        ``held_mib``: what the engine's processes held before, by which ``wait_to_wake`` sees what is freed later.
+        """
+        if self._held_awake_mib is None:
+            self._held_awake_mib = held_mib
         used_before = {gpu.gpu: gpu.used_mib for gpu in before}
         for gpu in after:
             freed_mib = used_before.get(gpu.gpu, 0) - gpu.used_mib
@@ -159,6 +168,7 @@ class GpuHeadroom:
     def forget_freed(self) -> None:
         """Start over: the engine is awake again, or has ended."""
         self._freed_mib.clear()
+        self._held_awake_mib = None
 
     async def wait_to_start(self) -> None:
         """Return when the engine can start, or when the time is up."""
@@ -166,10 +176,22 @@ class GpuHeadroom:
             memory = await self.read()
             await self._wait({gpu.gpu: need.on(gpu) for gpu in memory}, memory)
 
-    async def wait_to_wake(self) -> None:
-        """Return when as much is free as the engine released, or when the time is up."""
+    async def wait_to_wake(self, is_own: Callable[[int], bool] | None = None) -> None:
+        """Return when as much is free as the engine released, or when the time is up.
+
+        ``is_own`` as in ``held_mib``: what was still in use when its eviction was over is then counted too.
+        """
         if self._freed_mib and self._wait_seconds:
-            await self._wait(self._freed_mib, await self.read())
+            await self._wait(await self._needed_to_wake(is_own), await self.read())
+
+    async def _needed_to_wake(self, is_own: Callable[[int], bool] | None) -> Mapping[str, int]:
+        held_mib = None if is_own is None or not self._held_awake_mib else await self.held_mib(is_own)
+        seen_mib = sum(self._freed_mib.values())
+        if held_mib is None or self._held_awake_mib is None or self._held_awake_mib - held_mib <= seen_mib:
+            return self._freed_mib
+        # How the rest is spread over the GPUs is not known: as what was seen.
+        freed_mib = self._held_awake_mib - held_mib
+        return {gpu: mib * freed_mib // seen_mib for gpu, mib in self._freed_mib.items()}
 
     async def _wait(self, needed_mib: Mapping[str, int], memory: Sequence[GpuMemory]) -> None:
         began_at = asyncio.get_running_loop().time()

@@ -183,7 +183,7 @@ class Instance:
             return outcome
         if residency.eviction.process is Process.CHECKPOINT:
             self._forget()
-        self._headroom.record_freed(before, await self._headroom.read())
+        self._headroom.record_freed(before, await self._headroom.read(), held_mib)
         if (reason := self._missing_reason()) is not None:
             # It died in its sleep: only once it is gone entirely is its memory known to be free.
             await self.end()
@@ -395,7 +395,7 @@ class Instance:
 
     async def _come_back(self) -> None:
         """Undo how the engine left, and check its answers; raises EngineFailure, OutputMismatch."""
-        await self._scope.run(self._headroom.wait_to_wake(), None, "the wait for free memory")
+        await self._scope.run(self._headroom.wait_to_wake(self._is_own), None, "the wait for free memory")
         if self._engine is None:
             await self._scope.run(self._restore(), None, "the restore")
             healthy = wait_until_healthy(self._endpoints, path=self.spec.engine.health_path)

@@ -131,6 +131,15 @@ async def test_what_the_own_processes_hold() -> None:
     assert await GpuHeadroom("m", None, None).held_mib(lambda pid: True) is None
 
 
+async def test_a_wake_waits_for_what_was_freed_after_the_eviction_too() -> None:
+    """Of 300 MiB, 100 were seen to be freed; the rest came later."""
+    gpus = Gpus(750, 750, 680)
+    headroom = GpuHeadroom("m", gpus, None)
+    headroom.record_freed([GpuMemory("GPU-a", 1000, 350)], [GpuMemory("GPU-a", 1000, 250)], 300)
+    await headroom.wait_to_wake(lambda pid: False)
+    assert gpus.reads == 3, "250 MiB are not enough"
+
+
 class Releasing(Gpus):
     """The engine's process gives its memory back after some reads."""
 

@@ -186,7 +186,11 @@ class SimulatedSglang(SimulatedEngine):
         return EMPTY
 
     async def _free_later(self) -> None:
-        await asyncio.sleep(self.timings.free_seconds)
+        # The KV cache is released before the weights.
+        await asyncio.sleep(self.timings.free_seconds / 2)
+        self._freed = self._asleep & {KV_CACHE}
+        self._memory.hold(self._freed, keep_weights=self.sglang.weights_backup)
+        await asyncio.sleep(self.timings.free_seconds / 2)
         self._freed = set(self._asleep)
         self._memory.hold(self._freed, keep_weights=self.sglang.weights_backup)
 
