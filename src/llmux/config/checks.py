@@ -15,18 +15,12 @@ from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
-from llmux.engines.registry import KINDS, described_kinds
+from llmux.engines.registry import KEYS_OF_SOME_KINDS, KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 
-_KEYS_OF_SOME_KINDS = frozenset(
-    (
-        *("start_command", "stop_command", "ready_path", "wake_command", "sleep_command", "alive_command"),
-        *("url", "api_key", "saved_prompts_mib"),
-    )
-)
 _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
@@ -159,7 +153,7 @@ def engines(settings: Settings) -> Iterator[Problem]:
     """What is wrong with a model's engine: keys of other kinds, arguments that llmux sets, and what its kind knows."""
     for name, model in settings.models.items():
         engine = settings.engine_of(name)
-        foreign = (_KEYS_OF_SOME_KINDS - engine.own_keys) | engine.keys_without_use
+        foreign = (KEYS_OF_SOME_KINDS - engine.own_keys) | engine.keys_without_use
         for key in sorted(foreign & model.model_fields_set):
             yield Problem(dotted(("models", name, key)), f"a {engine.kind} engine has no use for it", "remove it")
         yield from _wrong_arguments(dotted(("models", name, "extra_args")), engine)

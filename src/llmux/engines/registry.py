@@ -16,6 +16,9 @@ DEFAULT_KIND = Vllm.kind
 
 KINDS: Mapping[str, type[Engine]] = {kind.kind: kind for kind in (Vllm, LlamaCpp, Sglang, Command, Hooks, Remote)}
 
+KEYS_OF_SOME_KINDS = frozenset(key for kind in KINDS.values() for key in kind.own_keys)
+"""Keys of a model's section that mean nothing for a kind that does not list them among its own."""
+
 NEVER_FORWARDED = frozenset(name for kind in KINDS.values() for name in kind.rules.never_forwarded)
 """Of all kinds together: what is never forwarded to one engine is not forwarded to another either."""
 NEVER_FORWARDED_PREFIXES = tuple(prefix for kind in KINDS.values() for prefix in kind.rules.never_forwarded_prefixes)

@@ -34,8 +34,9 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
+from llmux.engines.calls import Endpoints
 from llmux.engines.prompt_files import PromptFiles, SavedPrompt
 from llmux.errors import ControlCallFailed
 
@@ -43,14 +44,6 @@ QUESTION_SECONDS = 5.0
 """For an answer that needs no reading or writing of files."""
 TOKENS_MIN = 64
 """A shorter prompt, such as the canary's, is read again sooner than its file would be."""
-
-
-class Endpoints(Protocol):
-    """An engine's own endpoints; both methods return the JSON document and raise ControlCallFailed."""
-
-    async def get(self, path: str, timeout_seconds: float) -> Any: ...
-
-    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)

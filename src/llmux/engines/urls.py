@@ -69,14 +69,11 @@ def parse_url(text: str) -> ServerUrl:
     path = parts.path.rstrip("/")
     if not _PATH.fullmatch(path):
         raise WrongUrl("has a path that requests cannot have")
+    port = port or host_names.DEFAULT_PORTS[scheme]
     if endpoint := _ENDPOINT.search(path):
-        remedy = f"write {ServerUrl(scheme == 'https', host, port or _port_of(scheme), path[: endpoint.start()])}"
+        remedy = f"write {ServerUrl(scheme == 'https', host, port, path[: endpoint.start()])}"
         raise WrongUrl("names one endpoint instead of the server", remedy)
-    return ServerUrl(scheme == "https", host, port or _port_of(scheme), path)
-
-
-def _port_of(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
+    return ServerUrl(scheme == "https", host, port, path)
 
 
 def _refuse_secrets(parts: SplitResult) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import math
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
@@ -19,7 +19,6 @@ from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Process
-from llmux.engines.base import Engine
 from llmux.engines.remote import Remote
 from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
@@ -247,13 +246,10 @@ class Server:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
         instance = self._instances[model]
         told = instance.abilities.max_model_length if isinstance(instance, Instance) else None
-        return told or self.settings.engine_of(model).max_model_length
+        return told or instance.spec.engine.max_model_length
 
     def _exit_callback(self, model: str) -> Callable[[FailureReason], None]:
         return lambda reason: self.controller.engine_exited(model, reason)
-
-    def _engines(self) -> Iterator[tuple[str, Engine]]:
-        return ((name, instance.spec.engine) for name, instance in self._instances.items())
 
     def _own_names(self) -> tuple[str, ...]:
         return (self.settings.host, *self.settings.allowed_hosts)
@@ -270,7 +266,10 @@ class Server:
                 ready=self._model_list.ready, models=self._model_list.models, model=self._model_list.model
             ),
             control_protocol_factory=self._control.protocol_factory,
-            engines={name: EngineRules(engine.kind, engine.rules) for name, engine in self._engines()},
+            engines={
+                name: EngineRules(instance.spec.engine.kind, instance.spec.engine.rules)
+                for name, instance in self._instances.items()
+            },
             inference_paths=self.settings.inference_paths,
             api_keys=frozenset(key.get_secret_value() for key in self.settings.api_keys),
             batch_api_keys=frozenset(key.get_secret_value() for key in self.settings.batch_api_keys),

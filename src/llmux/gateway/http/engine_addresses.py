@@ -122,11 +122,10 @@ class RemoteAddress:
         host, port = split_leniently(authority)
         # Without a scheme it is that of the request; a redirect from http to https leads to the same server.
         is_https = scheme.lower() == b"https:" if scheme else self.remote.tls is not None
-        default_ports = {"80", "443"} if {self.port} <= {80, 443} else set()
-        expected = {str(self.port)} | default_ports
-        return host == split_leniently(self.host.encode() if ":" not in self.host else b"[%b]" % self.host.encode())[
-            0
-        ] and ((port or ("443" if is_https else "80")) in expected)
+        own_ports = {"80", "443"} if self.port in (80, 443) else {str(self.port)}
+        own_authority = f"[{self.host}]" if ":" in self.host else self.host
+        own_host, _ = split_leniently(own_authority.encode())
+        return host == own_host and (port or ("443" if is_https else "80")) in own_ports
 
 
 def _begins_with(value: bytes, prefix: bytes, position: int) -> bool:
