@@ -10,7 +10,7 @@ from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import ALL_OF_IT
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.errors import EngineDied, EngineUnavailable, Evicted
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import DISCARD, GPUS, OFFLOAD, POLICIES, SCENARIOS, Scenario, names, random_walk
@@ -137,8 +137,8 @@ def test_several_gpus_do_not_starve_a_model_that_needs_them_all(policy: str):
     """Switches on the one GPU and on the other overlap for ever; a model that needs both must get its turn."""
     both = dict.fromkeys(GPUS[:2], 10)
     specs = (
-        ModelSpec("a", STOP, awake=both),
-        *(ModelSpec(name, STOP, awake={GPUS[index // 2]: 10}) for index, name in enumerate("bcde")),
+        ModelSpec("a", STOP, placements=(Placement(both),)),
+        *(ModelSpec(name, STOP, placements=(Placement({GPUS[index // 2]: 10}),)) for index, name in enumerate("bcde")),
     )
     limits = replace(LIMITS, min_active_seconds=0.0, max_wait_seconds=5.0)
     fates = Fates()

@@ -445,6 +445,7 @@ class CoreDriver:
             assert action.instance.generation == engine.generation + 1, f"{action}: not a new generation"
         else:
             assert engine.asleep == action.asleep, f"{action}: it left by {engine.asleep}"
+            assert action.gpus == (engine.gpus or action.gpus), f"{action}: its engine is on {engine.gpus}"
             assert action.instance.generation == engine.generation
         engine.generation = action.instance.generation
         asked = any(
@@ -454,6 +455,7 @@ class CoreDriver:
         assert self.waiting[name] or self.frozen[name] or asked, f"{action}: nobody wants it"
         engine.pending = action
         engine.running = True
+        engine.gpus = action.gpus
         free = dict(self.capacity)
         for other in self.engines.values():
             for gpu, size in other.held.items():

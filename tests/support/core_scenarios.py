@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from llmux.core.actions import Wake
 from llmux.core.events import (
@@ -16,14 +17,14 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP, Drain, Eviction
-from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, GpuId, InstanceId
+from llmux.core.identifiers import ALL_OF_IT, Footprint, GpuId, InstanceId
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.request import Priority
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import WITHOUT_GPU, Limits, ModelSpec, Placement
 from llmux.core.states import Asleep, Cold, Failed
 from llmux.errors import EngineDied, Evicted, FailureReason, QueueTimeout
 from tests.support.core_driver import CoreDriver
@@ -37,6 +38,7 @@ NEVER_LEAVES = Eviction.parse("retain+keep_running")
 EVICTIONS = (OFFLOAD, DISCARD, SUSPEND, CHECKPOINT, STOP)
 
 GPUS = tuple(GpuId("local", str(number)) for number in range(3))
+FOUR_GPUS = (*GPUS, GpuId("local", "3"))
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "adaptive": Adaptive,
@@ -72,8 +74,17 @@ def names(count: int) -> list[str]:
 
 
 def _sized(name: str, eviction: Eviction, awake: Footprint, residue: int = 0, **more: object) -> ModelSpec:
-    asleep = {kind: dict.fromkeys(awake, residue) for kind in (OFFLOAD, DISCARD)} if residue else {}
-    return ModelSpec(name, eviction, awake=awake, asleep=asleep, **more)  # type: ignore[arg-type]
+    return ModelSpec(name, eviction, placements=(_placement(awake, residue),), **more)  # type: ignore[arg-type]
+
+
+def _anywhere(name: str, eviction: Eviction, count: int, size: int, residue: int = 0, **more: object) -> ModelSpec:
+    """A model that needs as much of each of so many of the four GPUs, whichever they are."""
+    places = tuple(_placement(dict.fromkeys(gpus, size), residue) for gpus in combinations(FOUR_GPUS, count))
+    return ModelSpec(name, eviction, placements=places, **more)  # type: ignore[arg-type]
+
+
+def _placement(awake: Footprint, residue: int) -> Placement:
+    return Placement(awake, {kind: dict.fromkeys(awake, residue) for kind in (OFFLOAD, DISCARD)} if residue else {})
 
 
 SCENARIOS = (
@@ -91,9 +102,9 @@ SCENARIOS = (
         "one GPU, beside models that need none",
         (
             ModelSpec("a", OFFLOAD, max_in_flight=2),
-            ModelSpec("b", NEVER_LEAVES, max_in_flight=2, awake=NOTHING),
+            ModelSpec("b", NEVER_LEAVES, max_in_flight=2, placements=(WITHOUT_GPU,)),
             ModelSpec("c", DISCARD, max_in_flight=1, drain=Drain.FREEZE),
-            ModelSpec("d", STOP, max_in_flight=1, awake=NOTHING),
+            ModelSpec("d", STOP, max_in_flight=1, placements=(WITHOUT_GPU,)),
         ),
         ALL_OF_IT,
     ),
@@ -161,6 +172,20 @@ SCENARIOS = (
         ),
         dict.fromkeys(GPUS, 10),
         replace(LIMITS, min_active_seconds=0.0),
+    ),
+    Scenario(
+        "four GPUs, models that may be anywhere",
+        (
+            _anywhere("a", OFFLOAD, 1, 6, 1, max_in_flight=2),
+            _anywhere("b", STOP, 1, 4, max_in_flight=1, drain=Drain.FREEZE),
+            _anywhere("c", STOP, 2, 10, max_in_flight=2),
+            _anywhere("d", DISCARD, 4, 7, 2, max_in_flight=1),
+            _anywhere("e", STOP, 1, 10, max_in_flight=1),
+            _sized("f", STOP, {FOUR_GPUS[3]: 5}, max_in_flight=1),
+            _anywhere("g", OFFLOAD, 3, 3, 1, max_in_flight=1, drain=Drain.FREEZE),
+        ),
+        dict.fromkeys(FOUR_GPUS, 10),
+        replace(LIMITS, min_active_seconds=1.0),
     ),
 )
 

@@ -6,9 +6,9 @@ from enum import Enum, auto
 from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import Footprint
+from llmux.core.identifiers import Footprint, GpuId
 from llmux.core.request import Priority, Request
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ModelSpec, Placement
 from llmux.core.states import Asleep, Cold
 from llmux.errors import FailureReason, RequestError
 
@@ -74,13 +74,20 @@ class Engine:
     left_at: float = float("-inf")
     awake_since: float = float("-inf")
     wake_failures: int = 0
+    gpus: tuple[GpuId, ...] = ()
+    """Where it was started last."""
     not_before: float = float("-inf")
+
+    @property
+    def placement(self) -> Placement:
+        """Of those of its model, the one on these GPUs."""
+        return next(place for place in self.spec.placements if tuple(place.awake) == self.gpus)
 
     @property
     def held(self) -> Footprint:
         if self.awake or isinstance(self.pending, Wake):
-            return self.spec.awake
-        return {} if self.asleep is None else self.spec.residue(self.asleep)
+            return self.placement.awake
+        return {} if self.asleep is None else self.placement.residue(self.asleep)
 
 
 class Fates:

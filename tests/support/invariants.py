@@ -95,7 +95,7 @@ def _check_switches(world: World) -> None:
         assert name not in switch.victims
         waking = isinstance(world.models[name].state, Waking)
         assert waking == switch.is_waking, f"{name}: switch and state disagree on waking"
-        gpus = set(world.models[name].spec.awake)
+        gpus = set(world.models[name].awake)
         assert taken.isdisjoint(gpus), "two switches for one GPU"
         taken |= gpus
     waking_models = {m.name for m in world.models.values() if isinstance(m.state, Waking)}

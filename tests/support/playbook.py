@@ -37,7 +37,7 @@ def _short(action: Action) -> str:
             return f"reject {type(error).__name__}"
         case Revoke(_, error):
             return f"revoke {type(error).__name__}"
-        case Wake(instance, asleep):
+        case Wake(instance, asleep, _):
             return f"wake {instance}" + ("" if asleep is None else f" from {asleep}")
         case Evict(instance, eviction):
             return f"evict {instance.model} {eviction}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import InstanceId, Seconds
+from llmux.core.identifiers import EVERY_GPU, GpuId, InstanceId, Seconds
 from llmux.core.request import Request
 from llmux.errors import CommandFailed, RequestError
 
@@ -60,6 +60,8 @@ class Wake:
 
     instance: InstanceId
     asleep: Eviction | None
+    gpus: tuple[GpuId, ...] = (EVERY_GPU,)
+    """Where it is to be; an engine that is not started anew is there already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def active_model(world: World) -> str | None:
     coming = [world.models[target] for target in world.switches]
     serving = [model for model in world.on_gpu.values() if isinstance(model.state, Serving)]
     found = coming + sorted(serving, key=_serving_since, reverse=True)
-    found.sort(key=lambda model: not model.spec.awake)
+    found.sort(key=lambda model: not model.spec.uses_gpu)
     return found[0].name if found else None
 
 

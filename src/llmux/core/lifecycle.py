@@ -84,7 +84,7 @@ def begin_wake(world: World, model: Model) -> None:
     for request in model.frozen:
         # Before the engine runs again: none of its bytes may reach a client until its output has been checked.
         world.emit(Hold(request))
-    world.emit(Wake(model.instance, asleep))
+    world.emit(Wake(model.instance, asleep, tuple(model.awake)))
 
 
 def wake_succeeded(world: World, model: Model, *, can_freeze: bool) -> None:

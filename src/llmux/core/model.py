@@ -9,7 +9,7 @@ from llmux.core.identifiers import NOTHING, Footprint, InstanceId, Seconds
 from llmux.core.load_estimator import LoadEstimator
 from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ModelSpec, Placement
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 from llmux.errors import StartProgress
 
@@ -30,8 +30,8 @@ class Transition:
 class Model:
     """Everything the scheduler knows of one model.
 
-    ``state`` and ``held`` are written by ``World.set_state`` alone, ``queue`` and ``frozen`` by ``World``'s methods
-    for requests, because ``World`` keeps indexes and totals of them.
+    ``state`` and ``held`` are written by ``World.set_state`` alone, ``placement`` by ``World.place``, ``queue`` and
+    ``frozen`` by ``World``'s methods for requests, because ``World`` keeps indexes and totals of them.
     """
 
     __slots__ = (
@@ -55,6 +55,7 @@ class Model:
         "last_switch_seconds",
         "max_wait_seconds",
         "name",
+        "placement",
         "queue",
         "retried_after_oom",
         "spec",
@@ -71,6 +72,8 @@ class Model:
         self.max_wait_seconds = max_wait_seconds if spec.max_wait_seconds is None else spec.max_wait_seconds
         """How long its oldest waiting request may wait before the model is overdue."""
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
+        self.placement = spec.placements[0]
+        """Where its engine is, or would be started; changed by ``World.place`` alone."""
         self.held: Footprint = self.footprint(self.state)
         """GPU memory that it holds now, in MiB; always ``footprint(state)``, and taken out of ``World.free``."""
         self.generation = 0
@@ -168,11 +171,21 @@ class Model:
         """The GPU memory that the model holds in a state."""
         match state:
             case Asleep(eviction=asleep) | Evicting(asleep=Eviction() as asleep) | Stuck(asleep=Eviction() as asleep):
-                return self.spec.residue(asleep)
+                return self.placement.residue(asleep)
             case Waking() | Serving() | Draining() | Evicting() | Stuck():
-                return self.spec.awake
+                return self.placement.awake
             case _:
                 return NOTHING
+
+    @property
+    def awake(self) -> Footprint:
+        """The GPU memory that it holds, or would hold, while it is on the GPUs where it is placed."""
+        return self.placement.awake
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Where it may be woken: anywhere that is configured if it is started, else where its engine is."""
+        return self.spec.placements if isinstance(self.state, Cold | Failed) else (self.placement,)
 
     @property
     def start_progress(self) -> StartProgress | None:

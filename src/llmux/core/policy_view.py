@@ -7,8 +7,9 @@ from llmux.core.identifiers import Footprint, GpuId, Seconds
 from llmux.core.lifecycle import freezes
 from llmux.core.model import Model
 from llmux.core.policies.base import Candidate, Demand, Incumbent
+from llmux.core.settings import Placement
 from llmux.core.states import Serving
-from llmux.core.vacating import plan_vacating
+from llmux.core.vacating import best_placement
 from llmux.core.world import World
 
 CANDIDATES_MAX = 8
@@ -29,7 +30,7 @@ class SchedulerView:
         self.reserved_gpus = reserved_gpus
         """GPUs that a switch is under way to, or that were given to a model in this decision."""
         self._excluded: set[str] = set()
-        self._incumbents: dict[tuple[tuple[GpuId, int], ...], Sequence[Incumbent]] = {}
+        self._incumbents: dict[tuple[tuple[tuple[GpuId, int], ...], ...], Sequence[Incumbent]] = {}
 
     def oldest(self) -> Candidate | None:
         name = self.first_available()
@@ -44,18 +45,18 @@ class SchedulerView:
             return self._in_the_way(model)
         # Most models need the same memory and hold none of it: the same incumbents are in their way. With 100 models
         # waiting, a decision of time_slice makes a third of the calls for this.
-        key = tuple(model.spec.awake.items())
+        key = tuple(tuple(placement.awake.items()) for placement in model.placements)
         incumbents = self._incumbents.get(key)
         if incumbents is None:
             incumbents = self._incumbents[key] = self._in_the_way(model)
         return incumbents
 
     def _in_the_way(self, model: Model) -> Sequence[Incumbent]:
-        plan = plan_vacating(self._world, model)
-        if plan is None:
+        found = best_placement(self._world, model, self.open_placements(model))
+        if found is None:
             return ()
         models = self._world.models
-        return [self.incumbent(models[name]) for name in plan.victims if isinstance(models[name].state, Serving)]
+        return [self.incumbent(models[name]) for name in found.plan.victims if isinstance(models[name].state, Serving)]
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         return self._world.costs.direction(leaving, coming)
@@ -64,20 +65,24 @@ class SchedulerView:
         return self._world.costs.known(leaving, coming)
 
     def is_available(self, name: str) -> bool:
-        """Whether the model may still be chosen: neither it nor a GPU that it needs has been dealt with."""
+        """Whether the model may still be chosen: neither it nor the GPUs that it could be on have been dealt with."""
         if name in self._excluded or name in self._world.switches:
             return False
-        return not self.reserved_gpus or self.reserved_gpus.isdisjoint(self._world.models[name].spec.awake)
+        return not self.reserved_gpus or any(True for _ in self.open_placements(self._world.models[name]))
+
+    def open_placements(self, model: Model) -> Iterator[Placement]:
+        """Where the model could come without a GPU that has been dealt with."""
+        return (place for place in model.placements if self.reserved_gpus.isdisjoint(place.awake))
 
     def first_available(self) -> str | None:
         """The candidate that is overdue first."""
         return next(filter(self.is_available, self._world.candidates), None)
 
     def reserve(self, model: Model) -> None:
-        """From here on neither the model nor any other that needs one of its GPUs is available."""
+        """From here on neither the model is available nor the GPUs on which it is placed."""
         self._incumbents.clear()
         self._excluded.add(model.name)
-        self.reserved_gpus.update(model.spec.awake)
+        self.reserved_gpus.update(model.awake)
 
     def _candidate(self, name: str) -> Candidate:
         model = self._world.models[name]
@@ -106,7 +111,7 @@ class SchedulerView:
 
     def _demand(self, model: Model) -> Demand:
         """What the model and those that share its GPUs, or wait for them, ask of them together."""
-        resident, waiting = sharing(self._world, model.spec.awake)
+        resident, waiting = sharing(self._world, model.awake)
         load = arrivals = in_residence = 0.0
         for other in (*resident, *waiting):
             estimates = other.estimates
@@ -120,7 +125,7 @@ class SchedulerView:
 def sharing(world: World, needed: Footprint) -> tuple[list[Model], list[Model]]:
     """The models that are on any of these GPUs, and the first candidates for any of them."""
     gpus = needed.keys()
-    resident = [model for model in world.on_gpu.values() if not gpus.isdisjoint(model.spec.awake)]
+    resident = [model for model in world.on_gpu.values() if not gpus.isdisjoint(model.awake)]
     candidates = (world.models[name] for name in world.candidates)
-    waiting = islice((model for model in candidates if not gpus.isdisjoint(model.spec.awake)), CANDIDATES_MAX)
-    return resident, list(waiting)
+    waiting = (model for model in candidates if any(not gpus.isdisjoint(place.awake) for place in model.placements))
+    return resident, list(islice(waiting, CANDIDATES_MAX))

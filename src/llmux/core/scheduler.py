@@ -253,7 +253,7 @@ class Scheduler:
         """From which model to which a switch is under way; the first is empty when nothing has to leave."""
         switches = self._world.switches.values()
         # What needs no GPU comes beside the switch that is worth telling.
-        switch = min(switches, key=lambda switch: not self.model(switch.target).spec.awake, default=None)
+        switch = min(switches, key=lambda switch: not self.model(switch.target).spec.uses_gpu, default=None)
         return None if switch is None else (switch.victims[0] if switch.victims else "", switch.target)
 
     def active_model(self) -> str | None:

@@ -8,6 +8,27 @@ from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, Seconds
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """On which GPUs a model is, and how much of each it holds."""
+
+    awake: Footprint
+    """GPU memory that it holds while it is on the GPUs."""
+    asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
+    """GPU memory that it still holds after each eviction; nothing where it is not listed."""
+
+    def residue(self, eviction: Eviction) -> Footprint:
+        """GPU memory that the model still holds after it left by ``eviction``."""
+        if not eviction.leaves_the_gpu:
+            return self.awake
+        return self.asleep.get(eviction, NOTHING) if self.asleep else NOTHING
+
+
+ALL_OF_EVERY_GPU = Placement(ALL_OF_IT)
+"""Of a model whose need is not known."""
+WITHOUT_GPU = Placement(NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One configured model."""
 
@@ -15,10 +36,9 @@ class ModelSpec:
     eviction: Eviction = STOP
     max_in_flight: int = 256
     drain: Drain = Drain.WAIT
-    awake: Footprint = field(default_factory=lambda: ALL_OF_IT)
-    """GPU memory that it holds while it is on the GPUs."""
-    asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
-    """GPU memory that it still holds after each eviction; nothing where it is not listed."""
+    placements: tuple[Placement, ...] = (ALL_OF_EVERY_GPU,)
+    """Where it may be, at least one. A cold start goes to the one for which least has to leave; an engine stays where
+    it was started."""
     begins_asleep: Eviction | None = None
     """How it left the GPU before llmux started, if it can be woken from there."""
     weight: float = 1.0
@@ -26,11 +46,10 @@ class ModelSpec:
     max_wait_seconds: Seconds | None = None
     """How long its oldest request waits until the model is overdue; None: as in ``Limits``."""
 
-    def residue(self, eviction: Eviction) -> Footprint:
-        """GPU memory that the model still holds after it left by ``eviction``."""
-        if not eviction.leaves_the_gpu:
-            return self.awake
-        return self.asleep.get(eviction, NOTHING) if self.asleep else NOTHING
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether it holds any GPU memory while it is awake."""
+        return bool(self.placements[0].awake)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,5 +73,5 @@ def _wake_frozen(world: World) -> None:
     """
     asleep = [model for model in world.models.values() if model.frozen and isinstance(model.state, Asleep)]
     for model in sorted(asleep, key=lambda model: model.head_since or 0.0):
-        if fits(model.spec.awake, unreserved(world, model)):
+        if fits(model.awake, unreserved(world, model)):
             begin_wake(world, model)

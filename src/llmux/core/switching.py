@@ -23,7 +23,7 @@ from llmux.core.policies.base import Bring
 from llmux.core.policy_view import SchedulerView, sharing
 from llmux.core.states import Asleep, Draining, Evicting, Serving
 from llmux.core.switch import Switch
-from llmux.core.vacating import Plan, plan_vacating, unreserved, vacate
+from llmux.core.vacating import Plan, best_placement, plan_vacating, unreserved, vacate
 from llmux.core.world import SleepCommand, SwitchCommand, World
 from llmux.errors import EngineDied
 
@@ -47,8 +47,8 @@ def decide(world: World) -> Seconds:
         decide_again_at = min(decide_again_at, until)
         if target is None:
             break
+        plan = _place(world, view, target) if target.can_be_woken else None
         view.reserve(target)
-        plan = plan_vacating(world, target) if target.can_be_woken else None
         if plan is None:
             continue
         ready_at = max(_may_leave_at(world, plan), _quantum_ends_at(world, view, plan, target))
@@ -59,6 +59,19 @@ def decide(world: World) -> Seconds:
         _start(world, target, plan)
     world.switch_wanted_at = still_wanted
     return decide_again_at
+
+
+def _place(world: World, view: SchedulerView, target: Model) -> Plan | None:
+    """Choose where the target comes to, if it is to be started: where least has to leave for it.
+
+    None while what is in its way is itself on the move. Then it keeps the place that it was given last, for which
+    ``view.reserve`` keeps GPUs free.
+    """
+    found = best_placement(world, target, view.open_placements(target))
+    if found is None:
+        return None
+    world.place(target, found.placement)
+    return found.plan
 
 
 def _start_without_gpu(world: World) -> None:
@@ -75,7 +88,7 @@ def _reserved_gpus(world: World) -> set[GpuId]:
     """The GPUs to which a switch is under way."""
     gpus: set[GpuId] = set()
     for switch in world.switches.values():
-        gpus.update(world.models[switch.target].spec.awake)
+        gpus.update(world.models[switch.target].awake)
     return gpus
 
 
@@ -135,7 +148,7 @@ def _sample(world: World) -> None:
     """
     for serving in list(world.on_gpu.values()):
         if isinstance(serving.state, Serving):
-            resident, waiting = sharing(world, serving.spec.awake)
+            resident, waiting = sharing(world, serving.awake)
             for model in (serving, *resident, *waiting):
                 model.sample()
 
@@ -191,7 +204,7 @@ def advance(world: World, switch: Switch) -> Seconds:
         switch.begin_evicting(world.clock.now)
     if not _LEAVING.isdisjoint(leaving) or not target.can_be_woken:
         return math.inf
-    if fits(target.spec.awake, unreserved(world, target)):
+    if fits(target.awake, unreserved(world, target)):
         switch.begin_waking(world.clock.now)
         begin_wake(world, target)
         return math.inf
@@ -242,7 +255,7 @@ def _sleeper_to_stop(world: World) -> Model | None:
         for model in world.models.values()
         if isinstance(model.state, Asleep)
         and model.state.eviction.process is not Process.CHECKPOINT
-        and model.spec.awake
+        and model.spec.uses_gpu
     ]
     return min(sleepers, key=lambda model: (bool(model.frozen), model.last_served_at), default=None)
 
@@ -283,6 +296,6 @@ def occupies_every_gpu(world: World) -> bool:
     if len(world.switches) != 1 or any(model.name in world.candidates for model in world.without_gpu):
         return False
     switch = next(iter(world.switches.values()))
-    if len(world.models[switch.target].spec.awake) < len(world.capacity):
+    if len(world.models[switch.target].awake) < len(world.capacity):
         return False
     return switch.is_waking or not _LEAVING.isdisjoint(type(world.models[name].state) for name in switch.victims)

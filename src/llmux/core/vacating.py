@@ -1,6 +1,6 @@
 """Freeing GPU memory for a model: which models would have to leave, and having them leave."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from llmux.core.eviction import STOP, Eviction
@@ -8,6 +8,7 @@ from llmux.core.identifiers import Footprint, GpuId
 from llmux.core.lifecycle import begin_drain, begin_evict, begin_freeze, finish_drain, freezes
 from llmux.core.model import Model
 from llmux.core.placement import Occupant, give, take, victims
+from llmux.core.settings import Placement
 from llmux.core.states import Asleep, Serving
 from llmux.core.world import World
 
@@ -19,13 +20,45 @@ class Plan(NamedTuple):
     stop_victims: bool = False
 
 
+class PlacementPlan(NamedTuple):
+    """Where a model could come, and who leaves for it."""
+
+    placement: Placement
+    plan: Plan
+
+
 def plan_vacating(world: World, model: Model) -> Plan | None:
-    """How memory for a model could be freed now; None while what is in its way is itself on the move."""
+    """How memory for a model could be freed where it is placed; None while what is in its way is on the move."""
+    return _plan_for(world, model, model.awake, unreserved(world, model))
+
+
+def best_placement(world: World, model: Model, places: Iterable[Placement]) -> PlacementPlan | None:
+    """Of these places, the one for which the cheapest models have to leave; None while all of them are on the move.
+
+    Where nothing has to leave, it is the one that leaves the least memory free: large models find room elsewhere.
+    """
     free = unreserved(world, model)
-    as_configured = victims(model.spec.awake, free, _occupants(world, model, stop_victims=False))
+    found = [
+        PlacementPlan(place, plan)
+        for place in places
+        if (plan := _plan_for(world, model, place.awake, free)) is not None
+    ]
+    if len(found) < 2:
+        return found[0] if found else None
+
+    def price(one: PlacementPlan) -> tuple[object, ...]:
+        prices = sorted((_price(world.models[name]) for name in one.plan.victims), reverse=True)
+        left = sum(free[gpu] - size for gpu, size in one.placement.awake.items())
+        return (one.plan.stop_victims, prices, left)
+
+    return min(found, key=price)
+
+
+def _plan_for(world: World, model: Model, needed: Footprint, free: Mapping[GpuId, int]) -> Plan | None:
+    as_configured = victims(needed, free, _occupants(world, model, stop_victims=False))
     if as_configured is not None:
         return Plan(as_configured)
-    stopped = victims(model.spec.awake, free, _occupants(world, model, stop_victims=True))
+    stopped = victims(needed, free, _occupants(world, model, stop_victims=True))
     return None if stopped is None else Plan(stopped, stop_victims=True)
 
 
@@ -35,7 +68,7 @@ def unreserved(world: World, model: Model) -> dict[GpuId, int]:
     give(free, model.held)
     for switch in world.switches.values():
         if not switch.is_waking and switch.target != model.name:
-            take(free, world.models[switch.target].spec.awake)
+            take(free, world.models[switch.target].awake)
     return free
 
 
@@ -61,18 +94,25 @@ def _occupants(world: World, model: Model, *, stop_victims: bool) -> Iterator[Oc
     """The models that could leave for a model, and what each would give back."""
     for other in world.with_residue.values():
         if other is not model and other.name not in world.switches:
-            yield Occupant(other.name, other.held, (3 if other.frozen else 0, other.last_served_at))
+            yield Occupant(other.name, other.held, _price(other))
     for other in world.on_gpu.values():
         if isinstance(other.state, Serving) and other is not model:
             eviction = other.eviction
             if eviction.leaves_the_gpu:
-                frees = other.spec.awake if stop_victims else _freed_by(other, eviction)
-                yield Occupant(other.name, frees, (1 if other.is_idle else 2, other.state.since))
+                frees = other.awake if stop_victims else _freed_by(other, eviction)
+                yield Occupant(other.name, frees, _price(other))
+
+
+def _price(model: Model) -> tuple[int, float]:
+    """What it costs to have a model leave: see ``Occupant``."""
+    if isinstance(model.state, Serving):
+        return (1 if model.is_idle else 2, model.state.since)
+    return (3 if model.frozen else 0, model.last_served_at)
 
 
 def _freed_by(model: Model, eviction: Eviction) -> Footprint:
     """What a model on the GPU gives back when it leaves."""
-    if not model.spec.asleep:
-        return model.spec.awake
-    remains = model.spec.residue(eviction)
-    return {gpu: size - remains.get(gpu, 0) for gpu, size in model.spec.awake.items()}
+    if not model.placement.asleep:
+        return model.awake
+    remains = model.placement.residue(eviction)
+    return {gpu: size - remains.get(gpu, 0) for gpu, size in model.awake.items()}

@@ -15,7 +15,7 @@ from llmux.core.model import Model, Transition
 from llmux.core.placement import free_memory, give, take
 from llmux.core.policies.base import Policy
 from llmux.core.request import Request
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import (
     ALLOWED,
     BACKING_OFF,
@@ -84,7 +84,7 @@ class World:
         """What the event being handled has led to so far, in order; empty between events."""
         self.models = {spec.name: _fitting(spec, capacity, limits, self.clock) for spec in specs}
         """Every configured model, in the configuration's order."""
-        self.without_gpu = tuple(model for model in self.models.values() if not model.spec.awake)
+        self.without_gpu = tuple(model for model in self.models.values() if not model.spec.uses_gpu)
         """Those that hold no GPU memory: they are woken at once, beside whatever is on the GPUs."""
         self.limits = limits
         self.policy = policy
@@ -156,6 +156,12 @@ class World:
         _keep(self.backing_off, model, isinstance(state, BACKING_OFF))
         self.update_candidate(model)
 
+    def place(self, model: Model, placement: Placement) -> None:
+        """Choose where a model will be started. It must have no engine, and no switch to it may be under way."""
+        assert placement in model.placements
+        assert model.name not in self.switches
+        model.placement = placement
+
     def update_candidate(self, model: Model) -> None:
         """Enter, move or remove a candidate after its queue, its state or the mode changed."""
         head_since = model.head_since if model.can_be_woken else None
@@ -212,12 +218,13 @@ class World:
 
 
 def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits, clock: Clock) -> Model:
-    for gpu, size in spec.awake.items():
-        if size > capacity.get(gpu, 0):
-            raise ValueError(
-                f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
-                "it could never be woken; give it more or other GPUs"
-            )
+    for placement in spec.placements:
+        for gpu, size in placement.awake.items():
+            if size > capacity.get(gpu, 0):
+                raise ValueError(
+                    f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
+                    "it could never be woken there; give it more or other GPUs"
+                )
     return Model(spec, limits.max_wait_seconds, clock)
 
 

@@ -150,7 +150,7 @@ class Operations:
             waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
             stalls=stalls.count,
             last_stall=stalls.last,
-            uses_gpu=bool(record.spec.awake),
+            uses_gpu=record.spec.uses_gpu,
         )
 
     def history(self, name: str) -> Sequence[Transition]:
@@ -213,7 +213,7 @@ class Operations:
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
                 "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
             )
-        users = [model.name for model in self._scheduler.models if model.spec.awake]
+        users = [model.name for model in self._scheduler.models if model.spec.uses_gpu]
         if not eviction.leaves_the_gpu and name in users and len(users) > 1:
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "

@@ -12,14 +12,13 @@ from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
-from llmux.core.identifiers import ALL_OF_IT, NOTHING
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU, Limits, ModelSpec
 from llmux.engines.base import LOOPBACK, Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.engines.urls import ServerUrl, parse_url
@@ -51,7 +50,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
-            awake=ALL_OF_IT if settings.engine_of(name).uses_gpu else NOTHING,
+            placements=(ALL_OF_EVERY_GPU if settings.engine_of(name).uses_gpu else WITHOUT_GPU,),
         )
         for name in settings.models
     ]

@@ -119,10 +119,18 @@ def _waiting_for_turns(
     # Of two models, each against the other is the same pair of sides.
     for name in busiest if len(earliest) > 2 else busiest[:1]:
         others = [other for other in earliest if other != name]
-        free = free_memory(capacity, [specs[name].awake])
-        if others and not any(fits(specs[other].awake, free) for other in others):
+        if others and not any(_fit_together(specs[name], specs[other], capacity) for other in others):
             most = max(most, least_waiting(side([name], others), side(others, [name])))
     return most
+
+
+def _fit_together(one: ModelSpec, other: ModelSpec, capacity: Footprint) -> bool:
+    """Whether both models can be awake at once, wherever they are."""
+    return any(
+        fits(second.awake, free_memory(capacity, [first.awake]))
+        for first in one.placements
+        for second in other.placements
+    )
 
 
 @dataclass(frozen=True, slots=True)

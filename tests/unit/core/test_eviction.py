@@ -3,7 +3,7 @@
 import pytest
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ALL_OF_EVERY_GPU
 from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
 
 
@@ -21,6 +21,5 @@ def test_only_stop_needs_a_cold_start():
 
 
 def test_a_model_that_never_leaves_keeps_its_memory():
-    spec = ModelSpec("a")
-    assert spec.residue(NEVER_LEAVES) == spec.awake
-    assert spec.residue(OFFLOAD) == {}
+    assert ALL_OF_EVERY_GPU.residue(NEVER_LEAVES) == ALL_OF_EVERY_GPU.awake
+    assert ALL_OF_EVERY_GPU.residue(OFFLOAD) == {}

@@ -6,7 +6,7 @@ from llmux.core.actions import SwitchDone, Wake
 from llmux.core.events import EvictDone, InstanceExited, TimerFired, WakeDone
 from llmux.core.eviction import STOP, Drain
 from llmux.core.identifiers import GpuId, InstanceId
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ModelSpec, Placement
 from llmux.core.states import Asleep, Cold, Evicting, Failed, Serving, Stuck, Waking
 from llmux.errors import EngineDied, EngineUnavailable, FailureReason
 from tests.support.core_scenarios import CHECKPOINT, OFFLOAD
@@ -235,8 +235,8 @@ def test_a_start_out_of_memory_stops_the_sleeper_used_the_longest_ago_and_tries_
 
 def test_a_model_that_left_otherwise_than_asked_and_holds_too_much_is_stopped():
     gpu = GpuId("local", "0")
-    a = ModelSpec("a", STOP, awake={gpu: 10}, asleep={OFFLOAD: {gpu: 2}})
-    driver = play(a, ModelSpec("b", STOP, awake={gpu: 10}), capacity={gpu: 10})
+    a = ModelSpec("a", STOP, placements=(Placement({gpu: 10}, {OFFLOAD: {gpu: 2}}),))
+    driver = play(a, ModelSpec("b", STOP, placements=(Placement({gpu: 10}),)), capacity={gpu: 10})
     serving(driver, "a")
     driver.run_until(6.0)
     driver.arrive("b")
@@ -251,7 +251,7 @@ def test_a_model_that_left_otherwise_than_asked_and_holds_too_much_is_stopped():
 def test_a_model_just_woken_does_not_leave_early_for_one_that_cannot_be_brought_off_the_gpu():
     gpu = GpuId("local", "0")
     sizes = {"a": 6, "d": 3, "b": 4}
-    specs = [ModelSpec(name, OFFLOAD, awake={gpu: size}) for name, size in sizes.items()]
+    specs = [ModelSpec(name, OFFLOAD, placements=(Placement({gpu: size}),)) for name, size in sizes.items()]
     driver = play(*specs, capacity={gpu: 10})
     serving(driver, "a")
     driver.run_until(10.0)

@@ -4,7 +4,7 @@ import pytest
 
 from llmux.core.policies.base import Incumbent
 from llmux.core.policy_view import SchedulerView
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ModelSpec, Placement
 from llmux.core.states import Draining, Serving
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import GPUS, OFFLOAD
@@ -74,7 +74,7 @@ def test_demand_counts_serving_and_waiting_models():
 
 
 def test_models_on_other_gpus_are_no_demand():
-    specs = [ModelSpec(name, OFFLOAD, awake={gpu: 1}) for name, gpu in zip("ab", GPUS, strict=False)]
+    specs = [ModelSpec(name, OFFLOAD, placements=(Placement({gpu: 1}),)) for name, gpu in zip("ab", GPUS, strict=False)]
     driver = play(*specs, capacity=dict.fromkeys(GPUS, 1))
     for name in "ab":
         serving(driver, name)
@@ -131,9 +131,9 @@ def test_a_drain_that_is_called_off_is_not_prefill():
 
 
 def test_models_that_wait_for_another_gpu_are_not_counted():
-    specs = [ModelSpec(f"x{number}", awake={GPUS[1]: 1}) for number in range(9)]
+    specs = [ModelSpec(f"x{number}", placements=(Placement({GPUS[1]: 1}),)) for number in range(9)]
     driver = play(
-        ModelSpec("a", OFFLOAD, awake={GPUS[0]: 1}),
+        ModelSpec("a", OFFLOAD, placements=(Placement({GPUS[0]: 1}),)),
         *specs,
         capacity={GPUS[0]: 1, GPUS[1]: 1},
     )

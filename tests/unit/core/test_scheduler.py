@@ -9,7 +9,7 @@ from llmux.core.eviction import Drain
 from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import WITHOUT_GPU, Limits, ModelSpec, Placement
 from llmux.core.states import Draining
 from tests.support.core_scenarios import OFFLOAD, POLICIES, SCENARIOS, Walk
 from tests.support.playbook import play, serving
@@ -104,7 +104,7 @@ def test_a_timer_is_announced_once_and_replaced_by_an_earlier_one():
 
 def test_models_that_fit_together_serve_together():
     gpu = GpuId("local", "0")
-    specs = [ModelSpec(name, OFFLOAD, awake={gpu: 5}) for name in "ab"]
+    specs = [ModelSpec(name, OFFLOAD, placements=(Placement({gpu: 5}),)) for name in "ab"]
     driver = play(*specs, capacity={gpu: 10})
     for spec in specs:
         driver.arrive(spec.name)
@@ -113,7 +113,7 @@ def test_models_that_fit_together_serve_together():
 
 
 def test_a_model_that_needs_no_gpu_is_woken_beside_everything():
-    driver = play(ModelSpec("a"), ModelSpec("b", awake={}))
+    driver = play(ModelSpec("a"), ModelSpec("b", placements=(WITHOUT_GPU,)))
     serving(driver, "a")
     driver.arrive("b")
     driver.finish_wake("b")
@@ -122,7 +122,11 @@ def test_a_model_that_needs_no_gpu_is_woken_beside_everything():
 
 def test_a_model_that_can_never_fit_is_refused():
     with pytest.raises(ValueError, match="needs 11 MiB of GPU 0, which has 10"):
-        Scheduler([ModelSpec("a", awake={GpuId("local", "0"): 11})], Fifo(), capacity={GpuId("local", "0"): 10})
+        Scheduler(
+            [ModelSpec("a", placements=(Placement({GpuId("local", "0"): 11}),))],
+            Fifo(),
+            capacity={GpuId("local", "0"): 10},
+        )
 
 
 def test_the_bound_grows_with_the_number_of_models():

@@ -5,7 +5,7 @@ import pytest
 from llmux.core.events import EvictDone, ShutdownRequested, SwitchRequested, WakeRequested
 from llmux.core.eviction import STOP, Drain
 from llmux.core.identifiers import GpuId
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import Asleep, Cold, Draining, Failed, Waking
 from llmux.errors import EngineDied, ModelNotAllowed, ShuttingDown
 from tests.support.core_driver import CoreDriver
@@ -271,9 +271,9 @@ def test_one_that_does_not_fit_beside_the_others_comes_after_them():
     gpu = GpuId("local", "0")
     asleep = {OFFLOAD: {gpu: 2}}
     specs = (
-        ModelSpec("a", **FREEZING, awake={gpu: 9}, asleep=asleep),  # type: ignore[arg-type]
-        ModelSpec("b", **FREEZING, awake={gpu: 8}, asleep=asleep),  # type: ignore[arg-type]
-        ModelSpec("c", STOP, awake={gpu: 6}),
+        ModelSpec("a", **FREEZING, placements=(Placement({gpu: 9}, asleep),)),  # type: ignore[arg-type]
+        ModelSpec("b", **FREEZING, placements=(Placement({gpu: 8}, asleep),)),  # type: ignore[arg-type]
+        ModelSpec("c", STOP, placements=(Placement({gpu: 6}),)),
     )
     driver, (first, second, busy) = switched_away(*specs, capacity={gpu: 10})
     driver.shut_down(60.0)

@@ -2,8 +2,7 @@
 
 from llmux.core.events import SwitchRequested
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identifiers import NOTHING
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import WITHOUT_GPU, ModelSpec
 from llmux.core.states import Serving
 from tests.support.core_driver import CoreDriver
 from tests.support.playbook import performed, play, serving
@@ -13,7 +12,9 @@ NEVER_LEAVES = Eviction.parse("retain+keep_running")
 
 
 def play_with_remote() -> CoreDriver:
-    return play(ModelSpec("a", OFFLOAD), ModelSpec("b", OFFLOAD), ModelSpec("r", NEVER_LEAVES, awake=NOTHING))
+    return play(
+        ModelSpec("a", OFFLOAD), ModelSpec("b", OFFLOAD), ModelSpec("r", NEVER_LEAVES, placements=(WITHOUT_GPU,))
+    )
 
 
 def test_it_is_woken_beside_a_busy_model_and_evicts_nothing() -> None:
@@ -38,7 +39,7 @@ def test_it_is_woken_while_a_switch_occupies_the_gpu() -> None:
 
 
 def test_it_is_never_a_victim_even_where_it_could_leave() -> None:
-    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b", OFFLOAD), ModelSpec("r", STOP, awake=NOTHING))
+    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b", OFFLOAD), ModelSpec("r", STOP, placements=(WITHOUT_GPU,)))
     serving(driver, "r")
     serving(driver, "a")
     began = len(driver.log)

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from llmux.core.identifiers import GpuId
-from llmux.core.settings import ModelSpec
+from llmux.core.settings import ModelSpec, Placement
 from llmux.simulation.lower_bound import STEP_SECONDS_MIN, Side, alone, least_waiting, lower_bound
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import SwitchCost
@@ -115,7 +115,7 @@ def test_taking_turns_adds_to_the_mean_alone() -> None:
 
 def test_models_that_fit_together_take_no_turns() -> None:
     gpu = GpuId("local", "0")
-    specs = [ModelSpec(name, awake={gpu: 40}) for name in "ab"]
+    specs = [ModelSpec(name, placements=(Placement({gpu: 40}),)) for name in "ab"]
     apart, together = (lower_bound(REQUESTS, specs, COSTS, SPEED, 5.0, {gpu: size}) for size in (79, 80))
     assert together.ttft.mean == pytest.approx(sum(together.durations) / COUNT)
     assert apart.ttft.mean is not None and together.ttft.mean is not None and apart.ttft.mean > together.ttft.mean

@@ -7,7 +7,7 @@ from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import Asleep, Cold
 from llmux.simulation.residency import Phase
 from llmux.simulation.traffic import TrafficRequest
@@ -218,7 +218,7 @@ def test_the_warm_up_leaves_a_model_in_its_image() -> None:
 
 def test_the_warm_up_stops_a_sleeping_model_in_the_way_of_the_next_one() -> None:
     gpu = GpuId("local", "0")
-    specs = [ModelSpec(name, ASLEEP, awake={gpu: 10}, asleep={ASLEEP: {gpu: 2}}) for name in "ab"]
+    specs = [ModelSpec(name, ASLEEP, placements=(Placement({gpu: 10}, {ASLEEP: {gpu: 2}}),)) for name in "ab"]
     scheduler = Scheduler(specs, Fifo(), Limits(), {gpu: 10})
     warm_up(scheduler, dict.fromkeys("ab", COST))
     assert [scheduler.state(name) for name in "ab"] == [Cold(), Asleep(ASLEEP)]
