@@ -69,7 +69,7 @@ class ScriptedEngine:
     def why_not(self, eviction: Eviction) -> str | None:
         return str(UnsupportedEviction(eviction)) if eviction.process is Process.CUDA_SUSPEND else None
 
-    async def wake(self) -> WakeOutcome:
+    async def wake(self, devices: tuple[str, ...] = ()) -> WakeOutcome:
         self.calls.append("wake")
         self.lost = None
         self.health = Health.ALIVE

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from llmux import host_names
+from llmux.config import placement
 from llmux.config.machine import exists
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
@@ -43,6 +44,7 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from origins(settings)
     yield from engines(settings)
     yield from addresses(settings)
+    yield from placement.problems(settings)
     yield from residents(settings)
     yield from checkpoints(settings)
     if settings.max_body_bytes > settings.queue_limit_bytes:

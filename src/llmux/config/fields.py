@@ -6,7 +6,16 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -160,4 +169,64 @@ CommandLine = Annotated[
     Notation.WORD,
 ]
 """The words of a command, written as one text or as a list; no shell runs it."""
+
+_SIZE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^[0-9.]+ *[KMGTkmgt]?[Ii]?[Bb]$"}]
+}
+
+
+def _size(value: object) -> object:
+    if isinstance(value, bool | float) or value is None:
+        raise PydanticCustomError("memory_size", "must be a size, as 20GiB or 300MiB, or a number of bytes")
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9.]+) *([kmgtKMGT])", value.strip())):
+        # Some programs mean powers of 1000 by it, others those of 1024.
+        number, unit = match[1], match[2].upper()
+        text = "has an ambiguous unit: write {number}{unit}iB, or {number}{unit}B for powers of 1000"
+        raise PydanticCustomError("ambiguous_size", text, {"number": number, "unit": unit})
+    return value
+
+
+MemorySize = Annotated[
+    ByteSize,
+    Field(gt=0),
+    WithJsonSchema(_SIZE_SCHEMA),
+    BeforeValidator(_size),
+    _SCALAR,
+]
+"""Bytes, written as a whole number of them or with a unit: ``300MiB``, ``20 GiB``, ``24GB``."""
+
+
+def _gpu_choice(value: object) -> object:
+    """Positions of GPUs, or how many of them; raises PydanticCustomError."""
+    value = as_scalar(value)
+    if isinstance(value, list | tuple):
+        positions = tuple(as_scalar(position) for position in value)
+        are_positions = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in positions)
+        if positions and are_positions and len(set(positions)) == len(positions):
+            return positions
+    elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise PydanticCustomError(
+        "gpu_choice", "must be how many GPUs it needs, or a list of their positions, as [0] or [0, 1]"
+    )
+
+
+GpuChoice = Annotated[
+    int | tuple[int, ...],
+    PlainValidator(_gpu_choice),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                },
+            ]
+        }
+    ),
+]
+"""How many GPUs, whichever they are, or the positions of certain ones."""
 VariableName = Annotated[str, Field(strict=True, pattern=r"^[^=\x00]+$")]

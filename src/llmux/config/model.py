@@ -8,6 +8,8 @@ from llmux.config.fields import (
     Count,
     Directory,
     EnginePort,
+    GpuChoice,
+    MemorySize,
     PathText,
     PositiveFactor,
     Seconds,
@@ -71,6 +73,17 @@ class ModelSettings(Section):
         default=None,
         description="What a switch does with requests in flight. wait: let them finish, for at most "
         "drain_timeout_seconds. abort: end them. freeze: suspend them until the model is back. Default: wait.",
+    )
+
+    gpu_memory: MemorySize | None = Field(
+        default=None,
+        description="GPU memory that the engine takes on each of its GPUs, as 20GiB. Models whose needs fit are on a "
+        "GPU together. Default: what its arguments say, as --gpu-memory-utilization, or else all of it.",
+    )
+    gpus: GpuChoice | None = Field(
+        default=None,
+        description="The GPUs that it uses: how many, whichever they are, or a list of their positions, as [0]. "
+        "Default: as many as its arguments say, as --tensor-parallel-size.",
     )
 
     weight: PositiveFactor = Field(

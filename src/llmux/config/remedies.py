@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from llmux.config.fields import Substituted
 from llmux.config.position import Path, Position, position_of
 from llmux.core.eviction import Process, Weights
+from llmux.engines.registry import KINDS
 
 KEYS_LISTED_MAX = 15
 """A longer list of allowed keys helps nobody."""
@@ -111,6 +112,9 @@ def _about_unknown(path: Path, value: object, root: type[BaseModel]) -> str:
     if key != key.strip():
         return "there are blanks of another kind before it: indent with plain ones"
     position = _position_at(root, path[:-1])
+    flag = f"--{key.lstrip('-').replace('_', '-')}"
+    if path[:1] == ("models",) and any(flag in kind.read_flags for kind in KINDS.values()):
+        return f"{flag} is a flag of the engine's, and goes into extra_args"
     if close := nearest(key, position.keys, otherwise=""):
         return close
     for where, other in (("policy", "policy"), ("models", "each model")):

@@ -15,6 +15,7 @@ from llmux.config.settings import Settings
 TABLES = (
     ("Top level", None),
     ("`models.NAME`", "ModelSettings"),
+    ("An entry of `gpus`", "GpuSettings"),
     ("`engines.NAME`", "EngineDescription"),
     ("`engines.NAME.sleep`", "SleepWays"),
     ("`engines.NAME.sleep.offload` and `.discard`", "SleepSettings"),

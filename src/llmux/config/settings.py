@@ -19,6 +19,7 @@ from llmux.config.fields import (
     Count,
     Directory,
     Flag,
+    MemorySize,
     PathText,
     Port,
     PositiveSeconds,
@@ -27,6 +28,7 @@ from llmux.config.fields import (
     Section,
     Size,
     Text,
+    Word,
 )
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING, PolicySettings
@@ -91,6 +93,16 @@ class CheckpointSettings(Section):
     )
 
 
+class GpuSettings(Section):
+    """One entry of ``gpus``."""
+
+    memory: MemorySize = Field(description="How much of its memory the models may hold together, as 24GiB.")
+    device: Word | None = Field(
+        default=None,
+        description="Its number or UUID, as CUDA_VISIBLE_DEVICES has it. Default: its position in the list.",
+    )
+
+
 def default_cache_directory() -> Path:
     """As the XDG Base Directory Specification says."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -110,6 +122,12 @@ class Settings(Section):
         "that llmux comes with takes its place.",
     )
     policy: PolicySettings = Field(default=PolicySettings(), description="When to switch between models.")
+    gpus: tuple[GpuSettings, ...] = Field(
+        default=(),
+        description="The GPUs on which models are placed by their memory, where they cannot be read or not all "
+        "should be used. Default: those that the driver names, if any model has gpu_memory or gpus; else every model "
+        "takes all of every GPU.",
+    )
     host: Text = Field(
         default="127.0.0.1",
         description="Address, or name of a host, that all of llmux's ports listen on. 0.0.0.0 means all IPv4 "
@@ -275,6 +293,7 @@ class Settings(Section):
             url=model.url or "",
             api_key=None if model.api_key is None else model.api_key.get_secret_value(),
             cache_directory=self.cache_dir or default_cache_directory(),
+            gpu_memory_mib=-(-(model.gpu_memory or 0) // (1 << 20)),
             saved_prompts_bytes=model.saved_prompts_mib << 20,
         )
         return self.kinds[model.engine](options)
@@ -331,6 +350,13 @@ class Settings(Section):
     def max_in_flight_of(self, name: str) -> int:
         """How many requests the model's engine gets at once."""
         return self.models[name].max_in_flight or self.engine_of(name).max_in_flight
+
+    @property
+    def places_by_memory(self) -> bool:
+        """Whether models are placed on GPUs by their memory; otherwise each takes all of every GPU."""
+        return bool(self.gpus) or any(
+            model.gpu_memory is not None or model.gpus is not None for model in self.models.values()
+        )
 
     @property
     def needs_criu(self) -> bool:

@@ -26,6 +26,9 @@ class GpuId(NamedTuple):
     uuid: str
 
 
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""The variable that says which GPUs a process sees, by their numbers or UUIDs."""
+
 Footprint = Mapping[GpuId, int]
 """Memory held on each GPU, in MiB."""
 

@@ -58,6 +58,8 @@ class EngineOptions:
     api_key: str | None = None
     cache_directory: Path | None = None
     """Where files may be kept from one start to the next: compiled kernels, saved prompts."""
+    gpu_memory_mib: int = 0
+    """What it may take of each of its GPUs; 0 if that is not declared."""
     saved_prompts_bytes: int = 0
     """How much of ``cache_directory`` the model's saved prompts may take; 0: they are not saved."""
 
@@ -198,6 +200,11 @@ class Engine(ABC):
         """Whether it is a process of its own tree that listens, and not a container's, which descends from another."""
         return True
 
+    @property
+    def sees_given_gpus(self) -> bool:
+        """Whether it uses the GPUs that CUDA_VISIBLE_DEVICES names: not what runs elsewhere, as in a container."""
+        return self.runs_as_process and self.listens_itself
+
     # What is wrong with its configuration. Paths of problems are relative to the model's section.
 
     def problems(self, eviction: Eviction) -> Iterator[Problem]:
@@ -211,6 +218,10 @@ class Engine(ABC):
         yield from ()
 
     # How it is started.
+
+    def memory_arguments(self, gpu_total_mib: int) -> tuple[str, ...]:
+        """Arguments that keep it within ``gpu_memory_mib`` of GPUs of this size, where its own do not say."""
+        return ()
 
     @abstractmethod
     def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:

@@ -250,6 +250,13 @@ class Vllm(Engine):
             *self.arguments,
         )
 
+    def memory_arguments(self, gpu_total_mib: int) -> tuple[str, ...]:
+        declared_mib = self.options.gpu_memory_mib
+        if not declared_mib or arguments.present(self.options.extra_args, (*GPU_SHARE, *KV_CACHE_BYTES)):
+            return ()
+        # Rounded down: a share that is a little too large would not fit beside the others.
+        return (GPU_SHARE[0], f"{declared_mib * 1000 // gpu_total_mib / 1000:.3f}")
+
     def environment(
         self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
     ) -> dict[str, str]:

@@ -86,10 +86,20 @@ class GpuHeadroom:
     """
 
     def __init__(
-        self, model: str, reader: GpuReader | None, start_need: StartNeed | None, *, wait_seconds: float = 10.0
+        self,
+        model: str,
+        reader: GpuReader | None,
+        start_need: StartNeed | None,
+        *,
+        wait_seconds: float = 10.0,
+        reader_of: Callable[[tuple[str, ...]], GpuReader | None] | None = None,
     ) -> None:
-        """``reader`` is None without GPUs to read; ``start_need`` is None if unknown: a start then does not wait."""
+        """``reader`` is None without GPUs to read; ``start_need`` is None if unknown: a start then does not wait.
+
+        ``reader_of`` makes a reader of certain GPUs, for an engine that is not always started on the same ones.
+        """
         self.reader = reader
+        self._reader_of = reader_of
         self._model = model
         self._start_need = start_need
         self._wait_seconds = wait_seconds
@@ -164,6 +174,12 @@ class GpuHeadroom:
             if asyncio.get_running_loop().time() >= give_up_at:
                 return kept_mib
             await asyncio.sleep(POLL_INTERVAL_SECONDS)
+
+    def move_to(self, devices: tuple[str, ...]) -> None:
+        """An engine is about to be started on these GPUs, as CUDA_VISIBLE_DEVICES names them; empty: on all."""
+        self.forget_freed()
+        if devices and self._reader_of is not None:
+            self.reader = self._reader_of(devices)
 
     def forget_freed(self) -> None:
         """Start over: the engine is awake again, or has ended."""

@@ -8,17 +8,16 @@ from typing import Any
 
 import psutil
 
+from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.errors import GpusUnreadable
 from llmux.gpus.memory import MIB, GpuMemory, GpuProcess
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class NvmlReader:
     """Reads the GPUs visible to an engine with this environment; only the first ``count`` of them, if given."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ, count: int | None = None) -> None:
-        self._visible = environment.get(VISIBLE)
+        self._visible = environment.get(VISIBLE_GPUS)
         self._count = count
 
     def read_memory(self) -> tuple[GpuMemory, ...]:

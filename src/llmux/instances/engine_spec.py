@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
+from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.engines.base import Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.hosts.local import available_mib, size_mib
@@ -32,6 +33,8 @@ class EngineSpec:
     canary_every: int | None = None
     canary_extras: CanaryExtras = field(default_factory=CanaryExtras)
     host_memory_reserve_mib: int = 0
+    declared_gpu_mib: int | None = None
+    """The memory of its smallest GPU, where the configuration says it."""
     redactor: Redactor = field(default_factory=Redactor)
     """Takes secrets out of what the engine prints and answers, before it is logged, kept or passed on."""
 
@@ -64,7 +67,7 @@ class EngineSpec:
         engine = self.engine
         return fingerprint_of(
             # Without its port, which is another one in each llmux unless it is configured.
-            engine.command_line(0),
+            (*engine.command_line(0), str(engine.options.gpu_memory_mib)),
             os.environ | engine.options.environment,
             engine.options.environment,
             stamps_of(self.program, engine.files()),
@@ -76,11 +79,27 @@ class EngineSpec:
         """Whether the weights can be offloaded now without touching the reserve; reads the disk."""
         return available_mib() - size_mib(self.engine.weight_files()) >= self.host_memory_reserve_mib
 
-    def launch_command(self, temporary_directory: Path, socket_path: Path | None = None) -> LaunchCommand:
-        """The command for the shim; ``temporary_directory`` belongs to the engine from then on."""
+    def launch_command(
+        self,
+        temporary_directory: Path,
+        socket_path: Path | None = None,
+        devices: tuple[str, ...] = (),
+        gpu_total_mib: int | None = None,
+    ) -> LaunchCommand:
+        """The command for the shim; ``temporary_directory`` belongs to the engine from then on.
+
+        ``devices``: the GPUs that it may see; empty for all that llmux sees. ``gpu_total_mib``: the memory of the
+        smallest of them, where it can be read.
+        """
+        environment = self.engine.environment(os.environ, str(temporary_directory), checkpointable=self.checkpointable)
+        if devices:
+            # In the order of NVML, by which they were counted; CUDA's own default puts the fastest first.
+            environment |= {VISIBLE_GPUS: ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        total_mib = gpu_total_mib or self.declared_gpu_mib
+        memory = () if total_mib is None else self.engine.memory_arguments(total_mib)
         return LaunchCommand(
-            self.engine.command_line(self.port, socket_path),
-            self.engine.environment(os.environ, str(temporary_directory), checkpointable=self.checkpointable),
+            (*self.engine.command_line(self.port, socket_path), *memory),
+            environment,
             temporary_directory=temporary_directory,
             checkpointable=self.checkpointable,
             stop_argv=self.engine.stop_command(self.port),

@@ -85,7 +85,7 @@ class HookedInstance(InstanceWithoutProcess):
         if (reason := await self._sleep()) is not None:
             raise StillAwake(self.spec.model, str(reason))
 
-    async def wake(self) -> WakeOutcome:
+    async def wake(self, devices: tuple[str, ...] = ()) -> WakeOutcome:
         """Run ``wake_command``, and wait until the engine answers."""
         canary_seconds_before = self.canary.seconds
         error: FailureReason | None = None

@@ -85,6 +85,8 @@ class Instance:
         """What the kind of engine remembers of the cold start that is being made."""
         self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
+        self._devices: tuple[str, ...] = ()
+        """The GPUs that the present engine sees, or the last one."""
         self._may_be_left = True
         """Whether an earlier llmux may have left something of this engine that its stop command would end."""
         self._last_output: tuple[str, ...] = ()
@@ -137,13 +139,17 @@ class Instance:
         status = self._process.exit_status
         return None if status is None else self._scope.exit_report(self._process, status)
 
-    async def wake(self) -> WakeOutcome:
-        """Bring the engine onto the GPU: start it, or restore it and undo the steps by which it left."""
+    async def wake(self, devices: tuple[str, ...] = ()) -> WakeOutcome:
+        """Bring the engine onto the GPU: start it, or restore it and undo the steps by which it left.
+
+        ``devices``: the GPUs that it is to see if it is started; empty for all that llmux sees.
+        """
         canary_seconds_before = self.canary.seconds
         error: FailureReason | None
         is_mismatch = False
         try:
             if self._engine is None and not self._is_in_image:
+                self._devices = devices
                 await self._start()
             else:
                 await self._come_back()
@@ -290,7 +296,7 @@ class Instance:
 
     async def _start(self) -> None:
         """Cold start; raises EngineFailure."""
-        self._headroom.forget_freed()
+        self._headroom.move_to(self._devices)
         await self.clear_leftovers()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
         # First of all: it may make directories that the command line names.
@@ -366,8 +372,10 @@ class Instance:
 
     async def _spawn(self, fingerprint: str, directory: Path, socket_path: Path | None = None) -> RunningEngine:
         try:
+            gpus = await self._headroom.read()
+            total_mib = min((gpu.total_mib for gpu in gpus), default=None)
             process = await EngineProcess.spawn(
-                self.spec.launch_command(directory, socket_path),
+                self.spec.launch_command(directory, socket_path, self._devices, total_mib),
                 on_line=self._on_line,
                 on_exit=self._on_process_exit,
                 redact=self.spec.redactor.redact_line,

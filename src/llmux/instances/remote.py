@@ -45,7 +45,7 @@ class RemoteInstance(InstanceWithoutProcess):
         """What it prints, its own operator reads."""
         return ()
 
-    async def wake(self) -> WakeOutcome:
+    async def wake(self, devices: tuple[str, ...] = ()) -> WakeOutcome:
         """Ask once whether it serves."""
         try:
             await self._engine.check(self._endpoints, CHECK_SECONDS)

@@ -29,7 +29,7 @@ from llmux.core.actions import (
 )
 from llmux.core.events import Event, EvictDone, InstanceExited, TimerFired, WakeDone
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import InstanceId
+from llmux.core.identifiers import EVERY_GPU, GpuId, InstanceId
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import Cold
 from llmux.errors import CommandFailed, FailureReason
@@ -59,8 +59,11 @@ class ManagedInstance(Protocol):
     async def has_work(self) -> bool:
         """Whether it works on something. While it cannot tell and is not known to be dead, it is taken to."""
 
-    async def wake(self) -> WakeOutcome:
-        """Bring it onto the GPU. After an error or an exception its state is unknown, and ``end`` must follow."""
+    async def wake(self, devices: tuple[str, ...]) -> WakeOutcome:
+        """Bring it onto the GPU. After an error or an exception its state is unknown, and ``end`` must follow.
+
+        ``devices``: the GPUs of a cold start, as CUDA_VISIBLE_DEVICES names them; empty for all that llmux sees.
+        """
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> EvictOutcome:
         """Take it off the GPU; ``freeze``: together with its requests, which are suspended."""
@@ -161,9 +164,9 @@ class Controller:
         match action:
             case Admit() | Reject() | Revoke() | Freeze() | Hold() | Thaw():
                 self._requests.perform(action)
-            case Wake(instance):
+            case Wake(instance, _, gpus):
                 self._waking.add(instance.model)
-                self._spawn(self._wake(instance))
+                self._spawn(self._wake(instance, gpus))
             case AbortWake(instance):
                 if instance.model in self._waking:
                     self._instances[instance.model].interrupt("given up, because llmux is shutting down")
@@ -209,10 +212,11 @@ class Controller:
             done.set_exception(error)
             done.exception()  # marks it as retrieved: the caller may have left
 
-    async def _wake(self, instance: InstanceId) -> None:
+    async def _wake(self, instance: InstanceId, gpus: tuple[GpuId, ...]) -> None:
         engine = self._instances[instance.model]
+        devices = () if gpus == (EVERY_GPU,) else tuple(gpu.uuid for gpu in gpus)
         try:
-            outcome = await engine.wake()
+            outcome = await engine.wake(devices)
         except Exception as failure:
             log.exception("unexpected error while waking", model=instance.model)
             outcome = WakeOutcome(FailureReason(f"{type(failure).__name__}: {failure}", INTERNAL_ERROR))

@@ -3,28 +3,32 @@
 import base64
 import mimetypes
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 from llmux.access import Upstream
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.config.model import ModelSettings
+from llmux.config.placement import THIS_HOST, declared_gpus, placements
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.config.settings import CanaryMode, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.identifiers import ALL_OF_IT, VISIBLE_GPUS, GpuId
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU, Limits, ModelSpec
+from llmux.core.settings import Limits, ModelSpec
 from llmux.engines.base import LOOPBACK, Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.engines.urls import ServerUrl, parse_url
-from llmux.errors import ConfigError, Problem
-from llmux.gpus.hook import load_gpu_hook
-from llmux.gpus.memory import GpuHeadroom, StartNeed
+from llmux.errors import ConfigError, GpusUnreadable, Problem
+from llmux.gpus.hook import FindGpus, load_gpu_hook
+from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
 from llmux.gpus.nvml import NvmlReader
 from llmux.hosts.local import choose_ports
 from llmux.instances.addresses import upstream_of
@@ -37,10 +41,11 @@ CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS:
 
 
 def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
-    """The scheduler for the configured models. Each takes all of every GPU while it is awake, or nothing.
+    """The scheduler for the configured models. Reads the GPUs where models are placed by memory and none is declared.
 
-    ``own_policy`` replaces the configured one, for comparing policies in virtual time.
+    ``own_policy`` replaces the configured one, for comparing policies in virtual time. Raises ConfigError.
     """
+    gpus = find_gpus(settings)
     specs = [
         ModelSpec(
             name,
@@ -50,7 +55,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
-            placements=(ALL_OF_EVERY_GPU if settings.engine_of(name).uses_gpu else WITHOUT_GPU,),
+            placements=placements(settings, name, gpus),
         )
         for name in settings.models
     ]
@@ -64,7 +69,26 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
         queue_limit_requests=settings.queue_limit_requests,
         queue_limit_bytes=settings.queue_limit_bytes,
     )
-    return Scheduler(specs, own_policy or build_policy(policy), limits)
+    return Scheduler(specs, own_policy or build_policy(policy), limits, gpus)
+
+
+def find_gpus(settings: Settings) -> Mapping[GpuId, int]:
+    """The memory of each GPU in MiB; of all as one where models are not placed by memory.
+
+    Raises ConfigError if they are neither declared nor readable.
+    """
+    if not settings.places_by_memory:
+        return ALL_OF_IT
+    if settings.gpus:
+        return declared_gpus(settings)
+    try:
+        found = NvmlReader().read_memory()
+    except GpusUnreadable as error:
+        message, remedy = f"the GPUs cannot be read: {error}", "declare them, as gpus: [{memory: 24GiB}]"
+        raise ConfigError([Problem("gpus", message, remedy)]) from error
+    if not found:
+        raise ConfigError([Problem("gpus", "this machine has no GPU", "declare one, as gpus: [{memory: 24GiB}]")])
+    return {GpuId(THIS_HOST, gpu.gpu): gpu.total_mib for gpu in found}
 
 
 def _image_eviction(settings: Settings, name: str) -> Eviction | None:
@@ -117,6 +141,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             canary_every=CANARY_EVERY[settings.canary],
             canary_extras=canary_extras(model, engines[name]),
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
+            declared_gpu_mib=min((gpu.memory >> 20 for gpu in settings.gpus), default=None),
             redactor=redactor,
         )
         for name, model in settings.models.items()
@@ -158,14 +183,30 @@ def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
     """
     engine = settings.engine_of(name)
     environment = os.environ | engine.options.environment
-    find_gpus = load_gpu_hook()
-    found = find_gpus(engine.arguments, environment) if find_gpus is not None else None
-    if found is not None:
+    gpu_hook = load_gpu_hook()
+    found = gpu_hook(engine.arguments, environment) if gpu_hook is not None else None
+    wait_seconds = settings.memory_wait_seconds
+    if gpu_hook is not None and found is not None:
         reader, need = found
-        return GpuHeadroom(name, reader, need, wait_seconds=settings.memory_wait_seconds)
+        hook = partial(_hooked_reader, gpu_hook, engine, environment)
+        return GpuHeadroom(name, reader, need, wait_seconds=wait_seconds, reader_of=hook)
     need = None if engine.start_share is None else StartNeed(share=engine.start_share)
-    nvml = NvmlReader(environment, engine.gpu_count)
-    return GpuHeadroom(name, nvml, need, wait_seconds=settings.memory_wait_seconds)
+    if engine.options.gpu_memory_mib:
+        need = StartNeed(mib=engine.options.gpu_memory_mib)
+    return GpuHeadroom(
+        name,
+        NvmlReader(environment, engine.gpu_count),
+        need,
+        wait_seconds=wait_seconds,
+        reader_of=lambda devices: NvmlReader({VISIBLE_GPUS: ",".join(devices)}),
+    )
+
+
+def _hooked_reader(
+    find_gpus: FindGpus, engine: Engine, environment: Mapping[str, str], devices: tuple[str, ...]
+) -> GpuReader | None:
+    found = find_gpus(engine.arguments, {**environment, VISIBLE_GPUS: ",".join(devices)})
+    return None if found is None else found[0]
 
 
 def build_checkpointer(settings: Settings, images_directory: Path | None = None) -> Checkpointer | None:

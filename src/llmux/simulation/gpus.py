@@ -12,7 +12,7 @@ import psutil
 from llmux.errors import GpusUnreadable
 from llmux.gpus.memory import GpuMemory, GpuProcess, GpuReader, StartNeed
 from llmux.simulation.engine.options import parse
-from llmux.simulation.ledger import Ledger, LedgerError, LedgerSnapshot
+from llmux.simulation.ledger import Ledger, LedgerError, LedgerSnapshot, visible_ledgers
 
 HOOK = f"{__name__}:find_virtual_gpu"
 """The value of LLMUX_GPU_READER under which llmux serves simulated engines."""
@@ -25,29 +25,31 @@ SHARE_FLAGS = ("--gpu-memory-utilization", "--mem-fraction-static")
 
 @dataclass(frozen=True, slots=True)
 class LedgerReader:
-    """A GpuReader for the one virtual GPU of a ledger."""
+    """A GpuReader for virtual GPUs, one for each ledger."""
 
-    path: Path
+    paths: tuple[Path, ...]
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        snapshot = self._snapshot()
-        return (GpuMemory(str(self.path), snapshot.capacity_mib, snapshot.used_mib),)
+        snapshots = [(path, _snapshot(path)) for path in self.paths]
+        return tuple(GpuMemory(str(path), one.capacity_mib, one.used_mib) for path, one in snapshots)
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
-        held = sorted(self._snapshot().allocations, key=lambda allocation: -allocation.mib)
-        return tuple(GpuProcess(one.pid, one.model or _name(one.pid), one.mib) for one in held if one.mib)
+        held = [one for path in self.paths for one in _snapshot(path).allocations if one.mib]
+        held.sort(key=lambda allocation: -allocation.mib)
+        return tuple(GpuProcess(one.pid, one.model or _name(one.pid), one.mib) for one in held)
 
-    def _snapshot(self) -> LedgerSnapshot:
-        try:
-            return Ledger(self.path).snapshot()
-        except LedgerError as error:
-            raise GpusUnreadable(str(error)) from error
+
+def _snapshot(path: Path) -> LedgerSnapshot:
+    try:
+        return Ledger(path).snapshot()
+    except LedgerError as error:
+        raise GpusUnreadable(str(error)) from error
 
 
 def find_virtual_gpu(
     arguments: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[GpuReader, StartNeed | None] | None:
-    """The virtual GPU of an engine with this command line and what it needs to start; None for an engine without one.
+    """The virtual GPUs of an engine with this command line and what it needs to start; None for an engine without one.
 
     The command line may be that of any kind of simulated engine, or of a container with one inside. Whether the rest of
     it is right, the engine says itself when it is started.
@@ -59,7 +61,7 @@ def find_virtual_gpu(
         need = _need(arguments, environment)
     except ValueError:
         need = None
-    return LedgerReader(Path(ledger)), need
+    return LedgerReader(tuple(one.path for one in visible_ledgers(ledger, environment))), need
 
 
 def _need(arguments: Sequence[str], environment: Mapping[str, str]) -> StartNeed | None:

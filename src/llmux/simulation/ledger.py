@@ -9,10 +9,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from llmux.core.identifiers import VISIBLE_GPUS
 
 LOCK_TIMEOUT_SECONDS = 10.0
 REFUSALS_KEPT = 200
@@ -82,6 +84,14 @@ class LedgerSnapshot:
         living = tuple(one for one in allocations if _is_same(process_started(one.pid), one.started))
         refused = tuple(Refusal(**refusal) for refusal in document["refused"])
         return cls(document["capacity_mib"], document["peak_mib"], refused, living)
+
+
+def visible_ledgers(path: str, environment: Mapping[str, str]) -> tuple["Ledger", ...]:
+    """The virtual GPUs that a process with this environment sees; ``{gpu}`` in the path stands for a GPU's number."""
+    if "{gpu}" not in path:
+        return (Ledger(path),)
+    devices = environment.get(VISIBLE_GPUS, "0").split(",")
+    return tuple(Ledger(path.replace("{gpu}", device)) for device in devices)
 
 
 class Ledger:

@@ -68,7 +68,9 @@ def test_remedies(model: dict[str, Any], top: dict[str, Any], remedy: str) -> No
 
 
 def test_the_engines_flags_have_a_place_of_their_own() -> None:
-    assert remedy_of({"gpu_memory_utilization": 0.9}).endswith("; the engine's flags go into extra_args")
+    in_extra_args = "--gpu-memory-utilization is a flag of the engine's, and goes into extra_args"
+    assert remedy_of({"gpu_memory_utilization": 0.9}) == in_extra_args
+    assert remedy_of({"kv_cache_dtype": "fp8"}).endswith("; the engine's flags go into extra_args")
 
 
 def test_nearest() -> None:

@@ -50,5 +50,5 @@ def test_the_hook_decides_engine_by_engine_and_nvml_reads_the_rest(monkeypatch: 
     settings = Settings.model_validate({"models": {name: {"model_path": "x", **keys} for name, keys in models.items()}})
     assert isinstance(build_headroom(settings, "simulated").reader, NvmlReader)
     monkeypatch.setenv(VARIABLE, HOOK)
-    assert build_headroom(settings, "simulated").reader == LedgerReader(Path("/gpu.json"))
+    assert build_headroom(settings, "simulated").reader == LedgerReader((Path("/gpu.json"),))
     assert isinstance(build_headroom(settings, "real").reader, NvmlReader)

@@ -15,14 +15,14 @@ def test_the_ledger_is_read(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "gpu.json").create(1000)
     ledger.allocate(os.getpid(), 300, "a")
     ledger.allocate(os.getppid(), 0, "b")
-    reader = LedgerReader(ledger.path)
+    reader = LedgerReader((ledger.path,))
     assert reader.read_memory() == (GpuMemory(str(ledger.path), 1000, 300),)
     assert reader.read_processes() == (GpuProcess(os.getpid(), "a", 300),)
 
 
 def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(GpusUnreadable, match="cannot be opened"):
-        LedgerReader(tmp_path / "none.json").read_memory()
+        LedgerReader((tmp_path / "none.json",)).read_memory()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_an_engine_with_a_ledger(arguments: list[str], environment: dict[str, str], need: StartNeed | None) -> None:
-    assert find_virtual_gpu(arguments, environment) == (LedgerReader(Path("/gpu.json")), need)
+    assert find_virtual_gpu(arguments, environment) == (LedgerReader((Path("/gpu.json"),)), need)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--tensor-parallel-size", "2"], ["--sim-gpu-ledger"]])

@@ -41,7 +41,7 @@ class FakeEngine:
     def has_engine(self) -> bool:
         return self.is_running
 
-    async def wake(self) -> WakeOutcome:
+    async def wake(self, devices: tuple[str, ...] = ()) -> WakeOutcome:
         if self.is_running and self.fails_to_wake:
             self.fails_to_wake -= 1
             return WakeOutcome(FailureReason("it does not wake"))

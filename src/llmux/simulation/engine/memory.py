@@ -1,9 +1,10 @@
 """The memory of an engine: its allocation on the virtual GPU, and real memory on request."""
 
+import os
 from collections.abc import Set
 
 from llmux.simulation.engine.options import EngineOptions
-from llmux.simulation.ledger import Ledger, process_started
+from llmux.simulation.ledger import process_started, visible_ledgers
 
 WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
@@ -19,11 +20,12 @@ class EngineMemory:
         self._model = options.name
         self.owner_pid = owner_pid
         self._owner_started = process_started(owner_pid)
-        self._ledger = Ledger(options.ledger_path) if options.ledger_path else None
+        self._ledgers = visible_ledgers(options.ledger_path, os.environ) if options.ledger_path else ()
         self._residue_mib = options.residue_mib
         self._full_mib = options.gpu_memory_mib or 0
-        if self._ledger is not None and options.gpu_memory_mib is None:
-            self._full_mib = int(self._ledger.snapshot().capacity_mib * options.gpu_memory_utilization)
+        if self._ledgers and options.gpu_memory_mib is None:
+            capacity_mib = min(ledger.snapshot().capacity_mib for ledger in self._ledgers)
+            self._full_mib = int(capacity_mib * options.gpu_memory_utilization)
         self._block_bytes = (options.hold_memory_mib << 20) // len(TAGS)
         self._blocks: dict[str, bytearray] = {}
         self.allocated_mib = 0
@@ -48,11 +50,11 @@ class EngineMemory:
 
         Raises LedgerFull.
         """
-        if self._ledger is not None and (started := process_started(self.owner_pid)) != self._owner_started:
+        if self._ledgers and (started := process_started(self.owner_pid)) != self._owner_started:
             self._owner_started = started
             self._allocate(self.allocated_mib)
 
     def _allocate(self, mib: int) -> None:
-        if self._ledger is not None:
-            self._ledger.allocate(self.owner_pid, mib, self._model)
+        for ledger in self._ledgers:
+            ledger.allocate(self.owner_pid, mib, self._model)
         self.allocated_mib = mib

@@ -42,7 +42,13 @@ class OwnFlags:
 
     def add_memory(self, share: str) -> None:
         """Where memory is allocated, and how much; ``share`` says how much it is by default."""
-        self.add("--sim-gpu-ledger", "ledger_path", "FILE", None, "file of the virtual GPU; also LLMUX_SIM_LEDGER")
+        self.add(
+            "--sim-gpu-ledger",
+            "ledger_path",
+            "FILE",
+            None,
+            "file of the virtual GPU, {gpu} being its number; also LLMUX_SIM_LEDGER",
+        )
         self.add("--sim-gpu-memory", "gpu_memory_mib", "MIB", None, f"allocated while awake (default: {share})")
 
     def add_common(self) -> None:
