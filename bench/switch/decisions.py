@@ -8,16 +8,17 @@ because long queues shift the mix towards the cheap ones. Run it with ``python b
 import argparse
 import statistics
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 
 from llmux.config.policy import PolicySettings, PolicyType
 from llmux.core.actions import Action, Admit, Evict, Wake
 from llmux.core.events import Event, EvictDone, RequestArrived, RequestDone, TimerFired, WakeDone
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import STOP, Eviction
+from llmux.core.identifiers import ALL_OF_IT, GpuId
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import Asleep
+from llmux.core.settings import ALL_OF_EVERY_GPU, Limits, ModelSpec, Placement
+from llmux.core.states import Asleep, Cold
 from llmux.server.build import build_policy
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -28,16 +29,22 @@ STEP_SECONDS = {PolicyType.ADAPTIVE: 1.0}
 class Cycle:
     """A scheduler under steady demand, of which each event's cost is taken."""
 
-    def __init__(self, models: int, queued: int, wanted: int, policy: PolicyType) -> None:
+    def __init__(self, models: int, queued: int, wanted: int, gpus: int, policy: PolicyType) -> None:
         limits = Limits(min_active_seconds=0.0, request_timeout_seconds=1e9, queue_limit_requests=10**9)
-        specs = [ModelSpec(f"model-{number}", OFFLOAD, max_in_flight=4) for number in range(models)]
-        self.scheduler = Scheduler(specs, build_policy(PolicySettings(policy_type=policy)), limits)
+        capacity = {GpuId("local", str(number)): 10 for number in range(gpus)}
+        # Each model may be on any GPU, and is started anew each time, so that its place is chosen each time.
+        eviction, places = (
+            (STOP, tuple(Placement({gpu: 7}) for gpu in capacity)) if gpus else (OFFLOAD, (ALL_OF_EVERY_GPU,))
+        )
+        specs = [ModelSpec(f"model-{number}", eviction, max_in_flight=4, placements=places) for number in range(models)]
+        policy_settings = PolicySettings(policy_type=policy)
+        self.scheduler = Scheduler(specs, build_policy(policy_settings), limits, capacity or ALL_OF_IT)
         self.wanted = [spec.name for spec in specs[:wanted]]
         self.now = 0.0
         self.step_seconds = STEP_SECONDS.get(policy, 0.01)
         self.request = 0
         self.in_flight: list[Request] = []
-        self.pending: Wake | Evict | None = None
+        self.pending: deque[Wake | Evict] = deque()
         self.seconds: dict[type, list[float]] = defaultdict(list)
         for number in range(queued):
             self.arrive(self.wanted[number % wanted])
@@ -53,7 +60,7 @@ class Cycle:
 
     def _perform(self, action: Action) -> None:
         if isinstance(action, Wake | Evict):
-            self.pending = action
+            self.pending.append(action)
         elif isinstance(action, Admit):
             self.in_flight.append(action.request)
 
@@ -65,10 +72,13 @@ class Cycle:
     def turn(self) -> None:
         """Whatever is due next; every request that ends is followed by a new one."""
         self.now += self.step_seconds
-        if self.pending is not None:
-            action, self.pending = self.pending, None
-            outcome = WakeDone(action.instance)
-            self.send(outcome if isinstance(action, Wake) else EvictDone(action.instance, Asleep(OFFLOAD)))
+        if self.pending:
+            action = self.pending.popleft()
+            if isinstance(action, Wake):
+                self.send(WakeDone(action.instance))
+            else:
+                kept = action.eviction.keeps_process
+                self.send(EvictDone(action.instance, Asleep(action.eviction) if kept else Cold()))
         elif self.in_flight:
             request = self.in_flight.pop()
             self.send(RequestDone(request))
@@ -78,9 +88,9 @@ class Cycle:
             self.send(TimerFired())
 
 
-def measure(models: int, queued: int, wanted: int, policy: PolicyType, switches: int) -> dict[str, float]:
+def measure(models: int, queued: int, wanted: int, gpus: int, policy: PolicyType, switches: int) -> dict[str, float]:
     """The mean cost of each kind of event, in microseconds, over so many switches."""
-    cycle = Cycle(models, queued, wanted, policy)
+    cycle = Cycle(models, queued, wanted, gpus, policy)
     while len(cycle.seconds[WakeDone]) < switches:
         cycle.turn()
     return {kind.__name__: statistics.fmean(times) * 1e6 for kind, times in cycle.seconds.items() if times}
@@ -92,8 +102,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--switches", type=int, default=60)
     arguments = parser.parse_args()
-    cases = {"4 models, 10 queued": (4, 10, 4), "1,000, 10,000 for 4": (1_000, 10_000, 4)}
-    cases["1,000, 10,000 for all"] = (1_000, 10_000, 1_000)
+    cases = {"4 models, 10 queued": (4, 10, 4, 0), "1,000, 10,000 for 4": (1_000, 10_000, 4, 0)}
+    cases["1,000, 10,000 for all"] = (1_000, 10_000, 1_000, 0)
+    cases["the same, on 8 GPUs"] = (1_000, 10_000, 1_000, 8)
     worst = 0.0
     for policy in PolicyType:
         costs = {name: _median_of(arguments.rounds, case, policy, arguments.switches) for name, case in cases.items()}
@@ -106,7 +117,7 @@ def main() -> None:
     raise SystemExit(0 if worst <= 2.0 else 1)
 
 
-def _median_of(rounds: int, case: tuple[int, int, int], policy: PolicyType, switches: int) -> dict[str, float]:
+def _median_of(rounds: int, case: tuple[int, int, int, int], policy: PolicyType, switches: int) -> dict[str, float]:
     measured = [measure(*case, policy, switches) for _ in range(rounds)]
     kinds = set.intersection(*(set(kinds) for kinds in measured)) - {"TimerFired"}
     return {kind: statistics.median(one[kind] for one in measured) for kind in kinds}

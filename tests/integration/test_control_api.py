@@ -34,6 +34,7 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "process_state": process_state,
         "eviction": OFFLOAD_WORDS,
         "on_gpu": False,
+        "gpu_mib": {},
         "pid": None,
         "address": f"127.0.0.1:{more['pid']}" if more.get("pid") else None,
         "failure": None,
@@ -54,6 +55,7 @@ def status(state: str, mode: dict[str, str], **models: dict[str, Any]) -> dict[s
         "mode": mode,
         "models": models,
         "resident": [name for name, shown in models.items() if shown["on_gpu"]],
+        "gpus": {},
     }
 
 

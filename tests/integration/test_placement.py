@@ -53,6 +53,10 @@ async def test_models_that_fit_are_resident_together_and_only_memory_forces_a_sw
         for name in "abcabcbca":
             await bench.expect(name)
         assert resident(tmp_path, 0) == {"a", "b", "c"}
+        status = await bench.status()
+        assert status["gpus"] == {"0": {"memory_mib": 1000, "free_mib": 100}}
+        held = {name: entry["gpu_mib"] for name, entry in status["models"].items()}
+        assert held == {"a": {"0": 300}, "b": {"0": 300}, "c": {"0": 300}, "d": {}}
         await bench.expect("d")
         assert len(resident(tmp_path, 0)) == 3
         switches = bench.server.find_in_log('"switched"|switched')

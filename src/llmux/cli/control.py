@@ -56,6 +56,8 @@ def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: Json
     mode = document["mode"]
     pinned = f", pinned to {mode['pinned']}" if "pinned" in mode else ""
     typer.echo(f"{document['state']} (mode {mode['mode']}{pinned})")
+    for name, gpu in document["gpus"].items():
+        typer.echo(f"GPU {name}: {gpu['free_mib']} of {gpu['memory_mib']} MiB free")
     _print_table(("Model", "State", "Waiting", "In flight", "Frozen", "Eviction", "pid"), _rows(document["models"]))
 
 
@@ -163,7 +165,7 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            entry["process_state"],
+            entry["process_state"] + _places(entry["gpu_mib"]),
             str(entry["queue_depth"]),
             str(entry["in_flight"]),
             str(entry["frozen"]),
@@ -172,6 +174,10 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for name, entry in models.items()
     ]
+
+
+def _places(held_mib: dict[str, int]) -> str:
+    return f" ({', '.join(f'{mib} MiB of GPU {gpu}' for gpu, mib in held_mib.items())})" if held_mib else ""
 
 
 def _mismatches(evictions: Sequence[str]) -> str:

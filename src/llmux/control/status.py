@@ -44,6 +44,7 @@ def status_document(operations: Operations) -> dict[str, Any]:
         "mode": mode_object(status.mode),
         "models": {model.name: _model_entry(model) for model in status.models},
         "resident": list(status.resident),
+        "gpus": {gpu.name: {"memory_mib": gpu.total_mib, "free_mib": gpu.free_mib} for gpu in status.gpus},
     }
 
 
@@ -80,6 +81,7 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "process_state": process_state(model.state),
         "eviction": eviction_object(model.eviction),
         "on_gpu": model.on_gpu,
+        "gpu_mib": dict(model.gpu_mib),
         "pid": model.pid,
         "address": model.address,
         "failure": model.failure,

@@ -1,11 +1,12 @@
 """The scheduler's record of one model: its state, its queue, and what is in flight."""
 
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 
 from llmux.core.clock import Clock
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identifiers import NOTHING, Footprint, InstanceId, Seconds
+from llmux.core.identifiers import NOTHING, Footprint, GpuId, InstanceId, Seconds
 from llmux.core.load_estimator import LoadEstimator
 from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
@@ -35,6 +36,8 @@ class Model:
     """
 
     __slots__ = (
+        "_every_gpu",
+        "_need",
         "awaiting_first_token",
         "can_freeze",
         "clock",
@@ -74,6 +77,8 @@ class Model:
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
         self.placement = spec.placements[0]
         """Where its engine is, or would be started; changed by ``World.place`` alone."""
+        self._need = tuple(tuple(placement.awake.items()) for placement in spec.placements)
+        self._every_gpu = frozenset(gpu for placement in spec.placements for gpu in placement.awake)
         self.held: Footprint = self.footprint(self.state)
         """GPU memory that it holds now, in MiB; always ``footprint(state)``, and taken out of ``World.free``."""
         self.generation = 0
@@ -181,6 +186,16 @@ class Model:
     def awake(self) -> Footprint:
         """The GPU memory that it holds, or would hold, while it is on the GPUs where it is placed."""
         return self.placement.awake
+
+    @property
+    def need(self) -> tuple[tuple[tuple[GpuId, int], ...], ...]:
+        """The memory that it would hold in each of its ``placements``: equal for models that can take one's place."""
+        return self._need if isinstance(self.state, Cold | Failed) else (tuple(self.placement.awake.items()),)
+
+    @property
+    def possible_gpus(self) -> Set[GpuId]:
+        """The GPUs of all its ``placements``."""
+        return self._every_gpu if isinstance(self.state, Cold | Failed) else self.placement.awake.keys()
 
     @property
     def placements(self) -> tuple[Placement, ...]:

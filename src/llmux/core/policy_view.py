@@ -45,7 +45,7 @@ class SchedulerView:
             return self._in_the_way(model)
         # Most models need the same memory and hold none of it: the same incumbents are in their way. With 100 models
         # waiting, a decision of time_slice makes a third of the calls for this.
-        key = tuple(tuple(placement.awake.items()) for placement in model.placements)
+        key = model.need
         incumbents = self._incumbents.get(key)
         if incumbents is None:
             incumbents = self._incumbents[key] = self._in_the_way(model)
@@ -127,5 +127,5 @@ def sharing(world: World, needed: Footprint) -> tuple[list[Model], list[Model]]:
     gpus = needed.keys()
     resident = [model for model in world.on_gpu.values() if not gpus.isdisjoint(model.awake)]
     candidates = (world.models[name] for name in world.candidates)
-    waiting = (model for model in candidates if any(not gpus.isdisjoint(place.awake) for place in model.placements))
-    return resident, list(islice(waiting, CANDIDATES_MAX))
+    waiting = islice((model for model in candidates if not model.possible_gpus.isdisjoint(gpus)), CANDIDATES_MAX)
+    return resident, list(waiting)

@@ -28,7 +28,7 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP
-from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId, Seconds
+from llmux.core.identifiers import ALL_OF_IT, EVERY_GPU, GpuId, InstanceId, Seconds
 from llmux.core.model import Model, Transition
 from llmux.core.policies.base import Policy
 from llmux.core.request import Request
@@ -255,6 +255,15 @@ class Scheduler:
         # What needs no GPU comes beside the switch that is worth telling.
         switch = min(switches, key=lambda switch: not self.model(switch.target).spec.uses_gpu, default=None)
         return None if switch is None else (switch.victims[0] if switch.victims else "", switch.target)
+
+    @property
+    def places_by_memory(self) -> bool:
+        """Whether the GPUs have sizes; otherwise a model takes all of all of them."""
+        return EVERY_GPU not in self._world.capacity
+
+    def gpu_memory(self) -> Mapping[GpuId, tuple[int, int]]:
+        """Of each GPU, its memory and what no model holds of it, in MiB."""
+        return {gpu: (total, self._world.free[gpu]) for gpu, total in self._world.capacity.items()}
 
     def active_model(self) -> str | None:
         """The model on its way in, else the one woken last, else none."""

@@ -146,11 +146,14 @@ def _sample(world: World) -> None:
     These are the estimates of models that share a GPU with a serving model, or wait for one. With nothing serving, no
     incumbent is shown.
     """
+    sampled: set[str] = set()
     for serving in list(world.on_gpu.values()):
         if isinstance(serving.state, Serving):
             resident, waiting = sharing(world, serving.awake)
             for model in (serving, *resident, *waiting):
-                model.sample()
+                if model.name not in sampled:
+                    sampled.add(model.name)
+                    model.sample()
 
 
 def _may_leave_at(world: World, plan: Plan) -> Seconds:

@@ -7,7 +7,7 @@ from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import Footprint, GpuId
 from llmux.core.lifecycle import begin_drain, begin_evict, begin_freeze, finish_drain, freezes
 from llmux.core.model import Model
-from llmux.core.placement import Occupant, give, take, victims
+from llmux.core.placement import Occupant, fits, give, take, victims
 from llmux.core.settings import Placement
 from llmux.core.states import Asleep, Serving
 from llmux.core.world import World
@@ -29,7 +29,8 @@ class PlacementPlan(NamedTuple):
 
 def plan_vacating(world: World, model: Model) -> Plan | None:
     """How memory for a model could be freed where it is placed; None while what is in its way is on the move."""
-    return _plan_for(world, model, model.awake, unreserved(world, model))
+    found = best_placement(world, model, (model.placement,))
+    return None if found is None else found.plan
 
 
 def best_placement(world: World, model: Model, places: Iterable[Placement]) -> PlacementPlan | None:
@@ -38,10 +39,9 @@ def best_placement(world: World, model: Model, places: Iterable[Placement]) -> P
     Where nothing has to leave, it is the one that leaves the least memory free: large models find room elsewhere.
     """
     free = unreserved(world, model)
+    occupants = _OccupantsByGpu(world, model)
     found = [
-        PlacementPlan(place, plan)
-        for place in places
-        if (plan := _plan_for(world, model, place.awake, free)) is not None
+        PlacementPlan(place, plan) for place in places if (plan := _plan_for(place.awake, free, occupants)) is not None
     ]
     if len(found) < 2:
         return found[0] if found else None
@@ -54,11 +54,35 @@ def best_placement(world: World, model: Model, places: Iterable[Placement]) -> P
     return min(found, key=price)
 
 
-def _plan_for(world: World, model: Model, needed: Footprint, free: Mapping[GpuId, int]) -> Plan | None:
-    as_configured = victims(needed, free, _occupants(world, model, stop_victims=False))
+class _OccupantsByGpu:
+    """The models that could leave for a model, listed once for all of its places."""
+
+    def __init__(self, world: World, model: Model) -> None:
+        self._world = world
+        self._model = model
+        self._listed: dict[bool, dict[GpuId, dict[str, Occupant]]] = {}
+
+    def on(self, needed: Footprint, *, stop_victims: bool) -> Iterable[Occupant]:
+        """Those that give back memory of a GPU that is needed."""
+        by_gpu = self._listed.get(stop_victims)
+        if by_gpu is None:
+            by_gpu = self._listed[stop_victims] = {}
+            for occupant in _occupants(self._world, self._model, stop_victims=stop_victims):
+                for gpu in occupant.frees:
+                    by_gpu.setdefault(gpu, {})[occupant.model] = occupant
+        found: dict[str, Occupant] = {}
+        for gpu in needed:
+            found.update(by_gpu.get(gpu, {}))
+        return found.values()
+
+
+def _plan_for(needed: Footprint, free: Mapping[GpuId, int], occupants: _OccupantsByGpu) -> Plan | None:
+    if fits(needed, free):
+        return Plan(())
+    as_configured = victims(needed, free, occupants.on(needed, stop_victims=False))
     if as_configured is not None:
         return Plan(as_configured)
-    stopped = victims(needed, free, _occupants(world, model, stop_victims=True))
+    stopped = victims(needed, free, occupants.on(needed, stop_victims=True))
     return None if stopped is None else Plan(stopped, stop_victims=True)
 
 

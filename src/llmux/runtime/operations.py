@@ -1,7 +1,7 @@
 """The operator's view and commands, as plain values: what the control API renders and calls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
@@ -42,6 +42,8 @@ class ModelStatus:
     last_stall: str | None = None
     """What was seen of the engine that hung last."""
     uses_gpu: bool = True
+    gpu_mib: Mapping[str, int] = field(default_factory=dict)
+    """What it holds of each GPU, by its name; empty where models are not placed by memory."""
 
     @property
     def on_gpu(self) -> bool:
@@ -55,6 +57,15 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """One GPU: its memory, and what no model holds of it."""
+
+    name: str
+    total_mib: int
+    free_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the server and of all models."""
 
@@ -64,6 +75,8 @@ class Status:
     """The models that leave and come in the switch under way. The first is empty if none has to leave."""
     mode: Mode
     models: tuple[ModelStatus, ...]
+    gpus: tuple[GpuStatus, ...] = ()
+    """Empty where models are not placed by memory."""
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -128,7 +141,13 @@ class Operations:
             self._scheduler.switching(),
             self._scheduler.mode,
             tuple(self.model_status(name) for name in self._engines),
+            self._gpus(),
         )
+
+    def _gpus(self) -> tuple[GpuStatus, ...]:
+        if not self._scheduler.places_by_memory:
+            return ()
+        return tuple(GpuStatus(gpu.uuid, *sizes) for gpu, sizes in self._scheduler.gpu_memory().items())
 
     def model_status(self, name: str) -> ModelStatus:
         """The state of one model. Raises ModelNotFound."""
@@ -151,6 +170,7 @@ class Operations:
             stalls=stalls.count,
             last_stall=stalls.last,
             uses_gpu=record.spec.uses_gpu,
+            gpu_mib={gpu.uuid: mib for gpu, mib in record.held.items()} if self._scheduler.places_by_memory else {},
         )
 
     def history(self, name: str) -> Sequence[Transition]:
