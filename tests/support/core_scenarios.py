@@ -115,6 +115,17 @@ SCENARIOS = (
         replace(LIMITS, min_active_seconds=0.0),
     ),
     Scenario(
+        "one GPU, models that leave when they are idle",
+        (
+            ModelSpec("a", OFFLOAD, max_in_flight=2, idle_seconds=2.0),
+            ModelSpec("b", STOP, max_in_flight=1, drain=Drain.FREEZE, idle_seconds=9.0),
+            ModelSpec("c", DISCARD),
+            ModelSpec("d", NEVER_LEAVES, placements=(WITHOUT_GPU,), idle_seconds=1.0),
+        ),
+        ALL_OF_IT,
+        replace(LIMITS, min_active_seconds=1.0),
+    ),
+    Scenario(
         "short time-outs",
         (ModelSpec("a", OFFLOAD, max_in_flight=2), ModelSpec("b", STOP), ModelSpec("c", DISCARD, max_in_flight=1)),
         ALL_OF_IT,

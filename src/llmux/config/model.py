@@ -12,6 +12,7 @@ from llmux.config.fields import (
     MemorySize,
     PathText,
     PositiveFactor,
+    PositiveSeconds,
     Seconds,
     Secret,
     Section,
@@ -75,6 +76,11 @@ class ModelSettings(Section):
         "drain_timeout_seconds. abort: end them. freeze: suspend them until the model is back. Default: wait.",
     )
 
+    idle_seconds: PositiveSeconds | None = Field(
+        default=None,
+        description="How long the model stays on the GPU without a request; then it leaves as its eviction says. "
+        "Default: policy.idle_seconds.",
+    )
     gpu_memory: MemorySize | None = Field(
         default=None,
         description="GPU memory that the engine takes on each of its GPUs, as 20GiB. Models whose needs fit are on a "

@@ -71,6 +71,11 @@ class PolicySettings(Section):
         description="adaptive: the share of time that switches may take. Time that the demand leaves idle may be "
         "spent on them too, up to a share of 0.55 in all.",
     )
+    idle_seconds: PositiveSeconds | None = Field(
+        default=None,
+        description="How long a model without its own `idle_seconds` stays on the GPU without a request. Default: "
+        "until another model needs its place.",
+    )
     min_quantum_seconds: Seconds = Field(default=2.0, description="Accepted for 0.7.7's files; has no effect.")
 
     @property

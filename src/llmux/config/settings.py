@@ -5,6 +5,7 @@
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -346,6 +347,12 @@ class Settings(Section):
             return own
         aborts = not self.policy.drain_before_switch and self.policy.policy_type in ABORTING
         return Drain.ABORT if aborts else Drain.WAIT
+
+    def idle_seconds_of(self, name: str) -> float:
+        """How long the model stays on the GPU without a request."""
+        own = self.models[name].idle_seconds
+        idle_seconds = self.policy.idle_seconds if own is None else own
+        return math.inf if idle_seconds is None else idle_seconds
 
     def max_in_flight_of(self, name: str) -> int:
         """How many requests the model's engine gets at once."""

@@ -1,5 +1,6 @@
 """The scheduler's record of one model: its state, its queue, and what is in flight."""
 
+import math
 from collections import deque
 from collections.abc import Set
 from dataclasses import dataclass
@@ -240,6 +241,11 @@ class Model:
                 return retry_at <= self.clock.now
             case _:
                 return False
+
+    @property
+    def leaves_at(self) -> Seconds:
+        """When it leaves the GPU if no request comes; infinity where it stays, or is not idle."""
+        return self.idle_since + self.spec.idle_seconds if self.is_idle else math.inf
 
     @property
     def is_idle(self) -> bool:

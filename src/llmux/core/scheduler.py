@@ -33,7 +33,7 @@ from llmux.core.model import Model, Transition
 from llmux.core.policies.base import Policy
 from llmux.core.request import Request
 from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import Draining, Evicting, Mode, Serving, State, Stuck, Waking
+from llmux.core.states import Draining, Evicting, Manual, Mode, Serving, State, Stuck, Waking
 from llmux.core.world import World
 
 
@@ -73,14 +73,15 @@ class Scheduler:
     def done(self, request: Request, completed: bool, now: Seconds) -> bool:
         """End a request when nothing can be decided because of that; False means: send ``RequestDone`` instead.
 
-        While the model serves: nothing is queued that could take the place, and no other model waits for it to be
-        idle. While it drains: others are still in flight, and nothing else is due.
+        While the model serves: nothing is queued that could take the place, and neither another model waits for it to
+        be idle nor does it leave when it has been. While it drains: others are in flight, and nothing else is due.
         """
         world = self._world
         model = world.models[request.model]
         self._clock.now = now
         if type(model.state) is Serving:
-            waits_for_idleness = len(model.in_flight) <= 1 and len(world.candidates)
+            may_leave = len(world.candidates) or model.spec.idle_seconds != math.inf
+            waits_for_idleness = len(model.in_flight) <= 1 and may_leave
             if model.queue.size or world.stopping_until is not None or waits_for_idleness:
                 return False
         elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._nothing_to_decide():
@@ -164,7 +165,8 @@ class Scheduler:
         6. Evict what has drained, or whose drain ends now: after 5, because a switch that was just started may find its
            victims idle, and before 7, because a switch waits for its victims.
         7. Take every switch as far as it can go.
-        8. Set the timer for whatever comes next.
+        8. Have models leave that have been idle for long enough: after 5, in which they may have become victims.
+        9. Set the timer for whatever comes next.
 
         During shutdown there are no switches and no commands: frozen requests resume as far as time and memory allow,
         and every engine is brought nearer to its end.
@@ -196,7 +198,8 @@ class Scheduler:
                 self._finish_drains()  # 6
             for switch in world.switches.values():
                 decide_again_at = min(decide_again_at, switching.advance(world, switch))  # 7
-        self._set_timer(decide_again_at)  # 8
+            decide_again_at = min(decide_again_at, self._end_idleness())  # 8
+        self._set_timer(decide_again_at)  # 9
 
     def _end_backoffs(self) -> None:
         world, now = self._world, self._clock.now
@@ -206,6 +209,24 @@ class Scheduler:
                 lifecycle.begin_evict(world, model, STOP)
             else:
                 world.update_candidate(model)
+
+    def _end_idleness(self) -> Seconds:
+        """Evict what has been idle for its ``idle_seconds``; returns when the next model will have been.
+
+        A model that the mode holds on the GPU stays: it alone is served, and would have to come back.
+        """
+        world, next_at = self._world, math.inf
+        for model in list(world.on_gpu.values()):
+            leaves_at = model.leaves_at
+            if isinstance(model.state, Serving):
+                leaves_at = max(leaves_at, model.state.since + world.limits.min_active_seconds)
+            if leaves_at == math.inf or not model.eviction.leaves_the_gpu or _is_held(world, model):
+                continue
+            if leaves_at <= self._clock.now:
+                lifecycle.begin_evict(world, model, model.eviction)
+            else:
+                next_at = min(next_at, leaves_at)
+        return next_at
 
     def _finish_drains(self) -> None:
         # In the order of their wakes. A model that begins to leave is still on the GPU, so the index keeps its size.
@@ -288,6 +309,11 @@ class Scheduler:
         residence = max(stay + world.limits.drain_timeout_seconds, longest_switch_seconds)
         others = len(world.models) - 1
         return max_wait + longest_switch_seconds + others * (residence + longest_switch_seconds)
+
+
+def _is_held(world: World, model: Model) -> bool:
+    """Whether the operator keeps the model on the GPU."""
+    return isinstance(world.mode, Manual) and world.mode.allowed == model.name
 
 
 def _retry_at(model: Model) -> Seconds:

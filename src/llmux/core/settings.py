@@ -1,5 +1,6 @@
 """What the scheduler needs to know of the models and limits."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -45,6 +46,8 @@ class ModelSpec:
     """How much its waiting requests count with policies that weigh candidates."""
     max_wait_seconds: Seconds | None = None
     """How long its oldest request waits until the model is overdue; None: as in ``Limits``."""
+    idle_seconds: Seconds = math.inf
+    """How long it stays on the GPU without a request."""
 
     @property
     def uses_gpu(self) -> bool:

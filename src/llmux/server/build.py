@@ -55,6 +55,7 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
+            idle_seconds=settings.idle_seconds_of(name),
             placements=placements(settings, name, gpus),
         )
         for name in settings.models

@@ -103,6 +103,7 @@ def test_every_default_of_the_policy() -> None:
         "max_wait_seconds": 15,
         "tick_interval_seconds": 0.5,
         "switch_share_max": 0.25,
+        "idle_seconds": None,
         "min_quantum_seconds": 2,
     }
 
@@ -127,6 +128,7 @@ def test_every_default_of_a_model() -> None:
         "command": None,
         "max_in_flight": None,
         "drain": None,
+        "idle_seconds": None,
         "gpu_memory": None,
         "gpus": None,
         "weight": 1.0,
