@@ -12,7 +12,8 @@ from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints import dumping, images, restoring, shared_memory
 from llmux.checkpoints.criu import Criu, inspect_criu, read_error
 from llmux.checkpoints.dumping import Dumpable, ImageFacts
-from llmux.checkpoints.manifest import Manifest, check_origin, read_manifest
+from llmux.checkpoints.manifest import Manifest, check_origin, kernel_release, read_manifest
+from llmux.checkpoints.stored_image import Origin, cpu_features
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed, SpawnFailed
 
 LEAST_TIMEOUT_SECONDS = 60.0
@@ -100,6 +101,23 @@ class Checkpointer:
         if self._criu is not None:
             check_origin(path, manifest, self._criu.version)
         return manifest
+
+    async def origin(self, fingerprint: str) -> Origin:
+        """What stored images must have come from so that they can be restored here; raises CriuUnusable."""
+        await self.check()
+        return Origin(fingerprint, kernel_release(), self._checked_criu.version, cpu_features())
+
+    @asynccontextmanager
+    async def downloading(self, path: Path) -> AsyncIterator[Path]:
+        """The empty directory for a download of the image of this path; raises OSError, ImageUnusable."""
+        async with AsyncExitStack() as stack:
+            opened = images.downloading(path, self._settings.images_directory)
+            yield await _in_thread(stack.enter_context, opened)
+
+    async def put_in_place(self, new: Path, path: Path) -> None:
+        """Let a complete image take the place of what is at the path; raises OSError, CriuUnusable."""
+        async with self._one_at_a_time():
+            await _in_thread(images.replace_image, new, path)
 
     async def dump(self, engine: Dumpable, facts: ImageFacts) -> Manifest:
         """Put the engine into the model's image, replacing an older one. On success its processes are gone.

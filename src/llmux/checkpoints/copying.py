@@ -80,12 +80,12 @@ def copy_sparse(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("xb") as writer:
         size = os.fstat(reader.fileno()).st_size
         os.ftruncate(writer.fileno(), size)
-        for start, end in _find_data(reader.fileno(), size):
+        for start, end in find_data(reader.fileno(), size):
             _copy_range(reader.fileno(), writer.fileno(), start, end)
     shutil.copystat(source, target)
 
 
-def _find_data(descriptor: int, size: int) -> list[tuple[int, int]]:
+def find_data(descriptor: int, size: int) -> list[tuple[int, int]]:
     """The ranges of a file that are not holes, as offsets of start and end."""
     ranges = []
     end = 0

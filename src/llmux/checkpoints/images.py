@@ -1,11 +1,12 @@
 """Images on disk: private directories that are either complete or marked as unfinished."""
 
+import fcntl
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,10 @@ NEW = ".new"
 """Suffix of the directory in which an image is being built."""
 OLD = ".old"
 """Suffix of an image that is being replaced."""
-RESERVED = frozenset({"", ".", "..", *(name + suffix for name in (CLEAN, FROZEN) for suffix in ("", NEW, OLD))})
+DOWNLOAD = ".download"
+"""Suffix of the directory into which an image is being downloaded. It is locked while that goes on."""
+SUFFIXES = ("", NEW, OLD, DOWNLOAD)
+RESERVED = frozenset({"", ".", "..", *(name + suffix for name in (CLEAN, FROZEN) for suffix in SUFFIXES)})
 DUMP_LOG = "dump.log"
 START_NOTE = "begun.json"
 """Notes what was in /dev/shm when a dump began, for cleaning up after a killed llmux."""
@@ -51,12 +55,55 @@ def new_path(path: Path) -> Path:
 
 def begin(new: Path, top: Path) -> None:
     """Create the directory in which an image is built, deleting an unfinished one; raises OSError, ImageUnusable."""
+    _make_parents(new, top)
+    delete_unfinished(new)
+    new.mkdir(mode=0o700)
+
+
+def _make_parents(new: Path, top: Path) -> None:
     for directory in reversed((new.parent, *new.parent.parents)):
         if directory.is_relative_to(top) and not directory.exists():
             directory.mkdir(mode=0o700, parents=True)
     check_owner(new.parent, top)
-    delete_unfinished(new)
+
+
+@contextmanager
+def downloading(path: Path, top: Path) -> Iterator[Path]:
+    """The empty directory for a download of the image of this path; if it is still there at the end, it is deleted.
+
+    Raises OSError, ImageUnusable. It is locked, so that ``delete_download`` can tell one that a killed llmux left.
+    """
+    new = path.with_name(path.name + DOWNLOAD)
+    if not path.is_relative_to(top):
+        new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_parents(new, top)
+    if not delete_download(new):
+        raise ImageUnusable(path, "another llmux is downloading it")
     new.mkdir(mode=0o700)
+    descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield new
+    finally:
+        os.close(descriptor)
+        remove_directory(new, top)
+
+
+def delete_download(new: Path) -> bool:
+    """Delete what was downloaded so far, unless that still goes on; whether it is gone. Raises OSError."""
+    try:
+        descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        shutil.rmtree(new)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def note_start(new: Path, remapped: frozenset[str], engine_files: Iterable[str]) -> None:
@@ -68,13 +115,18 @@ def finish(new: Path) -> Path:
     """Move a complete image, manifest included, to its path, replacing an older one; raises OSError."""
     (new / START_NOTE).unlink(missing_ok=True)
     path = new.with_name(new.name.removesuffix(NEW))
+    replace_image(new, path)
+    return path
+
+
+def replace_image(new: Path, path: Path) -> None:
+    """Move the complete image to its path; raises OSError. A kill in the middle leaves the old one, or none."""
     old = path.with_name(path.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-    return path
 
 
 def sync(path: Path) -> None:
@@ -134,6 +186,9 @@ def delete_all_unfinished(top: Path) -> None:
             if name.endswith(NEW):
                 directories.remove(name)
                 delete_unfinished(Path(folder) / name)
+            elif name.endswith(DOWNLOAD):
+                directories.remove(name)
+                delete_download(Path(folder) / name)
 
 
 def delete_unfinished(new: Path) -> None:

@@ -15,6 +15,7 @@ from llmux.config.load import load
 from llmux.config.schema import render
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
+from llmux.server.build import object_store_problems
 
 
 def check(
@@ -40,7 +41,7 @@ def check(
             for problem in error.problems:
                 typer.echo(f"{config}: {problem}", err=True)
         raise typer.Exit(1) from None
-    warnings = (*loaded.warnings, *machine.warnings(loaded.settings))
+    warnings = (*loaded.warnings, *machine.warnings(loaded.settings), *object_store_problems(loaded.settings))
     refused = unsupported(loaded.settings)
     is_ok = not (strict and (warnings or refused))
     if json:

@@ -12,7 +12,7 @@ from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, sho
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
 from llmux.instances.checkpoint_store import CheckpointStore
-from llmux.server.build import require_checkpointer
+from llmux.server.build import build_transfers, require_checkpointer
 from llmux.tools.checkpointing import Checkpoint, Restored, make_checkpoint, restore_to_stay
 from llmux.tools.standalone import Memory, open_standalone
 
@@ -36,9 +36,10 @@ def checkpoint(
 ) -> None:
     """Start a model's engine and dump it into an image, from which llmux later restores it instead of a cold start.
 
-    Stop llmux first: the engine needs the GPU. The image replaces an earlier one. It is valid on this machine only, and
-    for an engine started with the same arguments and environment. The command prints the checkpoint_path to add to the
-    configuration. It needs criu, root, and the section 'checkpoint'.
+    Stop llmux first: the engine needs the GPU. The image replaces an earlier one. It is valid for an engine that is
+    started with the same arguments, environment and files: on this machine, or with an object store, whose upload the
+    command waits for, on any machine like it. The command prints the checkpoint_path to add to the configuration. It
+    needs criu, root, and the section 'checkpoint'.
 
     Example: llmux checkpoint qwen -c llmux.yaml
 
@@ -56,6 +57,8 @@ def checkpoint(
         f"The engine of '{model}' is in {made.path}: {made.size_mib} MiB, {made.seconds:.1f} s "
         f"(its start: {made.start_seconds:.1f} s)."
     )
+    if made.stored_at is not None and made.upload_seconds is not None:
+        typer.echo(f"It is stored at {made.stored_at}, too: {made.upload_seconds:.1f} s.")
     typer.echo(f"Before: {_memory_text(made.before)}.")
     typer.echo(f"After: {_memory_text(made.after)}.")
     typer.echo(f"To start it from there, add to models.{model} in {config}:")
@@ -71,9 +74,10 @@ def restore(
 ) -> None:
     """Restore a model's engine from its image and leave it running without llmux.
 
-    The image is the one that 'llmux checkpoint', or a server with the same configuration, has made. The engine is
-    restored on its old port, woken, and sent one prompt. The command prints how to stop it; an llmux that is started
-    later does not know about it.
+    The image is the one that 'llmux checkpoint', or a server with the same configuration, has made; one that is not on
+    this machine is fetched from the object store, where one is configured. The engine is restored on its old port,
+    woken, and sent one prompt. The command prints how to stop it; an llmux that is started later does not know about
+    it.
 
     Example: llmux restore qwen -c llmux.yaml
 
@@ -95,15 +99,17 @@ async def _checkpoint(settings: Settings, model: str, eviction: Eviction, *, war
     checkpointer = require_checkpointer(settings)
     # With keep=True an image that is still valid would be reused; this command is asked for a new one.
     images = CheckpointStore(checkpointer, model, keep=False)
+    transfers = build_transfers(settings, checkpointer)
     async with open_standalone(settings, model, images=images) as engine:
-        return await make_checkpoint(engine, checkpointer, eviction, show_step, warms_up=warms_up)
+        return await make_checkpoint(engine, checkpointer, eviction, show_step, warms_up=warms_up, transfers=transfers)
 
 
 async def _restore(settings: Settings, model: str) -> Restored:
     checkpointer = require_checkpointer(settings)
     keep = settings.checkpoint is not None and settings.checkpoint.keep_images
     given = checkpointer.image_path(model) if model in settings.models else None
-    images = CheckpointStore(checkpointer, model, keep=keep, configured=given)
+    transfers = build_transfers(settings, checkpointer)
+    images = CheckpointStore(checkpointer, model, keep=keep, configured=given, transfers=transfers)
     async with open_standalone(settings, model, images=images) as engine:
         return await restore_to_stay(engine, checkpointer, show_step)
 
@@ -120,6 +126,8 @@ def checkpoint_document(made: Checkpoint) -> dict[str, Any]:
         "gpu_mib": {"before": made.before.gpu_mib, "after": made.after.gpu_mib},
         "host_mib": {"before": made.before.host_mib, "after": made.after.host_mib},
         "answer": made.answer,
+        "stored_at": made.stored_at,
+        "upload_seconds": made.upload_seconds,
     }
 
 

@@ -11,7 +11,7 @@ from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.remedies import nearest
-from llmux.config.settings import Settings
+from llmux.config.settings import ObjectStoreSettings, Settings
 from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
@@ -20,6 +20,8 @@ from llmux.engines.registry import KEYS_OF_SOME_KINDS, KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
+S3_KEYS = ("endpoint", "bucket", "access_key", "secret_key")
+"""0.7.7's required keys of an object store."""
 IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
 
 _SECRET_FLAG = re.compile("key|token|password|secret")
@@ -245,6 +247,8 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
             f"the section is missing; cuda_suspend, checkpoint and checkpoint_path need it: {_quoted(users)}",
             "add 'checkpoint: {}' for its defaults",
         )
+    if settings.checkpoint is not None and settings.checkpoint.object_store is not None:
+        yield from _object_store(settings.checkpoint.object_store)
     stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
     for name, model in settings.models.items():
         if model.checkpoint_path is not None and not stored and not exists(model.checkpoint_path):
@@ -255,10 +259,36 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
             )
 
 
+def _object_store(store: ObjectStoreSettings) -> Iterator[Problem]:
+    """It is described by its URL, or by 0.7.7's keys."""
+    path = "checkpoint.object_store"
+    given = [key for key in (*S3_KEYS, "region") if key in store.model_fields_set]
+    if store.url is not None:
+        for key in given:
+            remedy = "remove it; what it says belongs into url and options"
+            yield Problem(f"{path}.{key}", "is given beside url, which describes the store alone", remedy)
+        if "://" not in store.url:
+            remedy = "write it as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY"
+            yield Problem(f"{path}.url", "is not a URL", remedy)
+        return
+    if not given:
+        yield Problem(path, "does not say where the store is", f"give url, or all of {', '.join(S3_KEYS)}")
+        return
+    for key in S3_KEYS:
+        if getattr(store, key) is None:
+            yield Problem(f"{path}.{key}", "is missing", f"give all of {', '.join(S3_KEYS)}; or url instead of them")
+    if store.options:
+        yield Problem(
+            f"{path}.options", "belong to url, which is not given", "remove them, or describe the store by url"
+        )
+    if store.endpoint is not None and not store.endpoint.startswith(("http://", "https://")):
+        yield Problem(f"{path}.endpoint", "is not a URL", "write it as https://s3.example.org or http://127.0.0.1:9000")
+
+
 def unsupported(settings: Settings) -> tuple[Problem, ...]:
     """What is valid but not implemented: ``llmux check`` lists it and ``llmux serve`` refuses to start.
 
-    ``cuda_suspend`` and the object store are accepted at all because 0.7.7's files contain them.
+    ``cuda_suspend`` is accepted at all because 0.7.7's files contain it.
     """
     return tuple(_unsupported(settings))
 
@@ -370,8 +400,6 @@ def _unsupported(settings: Settings) -> Iterator[Problem]:
             f"the process cuda_suspend of {_quoted(affected)} is not available yet",
             "keep_running, checkpoint and stop work now",
         )
-    if settings.checkpoint is not None and settings.checkpoint.object_store is not None:
-        yield Problem("checkpoint.object_store", "images are not copied to an object store yet", "remove it")
 
 
 def _that_stay(settings: Settings) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """The whole configuration: the file's top level, its section ``checkpoint``, and the questions that span sections.
 
 0.7.7's files must load unchanged, so the settings accept some keys of features that are not implemented yet:
-``cuda_suspend`` and ``checkpoint.object_store``, with which ``serve`` refuses to start (``checks.unsupported``), and
+``cuda_suspend``, with which ``serve`` refuses to start (``checks.unsupported``), and
 ``checkpoint.cuda_checkpoint_path``, which is ignored.
 """
 
@@ -61,14 +61,44 @@ class CanaryMode(StrEnum):
     ALWAYS = "always"
 
 
-class ObjectStoreSettings(Section):
-    """An S3 bucket for checkpoint images. Accepted and checked; ``serve`` refuses it (see ``checks.unsupported``)."""
+class Compression(StrEnum):
+    """Whether images are compressed in the object store."""
 
-    endpoint: Text = Field(description="URL of the S3 service, http or https; path-style requests.")
-    bucket: Text = Field(description="Name of the bucket.")
-    access_key: Secret = Field(description="Access key. ${NAME} takes it from the environment.")
-    secret_key: Secret = Field(description="Secret key. ${NAME} takes it from the environment.")
+    AUTO = "auto"
+    NONE = "none"
+    ZSTD = "zstd"
+
+
+class ObjectStoreSettings(Section):
+    """Where images are copied to: an S3 bucket by 0.7.7's keys, or the URL of any store that obstore takes."""
+
+    url: Text | None = Field(
+        default=None,
+        description="URL of the store: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, or "
+        "file:///DIRECTORY. Keys come from options, or from the usual variables of the environment. Instead of "
+        "endpoint, bucket, access_key, secret_key and region.",
+    )
+    options: dict[str, Word] = Field(
+        default_factory=dict,
+        description="With url: obstore's options for that kind of store, as endpoint, region or access_key_id. ${NAME} "
+        "takes a value from the environment.",
+    )
+    endpoint: Text | None = Field(
+        default=None, description="URL of the S3 service, http or https; requests are in path style."
+    )
+    bucket: Text | None = Field(default=None, description="Name of the bucket.")
+    access_key: Secret | None = Field(default=None, description="Access key. ${NAME} takes it from the environment.")
+    secret_key: Secret | None = Field(default=None, description="Secret key. ${NAME} takes it from the environment.")
     region: Text = Field(default="us-east-1", description="Region that requests are signed for.")
+    compression: Compression = Field(
+        default=Compression.AUTO,
+        description="Whether images are compressed on their way there: none, zstd, or auto, which is none for "
+        "directories and zstd for all else.",
+    )
+    download_timeout_seconds: PositiveSeconds = Field(
+        default=600.0,
+        description="How long the download of an image may take; then the engine is started without it.",
+    )
 
 
 class CheckpointSettings(Section):
@@ -90,7 +120,8 @@ class CheckpointSettings(Section):
     )
     object_store: ObjectStoreSettings | None = Field(
         default=None,
-        description="Object store for images. Accepted for 0.7.7's files; llmux serve refuses it for now.",
+        description="Object store that images are copied to after a dump and fetched from before a restore, so that "
+        "they survive the machine and a fleet shares them. Needs the extra s3.",
     )
 
 
@@ -378,7 +409,9 @@ class Settings(Section):
         keys = [*self.api_keys, *self.batch_api_keys]
         keys += [self.admin_key] if self.admin_key is not None else []
         store = self.checkpoint.object_store if self.checkpoint is not None else None
-        keys += [store.access_key, store.secret_key] if store is not None else []
+        if store is not None:
+            keys += [key for key in (store.access_key, store.secret_key) if key is not None]
+            yield from secrets_in(store.options)
         yield from (key.get_secret_value() for key in keys)
         for model in self.models.values():
             yield from secrets_in(model.env)

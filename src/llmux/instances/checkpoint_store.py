@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import structlog
 
 from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.checkpoints.dumping import ImageFacts
+from llmux.checkpoints.image_transfers import DownloadFailed, ImageTransfers
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
@@ -23,10 +25,26 @@ class CheckpointStore:
 
     ``keep``: images outlive their restore, so that a later eviction need only stop the engine. ``configured``: an image
     from the configuration that the engine starts from; it is never deleted.
+
+    With ``transfers``, a dump is uploaded in the background, and an image that is missing or out of date is fetched
+    before the restore. ``starts_from_image``: the first start is a restore if an image is found here or there.
     """
 
-    def __init__(self, checkpointer: Checkpointer, model: str, *, keep: bool, configured: Path | None = None) -> None:
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        model: str,
+        *,
+        keep: bool,
+        configured: Path | None = None,
+        transfers: ImageTransfers | None = None,
+        starts_from_image: bool = False,
+    ) -> None:
         self._checkpointer = checkpointer
+        self._transfers = transfers
+        self._may_start_from_image = starts_from_image and transfers is not None
+        self._finding = asyncio.Lock()
+        """Held while an image is looked for: a wake waits for the download that began when llmux was started."""
         self._model = model
         self._keep = keep
         self._configured = configured
@@ -62,6 +80,53 @@ class CheckpointStore:
     def set_current(self, path: Path) -> None:
         """Let the image stand for the engine, which has been stopped."""
         self._current = path
+        if self._transfers is not None:
+            self._transfers.submit_unless_stored(self._model, path)
+
+    @property
+    def may_start_from_image(self) -> bool:
+        """Whether ``find_image_to_start_from`` could find one: it has not come to an end yet."""
+        return self._may_start_from_image
+
+    async def find_image_to_start_from(self, fingerprint: str) -> None:
+        """Before the first start: look for an image, here and in the object store, and let it stand for the engine."""
+        async with self._finding:
+            if not self._may_start_from_image:
+                return
+            path = self._checkpointer.image_path(self._model)
+            try:
+                await self._find(path, fingerprint)
+                self._current = path
+            except (ImageUnusable, OSError) as error:
+                log.info("no image to start from", model=self._model, reason=str(error))
+            finally:
+                self._may_start_from_image = False
+
+    async def prefetch(self, fingerprint: str) -> None:
+        """When llmux has been started: fetch the image that the first start will be a restore from."""
+        if self._current is None:
+            await self.find_image_to_start_from(fingerprint)
+        elif (path := self._current) == self._configured:
+            with suppress(ImageUnusable, OSError):  # The restore tries again, and says why it failed.
+                async with self._finding:
+                    await self._find(path, fingerprint)
+
+    async def _find(self, path: Path, fingerprint: str) -> Manifest:
+        """The manifest of the image, which is fetched if there is none that is up to date; raises ImageUnusable."""
+        try:
+            manifest = await asyncio.to_thread(self._checkpointer.read, path)
+            if manifest.fingerprint == fingerprint:
+                return manifest
+            unusable = ImageUnusable(path, "the engine would be started in another way now: it is out of date")
+        except ImageUnusable as error:
+            unusable = error
+        if self._transfers is None or path == self._frozen_path:
+            raise unusable
+        self._transfers.give_up(self._model)
+        try:
+            return await self._transfers.fetch(self._model, path, fingerprint)
+        except DownloadFailed as failure:
+            raise ImageUnusable(path, f"{unusable.reason}; it was not fetched either: {failure}") from failure
 
     def distrust(self) -> None:
         """Do not use the kept image again: the engine restored from it answers differently than before."""
@@ -74,6 +139,9 @@ class CheckpointStore:
         if self._current == self._distrusted:
             self._distrusted = None
         log.info("dumped", model=self._model, mib=round(manifest.size_bytes / 2**20), image=str(self._current))
+        # One with frozen requests is good for a single restore, by the llmux that has their clients.
+        if self._transfers is not None and not facts.has_frozen:
+            self._transfers.submit(self._model, self._current)
         return manifest
 
     async def restore(
@@ -95,9 +163,8 @@ class CheckpointStore:
         self._distrusted = path
         manifest: Manifest | None = None
         try:
-            manifest = await asyncio.to_thread(self._checkpointer.read, path)
-            if manifest.fingerprint != fingerprint:
-                raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
+            async with self._finding:
+                manifest = await self._find(path, fingerprint)
             run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException as error:
@@ -118,14 +185,21 @@ class CheckpointStore:
         if path is not None:
             await self._delete(path)
 
+    @property
+    def _frozen_path(self) -> Path:
+        return self._checkpointer.image_path(self._model, frozen=True)
+
     async def delete_frozen_leftover(self) -> None:
         """Delete an image with requests in flight that a killed llmux left: their clients are gone."""
-        path = self._checkpointer.image_path(self._model, frozen=True)
-        if path.exists():
-            await self._delete(path)
+        if self._frozen_path.exists():
+            await self._delete(self._frozen_path)
 
     async def delete_all(self) -> None:
-        """Delete the model's images, except one that the engine is in or is put into meanwhile."""
+        """Delete the model's images, except one that the engine is in or is put into meanwhile.
+
+        What is in the object store stays there; only this llmux does not start from it any more.
+        """
+        self._may_start_from_image = False
         for frozen in (False, True):
             await self._delete(self._checkpointer.image_path(self._model, frozen=frozen))
 
@@ -134,10 +208,12 @@ class CheckpointStore:
         path, self._current = self._current, None
         if path is None or path == self._configured:
             return
-        if not self._keep or path == self._checkpointer.image_path(self._model, frozen=True):
+        if not self._keep or path == self._frozen_path:
             await self._delete(path)
 
     async def _delete(self, path: Path) -> None:
+        if self._transfers is not None and path not in (self._current, self._frozen_path):
+            self._transfers.give_up(self._model)
         try:
             await self._checkpointer.delete(path, unless=lambda: path == self._current)
         except (OSError, LlmuxError) as error:

@@ -133,6 +133,20 @@ class Instance:
     def _is_in_image(self) -> bool:
         return self._store is not None and self._store.holds_engine
 
+    async def _finds_image(self) -> bool:
+        """Whether there is an image to start from, which is asked once; raises EngineFailure if interrupted."""
+        if self._store is None or not self._store.may_start_from_image:
+            return False
+        fingerprint = await asyncio.to_thread(self.spec.fingerprint)
+        found = self._store.find_image_to_start_from(fingerprint)
+        await self._scope.run(found, None, "the search for an image")
+        return self._is_in_image
+
+    async def prefetch_image(self) -> None:
+        """Fetch the image that the first start will be a restore from, if it is in an object store."""
+        if self._store is not None and self._engine is None:
+            await self._store.prefetch(await asyncio.to_thread(self.spec.fingerprint))
+
     def _missing_reason(self) -> FailureReason | None:
         if self._process is None:
             return None if self._is_in_image else FailureReason("no engine runs")
@@ -148,7 +162,7 @@ class Instance:
         error: FailureReason | None
         is_mismatch = False
         try:
-            if self._engine is None and not self._is_in_image:
+            if self._engine is None and not self._is_in_image and not await self._finds_image():
                 self._devices = devices
                 await self._start()
             else:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import math
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
@@ -45,6 +45,7 @@ from llmux.server.build import (
     build_checkpointer,
     build_headroom,
     build_scheduler,
+    build_transfers,
     build_upstream,
     engine_specs,
 )
@@ -75,14 +76,16 @@ class Server:
         """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
         self.settings = settings
         self._spawn = spawn
-        self._watching: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        """Tasks that go on until the server is closed."""
         self._scheduler = build_scheduler(settings)
         self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
         self.controller = Controller(self._scheduler, spawn, self.metrics)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
-        self._images = build_checkpoint_stores(settings, self._checkpointer)
+        self._transfers = build_transfers(settings, self._checkpointer)
+        self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers)
         self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
@@ -169,7 +172,7 @@ class Server:
         await asyncio.gather(*(instance.begin() for instance in hooked))
         await self._control.start()
         if settings.engine_stall_seconds:
-            self._watching = self._spawn(self._stall_watch.run())
+            self._background.append(self._spawn(self._stall_watch.run()))
         # Before any engine is started, so that a port that is taken is found at once, and probes are answered.
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
@@ -181,6 +184,8 @@ class Server:
             self.gateway.stop_accepting()
             return
         _collect_garbage_rarely()
+        if self._transfers is not None:
+            self._background += [self._spawn(self._transfers.run()), self._spawn(self._prefetch_images(own))]
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
         if settings.warmup:
             # A model with an image does not need it: its first start is a restore anyway.
@@ -199,6 +204,11 @@ class Server:
             log.info("warm-up is over", models=len(cold))
         self._is_started = True
 
+    async def _prefetch_images(self, instances: Sequence[Instance]) -> None:
+        """One after the other: a wake that needs its own at once fetches it itself."""
+        for instance in instances:
+            await instance.prefetch_image()
+
     async def _listen(self, host: str, port: int) -> int:
         try:
             return await self.gateway.listen(host, port)
@@ -215,8 +225,12 @@ class Server:
 
     async def close(self) -> None:
         """Close all listeners and connections. The engines must have been stopped."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        if self._transfers is not None:
+            self._transfers.close()
         await self.gateway.close(CLOSE_SECONDS)
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)

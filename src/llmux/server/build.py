@@ -3,17 +3,19 @@
 import base64
 import mimetypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 from llmux.access import Upstream
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
+from llmux.checkpoints.image_transfers import ImageTransfers
+from llmux.checkpoints.object_store import ObjectStore, StoreAddress, StoreUnusable, open_store
 from llmux.config.model import ModelSettings
 from llmux.config.placement import THIS_HOST, declared_gpus, placements
 from llmux.config.policy import PolicySettings, PolicyType
-from llmux.config.settings import CanaryMode, Settings
+from llmux.config.settings import CanaryMode, Compression, ObjectStoreSettings, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.core.identifiers import ALL_OF_IT, VISIBLE_GPUS, GpuId
 from llmux.core.policies.adaptive import Adaptive
@@ -233,12 +235,76 @@ def require_checkpointer(settings: Settings) -> Checkpointer:
     return checkpointer
 
 
-def build_checkpoint_stores(settings: Settings, checkpointer: Checkpointer | None) -> dict[str, CheckpointStore]:
+def build_transfers(settings: Settings, checkpointer: Checkpointer | None) -> ImageTransfers | None:
+    """The transfers to and from the object store, None if none is configured.
+
+    Raises ConfigError if obstore is missing or does not take what is configured. Nothing is asked of the store yet.
+    """
+    if checkpointer is None or settings.checkpoint is None or (store := settings.checkpoint.object_store) is None:
+        return None
+    opened, address = _open_store(settings, store), store_address(store)
+    compresses = store.compression is Compression.ZSTD or (
+        store.compression is Compression.AUTO and not address.is_directory
+    )
+    return ImageTransfers(
+        opened,
+        address.url,
+        checkpointer,
+        compresses=compresses,
+        download_seconds=store.download_timeout_seconds,
+    )
+
+
+def object_store_problems(settings: Settings) -> Sequence[Problem]:
+    """Why ``build_transfers`` would fail."""
+    store = None if settings.checkpoint is None else settings.checkpoint.object_store
+    try:
+        if store is not None:
+            _open_store(settings, store)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _open_store(settings: Settings, store: ObjectStoreSettings) -> ObjectStore:
+    try:
+        return open_store(store_address(store), build_redactor(settings).redact)
+    except StoreUnusable as error:
+        remedy = error.remedy or "correct the keys of checkpoint.object_store"
+        raise ConfigError([Problem("checkpoint.object_store", error.reason, remedy)]) from error
+
+
+def store_address(store: ObjectStoreSettings) -> StoreAddress:
+    """Where the object store is, in obstore's terms."""
+    if store.url is not None:
+        allows_http = any(value.startswith("http://") for value in store.options.values())
+        return StoreAddress(store.url, store.options, allows_http=allows_http)
+    assert store.endpoint is not None and store.access_key is not None and store.secret_key is not None
+    options = {
+        "endpoint": store.endpoint,
+        "access_key_id": store.access_key.get_secret_value(),
+        "secret_access_key": store.secret_key.get_secret_value(),
+        "region": store.region,
+        "virtual_hosted_style_request": "false",
+    }
+    return StoreAddress(f"s3://{store.bucket}", options, allows_http=store.endpoint.startswith("http://"))
+
+
+def build_checkpoint_stores(
+    settings: Settings, checkpointer: Checkpointer | None, transfers: ImageTransfers | None = None
+) -> dict[str, CheckpointStore]:
     """Each model's store of images; none without a checkpointer."""
     if checkpointer is None or settings.checkpoint is None:
         return {}
     keep = settings.checkpoint.keep_images
     return {
-        name: CheckpointStore(checkpointer, name, keep=keep, configured=model.checkpoint_path)
+        name: CheckpointStore(
+            checkpointer,
+            name,
+            keep=keep,
+            configured=model.checkpoint_path,
+            transfers=transfers,
+            starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT,
+        )
         for name, model in settings.models.items()
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from time import monotonic
 
 from llmux.checkpoints.checkpointer import Checkpointer
+from llmux.checkpoints.image_transfers import ImageTransfers
 from llmux.core.eviction import Eviction
 from llmux.errors import LlmuxError
 from llmux.tools.standalone import Memory, OnProgress, StandaloneEngine, WakeFailed
@@ -17,6 +18,13 @@ class CheckpointFailed(LlmuxError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"no image was made: {reason}")
+
+
+class UploadFailed(LlmuxError):
+    """An image was created, and is not in the object store."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"the image is in {path}, but could not be uploaded: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,9 @@ class Checkpoint:
     before: Memory
     after: Memory
     answer: str | None
+    stored_at: str | None = None
+    """The address of the model's images in the object store; None without one."""
+    upload_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +68,11 @@ async def make_checkpoint(
     on_progress: OnProgress,
     *,
     warms_up: bool = True,
+    transfers: ImageTransfers | None = None,
 ) -> Checkpoint:
     """Start the engine, ask it once if it is to warm up, and put it into its image; raises LlmuxError.
 
-    The image is safely on the disk when this returns.
+    The image is safely on the disk when this returns, and with ``transfers`` in the object store.
     """
     model = engine.instance.spec.model
     await checkpointer.check()
@@ -81,16 +93,26 @@ async def make_checkpoint(
         await checkpointer.make_durable(path)
     except OSError as error:
         raise CheckpointFailed(f"{path} could not be written to the disk: {error}") from error
+    seconds, upload_seconds = monotonic() - dumping_at, None
+    if transfers is not None:
+        uploading_at = monotonic()
+        try:
+            await transfers.upload(model, path, on_progress)
+        except (LlmuxError, OSError) as error:
+            raise UploadFailed(path, str(error)) from error
+        upload_seconds = monotonic() - uploading_at
     return Checkpoint(
         model=model,
         path=path,
         size_mib=checkpointer.read(path).size_bytes // MIB,
         eviction=eviction,
         start_seconds=started_at - began_at,
-        seconds=monotonic() - dumping_at,
+        seconds=seconds,
         before=before,
         after=await engine.measure(),
         answer=answer,
+        stored_at=None if transfers is None else transfers.address(model),
+        upload_seconds=upload_seconds,
     )
 
 

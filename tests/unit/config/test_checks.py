@@ -313,6 +313,33 @@ def test_checkpoint_path_must_exist_unless_there_is_an_object_store(tmp_path: Pa
     assert paths(models, checkpoint={"object_store": store}) == []
 
 
+S3 = {"endpoint": "http://x", "bucket": "b", "access_key": "k", "secret_key": "s"}
+
+
+@pytest.mark.parametrize(
+    ("store", "wrong"),
+    [
+        (S3, []),
+        ({**S3, "region": "eu-west-1", "compression": "none"}, []),
+        ({"url": "gs://bucket/prefix"}, []),
+        ({"url": "s3://bucket", "options": {"endpoint": "http://x", "access_key_id": "k"}}, []),
+        ({}, [""]),
+        ({"compression": "zstd"}, [""]),
+        ({"options": {"region": "r"}}, [""]),
+        ({"region": "r"}, [".endpoint", ".bucket", ".access_key", ".secret_key"]),
+        ({**S3, "endpoint": "store:9000"}, [".endpoint"]),
+        ({**S3, "options": {"region": "r"}}, [".options"]),
+        ({**S3, "url": "s3://b"}, [".endpoint", ".bucket", ".access_key", ".secret_key"]),
+        ({"url": "s3://b", "region": "r"}, [".region"]),
+        ({"url": "/var/images"}, [".url"]),
+    ],
+)
+def test_an_object_store_is_described_in_one_way(store: dict[str, Any], wrong: list[str]) -> None:
+    found = problems({"a": {}}, checkpoint={"object_store": store})
+    assert [problem.path for problem in found] == [f"checkpoint.object_store{key}" for key in wrong]
+    assert all(problem.remedy for problem in found)
+
+
 def test_a_body_must_fit_into_the_queue() -> None:
     assert paths({"a": {}}, max_body_bytes=1000, queue_limit_bytes=999) == ["max_body_bytes"]
     assert paths({"a": {}}, max_body_bytes=1000, queue_limit_bytes=1000) == []
@@ -332,12 +359,9 @@ def test_unsupported_names_what_serve_cannot_do_yet(tmp_path: Path) -> None:
         "d": {"eviction": "discard+stop", "drain": "abort"},
         "e": {},
     }
-    keys = {"endpoint": "http://store", "bucket": "b", "access_key": "a", "secret_key": "s"}
-    checkpoint = {"object_store": keys}
-    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint=checkpoint))
+    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint={}))
     assert [(problem.path, problem.message) for problem in found] == [
         ("models.a.eviction", "the process cuda_suspend of 'a' is not available yet"),
-        ("checkpoint.object_store", "images are not copied to an object store yet"),
     ]
     assert all(problem.remedy for problem in found)
     assert checks.unsupported(settings({"d": models["d"]})) == ()

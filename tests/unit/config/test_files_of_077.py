@@ -115,6 +115,7 @@ def test_object_store() -> None:
     store = checkpoint.object_store
     assert store is not None
     assert (store.endpoint, store.bucket, store.region) == ("http://127.0.0.1:9000", "checkpoints", "us-east-1")
+    assert store.access_key is not None and store.secret_key is not None
     assert store.access_key.get_secret_value() == "example-access"
     assert store.secret_key.get_secret_value() == "example-secret"
 

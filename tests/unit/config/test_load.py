@@ -109,7 +109,7 @@ def test_a_wrong_value_is_one_problem_and_not_two() -> None:
     assert paths("models: {a: {model_path: x, eviction: {process: keep_running}}, b: {model_path: y}}") == [
         "models.a.eviction.weights"
     ]
-    assert paths(MINIMAL + "checkpoint: {object_store: {endpoint: x, bucket: y, access_key: k}}") == [
+    assert paths(MINIMAL + "checkpoint: {object_store: {endpoint: https://x, bucket: y, access_key: k}}") == [
         "checkpoint.object_store.secret_key"
     ]
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from llmux.config.load import with_overrides
 from llmux.config.policy import PolicyType
-from llmux.config.settings import CanaryMode, CheckpointSettings, LogLevel, Settings
+from llmux.config.settings import CanaryMode, CheckpointSettings, LogLevel, ObjectStoreSettings, Settings
 from llmux.core.eviction import STOP, Drain
 from llmux.errors import ConfigError
 
@@ -157,6 +157,20 @@ def test_every_default_of_the_checkpoint_section() -> None:
         "cuda_checkpoint_path": "cuda-checkpoint",
         "keep_images": True,
         "object_store": None,
+    }
+
+
+def test_every_default_of_the_object_store() -> None:
+    assert dict(ObjectStoreSettings()) == {
+        "url": None,
+        "options": {},
+        "endpoint": None,
+        "bucket": None,
+        "access_key": None,
+        "secret_key": None,
+        "region": "us-east-1",
+        "compression": "auto",
+        "download_timeout_seconds": 600.0,
     }
 
 

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_every_secret_is_known_to_the_redactor(monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = [f"a-secret-{number}" for number in range(9)]
+    secrets = [f"a-secret-{number}" for number in range(10)]
     monkeypatch.setenv("INHERITED_TOKEN", secrets[0])
     model = {
         "model_path": "x",
@@ -21,6 +21,7 @@ def test_every_secret_is_known_to_the_redactor(monkeypatch: pytest.MonkeyPatch) 
         "extra_args": ["--api-key", secrets[2], secrets[3]],
     }
     store = {"endpoint": "http://x", "bucket": "b", "access_key": secrets[4], "secret_key": secrets[5]}
+    store["options"] = {"some_session_token": secrets[9]}
     settings = Settings.model_validate(
         {
             "models": {"a": model},
@@ -31,7 +32,7 @@ def test_every_secret_is_known_to_the_redactor(monkeypatch: pytest.MonkeyPatch) 
         }
     )
     redactor = build_redactor(settings)
-    assert [redactor.redact(secret) for secret in secrets] == ["***"] * 9
+    assert [redactor.redact(secret) for secret in secrets] == ["***"] * 10
 
 
 @pytest.mark.parametrize("name", list(PolicyType))
