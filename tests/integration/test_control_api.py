@@ -44,6 +44,7 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "stalls": 0,
         "last_stall": None,
         "unfaithful": [],
+        "images": None,
         **more,
     }
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,6 +59,11 @@ class Transfer:
     total_bytes: int = 0
     done_bytes: int = 0
 
+    def describe(self) -> dict[str, object]:
+        """For people."""
+        percent = 100 * self.done_bytes // max(1, self.total_bytes)
+        return {"direction": str(self.direction), "mib": round(self.total_bytes / MIB), "percent": percent}
+
 
 @dataclass(slots=True)
 class TransferStatistics:
@@ -83,6 +88,11 @@ class ModelTransfers:
     last_failure: str | None = None
     """Why the last transfer failed; None if it did not."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether one is under way, or waits for its turn."""
+        return self.current is not None or self.is_queued
+
     def statistics(self, direction: Direction) -> TransferStatistics:
         """Those of a direction."""
         return self.uploads if direction is Direction.UPLOAD else self.downloads
@@ -99,8 +109,13 @@ class ImageTransfers:
         *,
         compresses: bool = False,
         download_seconds: float = 600.0,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
-        """``download_seconds`` is how long a download may take; then the engine is started instead."""
+        """``download_seconds`` is how long a download may take; then the engine is started instead.
+
+        ``on_stored`` is called when an image has been uploaded, so that it may be deleted here.
+        """
+        self._on_stored = on_stored
         self._store = store
         self._url = url.rstrip("/")
         self._checkpointer = checkpointer
@@ -115,6 +130,11 @@ class ImageTransfers:
     def of_model(self, model: str) -> ModelTransfers:
         """The model's transfers; the object is always the same one."""
         return self._models.setdefault(model, ModelTransfers())
+
+    @property
+    def models(self) -> Mapping[str, ModelTransfers]:
+        """The transfers of all models that had any."""
+        return self._models
 
     def address(self, model: str) -> str:
         """The URL below which the model's images are."""
@@ -206,11 +226,25 @@ class ImageTransfers:
             raise
         await self._lanes.in_thread(_write_note, image, self.address(model), stored)
         progress.finish(stored_mib=round(stored.stored_bytes / MIB))
+        self._on_stored()
         try:
             await transfer.remove_older(self._store, stored)
         except LlmuxError as failure:
             log.warning("older images could not be removed from the store", model=model, reason=str(failure))
         return stored
+
+    async def is_stored(self, model: str, image: Path) -> bool:
+        """Whether the image is in the store, by its word and not only by the note in the image."""
+        generation = await asyncio.to_thread(stored_generation, image)
+        if generation is None:
+            return False
+        try:
+            manifest = await asyncio.to_thread(self._checkpointer.read, image)
+            origin = await self._checkpointer.origin(manifest.fingerprint)
+            async with asyncio.timeout(FIND_SECONDS):
+                return (await transfer.find(self._store, model, origin)).generation >= generation
+        except (LlmuxError, OSError, TimeoutError):
+            return False
 
     async def _remove_parts(self, prefix: str) -> None:
         with suppress(LlmuxError, TimeoutError):

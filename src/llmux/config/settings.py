@@ -17,6 +17,7 @@ from pydantic import Field
 
 from llmux.config.engines import EngineDescription, built_in
 from llmux.config.fields import (
+    Bytes,
     Count,
     Directory,
     Flag,
@@ -117,6 +118,12 @@ class CheckpointSettings(Section):
     keep_images: Flag = Field(
         default=True,
         description="Keep an image after it was restored; a later eviction then stops the engine without a new dump.",
+    )
+    images_budget: Bytes | None = Field(
+        default=None,
+        description="How much the models' images may take of this machine's disk together, as 20GiB. Above that those "
+        "are deleted first that cost the least to have again and have not been used for long; one that holds its "
+        "engine is deleted only if it is in the object store. Default: no limit.",
     )
     object_store: ObjectStoreSettings | None = Field(
         default=None,

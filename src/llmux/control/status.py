@@ -90,6 +90,7 @@ def _model_entry(model: ModelStatus) -> dict[str, Any]:
         "waking_seconds": None if model.waking_seconds is None else round(model.waking_seconds, 3),
         "stalls": model.stalls,
         "last_stall": model.last_stall,
+        "images": model.images,
         "unfaithful": [str(eviction) for eviction in model.distrusted_evictions],
     }
 

@@ -1,16 +1,18 @@
 """The images of one model: which one the engine is in while it has no process, and which ones may be used again."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import structlog
 
+from llmux.checkpoints.budget import LocalImage
 from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.checkpoints.dumping import ImageFacts
-from llmux.checkpoints.image_transfers import DownloadFailed, ImageTransfers
+from llmux.checkpoints.image_transfers import DownloadFailed, ImageTransfers, stored_generation
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
@@ -39,7 +41,13 @@ class CheckpointStore:
         configured: Path | None = None,
         transfers: ImageTransfers | None = None,
         starts_from_image: bool = False,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_change`` is called when there may be more on the disk than before."""
+        self._on_change = on_change
+        self._is_busy = False
+        """An image is being made, or restored from: none may be deleted to keep the budget."""
+        self._last_used_at: float | None = None
         self._checkpointer = checkpointer
         self._transfers = transfers
         self._may_start_from_image = starts_from_image and transfers is not None
@@ -124,7 +132,10 @@ class CheckpointStore:
             raise unusable
         self._transfers.give_up(self._model)
         try:
-            return await self._transfers.fetch(self._model, path, fingerprint)
+            manifest = await self._transfers.fetch(self._model, path, fingerprint)
+            self._last_used_at = time.time()
+            self._on_change()
+            return manifest
         except DownloadFailed as failure:
             raise ImageUnusable(path, f"{unusable.reason}; it was not fetched either: {failure}") from failure
 
@@ -134,7 +145,8 @@ class CheckpointStore:
 
     async def dump(self, process: EngineProcess, facts: ImageFacts) -> Manifest:
         """Put the engine into an image; raises DumpFailed, CriuUnusable. Then it usually runs on."""
-        manifest = await self._checkpointer.dump(process, facts)
+        with self._busy():
+            manifest = await self._checkpointer.dump(process, facts)
         self._current = self._checkpointer.image_path(self._model, frozen=facts.has_frozen)
         if self._current == self._distrusted:
             self._distrusted = None
@@ -156,6 +168,17 @@ class CheckpointStore:
 
         An image with frozen requests is used up by the attempt, successful or not.
         """
+        with self._busy():
+            return await self._restore(fingerprint, on_line=on_line, on_exit=on_exit, redact=redact)
+
+    async def _restore(
+        self,
+        fingerprint: str,
+        *,
+        on_line: LineReceiver,
+        on_exit: Callable[[int], None],
+        redact: Callable[[str], str],
+    ) -> tuple[EngineProcess, Manifest]:
         path = self._current
         assert path is not None
         # Until the restore has succeeded.
@@ -184,6 +207,62 @@ class CheckpointStore:
         path, self._consumed = self._consumed, None
         if path is not None:
             await self._delete(path)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
+            self._last_used_at = time.time()
+            self._on_change()
+
+    def describe(self) -> dict[str, object]:
+        """The model's images, for people. Reads no disk."""
+        found = None if self._transfers is None else self._transfers.of_model(self._model)
+        if self._transfers is None or found is None:
+            return {"holds_engine": self.holds_engine}
+        return {
+            "holds_engine": self.holds_engine,
+            "stored_at": self._transfers.address(self._model),
+            "transfer": None if found.current is None else found.current.describe(),
+            "upload_is_queued": found.is_queued,
+            "uploads": found.uploads.finished,
+            "downloads": found.downloads.finished,
+            "last_failure": found.last_failure,
+        }
+
+    async def local_image(self) -> LocalImage | None:
+        """What the budget must know about the model's image on this machine; None if there is none."""
+        path = self._checkpointer.image_path(self._model)
+        try:
+            manifest = await asyncio.to_thread(self._checkpointer.read, path)
+        except ImageUnusable:
+            return None
+        is_stored = self._transfers is not None and await asyncio.to_thread(stored_generation, path) is not None
+        # One that is being uploaded is worth waiting for: afterwards it can go without a loss.
+        is_uploading = self._transfers is not None and self._transfers.of_model(self._model).is_busy
+        holds_engine = self._current == path or self._is_busy or is_uploading
+        last_used_at = self._last_used_at or manifest.created_at
+        return LocalImage(self._model, manifest.size_bytes, last_used_at, holds_engine, is_stored)
+
+    async def delete_local_copy(self) -> bool:
+        """Delete the image on this machine, unless it is needed; whether it is gone.
+
+        One that the engine is in goes only if the object store says now that it has it.
+        """
+        path = self._checkpointer.image_path(self._model)
+        is_stored = self._transfers is not None and await self._transfers.is_stored(self._model, path)
+
+        def is_needed() -> bool:
+            return self._is_busy or self._finding.locked() or (self._current == path and not is_stored)
+
+        try:
+            await self._checkpointer.delete(path, unless=is_needed)
+        except (OSError, LlmuxError) as error:
+            log.warning("an image could not be deleted", model=self._model, image=str(path), reason=str(error))
+        return not await asyncio.to_thread(path.exists)
 
     @property
     def _frozen_path(self) -> Path:

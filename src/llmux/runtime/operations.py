@@ -1,6 +1,6 @@
 """The operator's view and commands, as plain values: what the control API renders and calls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +44,8 @@ class ModelStatus:
     uses_gpu: bool = True
     gpu_mib: Mapping[str, int] = field(default_factory=dict)
     """What it holds of each GPU, by its name; empty where models are not placed by memory."""
+    images: Mapping[str, object] | None = None
+    """Its images here and in the object store, for people; None without images."""
 
     @property
     def on_gpu(self) -> bool:
@@ -118,13 +120,15 @@ class Operations:
         has_images: bool = False,
         names: Mapping[str, ModelName] | None = None,
         stalls: Mapping[str, Stalls] | None = None,
+        describe_images: Callable[[str], Mapping[str, object] | None] = lambda model: None,
     ) -> None:
         """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``.
 
-        ``stalls`` are the watch's, by model.
+        ``stalls`` are the watch's, by model. ``describe_images`` tells about a model's images.
         """
         self.names = own_names(engines) if names is None else names
         self._stalls = stalls or {}
+        self._describe_images = describe_images
         self._has_images = has_images
         self._scheduler = scheduler
         self._controller = controller
@@ -171,6 +175,7 @@ class Operations:
             last_stall=stalls.last,
             uses_gpu=record.spec.uses_gpu,
             gpu_mib={gpu.uuid: mib for gpu, mib in record.held.items()} if self._scheduler.places_by_memory else {},
+            images=self._describe_images(name),
         )
 
     def history(self, name: str) -> Sequence[Transition]:

@@ -30,11 +30,13 @@ from llmux.hosts.local import connections_that_fit, url_of
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.hooked import HookedInstance
+from llmux.instances.image_budget import ImageBudget
 from llmux.instances.instance import Instance
 from llmux.instances.remote import RemoteInstance
 from llmux.instances.socketless import SocketlessPrograms
 from llmux.observability.access_log import AccessLog
 from llmux.observability.background import log_lines_dropped
+from llmux.observability.image_metrics import ImageMetrics
 from llmux.observability.metrics import LogMetrics, RuntimeMetrics
 from llmux.runtime.controller import Controller, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
@@ -84,8 +86,11 @@ class Server:
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
-        self._transfers = build_transfers(settings, self._checkpointer)
-        self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers)
+        images_changed = asyncio.Event()
+        self._transfers = build_transfers(settings, self._checkpointer, images_changed.set)
+        self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers, images_changed.set)
+        budget_bytes = None if settings.checkpoint is None else settings.checkpoint.images_budget
+        self._budget = None if budget_bytes is None else ImageBudget(self._images, budget_bytes, images_changed)
         self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
@@ -107,6 +112,7 @@ class Server:
             has_images=self._checkpointer is not None,
             names=names,
             stalls=self._stall_watch.stalls,
+            describe_images=lambda name: self._images[name].describe() if name in self._images else None,
         )
         self._warm_up: WarmUp | None = None
         self._is_started = False
@@ -124,6 +130,8 @@ class Server:
         registry.register(self.metrics)
         registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
+        if (transfers := self._transfers) is not None:
+            registry.register(ImageMetrics(lambda: transfers.models))
         self.port = 0
 
     def _add_instances(self, session: aiohttp.ClientSession) -> None:
@@ -184,6 +192,8 @@ class Server:
             self.gateway.stop_accepting()
             return
         _collect_garbage_rarely()
+        if self._budget is not None:
+            self._background.append(self._spawn(self._budget.run()))
         if self._transfers is not None:
             self._background += [self._spawn(self._transfers.run()), self._spawn(self._prefetch_images(own))]
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))

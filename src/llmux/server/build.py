@@ -3,7 +3,7 @@
 import base64
 import mimetypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -235,7 +235,9 @@ def require_checkpointer(settings: Settings) -> Checkpointer:
     return checkpointer
 
 
-def build_transfers(settings: Settings, checkpointer: Checkpointer | None) -> ImageTransfers | None:
+def build_transfers(
+    settings: Settings, checkpointer: Checkpointer | None, on_stored: Callable[[], None] = lambda: None
+) -> ImageTransfers | None:
     """The transfers to and from the object store, None if none is configured.
 
     Raises ConfigError if obstore is missing or does not take what is configured. Nothing is asked of the store yet.
@@ -252,6 +254,7 @@ def build_transfers(settings: Settings, checkpointer: Checkpointer | None) -> Im
         checkpointer,
         compresses=compresses,
         download_seconds=store.download_timeout_seconds,
+        on_stored=on_stored,
     )
 
 
@@ -291,7 +294,10 @@ def store_address(store: ObjectStoreSettings) -> StoreAddress:
 
 
 def build_checkpoint_stores(
-    settings: Settings, checkpointer: Checkpointer | None, transfers: ImageTransfers | None = None
+    settings: Settings,
+    checkpointer: Checkpointer | None,
+    transfers: ImageTransfers | None = None,
+    on_change: Callable[[], None] = lambda: None,
 ) -> dict[str, CheckpointStore]:
     """Each model's store of images; none without a checkpointer."""
     if checkpointer is None or settings.checkpoint is None:
@@ -305,6 +311,7 @@ def build_checkpoint_stores(
             configured=model.checkpoint_path,
             transfers=transfers,
             starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT,
+            on_change=on_change,
         )
         for name, model in settings.models.items()
     }

@@ -109,3 +109,34 @@ async def test_the_commands_use_the_store(tmp_path: Path) -> None:
     assert document["path"] == str(tmp_path / "there" / "m" / "images")
     os.kill(document["shim_pid"], signal.SIGTERM)
     await eventually(lambda: not is_living(document["shim_pid"]), "the shim's end")
+
+
+async def test_a_budget_for_images_costs_downloads_and_never_an_engine(tmp_path: Path) -> None:
+    models = {name: {"eviction": "discard+checkpoint"} for name in "ab"}
+    checkpoint = {**section(tmp_path, "here"), "images_budget": "1MB"}
+    async with serving(models, tmp_path, checkpoint=checkpoint) as bench:
+        for number in range(6):
+            await bench.expect("ab"[number % 2], f"question {number}")
+        assert bench.starts("a") == bench.starts("b") == 1
+        await bench.server.wait_for_log("image given up for images_budget .*model=a")
+        await eventually(lambda: not (tmp_path / "here" / "a" / "images").exists(), "the end of the image")
+        await bench.expect("a", "from the store")
+        assert bench.starts("a") == 1
+        assert bench.server.find_in_log("download is complete .*model=a")
+        images = (await bench.status())["models"]["b"]["images"]
+        assert images["stored_at"] == f"file://{tmp_path}/bucket/b/images/"
+        metrics = (await bench.call("GET /metrics")).text
+        assert 'llmux_image_transfers_total{direction="upload",model="b"}' in metrics
+
+
+async def test_without_a_store_the_only_copy_of_an_engine_stays(tmp_path: Path) -> None:
+    checkpoint = {"criu_path": CRIU, "images_dir": str(tmp_path / "here"), "images_budget": "1MB"}
+    async with serving(MODELS, tmp_path, checkpoint=checkpoint) as bench:
+        await bench.expect("a")
+        await bench.expect("b")
+        await bench.server.wait_for_log("images exceed images_budget")
+        await bench.expect("a", "again")
+        assert bench.starts("a") == 1
+        await bench.server.wait_for_log("image given up for images_budget .*model=a")
+        await bench.expect("b")
+        assert len(bench.server.find_in_log("dumped .*model=a")) == 2

@@ -58,6 +58,7 @@ def test_example() -> None:
         "images_dir": "/tmp/llmux-checkpoints",
         "cuda_checkpoint_path": "cuda-checkpoint",
         "keep_images": True,
+        "images_budget": None,
         "object_store": None,
     }
 
@@ -104,6 +105,7 @@ def test_suspend_and_checkpoint(kind: str, eviction: str) -> None:
         "images_dir": "/var/tmp/images",
         "cuda_checkpoint_path": "/usr/bin/cuda-checkpoint",
         "keep_images": True,
+        "images_budget": None,
         "object_store": None,
     }
 

@@ -156,6 +156,7 @@ def test_every_default_of_the_checkpoint_section() -> None:
         "images_dir": Path("/tmp/llmux-checkpoints"),
         "cuda_checkpoint_path": "cuda-checkpoint",
         "keep_images": True,
+        "images_budget": None,
         "object_store": None,
     }
 
@@ -243,3 +244,24 @@ def test_a_wrong_or_taken_port_of_the_command_line_is_refused(port: int, words: 
     (problem,) = caught.value.problems
     assert str(problem).startswith(words)
     assert caught.value.source == "command line"
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (1000, 1000),
+        ("1000B", 1000),
+        ("20GiB", 20 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("500MB", 500_000_000),
+        ("2TB", 2 * 10**12),
+    ],
+)
+def test_sizes_have_units(written: object, size: int) -> None:
+    assert CheckpointSettings.model_validate({"images_budget": written}).images_budget == size
+
+
+@pytest.mark.parametrize("written", [0, -1, "20", "20 gigabytes", "GiB", "1e9B", True, 1.5])
+def test_sizes_that_are_none(written: object) -> None:
+    with pytest.raises(ValidationError):
+        CheckpointSettings.model_validate({"images_budget": written})
