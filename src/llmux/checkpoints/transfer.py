@@ -67,8 +67,8 @@ class Lanes:
     def __init__(self) -> None:
         self.slots = asyncio.Semaphore(PARTS_AT_ONCE)
         """One is taken for as long as a part is in memory."""
-        # Of their own, so that transfers take no thread from requests. A digest takes all of a core.
-        self._threads = ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // 2)), "llmux-images")
+        # Of their own, so that transfers take no thread from requests. A digest takes all of a core: few of them.
+        self._threads = ThreadPoolExecutor(max(2, min(4, (os.cpu_count() or 1) // 2)), "llmux-images")
         self._no_download = asyncio.Event()
         self._no_download.set()
         self._downloads = 0
