@@ -19,6 +19,7 @@ class FakeGpu:
     total_mib: int = 1000
     used_mib: int = 0
     processes: dict[int, int | None] = field(default_factory=dict)
+    name: str = "NVIDIA H100 80GB HBM3"
 
 
 class FakeNvml:
@@ -43,6 +44,9 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:
         return gpu.uuid
+
+    def nvmlDeviceGetName(self, gpu: FakeGpu) -> str:
+        return gpu.name
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
         return SimpleNamespace(total=gpu.total_mib * MIB, free=(gpu.total_mib - gpu.used_mib) * MIB, used=0)

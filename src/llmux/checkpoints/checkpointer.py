@@ -41,6 +41,8 @@ class CriuSettings:
     images_directory: Path
     dump_timeout_seconds: float | None = None
     restore_timeout_seconds: float | None = None
+    gpus: str = ""
+    """The models of this machine's GPUs: what is in GPU memory fits no other. Only images in a store need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Checkpointer:
     async def origin(self, fingerprint: str) -> Origin:
         """What stored images must have come from so that they can be restored here; raises CriuUnusable."""
         await self.check()
-        return Origin(fingerprint, kernel_release(), self._checked_criu.version, cpu_features())
+        return Origin(fingerprint, kernel_release(), self._checked_criu.version, cpu_features(), self._settings.gpus)
 
     @asynccontextmanager
     async def downloading(self, path: Path) -> AsyncIterator[Path]:

@@ -97,7 +97,7 @@ class Origin:
     cpu: str
     """A digest of the processor's features: programs choose their code by them, once, at their start."""
     gpus: str = ""
-    """The GPUs that the engine sees."""
+    """The models of the machine's GPUs."""
 
     @property
     def key(self) -> str:

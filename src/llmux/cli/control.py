@@ -165,7 +165,7 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            entry["process_state"] + _places(entry["gpu_mib"]),
+            entry["process_state"] + _places(entry["gpu_mib"]) + _transfer(entry["images"]),
             str(entry["queue_depth"]),
             str(entry["in_flight"]),
             str(entry["frozen"]),
@@ -174,6 +174,12 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for name, entry in models.items()
     ]
+
+
+def _transfer(images: dict[str, Any] | None) -> str:
+    """The transfer of an image that is under way."""
+    transfer = (images or {}).get("transfer")
+    return f" ({transfer['direction']} {transfer['percent']} % of {transfer['mib']} MiB)" if transfer else ""
 
 
 def _places(held_mib: dict[str, int]) -> str:

@@ -43,6 +43,16 @@ class NvmlReader:
         return handles[: self._count]
 
 
+def gpu_models() -> str:
+    """The models of this machine's GPUs, each once; empty if they cannot be read."""
+    try:
+        with _library() as nvml:
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+            return ", ".join(sorted({str(nvml.nvmlDeviceGetName(handle)) for handle in handles}))
+    except GpusUnreadable:
+        return ""
+
+
 def _select(visible: str, handles: list[Any], by_uuid: Mapping[str, Any]) -> Iterator[Any]:
     """Interpret CUDA_VISIBLE_DEVICES as CUDA does: indices or prefixes of UUIDs, ended by the first invalid entry."""
     for entry in visible.split(","):

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import math
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
@@ -30,7 +30,6 @@ from llmux.hosts.local import connections_that_fit, url_of
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.hooked import HookedInstance
-from llmux.instances.image_budget import ImageBudget
 from llmux.instances.instance import Instance
 from llmux.instances.remote import RemoteInstance
 from llmux.instances.socketless import SocketlessPrograms
@@ -46,6 +45,7 @@ from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
     build_headroom,
+    build_image_budget,
     build_scheduler,
     build_transfers,
     build_upstream,
@@ -89,8 +89,7 @@ class Server:
         images_changed = asyncio.Event()
         self._transfers = build_transfers(settings, self._checkpointer, images_changed.set)
         self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers, images_changed.set)
-        budget_bytes = None if settings.checkpoint is None else settings.checkpoint.images_budget
-        self._budget = None if budget_bytes is None else ImageBudget(self._images, budget_bytes, images_changed)
+        self._budget = build_image_budget(settings, self._images, images_changed)
         self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
@@ -112,7 +111,7 @@ class Server:
             has_images=self._checkpointer is not None,
             names=names,
             stalls=self._stall_watch.stalls,
-            describe_images=lambda name: self._images[name].describe() if name in self._images else None,
+            describe_images=self._describe_images,
         )
         self._warm_up: WarmUp | None = None
         self._is_started = False
@@ -127,12 +126,15 @@ class Server:
         )
         self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
+        self._register_metrics(registry)
+        self.port = 0
+
+    def _register_metrics(self, registry: CollectorRegistry) -> None:
         registry.register(self.metrics)
         registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
         if (transfers := self._transfers) is not None:
             registry.register(ImageMetrics(lambda: transfers.models))
-        self.port = 0
 
     def _add_instances(self, session: aiohttp.ClientSession) -> None:
         socketless = SocketlessPrograms()
@@ -213,6 +215,9 @@ class Server:
             await self._warm_up.run()
             log.info("warm-up is over", models=len(cold))
         self._is_started = True
+
+    def _describe_images(self, model: str) -> Mapping[str, object] | None:
+        return self._images[model].describe() if model in self._images else None
 
     async def _prefetch_images(self, instances: Sequence[Instance]) -> None:
         """One after the other: a wake that needs its own at once fetches it itself."""

@@ -1,5 +1,6 @@
 """Builds parts from settings: the scheduler and its policy, then what each engine needs, then checkpoints."""
 
+import asyncio
 import base64
 import mimetypes
 import os
@@ -31,11 +32,12 @@ from llmux.engines.urls import ServerUrl, parse_url
 from llmux.errors import ConfigError, GpusUnreadable, Problem
 from llmux.gpus.hook import FindGpus, load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
-from llmux.gpus.nvml import NvmlReader
+from llmux.gpus.nvml import NvmlReader, gpu_models
 from llmux.hosts.local import choose_ports
 from llmux.instances.addresses import upstream_of
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.engine_spec import EngineSpec
+from llmux.instances.image_budget import ImageBudget
 from llmux.redaction import Redactor, secrets_in
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
@@ -218,7 +220,8 @@ def build_checkpointer(settings: Settings, images_directory: Path | None = None)
     if checkpoint is None:
         return None
     directory = images_directory or checkpoint.images_dir
-    return Checkpointer(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory))
+    gpus = gpu_models() if checkpoint.object_store is not None else ""
+    return Checkpointer(CriuSettings(checkpoint.criu_path, checkpoint.cuda_plugin_dir, directory, gpus=gpus))
 
 
 def require_checkpointer(settings: Settings) -> Checkpointer:
@@ -293,6 +296,14 @@ def store_address(store: ObjectStoreSettings) -> StoreAddress:
     return StoreAddress(f"s3://{store.bucket}", options, allows_http=store.endpoint.startswith("http://"))
 
 
+def build_image_budget(
+    settings: Settings, stores: Mapping[str, CheckpointStore], changed: asyncio.Event
+) -> ImageBudget | None:
+    """What keeps the images within ``images_budget``, whenever ``changed`` is set; None without a limit."""
+    limit_bytes = None if settings.checkpoint is None else settings.checkpoint.images_budget
+    return None if limit_bytes is None else ImageBudget(stores, limit_bytes, changed)
+
+
 def build_checkpoint_stores(
     settings: Settings,
     checkpointer: Checkpointer | None,
@@ -310,7 +321,9 @@ def build_checkpoint_stores(
             keep=keep,
             configured=model.checkpoint_path,
             transfers=transfers,
-            starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT,
+            # An image comes back on the GPUs that it was made on, and a first start where the scheduler has made room.
+            starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT
+            and not settings.places_by_memory,
             on_change=on_change,
         )
         for name, model in settings.models.items()

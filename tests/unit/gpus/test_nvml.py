@@ -9,7 +9,7 @@ import pytest
 from llmux.errors import GpusUnreadable
 from llmux.gpus import nvml
 from llmux.gpus.memory import GpuMemory, GpuProcess
-from llmux.gpus.nvml import NvmlReader
+from llmux.gpus.nvml import NvmlReader, gpu_models
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 Install = Callable[[object], None]
@@ -24,6 +24,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
 
 def names(reader: NvmlReader) -> list[str]:
     return [gpu.gpu for gpu in reader.read_memory()]
+
+
+def test_the_models_of_the_machines_gpus(install: Install) -> None:
+    install(FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b"), FakeGpu("GPU-c", name="NVIDIA A100")))
+    assert gpu_models() == "NVIDIA A100, NVIDIA H100 80GB HBM3"
+    nvml._load.cache_clear()
+    install(FakeNvml(failure="the driver is not loaded"))
+    assert gpu_models() == ""
 
 
 def test_memory_of_each_gpu(install: Install) -> None:
