@@ -3,7 +3,8 @@
 Starts moto's S3 server in a process of its own, makes an image of random bytes (nothing of it can be compressed), and
 copies it up and down with llmux's transfers, and a file of the same bytes with obstore alone, each in a process of its
 own. obstore does it in two ways: as one object, up by its own multipart upload (16 MiB a part, eight at once) and down
-by its stream; and as objects of 16 MiB, eight at once, without digests. The ratio is that to the faster one.
+by its stream; and as objects of 16 MiB, eight at once, without digests, which is as fast as the server can be. The bars
+are for the ratio to the plain copy of one object, and for the growth of memory.
 
     python bench/images/run.py [--mib 2048] [--rounds 3] [--check]
 """
@@ -52,6 +53,11 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began_at
 
 
+def cpu() -> float:
+    """Of this process, its start included."""
+    return time.process_time()
+
+
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -74,7 +80,7 @@ def copy_as_llmux(direction: str, endpoint: str, bucket: str, directory: Path) -
             await transfers.upload("m", path)
         else:
             await transfers.fetch("m", path, FINGERPRINT)
-        return {"seconds": time.perf_counter() - began_at, "grown_mib": peak_mib() - before}
+        return {"seconds": time.perf_counter() - began_at, "grown_mib": peak_mib() - before, "cpu_seconds": cpu()}
 
     print(json.dumps(asyncio.run(run())))
 
@@ -118,7 +124,7 @@ def copy_plainly(who: str, direction: str, endpoint: str, bucket: str, directory
     }
     before = psutil.Process().memory_info().rss / MIB
     seconds = seconds_of(works[who, direction])
-    print(json.dumps({"seconds": seconds, "grown_mib": peak_mib() - before}))
+    print(json.dumps({"seconds": seconds, "grown_mib": peak_mib() - before, "cpu_seconds": cpu()}))
 
 
 def measure(who: str, direction: str, server: S3Server, directory: Path) -> dict[str, float]:
@@ -156,6 +162,7 @@ def run(mib: int, rounds: int) -> dict[str, Any]:
             kind: {
                 "mib_per_second": round(mib / min(one["seconds"] for one in each), 1),
                 "grown_mib": round(max(one["grown_mib"] for one in each)),
+                "cpu_seconds": round(min(one["cpu_seconds"] for one in each), 1),
             }
             for kind, each in found.items()
         },
@@ -181,12 +188,14 @@ def main() -> None:
     for direction in ("up", "down"):
         ours = figures[f"llmux {direction}"]
         plainly = {who: figures[f"{who} {direction}"] for who in PLAIN}
-        ratio = ours["mib_per_second"] / max(one["mib_per_second"] for one in plainly.values())
-        is_ok &= ratio >= LEAST_RATIO and ours["grown_mib"] < MOST_MEMORY_MIB
-        print(f"{direction}: llmux {ours['mib_per_second']} MiB/s, memory grew by {ours['grown_mib']} MiB")
-        for who, one in plainly.items():
-            print(f"{direction}: {who} {one['mib_per_second']} MiB/s, memory grew by {one['grown_mib']} MiB")
-        print(f"{direction}: ratio to the faster one {ratio:.2f}")
+        ratios = {who: ours["mib_per_second"] / one["mib_per_second"] for who, one in plainly.items()}
+        is_ok &= ratios["one object"] >= LEAST_RATIO and ours["grown_mib"] < MOST_MEMORY_MIB
+        for who, one in {"llmux": ours, **plainly}.items():
+            print(
+                f"{direction}: {who} {one['mib_per_second']} MiB/s, {one['cpu_seconds']} s of CPU, "
+                f"memory grew by {one['grown_mib']} MiB"
+            )
+        print(f"{direction}: ratios " + ", ".join(f"{ratio:.2f} to {who}" for who, ratio in ratios.items()))
     if arguments.check and not is_ok:
         sys.exit(f"bound not held: ratio {LEAST_RATIO}, {MOST_MEMORY_MIB} MiB")
 
