@@ -1,0 +1,352 @@
+"""Switches between two engines under a real ``llmux serve``: the same answers afterwards, and the memory really free."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+
+from bench.gpu.programs import EngineProgram
+from bench.gpu.resident import HOOK
+from llmux.core.eviction import Eviction, Process, Weights
+from llmux.gpus.hook import VARIABLE
+from llmux.gpus.memory import GpuReader, total_used_mib
+from tests.support.server import LISTENING, LlmuxProcess
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("a", "b")
+PROMPTS = ("Hello", "What is the capital of France?")
+ANSWER_TOKENS = 6
+STREAM_TOKENS = 80
+TOKEN_MS = 20
+FROZEN_AFTER = 10
+"""Events of a stream before the switch that freezes it."""
+LEAST_FREED = 0.9
+"""Of the tensors of an engine that has left; the rest is for what allocators round up."""
+TOLERANCE_MIB = 128
+"""By which the used memory of the same state may differ between two readings."""
+FREED_LIMIT_SECONDS = 5.0
+"""The driver frees the memory of an ended process a moment later."""
+REQUEST_LIMIT_SECONDS = 300.0
+START_LIMIT_SECONDS = 60.0
+STOP_LIMIT_SECONDS = 60.0
+DEVIATIONS = re.compile(r"instead|unfaithful|could not bring|tried all the same|no canary")
+"""What llmux logs where it does something else than it was asked."""
+SWITCHED = re.compile(r"\bswitched .*model=(\w+) previous=(\w+) .*sleep_seconds=(\S+) wake_seconds=(\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every server of a check has in common."""
+
+    program: EngineProgram
+    reader: GpuReader
+    directory: Path
+    weights_mib: int
+    kv_cache_mib: int
+    switches: int
+    criu: str
+    planted_fault: str | None = None
+
+    @property
+    def tensors_mib(self) -> int:
+        """What an engine holds on the GPU beside its CUDA context."""
+        return self.weights_mib + self.kv_cache_mib
+
+    def configuration(self, eviction: Eviction) -> dict[str, Any]:
+        """llmux's configuration; every model leaves in this way."""
+        command = self.program.install(self.directory / "engine")
+        planted = ("--planted-fault", self.planted_fault) if self.planted_fault else ()
+        models = {
+            name: {
+                "model_path": str(self.directory / "models" / name),
+                "eviction": str(eviction),
+                "drain": "wait" if eviction.process is Process.STOP else "freeze",
+                "extra_args": [
+                    *("--weights-mib", str(self.weights_mib), "--kv-cache-memory-bytes", f"{self.kv_cache_mib}M"),
+                    *("--seed", str(seed), "--token-ms", str(TOKEN_MS), *self.program.flags, *planted),
+                ],
+            }
+            for seed, name in enumerate(MODELS, 1)
+        }
+        return {
+            "vllm_command": str(command),
+            "port": 0,
+            "metrics_port": 0,
+            # The check itself compares the answers; the canary would hide a wrong one by starting the engine anew.
+            "canary": "off",
+            "policy": {"policy_type": "fifo", "min_active_seconds": 0, "request_timeout_seconds": REQUEST_LIMIT_SECONDS},
+            "checkpoint": {
+                "criu_path": self.criu,
+                "images_dir": str(self.directory / "images"),
+                "keep_images": False,
+            },
+            "models": models,
+        }
+
+
+@dataclass(slots=True)
+class Combination:
+    """What one eviction has shown."""
+
+    eviction: Eviction
+    why_not: str | None = None
+    """Why it is not possible here; nothing else was then tried."""
+    switches: int = 0
+    leave_seconds: list[float] = field(default_factory=list)
+    wake_seconds: list[float] = field(default_factory=list)
+    held_mib: int = 0
+    """What an engine that serves holds; the mean of both."""
+    freed_mib: int = 0
+    """What it gives back when it leaves; the lesser of both."""
+    stream_gap_seconds: float | None = None
+    """How long a stream stood still that a switch away and back froze; None if none was frozen."""
+    problems: list[str] = field(default_factory=list)
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return {**own, "eviction": str(self.eviction)}
+
+
+class UnexpectedAnswer(Exception):
+    """A request was refused, or a model says something else than before."""
+
+
+class Site:
+    """A running llmux, its clients, and the memory that its engines use."""
+
+    def __init__(
+        self, plan: Plan, server: LlmuxProcess, session: aiohttp.ClientSession, answers: dict[tuple[str, str, int], str]
+    ) -> None:
+        """``answers``: what each model said first, before it had ever left the GPU; later servers share them."""
+        self._plan = plan
+        self._server = server
+        self._session = session
+        self._answers = answers
+
+    async def ask(self, model: str, prompt: str, tokens: int = ANSWER_TOKENS) -> None:
+        """Ask a model, which llmux brings onto the GPU; raises UnexpectedAnswer if it says something new."""
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens}
+        document = await self._post("/v1/completions", body)
+        text = str(document["choices"][0]["text"])
+        before = self._answers.setdefault((model, prompt, tokens), text)
+        if text != before:
+            raise UnexpectedAnswer(f"WRONG CHECKSUM: {model} says {text!r}, before it was {before!r}")
+
+    def expected(self, model: str, prompt: str, tokens: int) -> str:
+        """What the model said first."""
+        return self._answers[model, prompt, tokens]
+
+    async def control(self, path: str, model: str, eviction: Eviction) -> None:
+        """Tell llmux what to do with a model; raises UnexpectedAnswer if it refuses."""
+        parts = {"weights": str(eviction.weights), "process": str(eviction.process)}
+        await self._post(path, {"model": model, "eviction": parts})
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        async with self._session.post(self._server.url + path, json=body) as response:
+            text = await response.text()
+            if response.status != 200:
+                raise UnexpectedAnswer(f"POST {path} {body['model']}: {response.status} {text[:500]}")
+            return json.loads(text)
+
+    async def stream(self, model: str, prompt: str, tokens: int) -> AsyncIterator[str]:
+        """The pieces of a streamed answer as they come; raises UnexpectedAnswer if it does not end as it should."""
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True}
+        async with self._session.post(f"{self._server.url}/v1/completions", json=body) as response:
+            async for line in response.content:
+                data = line.decode().removeprefix("data: ").strip()
+                if not line.startswith(b"data: "):
+                    continue
+                if data == "[DONE]":
+                    return
+                document = json.loads(data)
+                if "error" in document:
+                    raise UnexpectedAnswer(f"the stream ended with an error: {document['error']}")
+                yield str(document["choices"][0]["text"])
+        raise UnexpectedAnswer("the stream broke off")
+
+    async def used_mib(self) -> int:
+        """GPU memory that is used, by whomever."""
+        return total_used_mib(await asyncio.to_thread(self._plan.reader.read_memory))
+
+    async def used_at_most(self, mib: int) -> int:
+        """The same once it is at most so much, or when the time for it is up."""
+        give_up_at = monotonic() + FREED_LIMIT_SECONDS
+        while (used := await self.used_mib()) > mib and monotonic() < give_up_at:
+            await asyncio.sleep(0.1)
+        return used
+
+    def switches(self) -> list[tuple[float, float]]:
+        """Seconds to leave and to come back, of each switch from one model to the other so far."""
+        return [(float(found[3]), float(found[4])) for found in self._server.find_in_log(SWITCHED.pattern)]
+
+    async def until_switches(self, count: int) -> None:
+        """Wait until the log has them: the answer may be here sooner."""
+        async with asyncio.timeout(FREED_LIMIT_SECONDS):
+            while len(self.switches()) < count:
+                await asyncio.sleep(0.01)
+
+    def log_length(self) -> int:
+        """How many lines llmux has logged."""
+        return len(self._server.log)
+
+    def deviations(self, since: int) -> list[str]:
+        """What llmux has logged since then of what it did otherwise than asked."""
+        return [line for line in self._server.log[since:] if DEVIATIONS.search(line)]
+
+    def starts(self) -> int:
+        """How many engines were started."""
+        return len(self._server.find_in_log("engine started"))
+
+    def log_tail(self, lines: int = 15) -> list[str]:
+        """The end of llmux's log."""
+        return self._server.log[-lines:]
+
+
+@asynccontextmanager
+async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, int], str]) -> AsyncIterator[Site]:
+    """A real llmux over two engines; at the end it is stopped, with them."""
+    file = plan.directory / "llmux.json"
+    file.write_text(json.dumps(plan.configuration(eviction)))
+    paths = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment[VARIABLE] = HOOK if plan.program.device == "cpu" else ""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llmux", "serve", "-c", str(file)),
+        stderr=asyncio.subprocess.PIPE,
+        cwd=plan.directory,
+        env=environment,
+    )
+    server = LlmuxProcess(process)  # type: ignore[arg-type]  # a real process has what a forked one has
+    timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_SECONDS)
+    async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession(timeout=timeout) as session:
+        reading = tasks.create_task(server.read_log())
+        try:
+            listening = tasks.create_task(server.wait_for_log(LISTENING.pattern, START_LIMIT_SECONDS))
+            await asyncio.wait({listening, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done():
+                listening.cancel()
+                raise UnexpectedAnswer("llmux did not start: " + " / ".join(server.log[-5:]))
+            server.url = listening.result()[1]
+            yield Site(plan, server, session, answers)
+        finally:
+            await server.terminate(STOP_LIMIT_SECONDS)
+
+
+async def try_out(site: Site, plan: Plan, eviction: Eviction, give_up_at: float) -> Combination:
+    """Let both engines leave by one eviction and come back, again and again; what goes wrong ends it."""
+    result = Combination(eviction)
+    since = site.log_length()
+    try:
+        await _Trial(site, plan, result, give_up_at).run()
+    except (UnexpectedAnswer, aiohttp.ClientError, TimeoutError, OSError) as error:
+        result.problems.append(str(error) or f"{type(error).__name__} after {REQUEST_LIMIT_SECONDS:g} s at most")
+    result.problems += [f"llmux logged: {line}" for line in site.deviations(since)]
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    site: Site
+    plan: Plan
+    result: Combination
+    give_up_at: float
+
+    async def run(self) -> None:
+        for model in MODELS:
+            await self.site.control("/control/eviction", model, self.result.eviction)
+        starts = await self._leave_alone()
+        await self._switch()
+        if self.result.eviction.process is not Process.STOP:
+            await self._freeze_a_stream()
+            if self.site.starts() > starts:
+                self.result.problems.append("an engine was started anew: it had not left as it was to")
+
+    async def _leave_alone(self) -> int:
+        """Both leave one after the other while nobody comes; returns how many engines were started by then."""
+        for model in MODELS:
+            for prompt in PROMPTS:
+                await self.site.ask(model, prompt)
+        starts = self.site.starts()
+        held = []
+        for model in MODELS:
+            await self.site.ask(model, PROMPTS[0])
+            before = await self.site.used_mib()
+            await self.site.control("/control/sleep", model, self.result.eviction)
+            least_mib = int(LEAST_FREED * self.plan.tensors_mib)
+            after = await self.site.used_at_most(before - least_mib)
+            held.append(before - after)
+            if before - after < least_mib:
+                self.result.problems.append(
+                    f"MEMORY NOT FREED: {model} holds {self.plan.tensors_mib} MiB of tensors, and gave back "
+                    f"{before - after} MiB of the {before} in use"
+                )
+        self.result.freed_mib = min(held)
+        return starts
+
+    async def _switch(self) -> None:
+        """Switches that requests cause; after each no more is used than by the model that has come, alone."""
+        empty = await self.site.used_mib()
+        await self.site.ask("a", PROMPTS[0])
+        self.result.held_mib = await self.site.used_mib() - empty
+        at_most = empty + self.result.held_mib + max(TOLERANCE_MIB, self.plan.tensors_mib // 10)
+        seen = len(self.site.switches())
+        for number in range(self.plan.switches):
+            if monotonic() > self.give_up_at and number % 2 == 0:
+                break
+            await self.site.ask("ba"[number % 2], PROMPTS[number // 2 % 2])
+            used = await self.site.used_at_most(at_most)
+            if used > at_most:
+                self.result.problems.append(
+                    f"MEMORY NOT FREED: after switch {number + 1} {used} MiB are in use, of {at_most} at most"
+                )
+            self.result.switches += 1
+        await self.site.until_switches(seen + self.result.switches)
+        times = self.site.switches()[seen:]
+        self.result.leave_seconds = [leave for leave, _ in times]
+        self.result.wake_seconds = [wake for _, wake in times]
+
+    async def _freeze_a_stream(self) -> None:
+        """A switch away and back in mid-stream: the client gets the same text as without it, once."""
+        prompt, tokens = "a stream", STREAM_TOKENS
+        await self.site.ask("a", prompt, tokens)
+        pieces, times = [], []
+        answered_at = None
+        async with asyncio.TaskGroup() as tasks:
+            other = None
+            async for piece in self.site.stream("a", prompt, tokens):
+                pieces.append(piece)
+                times.append(monotonic())
+                if len(pieces) == FROZEN_AFTER:
+                    other = tasks.create_task(self._answered_at("b"))
+            if other is not None:
+                answered_at = await other
+        text = "".join(pieces)
+        if text != self.site.expected("a", prompt, tokens):
+            raise UnexpectedAnswer(f"WRONG STREAM: a frozen stream says {text!r}")
+        if answered_at is None or answered_at > times[-1]:
+            raise UnexpectedAnswer("no switch came in mid-stream, so nothing was frozen")
+        self.result.stream_gap_seconds = max(late - early for early, late in zip(times, times[1:], strict=False))
+
+    async def _answered_at(self, model: str) -> float:
+        await self.site.ask(model, PROMPTS[0])
+        return monotonic()
+
+
+def moved_mib(plan: Plan, eviction: Eviction, *, out: bool) -> int | None:
+    """What an engine copies of its tensors when it leaves (``out``) or comes back; None where it copies none."""
+    match eviction:
+        case Eviction(_, Process.STOP) | Eviction(Weights.DISCARD, _):
+            return None if out else plan.weights_mib
+        case Eviction(Weights.OFFLOAD, _):
+            return plan.weights_mib
+    return plan.tensors_mib
