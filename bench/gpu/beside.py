@@ -1,4 +1,4 @@
-"""llmux's reader of GPU memory against PyTorch's figures, and its wait for memory beside a process of somebody else's."""
+"""llmux's reader of GPU memory against PyTorch's figures, and its wait for memory that another process holds."""
 
 import asyncio
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from bench.gpu.programs import EngineProgram, Holder, holding
 from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuReader, StartNeed
 
-TOLERANCE_MIB = 64
+TOLERANCE_MIB = 256
 """By which NVML and PyTorch may differ: both read the driver, not at the same moment."""
 RELEASED_AFTER_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0

@@ -9,9 +9,9 @@
    must be the one from before; after each leaving the memory must be free.
 3. For each of them but stop, a stream that a switch freezes: the same text as without it.
 
-The result is a table, and JSON. Exit codes: 0 passed; 1 a wrong checksum, memory that was not freed, or another failure;
-77 SKIPPED, because this machine has no GPU or no PyTorch. ``--device cpu`` plays the same without a GPU, except for
-cuda_suspend, so that the check itself can be tested.
+The result is a table, and JSON. Exit codes: 0 passed; 1 a wrong checksum, memory that was not freed, or another
+failure; 77 SKIPPED, because this machine has no GPU or no PyTorch. ``--device cpu`` plays the same without a GPU,
+except for cuda_suspend, so that the check itself can be tested.
 """
 
 import argparse
@@ -34,10 +34,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from bench.gpu.beside import check_beside
 from bench.gpu.engine import CHUNK_MIB, FAULTS
 from bench.gpu.machine import Machine, NoGpu, every_eviction, inspect
-from bench.gpu.programs import EngineProgram, holding
+from bench.gpu.programs import EngineProgram, holding, write_weights
 from bench.gpu.report import Report
 from bench.gpu.resident import ResidentMemory
-from bench.gpu.switches import Combination, Plan, UnexpectedAnswer, serving, try_out
+from bench.gpu.switches import MODELS, Combination, Plan, UnexpectedAnswer, reason_of, serving, try_out, why_refused
 from llmux.core.eviction import Eviction
 from llmux.gpus.memory import GpuReader
 from llmux.gpus.nvml import NvmlReader
@@ -48,6 +48,8 @@ KV_CACHE_SHARE = 0.2
 ROOM_MIB = 2560
 """Beside one engine: two CUDA contexts, and what a checksum takes for a moment."""
 CONTEXT_MIB = 700
+OVERTIME_SECONDS = 90.0
+"""Beyond the limit for switches: for what is under way then. After it everything is given up."""
 
 
 class Progress:
@@ -67,44 +69,59 @@ async def check(options: argparse.Namespace, machine: Machine, directory: Path, 
     reader: GpuReader = NvmlReader(count=1) if machine.is_gpu else ResidentMemory(program.mark)
     size_mib = int(options.size_gib * 1024)
     weights_mib = max(1, round(size_mib * (1 - KV_CACHE_SHARE) / CHUNK_MIB)) * CHUNK_MIB
+    kv_cache_mib = max(1, size_mib - weights_mib)
+    rest_mib = reader.read_memory()[0].free_mib - weights_mib - kv_cache_mib - ROOM_MIB - CONTEXT_MIB
     plan = Plan(
         program=program,
         reader=reader,
         directory=directory,
         weights_mib=weights_mib,
-        kv_cache_mib=max(1, size_mib - weights_mib),
+        kv_cache_mib=kv_cache_mib,
         switches=options.switches,
         criu=options.criu,
+        say=progress.say,
+        filled_mib=max(0, rest_mib) if machine.is_gpu else 0,
         planted_fault=options.plant,
     )
+    progress.say(f"writing the weights of two models, {weights_mib} MiB each")
+    await write_weights(program, {plan.model_path(name): plan.weights_flags(name) for name in MODELS})
     progress.say(f"another process takes {size_mib // 2} MiB, and llmux waits for them")
     beside = await check_beside(program, reader, max(CHUNK_MIB, size_mib // 2))
-    async with filled(plan, progress, is_gpu=machine.is_gpu):
-        tested = [one async for one in combinations(options, machine, plan, progress)]
+    tested: list[Combination] = []
+    try:
+        async with asyncio.timeout(options.limit_seconds + OVERTIME_SECONDS), filled(plan):
+            async for one in combinations(options, machine, plan, progress):
+                tested.append(one)  # noqa: PERF401 - what there is when the time is up is reported
+    except TimeoutError:
+        missing = [one for one in wanted(options) if one not in [seen.eviction for seen in tested]]
+        tested += [Combination(one, problems=["the time was up"]) for one in missing]
     date = datetime.now(UTC).date().isoformat()
     return Report(machine, plan, beside, tested, monotonic() - progress.began_at, date)
 
 
 @asynccontextmanager
-async def filled(plan: Plan, progress: Progress, *, is_gpu: bool) -> AsyncIterator[None]:
+async def filled(plan: Plan) -> AsyncIterator[None]:
     """Fill the GPU up to what one engine needs, so that two cannot fit whatever they say."""
-    rest_mib = plan.reader.read_memory()[0].free_mib - plan.tensors_mib - ROOM_MIB - CONTEXT_MIB if is_gpu else 0
-    if rest_mib <= 0:
+    if not plan.filled_mib:
         yield
         return
-    progress.say(f"a process of its own takes the other {rest_mib} MiB, so that two engines do not fit")
-    async with holding(plan.program, rest_mib):
+    plan.say(f"a process of its own takes the other {plan.filled_mib} MiB, so that two engines do not fit")
+    async with holding(plan.program, plan.filled_mib):
         yield
+
+
+def wanted(options: argparse.Namespace) -> list[Eviction]:
+    """The combinations that the check is about."""
+    return [one for one in every_eviction() if not options.only or str(one) in options.only]
 
 
 async def combinations(
     options: argparse.Namespace, machine: Machine, plan: Plan, progress: Progress
 ) -> AsyncIterator[Combination]:
-    """Try every eviction that is wanted and possible; those with the same process share a server while all goes well."""
-    wanted = [one for one in every_eviction() if not options.only or str(one) in options.only]
+    """Try every eviction that is wanted and possible. While all goes well, those of one process share a server."""
     possible = []
-    for eviction in wanted:
-        if (reason := machine.why_not(eviction)) is None:
+    for eviction in wanted(options):
+        if (reason := machine.why_not(eviction) or why_refused(plan, eviction)) is None:
             possible.append(eviction)
         else:
             progress.say(f"{eviction}: not possible here: {reason}")
@@ -144,7 +161,7 @@ async def of_one_server(
                 if result.problems:
                     break
     except* (UnexpectedAnswer, TimeoutError) as failures:
-        reason = "; ".join(str(one) or type(one).__name__ for one in failures.exceptions)
+        reason = reason_of(failures)
         progress.say(f"{current}: FAILED: {reason}")
         results = [one for one in results if one.eviction != current]
         results.append(Combination(current, problems=[reason]))
@@ -172,7 +189,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--criu", default="criu", help="the program")
     parser.add_argument("--only", action="append", metavar="W+P", help="only this combination; may be repeated")
     parser.add_argument("--directory", type=Path, help="where weights and images are put meanwhile (TMPDIR)")
-    parser.add_argument("--limit-seconds", type=float, default=450.0, help="after that fewer switches are made (450)")
+    parser.add_argument("--limit-seconds", type=float, default=420.0, help="after that fewer switches are made (420)")
     parser.add_argument("--plant", choices=FAULTS, help="a fault in the engines, which the check must find")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, help="directory for gpu-check.json and gpu-check.md")

@@ -4,15 +4,16 @@
 It holds weights (random numbers from a seed) and a KV cache, and nothing else of a language model. What it says shows
 what its memory holds: each answer begins and ends with a checksum, computed on the GPU, of all weights and the prompt;
 every token between them depends on the KV cache and on one weight. Sleep really frees the memory: level 1 copies the
-weights into pinned host memory, level 2 forgets them, and ``reload_weights`` reads the disk again. The memory of a waking
-engine holds garbage until then, and requests that were suspended recompute their part of the KV cache, as in vLLM.
+weights into pinned host memory, level 2 forgets them, and ``reload_weights`` reads the disk again. Until then the
+weights of a waking engine are garbage. Suspended requests recompute their part of the KV cache, as in vLLM.
 
     engine.py serve MODEL --kv-cache-memory-bytes 1G --weights-mib 4096 [--device cpu] ...
+    engine.py prepare MODEL ...    writes the model's weights to the disk, which a first start does otherwise
     engine.py hold --mib 1024      holds GPU memory until its standard input ends
     engine.py facts                what PyTorch says of this machine, as JSON
 
-MODEL is a directory; the first start writes the weights' file there. With ``--device cpu`` the process's own memory takes
-the place of the GPU's, and a file in TMPDIR that of host memory, so that what is given up can be seen there too.
+MODEL is a directory. With ``--device cpu`` the process's own memory takes the place of the GPU's, and a file in TMPDIR
+that of host memory, so that what is given up can be seen there too.
 """
 
 import argparse
@@ -113,12 +114,13 @@ class Device:
 class WeightsFile:
     """The weights on disk, in chunks. Further chunks of a larger model are those of the file with a number added."""
 
-    def __init__(self, directory: Path, device: Device, seed: int, chunks: int) -> None:
+    def __init__(self, device: Device, options: argparse.Namespace) -> None:
+        """Writes the file if it is not there."""
         self._device = device
-        self._chunks = chunks
-        self._path = directory / f"weights-{seed}-{chunks}.bin"
+        self._chunks = max(1, min(options.weights_mib, options.file_mib) // CHUNK_MIB)
+        self._path = Path(options.model) / f"weights-{options.seed}-{self._chunks}.bin"
         if not self._path.exists():
-            self._write(seed)
+            self._write(options.seed)
 
     def _write(self, seed: int) -> None:
         torch = self._device.torch
@@ -184,16 +186,15 @@ class OffloadedWeights:
 
 
 class Memory:
-    """The engine's GPU memory: what it computes with it, and how it gives it up and takes it again. All of it blocks."""
+    """The engine's GPU memory: what it computes with it, how it gives it up and takes it again. Every call blocks."""
 
     def __init__(self, device: Device, options: argparse.Namespace) -> None:
         self.device = device
         self.asleep: set[str] = set()
         self._level = 0
         self._fault: str | None = options.planted_fault
-        self._count = max(1, -(-options.weights_mib // CHUNK_MIB))
-        file_chunks = min(self._count, max(1, options.file_mib // CHUNK_MIB))
-        self._file = WeightsFile(Path(options.model), device, options.seed, file_chunks)
+        self._count = max(1, options.weights_mib // CHUNK_MIB)
+        self._file = WeightsFile(device, options)
         self._row = options.kv_cache_memory_bytes // 8 // SLOTS
         self._offloaded: OffloadedWeights | None = None
         self._kept: list[Any] = []
@@ -500,7 +501,8 @@ class HttpServer:
                 return {"success": True}
             case "POST", _:
                 return await self._control(request)
-        raise Refused(404, "Not Found")
+            case _:
+                raise Refused(404, "Not Found")
 
     async def _control(self, request: HttpRequest) -> Any:
         engine = self._engine
@@ -527,7 +529,8 @@ class HttpServer:
                 if method == "reload_weights":
                     await engine.reload()
                 return {"results": [None]}
-        raise Refused(404, "Not Found")
+            case _:
+                raise Refused(404, "Not Found")
 
     async def _generate(self, request: HttpRequest, writer: asyncio.StreamWriter) -> None:
         document = request.document
@@ -663,7 +666,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     server = commands.add_parser("serve")
-    server.add_argument("model")
+    preparer = commands.add_parser("prepare")
+    for command in (server, preparer):
+        command.add_argument("model")
+        command.add_argument("--weights-mib", type=int, default=1024)
+        command.add_argument("--file-mib", type=int, default=4096, help="the largest file; larger models repeat it")
+        command.add_argument("--seed", type=int, default=1)
     server.add_argument("--served-model-name", nargs="+")
     server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8000)
@@ -673,9 +681,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     server.add_argument("--max-num-seqs", type=int, default=SLOTS)
     server.add_argument("--gpu-memory-utilization", type=float)
     server.add_argument("--kv-cache-memory-bytes", type=size_in_bytes, default=256 * MIB)
-    server.add_argument("--weights-mib", type=int, default=1024)
-    server.add_argument("--file-mib", type=int, default=4096, help="largest file of weights; larger models repeat it")
-    server.add_argument("--seed", type=int, default=1)
     server.add_argument("--token-ms", type=float, default=0.0)
     server.add_argument("--planted-fault", choices=FAULTS)
     holder = commands.add_parser("hold")
@@ -688,14 +693,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run one of the three commands."""
+    """Run one of the commands."""
     options = parse(sys.argv[1:])
-    if options.command == "serve":
-        asyncio.run(serve(options))
-    elif options.command == "hold":
-        hold(options)
-    else:
-        facts()
+    match options.command:
+        case "serve":
+            asyncio.run(serve(options))
+        case "prepare":
+            WeightsFile(Device("cpu"), options)
+        case "hold":
+            hold(options)
+        case _:
+            facts()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import psutil
 import llmux
 from llmux.checkpoints.criu import inspect_criu
 from llmux.core.eviction import Eviction, Process, Weights
-from llmux.errors import CriuUnusable
+from llmux.errors import CriuUnusable, GpusUnreadable
 from llmux.gpus.memory import MIB
+from llmux.gpus.nvml import NvmlReader
 
 ENGINE = Path(__file__).with_name("engine.py")
 PLUGINS = Path("/usr/lib/criu")
@@ -24,7 +25,7 @@ PLUGIN = "cuda_plugin.so"
 FACTS_LIMIT_SECONDS = 120.0
 """Importing PyTorch from a cold disk takes half a minute and more."""
 DRIVER_MIN = 570
-"""The first driver with the checkpoint calls of its API, with NVML in suspended processes, and with lock time limits."""
+"""The first with checkpoint calls in the driver's API, with time limits for locks, and for processes that use NVML."""
 
 
 class NoGpu(Exception):
@@ -88,7 +89,9 @@ class Machine:
                     return self.criu_refusal
                 if self.is_gpu and not self.cuda_plugin and (reason := self.why_not_suspend()):
                     return f"criu's CUDA plugin ({PLUGINS / PLUGIN}) is not here, and without it: {reason}"
-        return None
+                return None
+            case _:
+                return None
 
 
 def every_eviction() -> Iterator[Eviction]:
@@ -101,7 +104,7 @@ def every_eviction() -> Iterator[Eviction]:
 def inspect(device: str, engine_python: str, criu: str) -> Machine:
     """Look at this machine; raises NoGpu if the check cannot be made on it."""
     facts = torch_facts(engine_python)
-    gpu, gpu_mib, driver, driver_cuda = (None, None, None, None) if device == "cpu" else nvml_facts()
+    gpu_mib, driver, driver_cuda = (None, None, None) if device == "cpu" else nvml_facts()
     if device != "cpu" and facts["gpu"] is None:
         raise NoGpu(f"PyTorch {facts['torch']} of {engine_python} sees no GPU (torch.cuda.is_available() is False)")
     try:
@@ -110,7 +113,7 @@ def inspect(device: str, engine_python: str, criu: str) -> Machine:
         criu_version, refusal = None, str(error)
     return Machine(
         device=device,
-        gpu=gpu,
+        gpu=facts["gpu"],
         gpu_mib=gpu_mib,
         driver=driver,
         driver_cuda=driver_cuda,
@@ -152,15 +155,16 @@ def torch_facts(engine_python: str) -> dict[str, str | None]:
     return facts
 
 
-def nvml_facts() -> tuple[str, int, str, str]:
-    """The first GPU's name and MiB, the driver's version and its CUDA version; raises NoGpu."""
+def nvml_facts() -> tuple[int, str, str]:
+    """MiB of the first visible GPU, the driver's version and its CUDA version; raises NoGpu."""
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name, total = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total
+        memory = NvmlReader(count=1).read_memory()
         cuda = pynvml.nvmlSystemGetCudaDriverVersion()
-        return str(name), total // MIB, str(pynvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
-    except pynvml.NVMLError as error:
-        raise NoGpu(f"NVML finds no GPU: {error}") from error
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+    except (GpusUnreadable, pynvml.NVMLError) as error:
+        raise NoGpu(f"no NVIDIA GPU can be read: {error}") from error
+    if not memory:
+        raise NoGpu("NVML shows no GPU that CUDA_VISIBLE_DEVICES leaves visible")
+    return memory[0].total_mib, driver, f"{cuda // 1000}.{cuda % 1000 // 10}"

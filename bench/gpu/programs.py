@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,19 @@ class Holder:
         self._process.stdin.close()
         async with asyncio.timeout(START_LIMIT_SECONDS):
             await self._process.wait()
+
+
+async def write_weights(program: EngineProgram, models: Mapping[Path, Sequence[str]]) -> None:
+    """Write each model's weights, which its flags describe.
+
+    Before llmux starts: an image counts as out of date when its model's files have changed since the engine's start.
+    """
+    processes = [
+        await asyncio.create_subprocess_exec(program.python, str(ENGINE), "prepare", str(path), *flags)
+        for path, flags in models.items()
+    ]
+    if any([await process.wait() for process in processes]):
+        raise RuntimeError("the weights could not be written; is there room? --directory names another place")
 
 
 @asynccontextmanager

@@ -48,6 +48,7 @@ class Report:
             "seconds": round(self.seconds, 1),
             "machine": self.machine.as_data(),
             "engine": {"weights_mib": self.plan.weights_mib, "kv_cache_mib": self.plan.kv_cache_mib},
+            "filled_mib": self.plan.filled_mib,
             "planted_fault": self.plan.planted_fault,
             "beside": self.beside.as_data(),
             "combinations": [{**one.as_data(), **self._rates(one)} for one in self.combinations],
@@ -75,11 +76,13 @@ class Report:
         what = f"{machine.gpu}, {machine.gpu_mib} MiB, driver {machine.driver} (CUDA {machine.driver_cuda})"
         if not machine.is_gpu:
             what = "**No GPU**: the engines' own memory took its place, and a file that of host memory"
+        plan = self.plan
+        room = plan.filled_mib and f", which did not fit together: another process held {plan.filled_mib} MiB"
         planted = f" The engines had the planted fault {self.plan.planted_fault}." if self.plan.planted_fault else ""
         return (
             f"{self.date}. {what}. PyTorch {machine.torch}, criu {machine.criu or 'none'}, kernel {machine.kernel}, "
             f"{machine.cpus} cores, {machine.host_mib} MiB of host memory, llmux {machine.llmux}. Two engines of "
-            f"{self.plan.weights_mib} MiB of weights and a KV cache of {self.plan.kv_cache_mib} MiB each."
+            f"{plan.weights_mib} MiB of weights and a KV cache of {plan.kv_cache_mib} MiB each{room or ''}."
             f"{planted} {self.seconds:.0f} s in all."
         )
 
@@ -103,8 +106,8 @@ class Report:
         named = "names" if beside.is_pid_visible else "does not name (the driver has other process numbers)"
         return (
             f"Beside another process that held {beside.held_mib} MiB: llmux read {beside.reader_free_mib} MiB free, "
-            f"PyTorch {beside.torch_free_mib}. A wait for its memory ended {beside.waited_seconds} s after it began, when "
-            f"it was released; a wait in vain ended with a warning that {named} the process."
+            f"PyTorch {beside.torch_free_mib}. A wait for its memory ended {beside.waited_seconds} s after it began, "
+            f"when it was released; a wait in vain ended with a warning that {named} the process."
         )
 
 

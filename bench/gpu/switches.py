@@ -1,13 +1,14 @@
-"""Switches between two engines under a real ``llmux serve``: the same answers afterwards, and the memory really free."""
+"""Switches between two engines under a real ``llmux serve``: the same answers afterwards, and memory that is free."""
 
 import asyncio
 import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,7 +17,10 @@ import aiohttp
 
 from bench.gpu.programs import EngineProgram
 from bench.gpu.resident import HOOK
+from llmux.config.checks import unsupported
+from llmux.config.load import load
 from llmux.core.eviction import Eviction, Process, Weights
+from llmux.errors import ConfigError
 from llmux.gpus.hook import VARIABLE
 from llmux.gpus.memory import GpuReader, total_used_mib
 from tests.support.server import LISTENING, LlmuxProcess
@@ -26,16 +30,18 @@ MODELS = ("a", "b")
 PROMPTS = ("Hello", "What is the capital of France?")
 ANSWER_TOKENS = 6
 STREAM_TOKENS = 80
-TOKEN_MS = 20
+TOKEN_MS = 10
 FROZEN_AFTER = 10
 """Events of a stream before the switch that freezes it."""
+PROGRESS_EVERY = 5
 LEAST_FREED = 0.9
 """Of the tensors of an engine that has left; the rest is for what allocators round up."""
 TOLERANCE_MIB = 128
 """By which the used memory of the same state may differ between two readings."""
 FREED_LIMIT_SECONDS = 5.0
 """The driver frees the memory of an ended process a moment later."""
-REQUEST_LIMIT_SECONDS = 300.0
+REQUEST_LIMIT_SECONDS = 120.0
+CONTROL_LIMIT_SECONDS = 60.0
 START_LIMIT_SECONDS = 60.0
 STOP_LIMIT_SECONDS = 60.0
 DEVIATIONS = re.compile(r"instead|unfaithful|could not bring|tried all the same|no canary")
@@ -54,6 +60,10 @@ class Plan:
     kv_cache_mib: int
     switches: int
     criu: str
+    say: Callable[[str], None]
+    """Called with what is being done, for those who watch."""
+    filled_mib: int = 0
+    """What a process of the check's own holds, so that two engines do not fit together."""
     planted_fault: str | None = None
 
     @property
@@ -61,21 +71,31 @@ class Plan:
         """What an engine holds on the GPU beside its CUDA context."""
         return self.weights_mib + self.kv_cache_mib
 
+    def model_path(self, name: str) -> Path:
+        """Where a model's weights are."""
+        return self.directory / "models" / name
+
+    def weights_flags(self, name: str) -> tuple[str, ...]:
+        """The arguments of an engine that say what its weights are."""
+        return ("--weights-mib", str(self.weights_mib), "--seed", str(MODELS.index(name) + 1))
+
     def configuration(self, eviction: Eviction) -> dict[str, Any]:
         """llmux's configuration; every model leaves in this way."""
         command = self.program.install(self.directory / "engine")
         planted = ("--planted-fault", self.planted_fault) if self.planted_fault else ()
         models = {
             name: {
-                "model_path": str(self.directory / "models" / name),
+                "model_path": str(self.model_path(name)),
                 "eviction": str(eviction),
                 "drain": "wait" if eviction.process is Process.STOP else "freeze",
                 "extra_args": [
-                    *("--weights-mib", str(self.weights_mib), "--kv-cache-memory-bytes", f"{self.kv_cache_mib}M"),
-                    *("--seed", str(seed), "--token-ms", str(TOKEN_MS), *self.program.flags, *planted),
+                    *self.weights_flags(name),
+                    *("--kv-cache-memory-bytes", f"{self.kv_cache_mib}M", "--token-ms", str(TOKEN_MS)),
+                    *self.program.flags,
+                    *planted,
                 ],
             }
-            for seed, name in enumerate(MODELS, 1)
+            for name in MODELS
         }
         return {
             "vllm_command": str(command),
@@ -83,7 +103,14 @@ class Plan:
             "metrics_port": 0,
             # The check itself compares the answers; the canary would hide a wrong one by starting the engine anew.
             "canary": "off",
-            "policy": {"policy_type": "fifo", "min_active_seconds": 0, "request_timeout_seconds": REQUEST_LIMIT_SECONDS},
+            "memory_wait_seconds": FREED_LIMIT_SECONDS,
+            "start_timeout_seconds": REQUEST_LIMIT_SECONDS,
+            **{f"{call}_timeout_seconds": CONTROL_LIMIT_SECONDS for call in ("sleep", "wake", "reload")},
+            "policy": {
+                "policy_type": "fifo",
+                "min_active_seconds": 0,
+                "request_timeout_seconds": REQUEST_LIMIT_SECONDS,
+            },
             "checkpoint": {
                 "criu_path": self.criu,
                 "images_dir": str(self.directory / "images"),
@@ -181,9 +208,11 @@ class Site:
     async def used_at_most(self, mib: int) -> int:
         """The same once it is at most so much, or when the time for it is up."""
         give_up_at = monotonic() + FREED_LIMIT_SECONDS
-        while (used := await self.used_mib()) > mib and monotonic() < give_up_at:
+        while True:
+            used = await self.used_mib()
+            if used <= mib or monotonic() > give_up_at:
+                return used
             await asyncio.sleep(0.1)
-        return used
 
     def switches(self) -> list[tuple[float, float]]:
         """Seconds to leave and to come back, of each switch from one model to the other so far."""
@@ -191,9 +220,11 @@ class Site:
 
     async def until_switches(self, count: int) -> None:
         """Wait until the log has them: the answer may be here sooner."""
-        async with asyncio.timeout(FREED_LIMIT_SECONDS):
-            while len(self.switches()) < count:
-                await asyncio.sleep(0.01)
+        give_up_at = monotonic() + FREED_LIMIT_SECONDS
+        while len(self.switches()) < count:
+            if monotonic() > give_up_at:
+                raise UnexpectedAnswer(f"llmux has logged {len(self.switches())} of {count} switches")
+            await asyncio.sleep(0.01)
 
     def log_length(self) -> int:
         """How many lines llmux has logged."""
@@ -212,6 +243,19 @@ class Site:
         return self._server.log[-lines:]
 
 
+def why_refused(plan: Plan, eviction: Eviction) -> str | None:
+    """Why llmux itself refuses engines that leave in this way; None if it does not."""
+    file = plan.directory / "llmux.json"
+    file.write_text(json.dumps(plan.configuration(eviction)))
+    try:
+        settings = load(file).settings
+    except ConfigError as error:
+        return "; ".join(map(str, error.problems))
+    if refused := unsupported(settings):
+        return "; ".join(map(str, refused))
+    return settings.engine_of(MODELS[0]).why_not(eviction)
+
+
 @asynccontextmanager
 async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, int], str]) -> AsyncIterator[Site]:
     """A real llmux over two engines; at the end it is stopped, with them."""
@@ -226,7 +270,8 @@ async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, 
         cwd=plan.directory,
         env=environment,
     )
-    server = LlmuxProcess(process)  # type: ignore[arg-type]  # a real process has what a forked one has
+    # It asks of a process only what a real one has, too.
+    server = LlmuxProcess(process)  # type: ignore[arg-type]
     timeout = aiohttp.ClientTimeout(total=REQUEST_LIMIT_SECONDS)
     async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession(timeout=timeout) as session:
         reading = tasks.create_task(server.read_log())
@@ -242,14 +287,23 @@ async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, 
             await server.terminate(STOP_LIMIT_SECONDS)
 
 
+def reason_of(failures: BaseExceptionGroup[Exception]) -> str:
+    """What the exceptions of a group say."""
+    reasons = (
+        reason_of(one) if isinstance(one, BaseExceptionGroup) else str(one) or type(one).__name__
+        for one in failures.exceptions
+    )
+    return "; ".join(reasons)
+
+
 async def try_out(site: Site, plan: Plan, eviction: Eviction, give_up_at: float) -> Combination:
     """Let both engines leave by one eviction and come back, again and again; what goes wrong ends it."""
     result = Combination(eviction)
     since = site.log_length()
     try:
-        await _Trial(site, plan, result, give_up_at).run()
-    except (UnexpectedAnswer, aiohttp.ClientError, TimeoutError, OSError) as error:
-        result.problems.append(str(error) or f"{type(error).__name__} after {REQUEST_LIMIT_SECONDS:g} s at most")
+        await _Trial(site, plan, result, give_up_at, since).run()
+    except* (UnexpectedAnswer, aiohttp.ClientError, TimeoutError, OSError) as failures:
+        result.problems.append(reason_of(failures))
     result.problems += [f"llmux logged: {line}" for line in site.deviations(since)]
     return result
 
@@ -260,16 +314,23 @@ class _Trial:
     plan: Plan
     result: Combination
     give_up_at: float
+    since: int
+    """Where its part of llmux's log begins."""
 
     async def run(self) -> None:
         for model in MODELS:
             await self.site.control("/control/eviction", model, self.result.eviction)
         starts = await self._leave_alone()
-        await self._switch()
-        if self.result.eviction.process is not Process.STOP:
-            await self._freeze_a_stream()
-            if self.site.starts() > starts:
-                self.result.problems.append("an engine was started anew: it had not left as it was to")
+        if not self._is_wrong():
+            await self._switch()
+        if self.result.eviction.process is Process.STOP or self._is_wrong():
+            return
+        await self._freeze_a_stream()
+        if self.site.starts() > starts:
+            self.result.problems.append("an engine was started anew: it had not left as it was to")
+
+    def _is_wrong(self) -> bool:
+        return bool(self.result.problems or self.site.deviations(self.since))
 
     async def _leave_alone(self) -> int:
         """Both leave one after the other while nobody comes; returns how many engines were started by then."""
@@ -278,19 +339,21 @@ class _Trial:
                 await self.site.ask(model, prompt)
         starts = self.site.starts()
         held = []
-        for model in MODELS:
+        for model in MODELS if not self._is_wrong() else ():
             await self.site.ask(model, PROMPTS[0])
             before = await self.site.used_mib()
             await self.site.control("/control/sleep", model, self.result.eviction)
             least_mib = int(LEAST_FREED * self.plan.tensors_mib)
             after = await self.site.used_at_most(before - least_mib)
             held.append(before - after)
+            self.result.freed_mib = min(held)
             if before - after < least_mib:
                 self.result.problems.append(
                     f"MEMORY NOT FREED: {model} holds {self.plan.tensors_mib} MiB of tensors, and gave back "
                     f"{before - after} MiB of the {before} in use"
                 )
-        self.result.freed_mib = min(held)
+            if self._is_wrong():
+                break
         return starts
 
     async def _switch(self) -> None:
@@ -301,7 +364,7 @@ class _Trial:
         at_most = empty + self.result.held_mib + max(TOLERANCE_MIB, self.plan.tensors_mib // 10)
         seen = len(self.site.switches())
         for number in range(self.plan.switches):
-            if monotonic() > self.give_up_at and number % 2 == 0:
+            if self._is_wrong() or (monotonic() > self.give_up_at and number % 2 == 0):
                 break
             await self.site.ask("ba"[number % 2], PROMPTS[number // 2 % 2])
             used = await self.site.used_at_most(at_most)
@@ -310,6 +373,8 @@ class _Trial:
                     f"MEMORY NOT FREED: after switch {number + 1} {used} MiB are in use, of {at_most} at most"
                 )
             self.result.switches += 1
+            if self.result.switches % PROGRESS_EVERY == 0:
+                self.plan.say(f"{self.result.eviction}: {self.result.switches} of {self.plan.switches} switches")
         await self.site.until_switches(seen + self.result.switches)
         times = self.site.switches()[seen:]
         self.result.leave_seconds = [leave for leave, _ in times]
@@ -335,7 +400,7 @@ class _Trial:
             raise UnexpectedAnswer(f"WRONG STREAM: a frozen stream says {text!r}")
         if answered_at is None or answered_at > times[-1]:
             raise UnexpectedAnswer("no switch came in mid-stream, so nothing was frozen")
-        self.result.stream_gap_seconds = max(late - early for early, late in zip(times, times[1:], strict=False))
+        self.result.stream_gap_seconds = max(late - early for early, late in pairwise(times))
 
     async def _answered_at(self, model: str) -> float:
         await self.site.ask(model, PROMPTS[0])
@@ -349,4 +414,5 @@ def moved_mib(plan: Plan, eviction: Eviction, *, out: bool) -> int | None:
             return None if out else plan.weights_mib
         case Eviction(Weights.OFFLOAD, _):
             return plan.weights_mib
-    return plan.tensors_mib
+        case _:
+            return plan.tensors_mib
