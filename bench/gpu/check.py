@@ -194,6 +194,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, help="directory for gpu-check.json and gpu-check.md")
     options = parser.parse_args()
+    options.engine_python = shutil.which(options.engine_python) or options.engine_python
     if unknown := set(options.only or ()) - set(map(str, every_eviction())):
         parser.error(f"no such combination: {', '.join(sorted(unknown))}")
     if options.switches < 2 or options.switches % 2:
