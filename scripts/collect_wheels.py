@@ -2,9 +2,9 @@
 
     python3 scripts/collect_wheels.py DIRECTORY [--python 3.12]
 
-On that machine ``make gpu-check WHEELS=DIRECTORY`` installs from there. The wheels are for Linux on x86-64 and the given
-version of Python (default: the one that runs this), in the versions of constraints.txt; with what builds llmux, and
-without PyTorch, which is to be there already. Needs pip.
+On that machine ``make gpu-check WHEELS=DIRECTORY`` installs from there. The wheels are for Linux on x86-64 and the
+given version of Python (default: the one that runs this), in the versions of constraints.txt; with what builds llmux,
+and without PyTorch, which is to be there already. Needs pip.
 """
 
 import argparse

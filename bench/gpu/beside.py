@@ -21,6 +21,7 @@ IMPATIENCE_SECONDS = 1.5
 class Beside:
     """What was read, and how llmux behaved beside the other process; sizes in MiB."""
 
+    pid: int = 0
     held_mib: int = 0
     reader_free_mib: int = 0
     torch_free_mib: int = 0
@@ -51,6 +52,7 @@ async def check_beside(program: EngineProgram, reader: GpuReader, mib: int) -> B
 
 
 async def _compare(result: Beside, holder: Holder, reader: GpuReader, before: GpuMemory) -> None:
+    result.pid = holder.pid
     said = await holder.look()
     [now] = reader.read_memory()[:1]
     result.held_mib = said["held_mib"]
