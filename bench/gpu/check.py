@@ -24,7 +24,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from time import monotonic
 
@@ -37,7 +36,17 @@ from bench.gpu.machine import Machine, NoGpu, every_eviction, inspect
 from bench.gpu.programs import EngineProgram, holding, write_weights
 from bench.gpu.report import Report
 from bench.gpu.resident import ResidentMemory
-from bench.gpu.switches import MODELS, Combination, Plan, UnexpectedAnswer, reason_of, serving, try_out, why_refused
+from bench.gpu.switches import (
+    MODELS,
+    Answers,
+    Combination,
+    Plan,
+    UnexpectedAnswer,
+    reason_of,
+    serving,
+    try_out,
+    why_refused,
+)
 from llmux.core.eviction import Eviction
 from llmux.gpus.memory import GpuReader
 from llmux.gpus.nvml import NvmlReader
@@ -49,7 +58,7 @@ ROOM_MIB = 2560
 """Beside one engine: two CUDA contexts, and what a checksum takes for a moment."""
 CONTEXT_MIB = 700
 OVERTIME_SECONDS = 90.0
-"""Beyond the limit for switches: for what is under way then. After it everything is given up."""
+"""For what is under way when the limit is reached; then everything is given up."""
 
 
 class Progress:
@@ -87,16 +96,15 @@ async def check(options: argparse.Namespace, machine: Machine, directory: Path, 
     await write_weights(program, {plan.model_path(name): plan.weights_flags(name) for name in MODELS})
     progress.say(f"another process takes {size_mib // 2} MiB, and llmux waits for them")
     beside = await check_beside(program, reader, max(CHUNK_MIB, size_mib // 2))
-    tested: list[Combination] = []
+    trials = Trials(options, machine, plan)
     try:
         async with asyncio.timeout(options.limit_seconds + OVERTIME_SECONDS), filled(plan):
-            async for one in combinations(options, machine, plan, progress):
-                tested.append(one)  # noqa: PERF401 - what there is when the time is up is reported
+            await trials.run(progress.began_at + options.limit_seconds)
     except TimeoutError:
-        missing = [one for one in wanted(options) if one not in [seen.eviction for seen in tested]]
-        tested += [Combination(one, problems=["the time was up"]) for one in missing]
+        progress.say("the time is up")
+    trials.give_up()
     date = datetime.now(UTC).date().isoformat()
-    return Report(machine, plan, beside, tested, monotonic() - progress.began_at, date)
+    return Report(machine, plan, beside, trials.results, monotonic() - progress.began_at, date)
 
 
 @asynccontextmanager
@@ -110,63 +118,63 @@ async def filled(plan: Plan) -> AsyncIterator[None]:
         yield
 
 
-def wanted(options: argparse.Namespace) -> list[Eviction]:
-    """The combinations that the check is about."""
-    return [one for one in every_eviction() if not options.only or str(one) in options.only]
+class Trials:
+    """Every eviction that is wanted, tried where it is possible."""
 
+    def __init__(self, options: argparse.Namespace, machine: Machine, plan: Plan) -> None:
+        self.results: list[Combination] = []
+        """In the order in which they came; after ``give_up`` there is one for each eviction."""
+        self._wanted = [one for one in every_eviction() if not options.only or str(one) in options.only]
+        self._machine = machine
+        self._plan = plan
+        self._answers: Answers = {}
+        self._current: Eviction | None = None
 
-async def combinations(
-    options: argparse.Namespace, machine: Machine, plan: Plan, progress: Progress
-) -> AsyncIterator[Combination]:
-    """Try every eviction that is wanted and possible. While all goes well, those of one process share a server."""
-    possible = []
-    for eviction in wanted(options):
-        if (reason := machine.why_not(eviction) or why_refused(plan, eviction)) is None:
-            possible.append(eviction)
-        else:
-            progress.say(f"{eviction}: not possible here: {reason}")
-            yield Combination(eviction, why_not=reason)
-    answers: dict[tuple[str, str, int], str] = {}
-    for _, group in groupby(possible, key=lambda one: one.process):
-        left = list(group)
-        while left:
-            async for result in of_one_server(options, plan, left, possible, answers, progress):
-                left.remove(result.eviction)
-                yield result
+    async def run(self, end_at: float) -> None:
+        """Each has an equal share of the time until then. Those of one process share a server while all goes well."""
+        for eviction in self._wanted:
+            if reason := self._machine.why_not(eviction) or why_refused(self._plan, eviction):
+                self._plan.say(f"{eviction}: not possible here: {reason}")
+                self.results.append(Combination(eviction, why_not=reason))
+        while (left := self._left()) and monotonic() < end_at + OVERTIME_SECONDS:
+            self._current = left[0]
+            group = [one for one in left if one.process is left[0].process]
+            try:
+                await self._run_on_one_server(group, end_at)
+            except* (UnexpectedAnswer, TimeoutError) as failures:
+                self._plan.say(f"{self._current}: FAILED: {reason_of(failures)}")
+                if self._current in self._left():
+                    self.results.append(Combination(self._current, problems=[reason_of(failures)]))
+                else:
+                    self.results[-1].problems.append(reason_of(failures))
 
+    def give_up(self) -> None:
+        """Report what there was no time for; what was under way when it was up counts as failed."""
+        for eviction in self._left():
+            late = Combination(eviction, is_late=True)
+            if eviction == self._current:
+                late.problems.append("it took so long that it was given up")
+            self.results.append(late)
 
-async def of_one_server(
-    options: argparse.Namespace,
-    plan: Plan,
-    evictions: list[Eviction],
-    possible: list[Eviction],
-    answers: dict[tuple[str, str, int], str],
-    progress: Progress,
-) -> AsyncIterator[Combination]:
-    """Results of the first of these evictions, and of the next ones as long as nothing fails."""
-    current = evictions[0]
-    results = []
-    try:
-        progress.say(f"{current}: starting llmux and the engines")
-        async with serving(plan, current, answers) as site:
-            for current in list(evictions):
+    def _left(self) -> list[Eviction]:
+        seen = [one.eviction for one in self.results]
+        return [one for one in self._wanted if one not in seen]
+
+    async def _run_on_one_server(self, evictions: list[Eviction], end_at: float) -> None:
+        """The first of these, and the next ones as long as nothing fails."""
+        say = self._plan.say
+        say(f"{evictions[0]}: starting llmux and the engines")
+        async with serving(self._plan, evictions[0], self._answers) as site:
+            for eviction in evictions:
+                self._current = eviction
                 now = monotonic()
-                share = (progress.began_at + options.limit_seconds - now) / (len(possible) - possible.index(current))
-                result = await try_out(site, plan, current, now + share)
-                results.append(result)
-                verdict = "FAILED" if result.problems else "ok"
-                progress.say(f"{current}: {result.switches} switches, {verdict}")
-                for line in [*result.problems, *(site.log_tail() if result.problems else ())]:
-                    progress.say(f"    {line}")
+                result = await try_out(site, self._plan, eviction, now + (end_at - now) / len(self._left()))
+                self.results.append(result)
+                say(f"{eviction}: {result.switches} switches, {'FAILED' if result.problems else 'ok'}")
+                for line in [*result.problems, *site.log_tail()] if result.problems else ():
+                    say(f"    {line}")
                 if result.problems:
-                    break
-    except* (UnexpectedAnswer, TimeoutError) as failures:
-        reason = reason_of(failures)
-        progress.say(f"{current}: FAILED: {reason}")
-        results = [one for one in results if one.eviction != current]
-        results.append(Combination(current, problems=[reason]))
-    for result in results:
-        yield result
+                    return
 
 
 @contextmanager

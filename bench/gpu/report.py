@@ -36,7 +36,8 @@ class Report:
     @property
     def is_complete(self) -> bool:
         """Whether every possible combination had all of its switches: otherwise the time was up."""
-        return all(one.why_not or one.problems or one.switches == self.plan.switches for one in self.combinations)
+        tried = [one for one in self.combinations if one.why_not is None]
+        return all(one.problems or one.switches == self.plan.switches for one in tried)
 
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,7 +98,7 @@ class Report:
             " / ".join("–" if rate is None else f"{rate:.1f}" for rate in rates.values()),
             f"{one.held_mib} / {one.freed_mib} MiB",
             gap,
-            "FAILED" if one.problems else "ok",
+            "FAILED" if one.problems else "not tried" if one.is_late else "ok",
         )
         return f"| {' | '.join(cells)} |"
 

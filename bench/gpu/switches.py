@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 
@@ -127,6 +127,8 @@ class Combination:
     eviction: Eviction
     why_not: str | None = None
     """Why it is not possible here; nothing else was then tried."""
+    is_late: bool = False
+    """Whether the time was up before it had been tried."""
     switches: int = 0
     leave_seconds: list[float] = field(default_factory=list)
     wake_seconds: list[float] = field(default_factory=list)
@@ -144,6 +146,10 @@ class Combination:
         return {**own, "eviction": str(self.eviction)}
 
 
+Answers: TypeAlias = dict[tuple[str, str, int], str]
+"""What each model said first, by model, prompt and number of tokens."""
+
+
 class UnexpectedAnswer(Exception):
     """A request was refused, or a model says something else than before."""
 
@@ -151,10 +157,8 @@ class UnexpectedAnswer(Exception):
 class Site:
     """A running llmux, its clients, and the memory that its engines use."""
 
-    def __init__(
-        self, plan: Plan, server: LlmuxProcess, session: aiohttp.ClientSession, answers: dict[tuple[str, str, int], str]
-    ) -> None:
-        """``answers``: what each model said first, before it had ever left the GPU; later servers share them."""
+    def __init__(self, plan: Plan, server: LlmuxProcess, session: aiohttp.ClientSession, answers: Answers) -> None:
+        """``answers`` are kept by all servers of a check: a model's first ones, before it had ever left the GPU."""
         self._plan = plan
         self._server = server
         self._session = session
@@ -257,7 +261,7 @@ def why_refused(plan: Plan, eviction: Eviction) -> str | None:
 
 
 @asynccontextmanager
-async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, int], str]) -> AsyncIterator[Site]:
+async def serving(plan: Plan, eviction: Eviction, answers: Answers) -> AsyncIterator[Site]:
     """A real llmux over two engines; at the end it is stopped, with them."""
     file = plan.directory / "llmux.json"
     file.write_text(json.dumps(plan.configuration(eviction)))
@@ -284,7 +288,12 @@ async def serving(plan: Plan, eviction: Eviction, answers: dict[tuple[str, str, 
             server.url = listening.result()[1]
             yield Site(plan, server, session, answers)
         finally:
-            await server.terminate(STOP_LIMIT_SECONDS)
+            try:
+                await server.terminate(STOP_LIMIT_SECONDS)
+            except TimeoutError:
+                # Its engines do not outlive it.
+                process.kill()
+                raise
 
 
 def reason_of(failures: BaseExceptionGroup[Exception]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from scripts import collect_wheels
 
 from bench.gpu import engine
 from bench.gpu.beside import Beside
-from bench.gpu.check import SKIPPED
+from bench.gpu.check import SKIPPED, Trials
 from bench.gpu.machine import Machine, every_eviction
 from bench.gpu.programs import EngineProgram
 from bench.gpu.report import Report
@@ -130,6 +131,15 @@ def test_a_check_that_ran_out_of_time_says_so(tmp_path: Path) -> None:
     short = Combination(Eviction(Weights.RETAIN, Process.STOP), switches=12, leave_seconds=[1], wake_seconds=[9])
     report = Report(H200, plan(tmp_path), Beside(), [short], 480.0, "2026-11-28")
     assert not report.is_complete and "12 of 20" in report.markdown() and "INCOMPLETE" in report.markdown()
+
+
+def test_what_there_was_no_time_for_is_reported_as_such(tmp_path: Path) -> None:
+    trials = Trials(Namespace(only=["retain+stop", "offload+keep_running"]), H200, plan(tmp_path))
+    trials.give_up()
+    report = Report(H200, plan(tmp_path), Beside(), trials.results, 510.0, "2026-11-28")
+    assert [str(one.eviction) for one in trials.results] == ["offload+keep_running", "retain+stop"]
+    assert not report.is_complete and report.problems == []
+    assert report.markdown().count("| not tried |") == 2
 
 
 def test_every_dependency_travels_as_a_wheel() -> None:
