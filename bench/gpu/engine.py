@@ -374,9 +374,9 @@ class Engine:
         return f"{token:x} "
 
     async def pause(self, mode: str) -> None:
-        """Stop scheduling; ``mode`` says what becomes of requests: abort, wait for them, or keep them."""
-        if mode == "wait":
-            await self._idle.wait()
+        """Stop scheduling; ``mode`` is what becomes of requests: abort or keep. (vLLM also has wait.)"""
+        if mode not in ("abort", "keep"):
+            raise Refused(400, f"mode={mode} is not implemented here")
         self.paused = True
         self._scheduled.clear()
         if mode == "abort":
