@@ -1,9 +1,8 @@
 """llmux's reader of GPU memory against PyTorch's figures, and its wait for memory that another process holds."""
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
 
 from structlog.testing import capture_logs
 
@@ -34,10 +33,6 @@ class Beside:
     waited_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-    def as_data(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 async def check_beside(program: EngineProgram, reader: GpuReader, mib: int) -> Beside:

@@ -4,10 +4,11 @@
     python bench/gpu/check.py --engine-python PYTHON_WITH_TORCH
 
 1. llmux's reader of GPU memory against PyTorch's figures, and its wait for memory that another process holds.
-2. Two engines (engine.py) that do not fit onto the GPU together, under a real ``llmux serve``: for each combination of
+2. Two engines (engine.py) that fit together, which llmux places by their memory: both stay on the GPU.
+3. Two that do not fit onto the GPU together, under a real ``llmux serve``: for each combination of
    weights and process that is possible here, switches to and fro. Each answer carries a checksum of all weights, which
    must be the one from before; after each leaving the memory must be free.
-3. For each of them but stop, a stream that a switch freezes: the same text as without it.
+4. For each of them but stop, a stream that a switch freezes: the same text as without it.
 
 The result is a table, and JSON. Exit codes: 0 passed; 1 a wrong checksum, memory that was not freed, or another
 failure; 77 SKIPPED, because this machine has no GPU or no PyTorch. ``--device cpu`` plays the same without a GPU,
@@ -44,6 +45,7 @@ from bench.gpu.switches import (
     UnexpectedAnswer,
     reason_of,
     serving,
+    stay_together,
     try_out,
     why_refused,
 )
@@ -97,6 +99,8 @@ async def check(options: argparse.Namespace, machine: Machine, directory: Path, 
     progress.say(f"another process takes {size_mib // 2} MiB, and llmux waits for them")
     beside = await check_beside(program, reader, max(CHUNK_MIB, size_mib // 2))
     trials = Trials(options, machine, plan)
+    progress.say("two engines that fit are placed beside each other")
+    together = await stay_together(plan, trials.answers)
     try:
         async with asyncio.timeout(options.limit_seconds + OVERTIME_SECONDS), filled(plan):
             await trials.run(progress.began_at + options.limit_seconds)
@@ -104,7 +108,7 @@ async def check(options: argparse.Namespace, machine: Machine, directory: Path, 
         progress.say("the time is up")
     trials.give_up()
     date = datetime.now(UTC).date().isoformat()
-    return Report(machine, plan, beside, trials.results, monotonic() - progress.began_at, date)
+    return Report(machine, plan, beside, together, trials.results, monotonic() - progress.began_at, date)
 
 
 @asynccontextmanager
@@ -127,7 +131,7 @@ class Trials:
         self._wanted = [one for one in every_eviction() if not options.only or str(one) in options.only]
         self._machine = machine
         self._plan = plan
-        self._answers: Answers = {}
+        self.answers: Answers = {}
         self._current: Eviction | None = None
 
     async def run(self, end_at: float) -> None:
@@ -164,7 +168,7 @@ class Trials:
         """The first of these, and the next ones as long as nothing fails."""
         say = self._plan.say
         say(f"{evictions[0]}: starting llmux and the engines")
-        async with serving(self._plan, evictions[0], self._answers) as site:
+        async with serving(self._plan, evictions[0], self.answers) as site:
             for eviction in evictions:
                 self._current = eviction
                 now = monotonic()

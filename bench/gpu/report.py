@@ -1,13 +1,13 @@
 """What a check has shown, as a table for docs/residency.md and as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from bench.gpu.beside import Beside
 from bench.gpu.machine import Machine
-from bench.gpu.switches import Combination, Plan, moved_mib
+from bench.gpu.switches import Combination, Plan, Together, moved_mib
 from llmux.gpus.memory import MIB
 
 HEADER = (
@@ -23,6 +23,7 @@ class Report:
     machine: Machine
     plan: Plan
     beside: Beside
+    together: Together
     combinations: Sequence[Combination]
     seconds: float
     date: str
@@ -31,7 +32,8 @@ class Report:
     def problems(self) -> list[str]:
         """Everything that was wrong; empty if the check has passed."""
         own = [f"{one.eviction}: {problem}" for one in self.combinations for problem in one.problems]
-        return [*(f"beside another process: {problem}" for problem in self.beside.problems), *own]
+        beside = [f"beside another process: {problem}" for problem in self.beside.problems]
+        return [*beside, *(f"two that fit together: {problem}" for problem in self.together.problems), *own]
 
     @property
     def is_complete(self) -> bool:
@@ -51,7 +53,8 @@ class Report:
             "engine": {"weights_mib": self.plan.weights_mib, "kv_cache_mib": self.plan.kv_cache_mib},
             "filled_mib": self.plan.filled_mib,
             "planted_fault": self.plan.planted_fault,
-            "beside": self.beside.as_data(),
+            "beside": asdict(self.beside),
+            "together": asdict(self.together),
             "combinations": [{**one.as_data(), **self._rates(one)} for one in self.combinations],
         }
 
@@ -66,7 +69,7 @@ class Report:
         rest = [one for one in self.combinations if one.why_not is not None]
         lines = [self._machine(), "", HEADER, *map(self._row, tried), ""]
         lines += [f"- `{one.eviction}`: not possible here: {one.why_not}." for one in rest]
-        lines += ["", self._beside()]
+        lines += ["", self._beside(), "", self._together()]
         if not self.is_complete:
             lines += ["", "**INCOMPLETE: the time was up before every combination had its switches.**"]
         lines += ["", *(f"- **FAILED** {problem}" for problem in self.problems)]
@@ -110,6 +113,11 @@ class Report:
             f"PyTorch {beside.torch_free_mib}. A wait for its memory ended {beside.waited_seconds} s after it began, "
             f"when it was released; a wait in vain ended with a warning that {named} the process."
         )
+
+    def _together(self) -> str:
+        if self.together.why_not is not None:
+            return f"Two engines that fit together were not tried: {self.together.why_not}."
+        return f"Two engines that fit together, placed by their memory, held {self.together.held_mib} MiB."
 
 
 def _times(seconds: Sequence[float]) -> str:

@@ -34,6 +34,8 @@ TOKEN_MS = 10
 FROZEN_AFTER = 10
 """Events of a stream before the switch that freezes it."""
 PROGRESS_EVERY = 5
+BESIDE_TENSORS_MIB = 1024
+"""What an engine takes of a GPU beside its tensors, at most: its CUDA context, and a checksum's for a moment."""
 LEAST_FREED = 0.9
 """Of the tensors of an engine that has left; the rest is for what allocators round up."""
 TOLERANCE_MIB = 128
@@ -46,7 +48,7 @@ START_LIMIT_SECONDS = 60.0
 STOP_LIMIT_SECONDS = 60.0
 DEVIATIONS = re.compile(r"instead|unfaithful|could not bring|tried all the same|no canary")
 """What llmux logs where it does something else than it was asked."""
-SWITCHED = re.compile(r"\bswitched .*model=(\w+) previous=(\w+) .*sleep_seconds=(\S+) wake_seconds=(\S+)")
+SWITCHED = re.compile(r"\bswitched .*model=(\w+) previous=(?!None)(\w+) .*sleep_seconds=(\S+) wake_seconds=(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,11 @@ class Plan:
         """The arguments of an engine that say what its weights are."""
         return ("--weights-mib", str(self.weights_mib), "--seed", str(MODELS.index(name) + 1))
 
-    def configuration(self, eviction: Eviction) -> dict[str, Any]:
-        """llmux's configuration; every model leaves in this way."""
+    def configuration(self, eviction: Eviction, *, together: bool = False) -> dict[str, Any]:
+        """llmux's configuration; every model leaves in this way.
+
+        ``together``: it says how much memory each takes, so that those that fit are placed beside each other.
+        """
         command = self.program.install(self.directory / "engine")
         planted = ("--planted-fault", self.planted_fault) if self.planted_fault else ()
         models = {
@@ -97,7 +102,14 @@ class Plan:
             }
             for name in MODELS
         }
+        placed: dict[str, Any] = {}
+        if together:
+            need_mib = self.tensors_mib + BESIDE_TENSORS_MIB
+            models = {name: {**one, "gpu_memory": f"{need_mib}MiB", "gpus": [0]} for name, one in models.items()}
+            # NVML says how large a GPU is.
+            placed = {} if self.program.device != "cpu" else {"gpus": [{"memory": f"{3 * need_mib}MiB"}]}
         return {
+            **placed,
             "vllm_command": str(command),
             "port": 0,
             "metrics_port": 0,
@@ -261,10 +273,10 @@ def why_refused(plan: Plan, eviction: Eviction) -> str | None:
 
 
 @asynccontextmanager
-async def serving(plan: Plan, eviction: Eviction, answers: Answers) -> AsyncIterator[Site]:
-    """A real llmux over two engines; at the end it is stopped, with them."""
+async def serving(plan: Plan, eviction: Eviction, answers: Answers, *, together: bool = False) -> AsyncIterator[Site]:
+    """A real llmux over two engines; at the end it is stopped, with them. ``together`` as in ``configuration``."""
     file = plan.directory / "llmux.json"
-    file.write_text(json.dumps(plan.configuration(eviction)))
+    file.write_text(json.dumps(plan.configuration(eviction, together=together)))
     paths = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment[VARIABLE] = HOOK if plan.program.device == "cpu" else ""
@@ -414,6 +426,42 @@ class _Trial:
     async def _answered_at(self, model: str) -> float:
         await self.site.ask(model, PROMPTS[0])
         return monotonic()
+
+
+@dataclass(slots=True)
+class Together:
+    """What two engines did whose needs fit beside each other."""
+
+    why_not: str | None = None
+    """Why it was not tried."""
+    held_mib: int = 0
+    """What both held in the end."""
+    problems: list[str] = field(default_factory=list)
+
+
+async def stay_together(plan: Plan, answers: Answers) -> Together:
+    """Place two engines by their memory: both must stay on the GPU, whoever is asked."""
+    result = Together()
+    if plan.planted_fault:
+        result.why_not = "the planted fault shows only when an engine leaves"
+        return result
+    [gpu] = (await asyncio.to_thread(plan.reader.read_memory))[:1]
+    if gpu.free_mib < 2 * (plan.tensors_mib + BESIDE_TENSORS_MIB):
+        result.why_not = f"two engines do not fit into the {gpu.free_mib} MiB that are free"
+        return result
+    try:
+        async with serving(plan, Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING), answers, together=True) as site:
+            for model in MODELS * 3:
+                await site.ask(model, PROMPTS[0])
+            result.held_mib = await site.used_mib() - gpu.used_mib
+            if result.held_mib < 2 * plan.tensors_mib:
+                result.problems.append(f"two engines hold {result.held_mib} MiB, not {plan.tensors_mib} each")
+            if site.switches() or site.starts() != len(MODELS):
+                result.problems.append("one engine left for the other, although both fit")
+            result.problems += [f"llmux logged: {line}" for line in site.deviations(0)]
+    except* (UnexpectedAnswer, aiohttp.ClientError, TimeoutError) as failures:
+        result.problems.append(reason_of(failures))
+    return result
 
 
 def moved_mib(plan: Plan, eviction: Eviction, *, out: bool) -> int | None:

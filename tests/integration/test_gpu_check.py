@@ -17,7 +17,7 @@ from bench.gpu.machine import Machine, every_eviction
 from bench.gpu.programs import EngineProgram
 from bench.gpu.report import Report
 from bench.gpu.resident import ResidentMemory
-from bench.gpu.switches import Combination, Plan, why_refused
+from bench.gpu.switches import Combination, Plan, Together, why_refused
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines.vllm import Vllm
 from tests.support.engines import vllm_engine
@@ -118,7 +118,7 @@ def test_a_wrong_answer_or_memory_that_is_not_free_fails_the_check(tmp_path: Pat
         Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING), switches=20, leave_seconds=[0.5], wake_seconds=[1]
     )
     wrong = Combination(Eviction(Weights.RETAIN, Process.STOP), switches=3, problems=["WRONG CHECKSUM: …"])
-    passed = Report(H200, plan(tmp_path), Beside(), [right], 60.0, "2026-11-28")
+    passed = Report(H200, plan(tmp_path), Beside(), Together(), [right], 60.0, "2026-11-28")
     assert passed.as_data()["passed"] and passed.as_data()["complete"]
     assert "| `offload+keep_running` | 20 | 0.50 / 0.50 s | 1.00 / 1.00 s | 6.7 / 3.4 |" in passed.markdown()
     for failed in (replace(passed, combinations=[right, wrong]), replace(passed, beside=Beside(problems=["unseen"]))):
@@ -129,14 +129,14 @@ def test_a_wrong_answer_or_memory_that_is_not_free_fails_the_check(tmp_path: Pat
 
 def test_a_check_that_ran_out_of_time_says_so(tmp_path: Path) -> None:
     short = Combination(Eviction(Weights.RETAIN, Process.STOP), switches=12, leave_seconds=[1], wake_seconds=[9])
-    report = Report(H200, plan(tmp_path), Beside(), [short], 480.0, "2026-11-28")
+    report = Report(H200, plan(tmp_path), Beside(), Together(), [short], 480.0, "2026-11-28")
     assert not report.is_complete and "12 of 20" in report.markdown() and "INCOMPLETE" in report.markdown()
 
 
 def test_what_there_was_no_time_for_is_reported_as_such(tmp_path: Path) -> None:
     trials = Trials(Namespace(only=["retain+stop", "offload+keep_running"]), H200, plan(tmp_path))
     trials.give_up()
-    report = Report(H200, plan(tmp_path), Beside(), trials.results, 510.0, "2026-11-28")
+    report = Report(H200, plan(tmp_path), Beside(), Together(), trials.results, 510.0, "2026-11-28")
     assert [str(one.eviction) for one in trials.results] == ["offload+keep_running", "retain+stop"]
     assert not report.is_complete and report.problems == []
     assert report.markdown().count("| not tried |") == 2

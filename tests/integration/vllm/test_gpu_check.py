@@ -50,6 +50,7 @@ async def test_engines_that_keep_running(tmp_path: Path) -> None:
     assert [one["eviction"] for one in report["combinations"]] == list(wanted)
     for combination in report["combinations"]:
         must_have_shown(combination)
+    assert report["together"]["held_mib"] >= 2 * TENSORS_MIB
     beside = report["beside"]
     assert beside["is_pid_visible"] and beside["told_mib"] >= beside["held_mib"]
     assert f"pid {beside['pid']}," in beside["warnings"][0]
