@@ -21,7 +21,7 @@ pytestmark = [
 
 CHECK = Path(__file__).parents[3] / "bench/gpu/check.py"
 SWITCHES = 4
-TENSORS_MIB = 256
+TENSORS_MIB = 192
 
 
 async def check(directory: Path, *arguments: str) -> tuple[int, Any]:
