@@ -222,7 +222,7 @@ def _wrong_arguments(path: str, engine: Engine) -> Iterator[Problem]:
 
 def residents(settings: Settings) -> Iterator[Problem]:
     """A model that never leaves the GPU must be the only one there."""
-    if sum(settings.engine_of(name).uses_gpu for name in settings.models) <= 1:
+    if len(_gpu_users(settings)) <= 1:
         return
     for path, affected in _that_stay(settings).items():
         yield Problem(
@@ -268,6 +268,7 @@ def warnings(settings: Settings) -> Iterator[Problem]:
     if len(settings.models) == 1:
         for path in _that_stay(settings):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    yield from _weights_that_stay(settings)
     yield from _same_weights(settings)
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)
@@ -376,9 +377,40 @@ def _unsupported(settings: Settings) -> Iterator[Problem]:
 
 def _that_stay(settings: Settings) -> dict[str, list[str]]:
     """The models that take the GPU and never leave it, by the path of the key that says so."""
+    users = _gpu_users(settings)
     return _by_eviction_path(
-        settings, lambda name, eviction: settings.engine_of(name).uses_gpu and not eviction.leaves_the_gpu
+        settings, lambda name, eviction: name in users and not _frees_memory(settings, users[name], eviction)
     )
+
+
+def _frees_memory(settings: Settings, engine: Engine, eviction: Eviction) -> bool:
+    # Where models are placed by memory, that of the weights alone would have to be known.
+    return eviction.leaves_the_gpu or (engine.frees_memory(eviction) and not settings.places_by_memory)
+
+
+def _weights_that_stay(settings: Settings) -> Iterator[Problem]:
+    """Models that leave but for their weights: nothing tells llmux whether those fit beside the other models."""
+    users = _gpu_users(settings)
+    if len(users) <= 1 or settings.places_by_memory:
+        return
+    staying = _by_eviction_path(
+        settings,
+        lambda name, eviction: name in users and not eviction.leaves_the_gpu and users[name].frees_memory(eviction),
+    )
+    for path, affected in staying.items():
+        others = (engine for name, engine in users.items() if affected != [name])
+        flags = sorted({engine.gpu_share_flag for engine in others if engine.gpu_share_flag is not None})
+        yield Problem(
+            path,
+            f"the weights of {_quoted(affected)} stay on the GPU, where they must fit beside each other model",
+            f"leave room for them with the others' {' or '.join(flags)}" if flags else "",
+        )
+
+
+def _gpu_users(settings: Settings) -> dict[str, Engine]:
+    """The engines that take memory of the GPUs that llmux schedules, by their models."""
+    engines = {name: settings.engine_of(name) for name in settings.models}
+    return {name: engine for name, engine in engines.items() if engine.uses_gpu}
 
 
 def _by_eviction_path(settings: Settings, wanted: Callable[[str, Eviction], bool]) -> dict[str, list[str]]:

@@ -112,6 +112,8 @@ class Engine(ABC):
     keys_without_use: ClassVar[frozenset[str]] = frozenset()
     """Keys of every model's section that mean nothing for this kind."""
     needs_model_path: ClassVar[bool] = True
+    gpu_share_flag: ClassVar[str | None] = None
+    """The flag that says how much of a GPU's memory it takes."""
     reserved_flags: ClassVar[tuple[str, ...]] = ()
     """Flags that llmux sets itself."""
     read_flags: ClassVar[tuple[str, ...]] = ()
@@ -316,6 +318,10 @@ class Engine(ABC):
         """Every eviction that it can leave by."""
         every = (Eviction(weights, process) for process in Process for weights in Weights)
         return tuple(eviction for eviction in every if self.why_not(eviction) is None)
+
+    def frees_memory(self, eviction: Eviction) -> bool:
+        """Whether any of its GPU memory is free after it has left by ``eviction``; without a step, it stays there."""
+        return eviction.leaves_the_gpu or (self.why_not(eviction) is None and bool(self.steps(eviction)))
 
     def nearest(self, eviction: Eviction) -> Eviction:
         """The same, or what takes its place in an engine that cannot: ``stop``."""

@@ -75,6 +75,7 @@ class Sglang(Engine):
     default_program: ClassVar[str] = "python3"
     keep_alive_seconds: ClassVar[float] = 4.0
     """uvicorn closes an idle connection after 5 s, and SGLang has no flag for it."""
+    gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
     reserved_flags: ClassVar[tuple[str, ...]] = ("--host", "--port", "--served-model-name", "--model-path", "--model")
     read_flags: ClassVar[tuple[str, ...]] = (
         *MAX_IN_FLIGHT,
@@ -203,10 +204,8 @@ class Sglang(Engine):
         match eviction.process:
             case Process.STOP:
                 return (StopProcess(),)
-            case Process.KEEP_RUNNING if eviction.weights is not Weights.RETAIN:
-                return (*pause, release)
             case Process.KEEP_RUNNING:
-                return ()
+                return (*pause, release)
             case Process.CHECKPOINT if eviction.weights is not Weights.RETAIN:
                 return (*pause, release, DumpProcess(keeps_requests=freeze))
             case Process.CHECKPOINT:
@@ -230,7 +229,8 @@ def _program(program: str) -> Sequence[str]:
 class Release:
     """The engine releases its KV cache, its weights and its CUDA graphs, and keeps running.
 
-    It answers before the memory is free. Weights come back from the copy in host memory, or are read from disk again.
+    Where the weights are retained, only the KV cache goes. It answers before the memory is free. Weights come back from
+    the copy in host memory, or are read from disk again.
     """
 
     timeouts: ControlTimeouts
@@ -245,7 +245,7 @@ class Release:
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
         if any(isinstance(step, Release) for step in engine.applied):
             return ()
-        document = {"tags": list(RELEASED)}
+        document = {"tags": [KV_CACHE] if self.leaves_weights is Weights.RETAIN else list(RELEASED)}
         call = engine.endpoints.post("/release_memory_occupation", self.timeouts.sleep_seconds, document)
         await engine.perform(call, "releasing its memory")
         return (self,)
@@ -257,7 +257,8 @@ class Release:
 
     async def _resume(self, endpoints: Endpoints, *, has_requests: bool) -> None:
         resume, seconds = "/resume_memory_occupation", self.timeouts.wake_seconds
-        await endpoints.post(resume, seconds, {"tags": [WEIGHTS, CUDA_GRAPH]})
+        if self.leaves_weights is not Weights.RETAIN:
+            await endpoints.post(resume, seconds, {"tags": [WEIGHTS, CUDA_GRAPH]})
         if self.leaves_weights is Weights.DISCARD:
             # What is resumed without a copy or a reload is garbage, and answered with 200 (sgl-project/sglang#6367).
             document = {"model_path": self.model_path}

@@ -6,11 +6,13 @@ write its class there, and return it from ``Engine.steps``.
 
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
 from llmux.engines.calls import Endpoints
+
+T = TypeVar("T")
 
 
 class EngineControls(Protocol):
@@ -34,8 +36,11 @@ class EngineControls(Protocol):
     async def fits_into_host_memory(self) -> bool:
         """Whether the host has memory for the weights."""
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        """Do some work, which fails when the engine ends or is to be given up. ``what`` names it in errors."""
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Do some work and return its result; it fails when the engine ends or is to be given up.
+
+        ``what`` names it in errors.
+        """
 
     async def dump(self, *, keep_requests: bool) -> str | None:
         """Put the engine into an image; returns why that was not possible if the engine runs on as before."""

@@ -124,6 +124,7 @@ class Vllm(Engine):
     default_program: ClassVar[str] = "vllm"
     takes_socket: ClassVar[bool] = True
     key_variable: ClassVar[str] = "VLLM_API_KEY"
+    gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
     reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
     read_flags: ClassVar[tuple[str, ...]] = (
         *TENSOR_PARALLEL_SIZE[:1],
@@ -302,7 +303,7 @@ class Vllm(Engine):
             case Process.STOP:
                 return (StopProcess(),)
             case Process.KEEP_RUNNING:
-                return sleep
+                return sleep or (ReleaseKvCache(self.options.timeouts, keeps_requests=freeze),)
             case Process.CHECKPOINT:
                 # A dump freezes the engine at any point. Paused before, it does not find its requests timed out after.
                 pause = (PauseRequests(self.options.timeouts),) if freeze and level is None else ()
@@ -346,6 +347,35 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseKvCache:
+    """The engine releases its KV cache and keeps running, with its weights on the GPU.
+
+    A version that cannot (before 0.30) sleeps with its weights in host memory, which frees more.
+    """
+
+    timeouts: ControlTimeouts
+    keeps_requests: bool = False
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+    leaves_weights: ClassVar[Weights] = Weights.RETAIN
+
+    def __str__(self) -> str:
+        return f"release kv_cache{' keep' if self.keeps_requests else ''}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if _is_asleep(engine):
+            return ()
+        call = release_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
+        if await engine.perform(call, "releasing its KV cache"):
+            return (self,)
+        engine.note_fallback("the weights are offloaded too", "this version cannot release its KV cache alone")
+        return await Sleep(self.timeouts, SleepLevel.OFFLOAD, keeps_requests=self.keeps_requests).apply(engine)
+
+    async def undo(self, engine: EngineControls) -> None:
+        call = restore_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
+        await engine.perform(call, "taking its KV cache back")
+
+
+@dataclass(frozen=True, slots=True)
 class PauseRequests:
     """The engine's scheduler is paused with its requests kept."""
 
@@ -368,7 +398,7 @@ class PauseRequests:
 
 
 def _is_asleep(engine: EngineControls) -> bool:
-    return any(isinstance(step, Sleep) for step in engine.applied)
+    return any(isinstance(step, Sleep | ReleaseKvCache) for step in engine.applied)
 
 
 def served_names(words: Sequence[str]) -> tuple[str, ...]:
@@ -450,6 +480,36 @@ async def wake_up(
             await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
             if not keep_requests:
                 await _reset_prefix_cache(endpoints, timeouts)
+    await _read_back(endpoints, asleep=False, timeouts=timeouts)
+
+
+async def release_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False) -> bool:
+    """Have the engine release its KV cache alone, and read back that it is paused; raises ControlCallFailed.
+
+    Returns False if its version knows no such call (those before 0.30): then nothing has changed. After a failure the
+    engine must be stopped. ``/sleep`` itself has no tags, and takes them in silence: it would sleep at level 1.
+    """
+    path = "/release_kv_cache_memory"
+    try:
+        # A path that exists refuses the method; to pause an engine that lacks it, and which may be old, is not safe.
+        await endpoints.get(path, timeouts.read_back_seconds)
+    except ControlCallFailed as failure:
+        if failure.status == 404:
+            return False
+        if failure.status != 405:
+            raise
+    # It asks for a pause that is complete. Requests that are kept are computed again afterwards.
+    await endpoints.post(f"/pause?mode={'keep' if keep_requests else 'abort'}", timeouts.sleep_seconds)
+    await endpoints.post(path, timeouts.sleep_seconds)
+    await _read_back(endpoints, asleep=True, timeouts=timeouts)
+    return True
+
+
+async def restore_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False) -> None:
+    """Undo ``release_kv_cache`` and read back that the engine is awake; raises ControlCallFailed."""
+    await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
+    if not keep_requests:
+        await _reset_prefix_cache(endpoints, timeouts)
     await _read_back(endpoints, asleep=False, timeouts=timeouts)
 
 

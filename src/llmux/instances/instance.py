@@ -20,7 +20,7 @@ from llmux.errors import (
     RestoreFailed,
     SpawnFailed,
 )
-from llmux.gpus.memory import GpuHeadroom
+from llmux.gpus.memory import LEAST_SHARE_FREED, LEAST_SHARE_OF_A_PART, GpuHeadroom
 from llmux.hosts.local import create_temporary_directory, descends_from, is_free, remove_temporary_directory
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
@@ -179,7 +179,7 @@ class Instance:
         before, held_mib = await asyncio.gather(self._headroom.read(), self._headroom.held_mib(self._is_own))
         try:
             outcome = await engine.leave(eviction, freeze=freeze)
-            if held_mib and _sleeps(outcome.residency):
+            if held_mib and self._sleeps(outcome.residency):
                 outcome = await self._stop_unless_freed(engine, outcome, held_mib)
         except ProcessStuck as stuck:
             return EvictOutcome(Cold(), error=FailureReason(str(stuck)))
@@ -198,13 +198,22 @@ class Instance:
 
     async def _stop_unless_freed(self, engine: RunningEngine, outcome: EvictOutcome, held_mib: int) -> EvictOutcome:
         """An engine may say that it sleeps, and keep its memory: the next model would not fit. Raises ProcessStuck."""
-        kept_mib = await self._headroom.wait_until_freed(self._is_own, held_mib)
+        is_entire = isinstance(outcome.residency, Asleep) and outcome.residency.eviction.leaves_the_gpu
+        least_share = LEAST_SHARE_FREED if is_entire else LEAST_SHARE_OF_A_PART
+        kept_mib = await self._headroom.wait_until_freed(self._is_own, held_mib, least_share)
         if kept_mib is None or self._missing_reason() is not None:
             return outcome
         reason = f"it says that it has left, and holds {kept_mib} of its {held_mib} MiB of GPU memory"
         engine.note_fallback("eviction failed, stopping the engine instead", reason)
         await engine.stop()
         return EvictOutcome(Cold(), engine.fallback)
+
+    def _sleeps(self, residency: Asleep | Cold) -> bool:
+        """Whether the engine runs and has released its GPU memory, or a part of it, itself."""
+        if isinstance(residency, Cold):
+            return False
+        eviction = residency.eviction
+        return eviction.process is Process.KEEP_RUNNING and self.spec.engine.frees_memory(eviction)
 
     def _is_own(self, pid: int) -> bool:
         shim_pid = self.shim_pid
@@ -473,11 +482,3 @@ class Instance:
 
     def _on_line(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
-
-
-def _sleeps(residency: Asleep | Cold) -> bool:
-    """Whether an engine runs that has released its GPU memory itself."""
-    if isinstance(residency, Cold):
-        return False
-    eviction = residency.eviction
-    return eviction.process is Process.KEEP_RUNNING and eviction.leaves_the_gpu

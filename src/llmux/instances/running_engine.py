@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,6 +22,8 @@ from llmux.instances.process import EngineProcess
 from llmux.instances.scope import EngineFailure, EngineScope
 
 log = structlog.get_logger("engine")
+
+T = TypeVar("T")
 
 KILL_SECONDS = 10.0
 """From SIGKILL to the end of the last process; one that takes longer hangs in the kernel, usually in a driver call."""
@@ -97,8 +99,8 @@ class RunningEngine:
     async def fits_into_host_memory(self) -> bool:
         return await asyncio.to_thread(self.spec.fits_into_host_memory)
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        await self.scope.run(work, None, what)
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        return await self.scope.run(work, None, what)
 
     def fail(self, reason: str) -> None:
         raise EngineFailure(FailureReason(reason))

@@ -14,6 +14,8 @@ PAUSE_SECONDS = 1.0
 """From the end of an eviction to the measurement: the driver frees memory a moment later."""
 GPU_SHARE_FREED = 0.5
 """Of what the engine held: a sleeping engine keeps its CUDA context, which is far less than the rest."""
+GPU_SHARE_FREED_OF_A_PART = 0.01
+"""The same for an engine that keeps its weights there."""
 HOST_MIB_FREED = 16
 """More than an idle process's memory varies by, and less than any model's weights or KV cache."""
 
@@ -143,7 +145,7 @@ class _Examiner:
         trial.asleep = await self.engine.measure()
         if reason := outcome.deviation_from(trial.eviction):
             trial.reasons.append(reason)
-        if reason := self._not_freed(trial.before, trial.asleep):
+        if reason := self._not_freed(trial.eviction, trial.before, trial.asleep):
             trial.reasons.append(reason)
         if trial.eviction.process in (Process.STOP, Process.CHECKPOINT) and (left := find_living(family)):
             trial.reasons.append(f"processes of the engine are still there: {', '.join(map(str, left))}")
@@ -166,11 +168,12 @@ class _Examiner:
         if not trial.is_same_answer:
             trial.reasons.append(f"the answer is {answer!r}, before it was {self.baseline!r}")
 
-    def _not_freed(self, before: Memory, asleep: Memory) -> str | None:
+    def _not_freed(self, eviction: Eviction, before: Memory, asleep: Memory) -> str | None:
         if before.gpu_mib is not None and asleep.gpu_mib is not None and self.empty_gpu_mib is not None:
             held_mib = max(0, before.gpu_mib - self.empty_gpu_mib)
             freed_mib = before.gpu_mib - asleep.gpu_mib
-            least_mib = max(1, int(held_mib * GPU_SHARE_FREED))
+            share = GPU_SHARE_FREED if eviction.leaves_the_gpu else GPU_SHARE_FREED_OF_A_PART
+            least_mib = max(1, int(held_mib * share))
             what = f"GPU memory of {held_mib} MiB"
         else:
             freed_mib, least_mib = before.host_mib - asleep.host_mib, HOST_MIB_FREED

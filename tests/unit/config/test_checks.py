@@ -257,11 +257,29 @@ def test_unreadable_arguments_are_refused(words: list[str]) -> None:
 
 
 def test_a_model_that_never_leaves_the_gpu_cannot_share_it() -> None:
-    stays = {"eviction": "retain+keep_running"}
+    policy = {"eviction": "retain+keep_running"}
+    llama = {"engine": "llama_cpp"}
+    stays = llama | policy
     assert paths({"a": stays, "b": {}}) == ["models.a.eviction"]
-    assert paths({"a": {}, "b": {}, "c": stays}, policy=stays) == ["policy.eviction", "models.c.eviction"]
+    leaves = {"eviction": "retain+stop"}
+    assert paths({"a": llama | leaves, "b": leaves, "c": stays}, policy=policy) == ["models.c.eviction"]
     assert paths({"a": stays}) == []
-    assert [warning.path for warning in checks.warnings(settings({"a": stays}))] == ["models.a.eviction"]
+    assert "models.a.eviction" in [warning.path for warning in checks.warnings(settings({"a": stays}))]
+
+
+def test_weights_that_stay_on_the_gpu_are_warned_of_with_the_flags_that_leave_room_for_them() -> None:
+    stays = {"eviction": "retain+keep_running"}
+    models = {"a": stays, "b": {"model_path": "y"}, "s": {"engine": "sglang"}, "r": REMOTE}
+    assert paths(models) == []
+    (warning,) = checks.warnings(settings(models))
+    assert warning.path == "models.a.eviction"
+    assert "weights of 'a' stay on the GPU" in warning.message
+    assert warning.remedy.endswith("--gpu-memory-utilization or --mem-fraction-static")
+    placed = models | {"a": stays | {"gpu_memory": "4GiB"}}
+    assert paths(placed, gpus=[{"memory": "24GiB"}]) == ["models.a.eviction"], "how much its weights take is not known"
+    assert list(checks.warnings(settings({"a": stays, "r": REMOTE}))) == [], "nobody shares the GPU with it"
+    (warning, *_) = checks.warnings(settings({"a": stays, "l": {"engine": "llama_cpp"}}))
+    assert warning.path == "models.a.eviction" and not warning.remedy, "no flag of it says how much it takes"
 
 
 @pytest.mark.parametrize("process", ["cuda_suspend", "checkpoint"])
@@ -421,9 +439,10 @@ def test_engines_that_llmux_does_not_start_say_where_they_serve(model: dict[str,
 
 def test_a_remote_stays_beside_models_that_share_the_gpu_but_one_that_takes_it_does_not() -> None:
     assert not_ours(**REMOTE).eviction_of("m") == Eviction.parse("retain+keep_running")
-    (problem,) = problems({"a": {}, "b": {"eviction": "retain+keep_running"}, "m": REMOTE})
+    stays = {"engine": "llama_cpp", "eviction": "retain+keep_running"}
+    (problem,) = problems({"a": {}, "b": stays, "m": REMOTE})
     assert problem.path == "models.b.eviction"
-    assert problems({"b": {"eviction": "retain+keep_running"}, "m": REMOTE}) == []
+    assert problems({"b": stays, "m": REMOTE}) == []
 
 
 @pytest.mark.parametrize(

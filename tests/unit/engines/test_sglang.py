@@ -1,7 +1,7 @@
 """SGLang: its command line, and in which order it is told to give up its memory and to take it back."""
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,6 +14,8 @@ from llmux.engines.steps import Step
 from llmux.errors import ControlCallFailed, UnsupportedEviction
 from tests.support.engines import sglang_engine
 
+T = TypeVar("T")
+RETAIN = Eviction.parse("retain+keep_running")
 OFFLOAD = Eviction.parse("offload+keep_running")
 DISCARD = Eviction.parse("discard+keep_running")
 RELEASE = "/release_memory_occupation"
@@ -117,8 +119,8 @@ class Controls:
         # ``max_total_num_tokens`` is what the KV cache holds, whatever one request may have.
         return {"version": self.version, "context_length": None, "max_total_num_tokens": 999999}
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        await work
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        return await work
 
 
 async def take(controls: Any, eviction: Eviction, *, freeze: bool) -> list[tuple[str, object]]:
@@ -132,6 +134,12 @@ async def come_back(controls: Any) -> list[tuple[str, object]]:
     for step in reversed(controls.applied):
         await step.undo(controls)
     return controls.calls
+
+
+async def test_weights_that_are_retained_are_neither_released_nor_resumed() -> None:
+    controls = Controls()
+    assert await take(controls, RETAIN, freeze=False) == [(RELEASE, {"tags": ["kv_cache"]})]
+    assert await come_back(controls) == [(RESUME, {"tags": ["kv_cache"]}), ("/flush_cache", None)]
 
 
 @pytest.mark.parametrize("eviction", [OFFLOAD, DISCARD])

@@ -2,22 +2,26 @@
 
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
+from llmux.engines.base import EngineOptions
 from llmux.engines.calls import ControlTimeouts
+from llmux.engines.llama_cpp import LlamaCpp
 from llmux.engines.steps import DumpProcess, Step, StopProcess, residency_after
-from llmux.engines.vllm import PauseRequests, Sleep, SleepLevel
-from llmux.errors import UnsupportedEviction
-from tests.support.engines import vllm_engine
+from llmux.engines.vllm import PauseRequests, ReleaseKvCache, Sleep, SleepLevel
+from llmux.errors import ControlCallFailed, UnsupportedEviction
+from tests.support.engines import sglang_engine, vllm_engine
 
+T = TypeVar("T")
 TIMEOUTS = ControlTimeouts()
 ENGINE = vllm_engine()
 OFFLOAD, DISCARD = Sleep(TIMEOUTS, SleepLevel.OFFLOAD), Sleep(TIMEOUTS, SleepLevel.DISCARD)
 KEEPING = Sleep(TIMEOUTS, SleepLevel.OFFLOAD, keeps_requests=True)
+RELEASE, RELEASE_KEEPING = ReleaseKvCache(TIMEOUTS), ReleaseKvCache(TIMEOUTS, keeps_requests=True)
 PAUSE = PauseRequests(TIMEOUTS)
 DUMP, DUMP_KEEPING = DumpProcess(otherwise=OFFLOAD), DumpProcess(keeps_requests=True, otherwise=KEEPING)
 
@@ -25,7 +29,7 @@ DUMP, DUMP_KEEPING = DumpProcess(otherwise=OFFLOAD), DumpProcess(keeps_requests=
 @pytest.mark.parametrize(
     ("eviction", "steps"),
     [
-        ("retain+keep_running", ()),
+        ("retain+keep_running", (RELEASE,)),
         ("offload+keep_running", (OFFLOAD,)),
         ("discard+keep_running", (DISCARD,)),
         ("retain+checkpoint", (DUMP,)),
@@ -43,6 +47,7 @@ def test_steps(eviction: str, steps: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     ("eviction", "steps"),
     [
+        ("retain+keep_running", (RELEASE_KEEPING,)),
         ("offload+keep_running", (Sleep(TIMEOUTS, SleepLevel.OFFLOAD, keeps_requests=True),)),
         ("discard+checkpoint", (Sleep(TIMEOUTS, SleepLevel.DISCARD, keeps_requests=True), DUMP_KEEPING)),
         ("retain+checkpoint", (PAUSE, DUMP_KEEPING)),
@@ -66,6 +71,7 @@ class Engine:
     dump_failure: str | None = None
     calls: list[str] = field(default_factory=list)
     is_sleeping: bool = False
+    releases_kv_cache: bool = True
 
     @property
     def endpoints(self) -> "Engine":
@@ -73,17 +79,19 @@ class Engine:
 
     async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
         self.calls.append(path)
-        self.is_sleeping = path.startswith("/sleep")
+        self.is_sleeping = path.startswith(("/sleep", "/pause", "/release"))
 
     async def get(self, path: str, timeout_seconds: float) -> dict[str, bool]:
+        if path == "/release_kv_cache_memory":
+            raise ControlCallFailed(path, "no", 405 if self.releases_kv_cache else 404)
         assert path == "/is_sleeping"
         return {"is_sleeping": self.is_sleeping}
 
     async def fits_into_host_memory(self) -> bool:
         return self.has_host_memory
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        await work
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        return await work
 
     async def dump(self, *, keep_requests: bool) -> str | None:
         self.calls.append(f"dump {keep_requests}")
@@ -104,6 +112,7 @@ def asleep(**state: Any) -> Engine:
 
 
 TOO_LITTLE = "the weights are discarded instead of offloaded: too little host memory for them"
+TOO_OLD = "the weights are offloaded too: this version cannot release its KV cache alone"
 NO_IMAGE = "no image was made, the engine sleeps instead: criu failed"
 
 
@@ -115,6 +124,12 @@ NO_IMAGE = "no image was made, the engine sleeps instead: criu failed"
         (OFFLOAD, Engine(has_host_memory=False), (DISCARD,), [TOO_LITTLE, "/sleep?level=2"]),
         (DISCARD, Engine(has_host_memory=False), (DISCARD,), ["/sleep?level=2"]),
         (DISCARD, asleep(), (), []),
+        (RELEASE, Engine(), (RELEASE,), ["/pause?mode=abort", "/release_kv_cache_memory"]),
+        (RELEASE_KEEPING, Engine(), (RELEASE_KEEPING,), ["/pause?mode=keep", "/release_kv_cache_memory"]),
+        (RELEASE, Engine(releases_kv_cache=False), (OFFLOAD,), [TOO_OLD, "/sleep?level=1"]),
+        (RELEASE_KEEPING, Engine(releases_kv_cache=False), (KEEPING,), [TOO_OLD, "/sleep?level=1&mode=keep"]),
+        (RELEASE, asleep(), (), []),
+        (OFFLOAD, Engine(applied=(RELEASE,), is_sleeping=True), (), []),
         (PAUSE, Engine(), (PAUSE,), ["/pause?mode=keep&clear_cache=false"]),
         (PAUSE, asleep(), (), []),
         (DUMP, Engine(), (DUMP,), ["dump False"]),
@@ -138,6 +153,8 @@ async def test_apply(step: Step, engine: Engine, taken: tuple[Step, ...], calls:
     ("step", "calls"),
     [
         (OFFLOAD, ["/wake_up"]),
+        (RELEASE, ["/wake_up?tags=kv_cache", "/reset_prefix_cache"]),
+        (RELEASE_KEEPING, ["/wake_up?tags=kv_cache"]),
         (
             Sleep(TIMEOUTS, SleepLevel.DISCARD, keeps_requests=True),
             ["/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache"],
@@ -157,6 +174,8 @@ async def test_undo(step: Step, calls: list[str]) -> None:
     ("eviction", "taken", "residency"),
     [
         ("retain+keep_running", (), "retain+keep_running"),
+        ("retain+keep_running", (RELEASE,), "retain+keep_running"),
+        ("retain+keep_running", (OFFLOAD,), "offload+keep_running"),
         ("offload+keep_running", (DISCARD,), "discard+keep_running"),
         ("discard+keep_running", (OFFLOAD,), "offload+keep_running"),
         ("retain+checkpoint", (DUMP,), "retain+checkpoint"),
@@ -175,6 +194,8 @@ def test_residency_after_a_stop() -> None:
 STEPS: list[Step] = [
     Sleep(TIMEOUTS, SleepLevel.OFFLOAD),
     Sleep(TIMEOUTS, SleepLevel.DISCARD),
+    RELEASE,
+    RELEASE_KEEPING,
     StopProcess(),
     PAUSE,
     DUMP,
@@ -183,7 +204,7 @@ STEPS: list[Step] = [
 
 def test_each_step_has_a_text_of_its_own() -> None:
     words = list(map(str, STEPS))
-    assert words == ["sleep 1", "sleep 2", "stop", "pause", "dump"]
+    assert words == ["sleep 1", "sleep 2", "release kv_cache", "release kv_cache keep", "stop", "pause", "dump"]
     assert list(map(ENGINE.parse_step, words)) == STEPS
 
 
@@ -192,6 +213,30 @@ def test_the_text_of_a_sleep_that_keeps_requests(level: SleepLevel) -> None:
     step = Sleep(TIMEOUTS, level, keeps_requests=True)
     assert str(step) == f"sleep {level.value} keep"
     assert ENGINE.parse_step(str(step)) == step
+
+
+async def test_a_release_that_fails_or_leaves_the_engine_awake_fails() -> None:
+    class Failing(Engine):
+        async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
+            if path == "/release_kv_cache_memory":
+                raise ControlCallFailed(path, "no selective discard", 500)
+
+    with pytest.raises(ControlCallFailed, match="no selective discard"):
+        await RELEASE.apply(Failing())
+
+    class Awake(Engine):
+        async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
+            return
+
+    with pytest.raises(ControlCallFailed, match="should be asleep"):
+        await RELEASE.apply(Awake())
+
+
+def test_whether_any_memory_is_freed() -> None:
+    retained = Eviction.parse("retain+keep_running")
+    assert ENGINE.frees_memory(retained) and sglang_engine().frees_memory(retained)
+    llama = LlamaCpp(EngineOptions(name="m", model_path="m.gguf", program="llama-server"))
+    assert [one for one in llama.evictions() if not llama.frees_memory(one)] == [retained]
 
 
 def test_unknown_text() -> None:

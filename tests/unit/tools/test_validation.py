@@ -95,6 +95,14 @@ async def test_at_least_half_of_its_gpu_memory_must_be_freed(asleep_mib: int, pa
     assert ["of its GPU memory of 800 MiB" in reason for reason in result.trials[0].reasons] == [True] * (not passed)
 
 
+@pytest.mark.parametrize(("asleep_mib", "passed"), [(892, True), (893, False)])
+async def test_weights_that_stay_on_the_gpu_are_not_missed(asleep_mib: int, passed: bool) -> None:
+    engine = FakeEngine()
+    engine.asleep_mib = asleep_mib
+    result, _ = await judged(engine, Eviction.parse("retain+keep_running"))
+    assert result.passed is passed
+
+
 @pytest.mark.parametrize(("asleep_mib", "passed"), [(884, True), (885, False)])
 async def test_without_a_gpu_some_host_memory_must_be_freed(asleep_mib: int, passed: bool) -> None:
     engine = FakeEngine()

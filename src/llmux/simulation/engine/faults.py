@@ -18,6 +18,8 @@ class Fault(StrEnum):
     """The engine dies after a number of tokens (1)."""
     SLEEP_500 = "sleep-500"
     """/sleep fails and leaves the scheduler paused (number of times; always)."""
+    OLD_SLEEP = "old-sleep"
+    """It is of a version that cannot release its KV cache alone."""
     WAKE_500 = "wake-500"
     """/wake_up fails (number of times; always)."""
     WAKE_HANG = "wake-hang"

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from llmux.simulation.engine.core import DEAD, ILLEGAL_ACCESS, Answer, PauseMode, SimulatedEngine, failure, log
 from llmux.simulation.engine.faults import Fault
-from llmux.simulation.engine.memory import TAGS, WEIGHTS
+from llmux.simulation.engine.memory import KV_CACHE, TAGS, WEIGHTS
 from llmux.simulation.ledger import LedgerFull
 
 KNOWN_RPC_METHODS = frozenset(
@@ -41,6 +41,25 @@ class SimulatedVllm(SimulatedEngine):
                 self._memory.hold(self._asleep, keep_weights=level == 1)
         log(f"It took {self.timings.sleep_seconds:.6f} seconds to fall asleep.")
         return Answer(200, {"status": "sleeping", "level": level})
+
+    async def release_kv_cache(self) -> Answer:
+        """``POST /release_kv_cache_memory``: the weights stay. It wants a pause, and everything awake."""
+        if not self.lives():
+            return DEAD
+        if not self.paused:
+            return failure("release_kv_cache_memory() requires a completed pause first")
+        if self._asleep:
+            return failure("release_kv_cache_memory() requires all executor memory to be resident")
+        await self._computes.wait()
+        await asyncio.sleep(self.timings.sleep_seconds)
+        if self.faults.strikes(Fault.SLEEP_500):
+            return failure("injected failure of release_kv_cache_memory")
+        self.counters.sleeps += 1
+        self._asleep = {KV_CACHE}
+        self._discard_kv_cache()
+        if self.options.sleep_mode:
+            self._memory.hold(self._asleep)
+        return Answer(200, {"status": "kv_cache_released"})
 
     async def wake(self, tags: Collection[str]) -> Answer:
         """``POST /wake_up``; no tags means all of them. The scheduler resumes when the last tag is awake."""
