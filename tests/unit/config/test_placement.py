@@ -7,6 +7,7 @@ import pytest
 from llmux.config import checks
 from llmux.config.placement import PLACES_MAX, declared_gpus, placements
 from llmux.config.settings import Settings
+from llmux.core.identifiers import ALL_OF_IT
 from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU, Placement
 from llmux.errors import ConfigError
 
