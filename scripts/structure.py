@@ -110,6 +110,11 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("server", "instances", "engines", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
     ),
     (
+        "diagnosis",
+        "looks for what usually goes wrong, before it does: the checks of ``llmux doctor``",
+        ("server", "engines", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
+    ),
+    (
         "simulation",
         "the simulated engine and its virtual GPU; virtual runs over traces, replay, demo: [simulation](simulation.md)",
         ("server", "runtime", "config", "observability", "gpus", "hosts", "core", "errors"),
@@ -119,6 +124,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "one module per command",
         (
             "simulation",
+            "diagnosis",
             "tools",
             "server",
             "control",

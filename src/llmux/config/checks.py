@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from llmux import host_names
 from llmux.config import placement
-from llmux.config.machine import exists
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
@@ -16,6 +15,7 @@ from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
+from llmux.engines.files import exists
 from llmux.engines.registry import KEYS_OF_SOME_KINDS, KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem

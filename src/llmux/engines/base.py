@@ -112,6 +112,10 @@ class Engine(ABC):
     keys_without_use: ClassVar[frozenset[str]] = frozenset()
     """Keys of every model's section that mean nothing for this kind."""
     needs_model_path: ClassVar[bool] = True
+    package: ClassVar[str | None] = None
+    """The Python package whose metadata tells its version."""
+    version_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments with which the program prints its version at once, and does nothing else; empty if it cannot."""
     gpu_share_flag: ClassVar[str | None] = None
     """The flag that says how much of a GPU's memory it takes."""
     reserved_flags: ClassVar[tuple[str, ...]] = ()
@@ -280,6 +284,13 @@ class Engine(ABC):
         patterns = ((self.out_of_memory, "out of GPU memory"), *self.causes)
         causes = (cause for line in reversed(lines) for pattern, cause in patterns if pattern.search(line))
         return next(causes, None)
+
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        """What this version cannot do of what is configured, as far as its number tells; None if nothing is known.
+
+        ``freezes``: its requests are to be suspended with it.
+        """
+        return None
 
     # How it leaves the GPU and comes back.
 

@@ -76,6 +76,7 @@ class Sglang(Engine):
     keep_alive_seconds: ClassVar[float] = 4.0
     """uvicorn closes an idle connection after 5 s, and SGLang has no flag for it."""
     gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
+    package: ClassVar[str] = "sglang"
     reserved_flags: ClassVar[tuple[str, ...]] = ("--host", "--port", "--served-model-name", "--model-path", "--model")
     read_flags: ClassVar[tuple[str, ...]] = (
         *MAX_IN_FLIGHT,
@@ -196,6 +197,11 @@ class Sglang(Engine):
             max_model_length=await told_max_model_length(endpoints, timeouts),
             version=version,
         )
+
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        if freezes and not can_retract(version):
+            return "suspend its requests and survive it: it is drained instead"
+        return None
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
         timeouts = self.options.timeouts

@@ -74,6 +74,11 @@ default loader, and those built on it, have ``get_all_weights`` (vllm-project/vl
 _REMOTE_WEIGHTS = ("s3://", "gs://", "az://")
 """Paths of weights that vLLM reads with a streaming loader."""
 
+FREEZES_FROM = (0, 17)
+"""The first version whose ``/sleep`` and ``/pause`` know ``mode=keep``."""
+RELEASES_KV_CACHE_FROM = (0, 30)
+"""The first version with ``/release_kv_cache_memory`` (vllm-project/vllm#44890), by its release notes."""
+
 _CONTROL_PATHS = frozenset(
     """
     sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
@@ -105,6 +110,10 @@ _CAUSES = (
 )
 
 
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 class SleepLevel(IntEnum):
     """What ``/sleep`` does with the weights."""
 
@@ -124,6 +133,7 @@ class Vllm(Engine):
     default_program: ClassVar[str] = "vllm"
     takes_socket: ClassVar[bool] = True
     key_variable: ClassVar[str] = "VLLM_API_KEY"
+    package: ClassVar[str] = "vllm"
     gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
     reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
     read_flags: ClassVar[tuple[str, ...]] = (
@@ -284,6 +294,16 @@ class Vllm(Engine):
             return {}
         directory = cache / self.kind / file_identity(self.options.program) / digest(self.options.model_path)
         return {name: str(directory / part) for name, part in _COMPILE_CACHES.items()}
+
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        if freezes and numbers < FREEZES_FROM:
+            return f"suspend its requests, which vLLM does from {_dotted(FREEZES_FROM)} on: it is drained instead"
+        is_part = eviction.process is Process.KEEP_RUNNING and eviction.weights is Weights.RETAIN
+        if is_part and numbers < RELEASES_KV_CACHE_FROM:
+            first = _dotted(RELEASES_KV_CACHE_FROM)
+            return f"release its KV cache alone, which vLLM does from {first} on: it is offloaded instead"
+        return None
 
     def refuses_socket(self, lines: Sequence[str]) -> bool:
         return any(_SOCKET_REFUSED.search(line) for line in lines)

@@ -21,13 +21,13 @@ class NvmlReader:
         self._count = count
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        with _library() as nvml:
+        with library() as nvml:
             return tuple(_read(nvml, handle) for handle in self._handles(nvml))
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
         # One process may hold memory on several GPUs. If its amount is unknown on one, so is its sum.
         held: dict[int, int | None] = {}
-        with _library() as nvml:
+        with library() as nvml:
             for handle in self._handles(nvml):
                 for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
                     used_bytes, sum_mib = process.usedGpuMemory, held.get(process.pid, 0)
@@ -56,7 +56,7 @@ def _select(visible: str, handles: list[Any], by_uuid: Mapping[str, Any]) -> Ite
 
 
 @contextmanager
-def _library() -> Iterator[Any]:
+def library() -> Iterator[Any]:
     """The initialised library; NVML errors within the block are raised as GpusUnreadable."""
     nvml = _load()
     try:
