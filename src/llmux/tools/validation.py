@@ -1,6 +1,7 @@
 """Tries each eviction of a model's engine: does it free its memory, and answer the same afterwards?"""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -16,6 +17,7 @@ GPU_SHARE_FREED = 0.5
 """Of what the engine held: a sleeping engine keeps its CUDA context, which is far less than the rest."""
 GPU_SHARE_FREED_OF_A_PART = 0.01
 """The same for an engine that keeps its weights there."""
+NEAR_SHARE = 0.1
 HOST_MIB_FREED = 16
 """More than an idle process's memory varies by, and less than any model's weights or KV cache."""
 
@@ -42,6 +44,13 @@ class Trial:
         return None if before is None or asleep is None else before - asleep
 
     @property
+    def switch_seconds(self) -> float:
+        """There and back; infinity if either was not reached."""
+        if self.sleep_seconds is None or self.wake_seconds is None:
+            return math.inf
+        return self.sleep_seconds + self.wake_seconds
+
+    @property
     def passed(self) -> bool:
         """Whether the answer was the same and nothing else was wrong."""
         return self.is_same_answer is True and not self.reasons
@@ -66,6 +75,29 @@ class Validation:
     def passed(self) -> bool:
         """Whether every trial passed."""
         return all(trial.passed for trial in self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The best of the evictions that passed."""
+
+    trial: Trial
+    others: tuple[Trial, ...]
+    """Those that passed, too, the quickest first."""
+
+
+def pick_best(result: Validation) -> Pick | None:
+    """The eviction that is quickest there and back; None if none passed.
+
+    Of those that take at most a tenth longer than the quickest, it is the one that leaves least in host memory: the
+    figures of one trial are no more exact than that.
+    """
+    passed = sorted((trial for trial in result.trials if trial.passed), key=lambda trial: trial.switch_seconds)
+    if not passed:
+        return None
+    near = [trial for trial in passed if trial.switch_seconds <= passed[0].switch_seconds * (1 + NEAR_SHARE)]
+    best = min(near, key=lambda trial: (trial.asleep.host_mib if trial.asleep is not None else 0, trial.switch_seconds))
+    return Pick(best, tuple(trial for trial in passed if trial is not best))
 
 
 async def validate(

@@ -11,7 +11,7 @@ from llmux.engines.base import Abilities
 from llmux.errors import FailureReason
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
-from llmux.tools.validation import Trial, Validation, validate
+from llmux.tools.validation import Trial, Validation, pick_best, validate
 from tests.support.engines import vllm_engine
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -165,3 +165,32 @@ def test_an_unfinished_trial_has_not_passed() -> None:
     about = {"model": "m", "engine": "vllm", "version": None, "model_path": "m"}
     fields: dict[str, Any] = {**about, "baseline": "4", "is_judged_by_gpu": True}
     assert not Validation(**fields, trials=(Trial(OFFLOAD),)).passed
+
+
+def trial(eviction: str, sleep_seconds: float, wake_seconds: float, host_mib: int, *reasons: str) -> Trial:
+    return Trial(
+        Eviction.parse(eviction),
+        sleep_seconds,
+        wake_seconds,
+        asleep=Memory(None, host_mib),
+        is_same_answer=True,
+        reasons=list(reasons),
+    )
+
+
+def picked(*trials: Trial) -> str | None:
+    best = pick_best(Validation("m", "vllm", None, "x", "4", True, trials))
+    return None if best is None else str(best.trial.eviction)
+
+
+def test_the_quickest_that_passed_is_picked() -> None:
+    quick, slow = trial("offload+keep_running", 0.1, 0.2, 900), trial("retain+stop", 0.3, 20.0, 0)
+    assert picked(slow, quick) == "offload+keep_running"
+    assert picked(slow, trial("offload+keep_running", 0.1, 0.2, 900, "it keeps its memory")) == "retain+stop"
+    assert picked(trial("retain+stop", 0.3, 20.0, 0, "it does not start")) is None
+
+
+def test_of_those_that_are_about_as_quick_the_one_that_holds_least_is_picked() -> None:
+    offload, discard = trial("offload+keep_running", 0.5, 0.5, 900), trial("discard+keep_running", 0.5, 0.59, 100)
+    assert picked(offload, discard) == "discard+keep_running"
+    assert picked(offload, trial("discard+keep_running", 0.5, 0.7, 100)) == "offload+keep_running"
