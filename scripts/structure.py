@@ -45,7 +45,11 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "the schema, the loader, files of 0.7.7 and of other programs",
         ("engines", "core", "redaction", "host_names", "errors"),
     ),
-    ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
+    (
+        "gpus",
+        "the GPUs' memory and which processes hold it (NVML); waiting until enough is free; suspending processes (CUDA)",
+        ("core", "cancellation", "errors"),
+    ),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
     ("observability", "metrics and logs", ("core", "os_errors", "errors")),
     (

@@ -82,7 +82,7 @@ async def test_an_error_is_a_failed_row_and_the_next_policy_follows(tmp_path: Pa
     assert ended.code == 1, ended
     rows = by_policy(ended.document)
     assert list(rows) == policies.split(",")
-    assert "not available yet" in rows["retain+cuda_suspend"]["reasons"][0]
+    assert "CUDA processes cannot be suspended here" in rows["retain+cuda_suspend"]["reasons"][0]
     assert "the section 'checkpoint' is missing" in rows["retain+checkpoint"]["reasons"][0]
     assert "injected failure of wake_up" in rows["offload+keep_running"]["reasons"][0]
     assert rows["offload+keep_running"]["gpu_mib"] == {"before": 900, "asleep": 20, "awake": None}

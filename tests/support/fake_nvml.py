@@ -18,6 +18,7 @@ class FakeGpu:
     uuid: str
     total_mib: int = 1000
     used_mib: int = 0
+    name: str = "NVIDIA Imaginary"
     processes: dict[int, int | None] = field(default_factory=dict)
 
 
@@ -43,6 +44,9 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:
         return gpu.uuid
+
+    def nvmlDeviceGetName(self, gpu: FakeGpu) -> str:
+        return gpu.name
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu) -> SimpleNamespace:
         return SimpleNamespace(total=gpu.total_mib * MIB, free=(gpu.total_mib - gpu.used_mib) * MIB, used=0)

@@ -20,8 +20,6 @@ from llmux.engines.registry import KEYS_OF_SOME_KINDS, KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
-IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
-
 _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
@@ -233,16 +231,16 @@ def residents(settings: Settings) -> Iterator[Problem]:
 
 
 def checkpoints(settings: Settings) -> Iterator[Problem]:
-    """The requirements of ``cuda_suspend``, ``checkpoint`` and ``checkpoint_path``."""
+    """The requirements of ``checkpoint`` and ``checkpoint_path``."""
     users = [
         name
         for name, model in settings.models.items()
-        if settings.eviction_of(name).process in IMAGE_PROCESSES or model.checkpoint_path is not None
+        if settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
     ]
     if users and settings.checkpoint is None:
         yield Problem(
             "checkpoint",
-            f"the section is missing; cuda_suspend, checkpoint and checkpoint_path need it: {_quoted(users)}",
+            f"the section is missing; checkpoint and checkpoint_path need it: {_quoted(users)}",
             "add 'checkpoint: {}' for its defaults",
         )
     stored = settings.checkpoint is not None and settings.checkpoint.object_store is not None
@@ -258,7 +256,7 @@ def checkpoints(settings: Settings) -> Iterator[Problem]:
 def unsupported(settings: Settings) -> tuple[Problem, ...]:
     """What is valid but not implemented: ``llmux check`` lists it and ``llmux serve`` refuses to start.
 
-    ``cuda_suspend`` and the object store are accepted at all because 0.7.7's files contain them.
+    The object store is accepted at all because 0.7.7's files contain it.
     """
     return tuple(_unsupported(settings))
 
@@ -364,13 +362,6 @@ def _same_weights(settings: Settings) -> Iterator[Problem]:
 
 
 def _unsupported(settings: Settings) -> Iterator[Problem]:
-    suspended = _by_eviction_path(settings, lambda _, eviction: eviction.process is Process.CUDA_SUSPEND)
-    for path, affected in suspended.items():
-        yield Problem(
-            path,
-            f"the process cuda_suspend of {_quoted(affected)} is not available yet",
-            "keep_running, checkpoint and stop work now",
-        )
     if settings.checkpoint is not None and settings.checkpoint.object_store is not None:
         yield Problem("checkpoint.object_store", "images are not copied to an object store yet", "remove it")
 

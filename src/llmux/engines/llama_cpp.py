@@ -26,7 +26,7 @@ from llmux.engines.paths import JSON, Endpoint, MediaType, RequestRules
 from llmux.engines.prompt_files import PromptFiles, identity_of
 from llmux.engines.questions import CANARY, Question
 from llmux.engines.saved_prompts import Report, SavedPrompts
-from llmux.engines.steps import EngineControls, Step, StopProcess
+from llmux.engines.steps import EngineControls, Step, StopProcess, is_suspended
 from llmux.errors import ControlCallFailed, LlmuxError, Problem
 
 log = structlog.get_logger("engine")
@@ -455,7 +455,7 @@ class SavePrompts:
         return "save prompts"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if isinstance(engine.state, Prompts):
+        if isinstance(engine.state, Prompts) and not is_suspended(engine):
             await engine.perform(engine.state.save(engine.endpoints), "saving its prompts")
         return ()
 

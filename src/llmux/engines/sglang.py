@@ -20,8 +20,8 @@ from llmux.engines import arguments
 from llmux.engines.base import LOOPBACK, Abilities, Engine
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.paths import RequestRules
-from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
-from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess, SuspendGpu, is_suspended
+from llmux.errors import ControlCallFailed, Problem
 
 MAX_IN_FLIGHT = ("--max-running-requests",)
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "--tp-size", "--tp")
@@ -87,6 +87,8 @@ class Sglang(Engine):
         *LORA_PATHS,
     )
     environment_prefixes: ClassVar[tuple[str, ...]] = ("SGLANG_", "SGL_", "FLASHINFER_")
+    has_ranks: ClassVar[bool] = True
+    cuda_process_names: ClassVar[tuple[str, ...]] = ("sglang::scheduler",)
     rules: ClassVar[RequestRules] = RequestRules(
         never_forwarded=frozenset(
             """
@@ -212,12 +214,15 @@ class Sglang(Engine):
                 return (StopProcess(),)
             case Process.KEEP_RUNNING:
                 return (*pause, release)
-            case Process.CHECKPOINT if eviction.weights is not Weights.RETAIN:
-                return (*pause, release, DumpProcess(keeps_requests=freeze))
-            case Process.CHECKPOINT:
-                return (*pause, DumpProcess(keeps_requests=freeze))
-            case Process.CUDA_SUSPEND:
-                raise UnsupportedEviction(eviction)
+            case Process.CHECKPOINT | Process.CUDA_SUSPEND:
+                self.check_ranks(eviction)
+                is_retained = eviction.weights is Weights.RETAIN
+                # A copy of the weights in host memory exists only where the configuration asks for one.
+                otherwise = Release(timeouts, Weights.DISCARD, self.options.model_path) if is_retained else release
+                first = pause if is_retained else (*pause, release)
+                if eviction.process is Process.CUDA_SUSPEND:
+                    return (*first, SuspendGpu(freeze, otherwise))
+                return (*first, SuspendGpu(freeze, is_for_dump=True), DumpProcess(keeps_requests=freeze))
 
 
 def _releases(eviction: Eviction) -> bool:
@@ -249,7 +254,7 @@ class Release:
         return f"release {self.leaves_weights}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if any(isinstance(step, Release) for step in engine.applied):
+        if is_suspended(engine) or any(isinstance(step, Release) for step in engine.applied):
             return ()
         document = {"tags": [KV_CACHE] if self.leaves_weights is Weights.RETAIN else list(RELEASED)}
         call = engine.endpoints.post("/release_memory_occupation", self.timeouts.sleep_seconds, document)
@@ -291,7 +296,7 @@ class Retract:
         return "retract"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if any(isinstance(step, Retract) for step in engine.applied):
+        if is_suspended(engine) or any(isinstance(step, Retract) for step in engine.applied):
             return ()
         call = engine.endpoints.post("/pause_generation", self.timeouts.sleep_seconds, {"mode": "retract"})
         await engine.perform(call, "retracting its requests")

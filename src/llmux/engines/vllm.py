@@ -18,8 +18,16 @@ from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engin
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import RequestRules
-from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
-from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+from llmux.engines.steps import (
+    DumpProcess,
+    EngineControls,
+    PrepareRanks,
+    Step,
+    StopProcess,
+    SuspendGpu,
+    is_suspended,
+)
+from llmux.errors import ControlCallFailed, Problem
 
 # Flags that llmux reads, with their synonyms.
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
@@ -135,6 +143,10 @@ class Vllm(Engine):
     key_variable: ClassVar[str] = "VLLM_API_KEY"
     package: ClassVar[str] = "vllm"
     gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
+    has_ranks: ClassVar[bool] = True
+    has_rank_calls: ClassVar[bool] = True
+    cuda_process_names: ClassVar[tuple[str, ...]] = ("EngineCore", "engine_core", "VLLM::Worker")
+    own_keys: ClassVar[frozenset[str]] = frozenset(("checkpoint_calls",))
     reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
     read_flags: ClassVar[tuple[str, ...]] = (
         *TENSOR_PARALLEL_SIZE[:1],
@@ -324,13 +336,16 @@ class Vllm(Engine):
                 return (StopProcess(),)
             case Process.KEEP_RUNNING:
                 return sleep or (ReleaseKvCache(self.options.timeouts, keeps_requests=freeze),)
-            case Process.CHECKPOINT:
-                # A dump freezes the engine at any point. Paused before, it does not find its requests timed out after.
+            case Process.CHECKPOINT | Process.CUDA_SUSPEND:
+                # Frozen at any point. Paused before, the engine does not find its requests timed out after.
                 pause = (PauseRequests(self.options.timeouts),) if freeze and level is None else ()
+                seconds = self.options.timeouts.sleep_seconds
+                ranks = (PrepareRanks(self.options.rank_calls, seconds),) if self._has_several_gpus else ()
                 otherwise = Sleep(self.options.timeouts, SleepLevel.OFFLOAD, keeps_requests=freeze)
-                return (*pause, *sleep, DumpProcess(keeps_requests=freeze, otherwise=otherwise))
-            case Process.CUDA_SUSPEND:
-                raise UnsupportedEviction(eviction)
+                if eviction.process is Process.CUDA_SUSPEND:
+                    return (*pause, *sleep, *ranks, SuspendGpu(freeze, otherwise))
+                suspend = SuspendGpu(freeze, otherwise, is_for_dump=True)
+                return (*pause, *sleep, *ranks, suspend, DumpProcess(freeze, otherwise))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,8 +365,8 @@ class Sleep:
         return f"sleep {self.level.value}{' keep' if self.keeps_requests else ''}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if _is_asleep(engine):
-            # A second /sleep is answered with 200 and does nothing: a sleeping engine can only be dumped or stopped.
+        if _is_asleep(engine) or is_suspended(engine):
+            # A second /sleep is answered with 200 and does nothing; a suspended engine answers nothing.
             return ()
         step = self
         if self.level is SleepLevel.OFFLOAD and not await engine.fits_into_host_memory():
@@ -382,7 +397,7 @@ class ReleaseKvCache:
         return f"release kv_cache{' keep' if self.keeps_requests else ''}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if _is_asleep(engine):
+        if _is_asleep(engine) or is_suspended(engine):
             return ()
         call = release_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
         if await engine.perform(call, "releasing its KV cache"):
@@ -408,7 +423,7 @@ class PauseRequests:
         return "pause"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if _is_asleep(engine):
+        if _is_asleep(engine) or is_suspended(engine):
             return ()
         await engine.perform(pause_requests(engine.endpoints, self.timeouts), "pausing")
         return (self,)

@@ -33,6 +33,8 @@ class GpuMemory:
     """A name for the operator, such as the GPU's UUID."""
     total_mib: int
     used_mib: int
+    name: str = ""
+    """Its model, such as NVIDIA A100-SXM4-80GB; empty if that is not known."""
 
     @property
     def free_mib(self) -> int:
@@ -159,6 +161,16 @@ class GpuHeadroom:
                 return await asyncio.to_thread(read)
         except (GpusUnreadable, TimeoutError):
             return None
+
+    async def holders(self) -> frozenset[int]:
+        """The processes that the driver lists on the GPUs, by their numbers; empty if it does not tell."""
+        if self.reader is None or not self._is_readable:
+            return frozenset()
+        try:
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return frozenset(one.pid for one in await asyncio.to_thread(self.reader.read_processes))
+        except (GpusUnreadable, TimeoutError):
+            return frozenset()
 
     async def wait_until_freed(
         self, is_own: Callable[[int], bool], held_mib: int, least_share: float = LEAST_SHARE_FREED

@@ -83,7 +83,8 @@ def _read(nvml: Any, handle: Any) -> GpuMemory:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     # Not NVML's "used", which leaves out the memory that the driver reserves and no engine can allocate.
     used_bytes = memory.total - memory.free
-    return GpuMemory(str(nvml.nvmlDeviceGetUUID(handle)), memory.total // MIB, used_bytes // MIB)
+    uuid, model = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    return GpuMemory(str(uuid), memory.total // MIB, used_bytes // MIB, str(model))
 
 
 def _name(pid: int) -> str:

@@ -1,7 +1,7 @@
 """The images of one model: which one the engine is in while it has no process, and which ones may be used again."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import structlog
 
 from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.checkpoints.dumping import ImageFacts
-from llmux.checkpoints.manifest import Manifest
+from llmux.checkpoints.manifest import GpuIdentity, Manifest, check_gpus
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
 from llmux.instances.canary import is_same
@@ -41,6 +41,10 @@ class CheckpointStore:
     def holds_engine(self) -> bool:
         """Whether the engine is in an image."""
         return self._current is not None
+
+    def has_cuda_plugin(self) -> bool:
+        """Whether criu suspends processes that use CUDA by itself. Reads the disk."""
+        return self._checkpointer.has_cuda_plugin()
 
     async def find_reusable(self, fingerprint: str, eviction: Eviction, canary: str | None) -> Path | None:
         """A kept image that equals what a dump would produce now; None if there is none.
@@ -83,6 +87,7 @@ class CheckpointStore:
         on_line: LineReceiver,
         on_exit: Callable[[int], None],
         redact: Callable[[str], str] = str,
+        gpus: Sequence[GpuIdentity] = (),
     ) -> tuple[EngineProcess, Manifest]:
         """Restore the engine; raises RestoreFailed, ImageUnusable, CriuUnusable. Then only a cold start is left.
 
@@ -98,6 +103,7 @@ class CheckpointStore:
             manifest = await asyncio.to_thread(self._checkpointer.read, path)
             if manifest.fingerprint != fingerprint:
                 raise ImageUnusable(path, "the engine would be started in another way now: it is out of date")
+            check_gpus(path, manifest, gpus)
             run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException as error:

@@ -43,6 +43,7 @@ from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
+    build_cuda,
     build_headroom,
     build_scheduler,
     build_upstream,
@@ -83,6 +84,7 @@ class Server:
         self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
         self._images = build_checkpoint_stores(settings, self._checkpointer)
+        self._cuda = build_cuda(settings)
         self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
@@ -143,6 +145,7 @@ class Server:
                     headroom=build_headroom(self.settings, name),
                     on_leaving=self._close_connections,
                     socketless=socketless,
+                    cuda=self._cuda,
                 )
             else:
                 upstream = build_upstream(self.settings, spec)
@@ -162,6 +165,8 @@ class Server:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
+        if settings.needs_cuda_suspend:
+            await self._cuda.check()
         # Before any engine is started: what is left of one model may hold the memory that another is given.
         own = [instance for instance in self._instances.values() if isinstance(instance, Instance)]
         await asyncio.gather(*(instance.clear_leftovers() for instance in own))
@@ -224,6 +229,7 @@ class Server:
         for instance in self._instances.values():
             if isinstance(instance, HookedInstance):
                 instance.close()
+        await self._cuda.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)

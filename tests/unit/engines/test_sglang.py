@@ -5,13 +5,13 @@ from typing import Any, TypeVar
 
 import pytest
 
-from llmux.core.eviction import STOP, Eviction
+from llmux.core.eviction import STOP, Eviction, Weights
 from llmux.core.names import NameKind
 from llmux.engines.base import Abilities
 from llmux.engines.registry import NEVER_FORWARDED
 from llmux.engines.sglang import Release, can_retract
-from llmux.engines.steps import Step
-from llmux.errors import ControlCallFailed, UnsupportedEviction
+from llmux.engines.steps import Step, SuspendGpu
+from llmux.errors import ControlCallFailed
 from tests.support.engines import sglang_engine
 
 T = TypeVar("T")
@@ -209,9 +209,13 @@ def test_steps_are_read_back_from_their_text() -> None:
         assert engine.parse_step(str(release)) == release
 
 
-def test_a_suspend_is_not_there_yet() -> None:
-    with pytest.raises(UnsupportedEviction):
-        sglang_engine().steps(Eviction.parse("retain+cuda_suspend"))
+def test_it_is_suspended_with_or_without_a_release_before() -> None:
+    (suspend,) = sglang_engine().steps(Eviction.parse("retain+cuda_suspend"))
+    assert isinstance(suspend, SuspendGpu)
+    # Without a copy in host memory, which nobody has asked for, only discarded weights come back.
+    assert isinstance(suspend.otherwise, Release) and suspend.otherwise.leaves_weights is Weights.DISCARD
+    release, after = sglang_engine().steps(Eviction.parse("offload+cuda_suspend"))
+    assert after == SuspendGpu(otherwise=release)
 
 
 def test_its_controls_are_never_forwarded() -> None:

@@ -28,7 +28,11 @@ def names(reader: NvmlReader) -> list[str]:
 
 def test_memory_of_each_gpu(install: Install) -> None:
     install(FakeNvml(FakeGpu("GPU-a", 24_000, 1_500), FakeGpu("GPU-b", 24_000)))
-    assert NvmlReader({}).read_memory() == (GpuMemory("GPU-a", 24_000, 1_500), GpuMemory("GPU-b", 24_000, 0))
+    name = "NVIDIA Imaginary"
+    assert NvmlReader({}).read_memory() == (
+        GpuMemory("GPU-a", 24_000, 1_500, name),
+        GpuMemory("GPU-b", 24_000, 0, name),
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines.base import Abilities
+from llmux.engines.base import Abilities, Engine
 from llmux.errors import FailureReason
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
 from llmux.tools.validation import Trial, Validation, pick_best, validate
-from tests.support.engines import vllm_engine
+from tests.support.engines import sglang_engine, vllm_engine
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 STOP = Eviction.parse("retain+stop")
@@ -24,7 +24,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.instance = self
         self.spec = self
-        self.engine = vllm_engine()
+        self.engine: Engine = vllm_engine()
         self.abilities = Abilities(version="1")
         self.model = "m"
         self.shim_pid = 4_194_304
@@ -154,8 +154,9 @@ async def test_a_fallback_does_not_pass() -> None:
 
 async def test_an_unsupported_eviction_leaves_the_engine_running() -> None:
     engine = FakeEngine()
+    engine.engine = sglang_engine("m", "--tp", "2")
     result, _ = await judged(engine, Eviction.parse("retain+cuda_suspend"), OFFLOAD)
-    assert "not available yet" in result.trials[0].reasons[0]
+    assert "cannot leave by" in result.trials[0].reasons[0]
     assert result.trials[1].passed
     assert engine.starts == 1
 

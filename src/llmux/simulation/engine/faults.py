@@ -28,6 +28,8 @@ class Fault(StrEnum):
     """/wake_up responds 200 but the weights are corrupt (number of times; always)."""
     RELOAD_500 = "reload-500"
     """reload_weights fails without any effect (number of times; always)."""
+    PREPARE_500 = "prepare-500"
+    """checkpoint_prepare fails (number of times; always)."""
     IGNORE_SIGTERM = "ignore-sigterm"
     """Only SIGKILL ends the process."""
     SIGTERM_HANGS = "sigterm-hangs"

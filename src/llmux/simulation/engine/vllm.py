@@ -12,6 +12,8 @@ KNOWN_RPC_METHODS = frozenset(
     {"reload_weights", "suspend_nccl", "resume_nccl", "checkpoint_prepare", "checkpoint_restore"}
 )
 
+PREPARATIONS = ("checkpoint_prepare", "suspend_nccl")
+
 
 class SimulatedVllm(SimulatedEngine):
     """A simulated engine with vLLM's controls."""
@@ -25,7 +27,7 @@ class SimulatedVllm(SimulatedEngine):
         if self._generations and mode is not PauseMode.KEEP:
             self.counters.slept_under_requests += 1
         await self.pause(mode)
-        await self._computes.wait()
+        await self._reach_workers()
         await asyncio.sleep(self.timings.sleep_seconds)
         if not self.lives():
             return DEAD
@@ -67,7 +69,7 @@ class SimulatedVllm(SimulatedEngine):
             return DEAD
         if self.faults.strikes(Fault.WAKE_HANG):
             await asyncio.Event().wait()
-        await self._computes.wait()
+        await self._reach_workers()
         await asyncio.sleep(self.timings.wake_seconds)
         if self.faults.strikes(Fault.WAKE_500):
             return failure("injected failure of wake_up")
@@ -90,6 +92,10 @@ class SimulatedVllm(SimulatedEngine):
             return DEAD
         if method not in KNOWN_RPC_METHODS:
             return failure(f"'Worker' object has no attribute '{method}'")
+        await self._reach_workers()
+        self.counters.worker_calls.append(method)
+        if method in PREPARATIONS and self.faults.strikes(Fault.PREPARE_500):
+            return failure(f"injected failure of {method}")
         if method == "reload_weights":
             if self.faults.strikes(Fault.RELOAD_500):
                 return failure("injected failure of reload_weights")
@@ -99,6 +105,10 @@ class SimulatedVllm(SimulatedEngine):
             await asyncio.sleep(self.timings.reload_seconds)
             self._weights_valid = True
         return Answer(200, {"results": [None]})
+
+    async def _reach_workers(self) -> None:
+        self.counters.asked_while_stopped += not self._computes.is_set()
+        await self._computes.wait()
 
     def _take_memory(self, asleep: set[str]) -> bool:
         try:
