@@ -1,6 +1,7 @@
 """The functions of ``cuda.bindings.driver`` that llmux calls, by their names and signatures in cuda-bindings 13.5."""
 
 import os
+import time
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,8 @@ class CUcheckpointLockArgs(SimpleNamespace):
 
 
 def cuInit(flags: int) -> tuple[CUresult]:
+    while os.environ.get("FAKE_CUDA_INIT") == "hang":
+        time.sleep(3600)
     return (CUresult(int(os.environ.get("FAKE_CUDA_INIT", "0"))),)
 
 

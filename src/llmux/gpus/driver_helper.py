@@ -11,6 +11,7 @@ a thread of its own. The program ends with its input, whatever is under way.
 
 import json
 import os
+import select
 import sys
 import threading
 from typing import Any
@@ -95,11 +96,20 @@ def _say(document: dict[str, Any], stream: int) -> None:
         os.write(stream, json.dumps(document).encode() + b"\n")
 
 
+def _end_with_input() -> None:
+    """End the program when nobody can ask any more, also while CUDA is being initialised or a thread hangs in it."""
+    input_end = select.poll()
+    input_end.register(0, 0)  # a hang-up is always told
+    input_end.poll()
+    os._exit(0)
+
+
 def main() -> None:
     """Serve requests until the end of the input."""
     stream = os.dup(1)
     # What the driver or its binding prints must not be taken for an answer.
     os.dup2(2, 1)
+    threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         driver = load()
     except Unusable as reason:
@@ -114,7 +124,6 @@ def main() -> None:
 
     for line in sys.stdin.buffer:
         threading.Thread(target=serve, args=(json.loads(line),), daemon=True).start()
-    # Without waiting for threads: one may hang in the driver.
     os._exit(0)
 
 

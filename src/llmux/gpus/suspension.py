@@ -126,9 +126,6 @@ async def _all_of(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """
     results = await asyncio.gather(*calls, return_exceptions=True)
     failures = [result for result in results if isinstance(result, BaseException)]
-    for failure in failures:
-        if not isinstance(failure, CudaCallFailed):
-            raise failure
     unsettled = [one for one in failures if isinstance(one, CudaCallFailed) and not one.is_settled]
     for failure in (*unsettled, *failures):
         raise failure

@@ -117,15 +117,20 @@ async def test_the_helper_is_started_again_after_its_death(cuda: FakeCuda, user:
     assert _helpers() == []
 
 
-async def test_a_helper_ends_with_its_input(cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("hangs_in", ["init", "state"])
+async def test_a_helper_ends_with_its_input(hangs_in: str, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    if hangs_in == "init":
+        monkeypatch.setenv("FAKE_CUDA_INIT", "hang")
+    cuda.break_action("state", "hang")
     process = subprocess.Popen(
         (sys.executable, "-P", "-m", "llmux.gpus.driver_helper"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with process:
         assert process.stdout is not None and process.stdin is not None
-        assert b"ready" in await asyncio.to_thread(process.stdout.readline)
-        cuda.break_action("state", "hang")
         process.stdin.write(b'{"id": 1, "do": "state", "pid": 1}\n')
+        process.stdin.flush()
+        if hangs_in == "state":
+            assert b"ready" in await asyncio.to_thread(process.stdout.readline)
         process.stdin.close()
         assert await asyncio.to_thread(process.wait, 20) == 0
 

@@ -30,6 +30,7 @@ class Driver:
     outcomes: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     actions: list[CudaAction] = field(default_factory=list)
+    is_abandoned: bool = False
     pause: asyncio.Event | None = None
     """Where actions wait, if there is one."""
     acting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -40,6 +41,8 @@ class Driver:
 
     async def act(self, action: CudaAction, pid: int, limit_seconds: float) -> None:
         self.actions.append(action)
+        if self.is_abandoned:
+            self.violations.append(f"{action} after a call that was abandoned")
         self.acting.set()
         if self.pause is not None:
             await self.pause.wait()
@@ -59,6 +62,7 @@ class Driver:
             self.states[pid] = CudaState.FAILED
         elif outcome == "ends":
             self.states[pid] = None
+        self.is_abandoned = self.is_abandoned or outcome.startswith("abandoned")
         if outcome == "lost":
             raise CudaUnusable("no driver any more")
         if outcome not in ("good", "lies"):
