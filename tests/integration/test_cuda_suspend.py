@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmux.simulation.engine.text import expected_text
 from tests.support import fake_cuda
-from tests.support.bench import STOP, Bench, serving
+from tests.support.bench import SLOW, STOP, Bench, serving
 from tests.support.fake_cuda import FakeCuda
 from tests.support.server import SIMULATED_ENGINE, ended_early, simulated_config
 
@@ -174,3 +175,43 @@ async def test_a_server_that_cannot_suspend_says_so_at_its_start(tmp_path: Path)
     code, log = await ended_early(config, tmp_path)
     assert code == 1
     assert "CUDA processes cannot be suspended here" in log and "pip install" in log
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("fault", ["sleep-500:1", "wake-500:1", "wake-hang:1", "reload-500:1", "prepare-500:1"])
+async def test_a_client_never_sees_a_step_of_the_engines_own_that_goes_wrong(
+    tmp_path: Path, fault: str, ranks: int
+) -> None:
+    models = {"a": model("discard+cuda_suspend", ranks, "--sim-fault", fault), "b": STOP}
+    async with suspending(tmp_path, models, wake_timeout_seconds=1.0) as (bench, cuda):
+        for name in ("a", "b", "a"):
+            await bench.expect(name)
+        # A new engine has the fault again, and one rank needs no preparation.
+        assert bench.starts("a") == (1 if (fault, ranks) == ("prepare-500:1", 1) else 2)
+        assert len(cuda.done) in (0, 4 * ranks)
+
+
+async def test_an_engine_that_dies_suspended_is_started_anew(tmp_path: Path) -> None:
+    async with suspending(tmp_path, {"a": model("retain+cuda_suspend"), "b": STOP}) as (bench, _):
+        await bench.expect("a")
+        root = bench.engine("a")
+        await bench.expect("b")
+        root.kill()
+        await bench.expect("a")
+        assert bench.starts("a") == 2
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+async def test_a_frozen_stream_outlives_a_suspend(tmp_path: Path, weights: str) -> None:
+    frozen = model(f"{weights}+cuda_suspend", 1, *SLOW) | {"drain": "freeze"}
+    async with suspending(tmp_path, {"a": frozen, "b": STOP}) as (bench, cuda):
+        await bench.expect("a")
+        async with bench.stream("a", "a long one", max_tokens=40) as stream:
+            await stream.read(5)
+            await bench.expect("b")
+            assert await bench.process_state("a") == f"sleeping:{weights.capitalize()}+CudaSuspend"
+            await stream.read()
+        assert stream.is_complete
+        assert stream.said == expected_text("a", "a long one", 40)
+        assert cuda.done == ["lock", "checkpoint", "restore", "unlock"]
+        assert bench.starts("a") == 1
