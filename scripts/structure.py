@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "gpus",
-        "the GPUs' memory and which processes hold it (NVML); waiting until enough is free; suspending processes (CUDA)",
+        "the GPUs' memory and which processes hold it (NVML); waiting until enough is free; suspending CUDA processes",
         ("core", "cancellation", "errors"),
     ),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
