@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-all check lint types format schema structure bench fuzz clean
+.PHONY: demo test test-all check lint types format schema structure bench gpu-check fuzz clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -51,6 +51,11 @@ bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, 
 	$(BIN)/python bench/simulate/run.py --check
 	$(BIN)/python bench/floods/run.py --check
 
+# The Python that has PyTorch, for the engines: llmux's own environment has none.
+TORCH_PYTHON ?= $(PYTHON)
+gpu-check: $(VENV)/.installed-cuda ## a proof on this machine's GPU, 8 minutes; without a network: WHEELS=DIRECTORY
+	$(BIN)/python bench/gpu/check.py --engine-python $(TORCH_PYTHON) $(ARGS)
+
 fuzz: $(VENV)/.installed-test ## two minutes of fuzzing what reads HTTP; ARGS="--seconds 3600" for more
 	$(INSTALL) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz all $(ARGS)
@@ -65,8 +70,17 @@ $(VENV)/bin/python:
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
+# What scripts/collect_wheels.py has collected takes the place of the package index.
+ifdef WHEELS
+INSTALL += --no-index --find-links $(WHEELS)
+endif
+
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-cuda: $(VENV)/.installed
+	$(INSTALL) -c constraints.txt -e '.[cuda]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -45,7 +45,11 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "the schema, the loader, files of 0.7.7 and of other programs",
         ("engines", "core", "redaction", "host_names", "errors"),
     ),
-    ("gpus", "the GPUs' memory and which processes hold it (NVML); waiting until enough is free", ("core", "errors")),
+    (
+        "gpus",
+        "the GPUs' memory and which processes hold it (NVML); waiting until enough is free; suspending CUDA processes",
+        ("core", "cancellation", "errors"),
+    ),
     ("hosts", "ports, directories, processes and memory of this machine", ("core", "errors")),
     ("observability", "metrics and logs", ("core", "os_errors", "errors")),
     (
@@ -110,6 +114,11 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("server", "instances", "engines", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
     ),
     (
+        "diagnosis",
+        "looks for what usually goes wrong, before it does: the checks of ``llmux doctor``",
+        ("server", "engines", "checkpoints", "gpus", "hosts", "config", "core", "errors"),
+    ),
+    (
         "simulation",
         "the simulated engine and its virtual GPU; virtual runs over traces, replay, demo: [simulation](simulation.md)",
         ("server", "runtime", "config", "observability", "gpus", "hosts", "core", "errors"),
@@ -119,6 +128,7 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "one module per command",
         (
             "simulation",
+            "diagnosis",
             "tools",
             "server",
             "control",

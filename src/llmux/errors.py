@@ -282,13 +282,10 @@ class EvictionRefused(LlmuxError):
 
 
 class UnsupportedEviction(Exception):
-    """An eviction whose steps are not implemented yet. Not an LlmuxError: whoever asks for steps must handle it."""
+    """An eviction that an engine cannot take. Not an LlmuxError: whoever asks for steps must handle it."""
 
-    def __init__(self, eviction: object) -> None:
-        super().__init__(
-            f"the eviction '{eviction}' is not available yet; use offload or discard with keep_running, "
-            "any with checkpoint, or any with stop"
-        )
+    def __init__(self, eviction: object, reason: str = "it has no steps for that") -> None:
+        super().__init__(f"this engine cannot leave by '{eviction}': {reason}")
 
 
 class ControlCallFailed(Exception):

@@ -216,7 +216,7 @@ KINDS = (
         models=_vllm,
         broken=lambda place: {**_vllm(place)["a"], "extra_args": ["--no-such-flag"]},
         broken_cause="wrong extra_args",
-        evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
+        evictions=("retain+keep_running", "offload+keep_running", "discard+keep_running", "retain+stop"),
         token_delay={"extra_args": ["--token-ms", "20"]},
     ),
     Kind(
@@ -224,7 +224,7 @@ KINDS = (
         models=_sglang,
         broken=lambda place: {**_sglang(place)["a"], "extra_args": ["--no-such-flag"]},
         broken_cause="wrong extra_args",
-        evictions=("offload+keep_running", "discard+keep_running", "retain+stop"),
+        evictions=("retain+keep_running", "offload+keep_running", "discard+keep_running", "retain+stop"),
         token_delay={"extra_args": ["--token-ms", "20"]},
     ),
     Kind(

@@ -302,6 +302,24 @@ async def test_without_sleep_mode_sleeping_answers_200_and_frees_nothing(tmp_pat
         assert ledger.snapshot().used_mib == 600
 
 
+async def test_its_kv_cache_is_released_alone_in_a_pause_and_comes_back_by_its_tag(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "gpu.json").create(1000)
+    flags = ("--sim-gpu-ledger", str(ledger.path), "--sim-gpu-memory", "600", "--sim-residue", "100")
+    async with engine(*flags) as model:
+        assert (await model.get("/release_kv_cache_memory"))[0] == 405
+        assert (await model.post("/release_kv_cache_memory"))[0] == 500, "it wants a pause"
+        await model.post("/pause")
+        assert await model.post("/release_kv_cache_memory") == (200, {"status": "kv_cache_released"})
+        assert ledger.snapshot().used_mib == 350
+        assert (await model.post("/release_kv_cache_memory"))[0] == 500, "it wants everything awake"
+        assert (await model.get("/is_sleeping"))[1] == {"is_sleeping": True}
+        assert (await model.post("/wake_up?tags=kv_cache"))[1]["status"] == "awake"
+        assert ledger.snapshot().used_mib == 600
+        assert await model.answer() == expected_text("model", "hello")
+    async with engine("--sim-fault", "old-sleep") as model:
+        assert (await model.get("/release_kv_cache_memory"))[0] == 404
+
+
 async def test_sleeping_by_abort_truncates_what_is_in_flight_and_is_counted() -> None:
     async with engine(*SLOW) as model, asyncio.TaskGroup() as tasks:
         whole = tasks.create_task(model.ask(max_tokens=1000))

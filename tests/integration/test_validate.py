@@ -7,7 +7,7 @@ import pytest
 
 from llmux.simulation.ledger import Ledger
 from tests.support.command import run_llmux, write_config
-from tests.support.server import simulated_config
+from tests.support.server import SIMULATED_ENGINE, simulated_config
 
 COLUMNS = ["Policy", "Sleep (s)", "Wake (s)", "GPU Before", "GPU After", "GPU Wake (MiB)", "Response", "Pass"]
 
@@ -82,7 +82,7 @@ async def test_an_error_is_a_failed_row_and_the_next_policy_follows(tmp_path: Pa
     assert ended.code == 1, ended
     rows = by_policy(ended.document)
     assert list(rows) == policies.split(",")
-    assert "not available yet" in rows["retain+cuda_suspend"]["reasons"][0]
+    assert "CUDA processes cannot be suspended here" in rows["retain+cuda_suspend"]["reasons"][0]
     assert "the section 'checkpoint' is missing" in rows["retain+checkpoint"]["reasons"][0]
     assert "injected failure of wake_up" in rows["offload+keep_running"]["reasons"][0]
     assert rows["offload+keep_running"]["gpu_mib"] == {"before": 900, "asleep": 20, "awake": None}
@@ -135,3 +135,59 @@ async def test_an_engine_that_does_not_start(tmp_path: Path) -> None:
     assert ended.code == 1
     assert "exit code 3" in ended.errors
     assert ended.output == ""
+
+
+CONFIGURATION = """# a comment
+models:
+  m:   # the model
+    model_path: ${WEIGHTS}
+    extra_args: [--sim-gpu-ledger, LEDGER, --sim-gpu-memory, "900", --sim-residue, "20",
+      --latency-ms, "1", --token-ms, "0"]  # quick
+    eviction: retain+stop   # until measured
+vllm_command: COMMAND
+"""
+
+
+def written(directory: Path) -> str:
+    ledger = Ledger(directory / "gpu.json").create(1000)
+    words = {"LEDGER": str(ledger.path), "COMMAND": SIMULATED_ENGINE}
+    text = CONFIGURATION
+    for word, value in words.items():
+        text = text.replace(word, value)
+    (directory / "llmux.yaml").write_text(text)
+    return text
+
+
+async def pick(directory: Path, *more: str) -> Any:
+    words = ("validate", "m", "-c", "llmux.yaml", "--pick", *more)
+    return await run_llmux(*words, directory=directory, WEIGHTS="models/m")
+
+
+async def test_the_best_eviction_is_written_and_nothing_else_changes(tmp_path: Path) -> None:
+    before = written(tmp_path)
+    ended = await pick(tmp_path)
+    assert ended.code == 0, ended
+    after = (tmp_path / "llmux.yaml").read_text()
+    (note,) = (line for line in after.splitlines() if "picked by llmux validate" in line)
+    assert "there and back:" in note and "retain+stop" in note
+    found = next(line for line in after.splitlines() if line.startswith("    eviction: "))
+    assert found.endswith("+keep_running   # until measured")
+    assert after.replace(note + "\n", "").replace(found, "    eviction: retain+stop   # until measured") == before
+    assert "written to llmux.yaml" in ended.errors
+
+
+async def test_a_dry_run_shows_the_change(tmp_path: Path) -> None:
+    before = written(tmp_path)
+    ended = await pick(tmp_path, "--dry-run")
+    assert ended.code == 0, ended
+    assert "-    eviction: retain+stop   # until measured" in ended.output
+    assert (tmp_path / "llmux.yaml").read_text() == before
+
+
+async def test_only_what_was_faithful_is_picked(tmp_path: Path) -> None:
+    text = written(tmp_path).replace("--token-ms,", "--sim-fault, wake-garbage, --sim-fault, sleep-500, --token-ms,")
+    (tmp_path / "llmux.yaml").write_text(text)
+    ended = await pick(tmp_path)
+    assert ended.code == 0, ended
+    assert "    eviction: retain+stop   # until measured" in (tmp_path / "llmux.yaml").read_text()
+    assert "m: retain+stop written" in ended.errors

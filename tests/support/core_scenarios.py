@@ -87,6 +87,12 @@ def _placement(awake: Footprint, residue: int) -> Placement:
     return Placement(awake, {kind: dict.fromkeys(awake, residue) for kind in (OFFLOAD, DISCARD)} if residue else {})
 
 
+def _staying(name: str, awake: Footprint, weights: int, **more: object) -> ModelSpec:
+    asleep = {NEVER_LEAVES: dict.fromkeys(awake, weights)}
+    placement = Placement(awake, asleep, shrinks=True)
+    return ModelSpec(name, NEVER_LEAVES, placements=(placement,), **more)  # type: ignore[arg-type]
+
+
 SCENARIOS = (
     Scenario(
         "one GPU, all of it",
@@ -157,6 +163,15 @@ SCENARIOS = (
             _sized("d", OFFLOAD, {GPUS[0]: 3}, 1, max_in_flight=3),
             _sized("e", NEVER_LEAVES, {GPUS[0]: 0}),
             _sized("f", STOP, {}),
+        ),
+        {GPUS[0]: 10},
+    ),
+    Scenario(
+        "one GPU, weights that stay on it",
+        (
+            _staying("a", {GPUS[0]: 6}, 3, max_in_flight=2, drain=Drain.FREEZE),
+            _staying("b", {GPUS[0]: 5}, 3, max_in_flight=1),
+            _sized("c", OFFLOAD, {GPUS[0]: 7}, 1),
         ),
         {GPUS[0]: 10},
     ),

@@ -18,8 +18,8 @@ class FakeGpu:
     uuid: str
     total_mib: int = 1000
     used_mib: int = 0
+    name: str = "NVIDIA Imaginary"
     processes: dict[int, int | None] = field(default_factory=dict)
-    name: str = "NVIDIA H100 80GB HBM3"
 
 
 class FakeNvml:

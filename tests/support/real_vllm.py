@@ -63,6 +63,10 @@ def model_path(name: str) -> str:
     return str(Path(os.environ["LLMUX_TEST_MODELS"]) / name)
 
 
+WORKER = "releasing_worker.ReleasingWorker"
+"""One that can release its KV cache alone."""
+
+
 def engine_environment(**more: str) -> dict[str, str]:
     """What a CPU engine needs: the plugin whose sleep frees memory, no network, and one process fewer to start.
 
@@ -70,7 +74,7 @@ def engine_environment(**more: str) -> dict[str, str]:
     One thread, because several wait for each other busily: beside anything else that runs they were five times slower.
     """
     return {
-        "PYTHONPATH": os.environ["LLMUX_TEST_VLLM_PLUGIN"],
+        "PYTHONPATH": f"{os.environ['LLMUX_TEST_VLLM_PLUGIN']}:{Path(__file__).with_name('vllm_worker')}",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -87,6 +91,7 @@ def engine_arguments(kv_cache: str = KV_CACHE, context: int = 512) -> list[str]:
     return [
         *("--dtype", "float32", "--max-model-len", str(context), "--max-num-seqs", "8"),
         *("--enforce-eager", "--kv-cache-memory-bytes", kv_cache),
+        *("--worker-cls", WORKER),
     ]
 
 

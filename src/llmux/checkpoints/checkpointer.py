@@ -16,6 +16,7 @@ from llmux.checkpoints.manifest import Manifest, check_origin, kernel_release, r
 from llmux.checkpoints.stored_image import Origin, cpu_features
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed, SpawnFailed
 
+CUDA_PLUGIN = "cuda_plugin.so"
 LEAST_TIMEOUT_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 50_000_000
 """A tenth of what was measured on a busy machine with two cores, for dumps and restores."""
@@ -88,6 +89,11 @@ class Checkpointer:
             with suppress(CriuUnusable):
                 async with self._one_at_a_time(CLEANUP_LOCK_LIMIT_SECONDS):
                     await _in_thread(_delete_all_unfinished, self._settings.images_directory)
+
+    def has_cuda_plugin(self) -> bool:
+        """Whether criu suspends processes that use CUDA by itself, so that nobody else may. Reads the disk."""
+        directory = self._settings.plugin_directory
+        return directory is not None and (directory / CUDA_PLUGIN).exists()
 
     def image_path(self, model: str, *, frozen: bool = False) -> Path:
         """The path of a model's image, which need not exist; raises ImageUnusable.

@@ -11,7 +11,7 @@ import psutil
 
 from llmux.checkpoints import copying, firewall, images, shared_memory
 from llmux.checkpoints.criu import Criu
-from llmux.checkpoints.manifest import Manifest, boot_id, kernel_release, write_manifest
+from llmux.checkpoints.manifest import GpuIdentity, Manifest, boot_id, kernel_release, write_manifest
 from llmux.checkpoints.processes import ProcessTree, inspect_tree
 from llmux.core.eviction import Eviction
 from llmux.errors import DumpFailed
@@ -72,6 +72,10 @@ class ImageFacts:
     """The engine has requests in flight."""
     argv: tuple[str, ...]
     canary: str | None = None
+    suspended: tuple[int, ...] = ()
+    """The processes whose GPU memory is in host memory."""
+    gpus: tuple[GpuIdentity, ...] | None = None
+    """The GPUs that the engine sees, if they can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ def describe(process: Dumpable, facts: ImageFacts, preparation: Preparation, cri
         kernel=kernel_release(),
         boot_id=boot_id(),
         canary=facts.canary,
+        suspended=facts.suspended,
+        gpus=facts.gpus,
         is_durable=False,
     )
 

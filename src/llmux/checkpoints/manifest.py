@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,15 @@ NOT_LISTED = frozenset({NAME, DRAFT, "dump.log", "restore.log", "begun.json", "s
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 FINGERPRINT_KEY = "identity"
 """The key of ``Manifest.fingerprint`` in the file, of format 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuIdentity:
+    """One of the GPUs that an engine saw."""
+
+    name: str
+    """Its model."""
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,10 @@ class Manifest:
     """All files were synced to the disk: the image survives a crash of the machine."""
     canary: str | None = None
     """The engine's answer to the canary after its start."""
+    suspended: tuple[int, ...] = ()
+    """The processes whose GPU memory llmux had moved to host memory before the dump, and moves back after a restore."""
+    gpus: tuple[GpuIdentity, ...] | None = None
+    """The GPUs that the engine saw; None if they could not be read."""
     format: int = FORMAT
 
     @property
@@ -158,3 +171,20 @@ def check_origin(image: Path, manifest: Manifest, criu_version: str) -> None:
         raise ImageUnusable(image, f"it was made by criu {manifest.criu_version}, and this is {criu_version}")
     if manifest.boot_id != boot_id() and not manifest.is_durable:
         raise ImageUnusable(image, "the machine was started anew before all of it was on the disk for sure")
+
+
+def check_gpus(image: Path, manifest: Manifest, present: Sequence[GpuIdentity]) -> None:
+    """Refuse an image that was made on more GPUs, or on other models of them; raises ImageUnusable.
+
+    What is in GPU memory fits only the GPU that it was made for. ``present`` is empty where no GPU can be read; then
+    nothing is refused.
+    """
+    if not manifest.gpus or not present:
+        return
+    if len(present) < len(manifest.gpus):
+        raise ImageUnusable(
+            image, f"it was made on {len(manifest.gpus)} GPUs, and the engine would have {len(present)}"
+        )
+    for made_on, now in zip(manifest.gpus, present, strict=False):
+        if made_on.name != now.name:
+            raise ImageUnusable(image, f"it was made on a GPU {made_on.name}, and this is a {now.name}")

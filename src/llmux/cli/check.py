@@ -10,7 +10,6 @@ import typer
 
 from llmux.cli.options import ConfigOption
 from llmux.config import machine
-from llmux.config.checks import unsupported
 from llmux.config.load import load
 from llmux.config.schema import render
 from llmux.config.settings import Settings
@@ -42,12 +41,11 @@ def check(
                 typer.echo(f"{config}: {problem}", err=True)
         raise typer.Exit(1) from None
     warnings = (*loaded.warnings, *machine.warnings(loaded.settings), *object_store_problems(loaded.settings))
-    refused = unsupported(loaded.settings)
-    is_ok = not (strict and (warnings or refused))
+    is_ok = not (strict and warnings)
     if json:
-        typer.echo(json_text.dumps(_result(config, loaded.settings, warnings, refused, is_ok=is_ok)))
+        typer.echo(json_text.dumps(_result(config, loaded.settings, warnings, is_ok=is_ok)))
     else:
-        _print_result(config, loaded.settings, warnings, refused, is_ok=is_ok)
+        _print_result(config, loaded.settings, warnings, is_ok=is_ok)
     if not is_ok:
         raise typer.Exit(1)
 
@@ -61,9 +59,7 @@ def schema() -> None:
     typer.echo(render(), nl=False)
 
 
-def _result(
-    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
-) -> dict[str, Any]:
+def _result(config: Path, settings: Settings, warnings: Sequence[Problem], *, is_ok: bool) -> dict[str, Any]:
     return {
         "file": str(config),
         "ok": is_ok,
@@ -71,21 +67,16 @@ def _result(
         "policy": settings.policy.policy_type,
         "problems": [],
         "warnings": _as_data(warnings),
-        "unsupported": _as_data(refused),
     }
 
 
-def _print_result(
-    config: Path, settings: Settings, warnings: Sequence[Problem], refused: Sequence[Problem], *, is_ok: bool
-) -> None:
+def _print_result(config: Path, settings: Settings, warnings: Sequence[Problem], *, is_ok: bool) -> None:
     count = len(settings.models)
     models = "1 model" if count == 1 else f"{count} models"
     verdict = "OK" if is_ok else "not OK with --strict"
     typer.echo(f"{config}: {verdict}, {models}, policy {settings.policy.policy_type}")
     for warning in warnings:
         typer.echo(f"  warning: {warning}")
-    for problem in refused:
-        typer.echo(f"  'llmux serve' refuses this for now: {problem}")
 
 
 def _as_data(problems: Sequence[Problem]) -> list[dict[str, str]]:

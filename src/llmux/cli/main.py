@@ -50,6 +50,12 @@ COMMANDS = (
         "check", "schema", RUN, "Print the JSON schema of the configuration file, for editors and validators."
     ),
     CommandEntry(
+        "doctor",
+        "doctor",
+        RUN,
+        "Check this machine, and what a configuration wants of it, for what usually goes wrong.",
+    ),
+    CommandEntry(
         "migrate",
         "migrate",
         RUN,

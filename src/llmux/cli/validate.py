@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import unified_diff
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +17,16 @@ from rich.text import Text
 
 from llmux.cli.options import PIPE_WIDTH, ConfigOption, ModelArgument, VerboseOption, load_settings, parse_eviction
 from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
+from llmux.config.edit import replace_file, with_eviction
 from llmux.config.settings import CanaryMode, Settings
 from llmux.control.status import policy_word
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.engines.base import Engine
+from llmux.errors import LlmuxError
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.server.build import build_checkpointer
 from llmux.tools.standalone import Memory, open_standalone
-from llmux.tools.validation import Trial, Validation
+from llmux.tools.validation import Pick, Trial, Validation, pick_best
 from llmux.tools.validation import validate as validate_engine
 
 TITLES = ("Policy", "Sleep (s)", "Wake (s)", "GPU Before", "GPU After", "GPU Wake (MiB)")
@@ -54,11 +57,26 @@ MatrixOption = Annotated[
 ]
 
 
+PickOption = Annotated[
+    bool,
+    typer.Option(
+        "--pick",
+        help="Try every eviction that can work, and write the best one into the configuration: of those that pass, the "
+        "quickest there and back; of those within a tenth of it, the one that leaves least in host memory.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="With --pick: show what would be changed, and change nothing.")
+]
+
+
 def validate(
     model: ModelArgument,
     config: ConfigOption = Path("config.json"),
     policies: PoliciesOption = None,
     matrix: MatrixOption = None,
+    pick: PickOption = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
     verbose: VerboseOption = False,
     port: IgnoredPortOption = None,
@@ -71,14 +89,21 @@ def validate(
 
     Example: llmux validate qwen -c llmux.yaml --policies offload+keep_running,discard+keep_running,retain+stop
 
-    Exit codes: 0 all passed; 1 some failed, or the engine could not be started; 2 wrong usage; 130 interrupted.
+    Example: llmux validate qwen -c llmux.yaml --pick
+
+    Exit codes: 0 all passed, or one was picked; 1 some failed, or the engine could not be started; 2 wrong usage; 130
+    interrupted.
     """
+    if dry_run and not pick:
+        raise typer.BadParameter("--dry-run needs --pick")
+    written = _read(config) if pick else ""
     evictions = [parse_eviction(word.strip()) for word in (policies or "").split(",") if word.strip()]
     if policies is not None and not evictions:
         raise typer.BadParameter("no policy to try")
     settings = load_settings(config)
     if not evictions and model in settings.models:
-        evictions = default_evictions(settings.engine_of(model))
+        engine = settings.engine_of(model)
+        evictions = list(_possible(settings, engine)) if pick else default_evictions(engine)
     # The canary is part of the verdict, so it must run at every wake, whatever the file says.
     settings = settings.model_copy(update={"canary": CanaryMode.ALWAYS})
     result = run_engine_job(_validate(settings, model, evictions), verbose=verbose)
@@ -88,7 +113,9 @@ def validate(
         _print_report(result)
     if matrix is not None:
         append_to_matrix(matrix, result)
-    if not result.passed:
+    if pick:
+        _write_pick(config, written, result, dry_run=dry_run)
+    elif not result.passed:
         raise typer.Exit(1)
 
 
@@ -96,6 +123,53 @@ def default_evictions(engine: Engine) -> list[Eviction]:
     """What is worth knowing of an engine without being asked: sleeping, or stopping where it cannot sleep."""
     running = [one for one in engine.evictions() if one.process is Process.KEEP_RUNNING and one.leaves_the_gpu]
     return running or [STOP]
+
+
+def _possible(settings: Settings, engine: Engine) -> Iterator[Eviction]:
+    """Those that free the GPU's memory and can work here. What is left out is said."""
+    for eviction in engine.evictions():
+        if (eviction.process is Process.STOP and eviction != STOP) or not eviction.leaves_the_gpu:
+            continue
+        if eviction.process is Process.CHECKPOINT and settings.checkpoint is None:
+            typer.echo(f"{eviction} is not tried: the section 'checkpoint' is missing", err=True)
+        else:
+            yield eviction
+
+
+def _read(config: Path) -> str:
+    try:
+        return config.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{config} cannot be read: {error}") from None
+
+
+def _write_pick(config: Path, written: str, result: Validation, *, dry_run: bool) -> None:
+    """Write the best eviction into the file, or show how. Ends the program with 1 if there is none, or it cannot be."""
+    best = pick_best(result)
+    if best is None:
+        typer.echo("no eviction passed: nothing is written", err=True)
+        raise typer.Exit(1)
+    eviction = best.trial.eviction
+    try:
+        changed = with_eviction(written, config, result.model, eviction, _figures(best))
+        if dry_run:
+            lines = (written.splitlines(keepends=True), changed.splitlines(keepends=True))
+            typer.echo("".join(unified_diff(*lines, str(config), str(config))), nl=False)
+        else:
+            replace_file(config, changed, written)
+    except (LlmuxError, OSError) as error:
+        typer.echo(f"llmux: {error}", err=True)
+        raise typer.Exit(1) from None
+    verb = "would be written" if dry_run else "written"
+    typer.echo(f"{result.model}: {eviction} {verb} to {config} ({_figures(best)})", err=True)
+
+
+def _figures(best: Pick) -> str:
+    def seconds(trial: Trial) -> str:
+        return f"{trial.sleep_seconds:.2f} s to leave, {trial.wake_seconds:.2f} s to come back"
+
+    others = [f"{trial.eviction} {trial.switch_seconds:.2f} s" for trial in best.others]
+    return seconds(best.trial) + (f"; there and back: {', '.join(others)}" if others else "")
 
 
 def append_to_matrix(file: Path, result: Validation) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from llmux import host_names
 from llmux.config import placement
-from llmux.config.machine import exists
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
@@ -16,14 +15,13 @@ from llmux.core.eviction import Drain, Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
+from llmux.engines.files import exists
 from llmux.engines.registry import KEYS_OF_SOME_KINDS, KINDS, described_kinds
 from llmux.engines.urls import WrongUrl, parse_url
 from llmux.errors import Problem
 
 S3_KEYS = ("endpoint", "bucket", "access_key", "secret_key")
 """0.7.7's required keys of an object store."""
-IMAGE_PROCESSES = (Process.CUDA_SUSPEND, Process.CHECKPOINT)
-
 _SECRET_FLAG = re.compile("key|token|password|secret")
 _INFERENCE_PATH = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()+,;=-]+)+")
 _NAMED_BY = {NameKind.ALIAS: "aliases", NameKind.SERVED: "extra_args", NameKind.ADAPTER: "extra_args"}
@@ -224,7 +222,7 @@ def _wrong_arguments(path: str, engine: Engine) -> Iterator[Problem]:
 
 def residents(settings: Settings) -> Iterator[Problem]:
     """A model that never leaves the GPU must be the only one there."""
-    if sum(settings.engine_of(name).uses_gpu for name in settings.models) <= 1:
+    if len(_gpu_users(settings)) <= 1:
         return
     for path, affected in _that_stay(settings).items():
         yield Problem(
@@ -235,16 +233,16 @@ def residents(settings: Settings) -> Iterator[Problem]:
 
 
 def checkpoints(settings: Settings) -> Iterator[Problem]:
-    """The requirements of ``cuda_suspend``, ``checkpoint`` and ``checkpoint_path``."""
+    """The requirements of ``checkpoint`` and ``checkpoint_path``."""
     users = [
         name
         for name, model in settings.models.items()
-        if settings.eviction_of(name).process in IMAGE_PROCESSES or model.checkpoint_path is not None
+        if settings.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
     ]
     if users and settings.checkpoint is None:
         yield Problem(
             "checkpoint",
-            f"the section is missing; cuda_suspend, checkpoint and checkpoint_path need it: {_quoted(users)}",
+            f"the section is missing; checkpoint and checkpoint_path need it: {_quoted(users)}",
             "add 'checkpoint: {}' for its defaults",
         )
     if settings.checkpoint is not None and settings.checkpoint.object_store is not None:
@@ -285,19 +283,12 @@ def _object_store(store: ObjectStoreSettings) -> Iterator[Problem]:
         yield Problem(f"{path}.endpoint", "is not a URL", "write it as https://s3.example.org or http://127.0.0.1:9000")
 
 
-def unsupported(settings: Settings) -> tuple[Problem, ...]:
-    """What is valid but not implemented: ``llmux check`` lists it and ``llmux serve`` refuses to start.
-
-    ``cuda_suspend`` is accepted at all because 0.7.7's files contain it.
-    """
-    return tuple(_unsupported(settings))
-
-
 def warnings(settings: Settings) -> Iterator[Problem]:
     """What works, but probably not as intended."""
     if len(settings.models) == 1:
         for path in _that_stay(settings):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
+    yield from _weights_that_stay(settings)
     yield from _same_weights(settings)
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)
@@ -392,21 +383,42 @@ def _same_weights(settings: Settings) -> Iterator[Problem]:
             )
 
 
-def _unsupported(settings: Settings) -> Iterator[Problem]:
-    suspended = _by_eviction_path(settings, lambda _, eviction: eviction.process is Process.CUDA_SUSPEND)
-    for path, affected in suspended.items():
+def _that_stay(settings: Settings) -> dict[str, list[str]]:
+    """The models that take the GPU and never leave it, by the path of the key that says so."""
+    users = _gpu_users(settings)
+    return _by_eviction_path(
+        settings, lambda name, eviction: name in users and not _frees_memory(settings, users[name], eviction)
+    )
+
+
+def _frees_memory(settings: Settings, engine: Engine, eviction: Eviction) -> bool:
+    # Where models are placed by memory, that of the weights alone would have to be known.
+    return eviction.leaves_the_gpu or (engine.frees_memory(eviction) and not settings.places_by_memory)
+
+
+def _weights_that_stay(settings: Settings) -> Iterator[Problem]:
+    """Models that leave but for their weights: nothing tells llmux whether those fit beside the other models."""
+    users = _gpu_users(settings)
+    if len(users) <= 1 or settings.places_by_memory:
+        return
+    staying = _by_eviction_path(
+        settings,
+        lambda name, eviction: name in users and not eviction.leaves_the_gpu and users[name].frees_memory(eviction),
+    )
+    for path, affected in staying.items():
+        others = (engine for name, engine in users.items() if affected != [name])
+        flags = sorted({engine.gpu_share_flag for engine in others if engine.gpu_share_flag is not None})
         yield Problem(
             path,
-            f"the process cuda_suspend of {_quoted(affected)} is not available yet",
-            "keep_running, checkpoint and stop work now",
+            f"the weights of {_quoted(affected)} stay on the GPU, where they must fit beside each other model",
+            f"leave room for them with the others' {' or '.join(flags)}" if flags else "",
         )
 
 
-def _that_stay(settings: Settings) -> dict[str, list[str]]:
-    """The models that take the GPU and never leave it, by the path of the key that says so."""
-    return _by_eviction_path(
-        settings, lambda name, eviction: settings.engine_of(name).uses_gpu and not eviction.leaves_the_gpu
-    )
+def _gpu_users(settings: Settings) -> dict[str, Engine]:
+    """The engines that take memory of the GPUs that llmux schedules, by their models."""
+    engines = {name: settings.engine_of(name) for name in settings.models}
+    return {name: engine for name, engine in engines.items() if engine.uses_gpu}
 
 
 def _by_eviction_path(settings: Settings, wanted: Callable[[str, Eviction], bool]) -> dict[str, list[str]]:

@@ -14,24 +14,9 @@ from pathlib import Path
 
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
+from llmux.engines.files import exists, is_directory
 from llmux.errors import Problem
 from llmux.redaction import Redactor, secrets_in
-
-
-def exists(path: str | Path) -> bool:
-    """Whether something is there, as far as can be seen: not in a directory that may not be searched."""
-    try:
-        return Path(path).exists()
-    except OSError:
-        return False
-
-
-def is_directory(path: str | Path) -> bool:
-    """Whether a directory is there, as far as can be seen."""
-    try:
-        return Path(path).is_dir()
-    except OSError:
-        return False
 
 
 def problems(settings: Settings) -> Iterator[Problem]:

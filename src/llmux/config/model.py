@@ -22,7 +22,17 @@ from llmux.config.fields import (
     Word,
 )
 from llmux.core.eviction import Drain
+from llmux.engines.calls import RankCalls
 from llmux.engines.registry import DEFAULT_KIND
+
+
+class CheckpointCallsSettings(Section):
+    """The section ``checkpoint_calls`` of a model."""
+
+    prepare: Word = Field(
+        default=RankCalls().prepare, description="Called before the model is suspended or put into an image."
+    )
+    restore: Word = Field(default=RankCalls().restore, description="Called when it is back on its GPUs.")
 
 
 class ModelSettings(Section):
@@ -56,6 +66,12 @@ class ModelSettings(Section):
     )
     checkpoint_path: Directory | None = Field(
         default=None, description="Directory of the images that the model's first start is restored from."
+    )
+    checkpoint_calls: CheckpointCallsSettings | None = Field(
+        default=None,
+        description="engine: vllm. Over several GPUs, with cuda_suspend or checkpoint: the methods of its workers that "
+        "disconnect them and connect them again, called by /collective_rpc. Default: the engine's own. Those of the "
+        "engine that 0.7.7 patched are suspend_nccl and resume_nccl.",
     )
     env: dict[VariableName, Word] = Field(
         default_factory=dict, description="Environment variables for the engine; they override inherited ones."

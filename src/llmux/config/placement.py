@@ -7,11 +7,13 @@ from math import comb
 
 from llmux.config.problems import dotted
 from llmux.config.settings import Settings
-from llmux.core.identifiers import VISIBLE_GPUS, GpuId
-from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU, Placement
+from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.identifiers import ALL_OF_IT, VISIBLE_GPUS, GpuId
+from llmux.core.settings import WITHOUT_GPU, Placement
 from llmux.errors import ConfigError, Problem
 
 THIS_HOST = "local"
+WEIGHTS_STAY = Eviction(Weights.RETAIN, Process.KEEP_RUNNING)
 MIB = 1 << 20
 PLACES_MAX = 128
 """Places that a decision may have to compare for one model. Of 8 GPUs there are at most 70 sets of one size; where
@@ -35,7 +37,8 @@ def placements(settings: Settings, name: str, gpus: Mapping[GpuId, int]) -> tupl
     if not engine.uses_gpu:
         return (WITHOUT_GPU,)
     if not settings.places_by_memory:
-        return (ALL_OF_EVERY_GPU,)
+        return (Placement(ALL_OF_IT, shrinks=engine.frees_memory(WEIGHTS_STAY)),)
+    # How much of its memory its weights take is not known: what keeps them on the GPU leaves nothing for others.
     needs = {gpu: _need(settings, name, total_mib) for gpu, total_mib in gpus.items()}
     sets = list(_sets(settings, name, list(gpus)))
     fitting = [chosen for chosen in sets if all(needs[gpu] <= gpus[gpu] for gpu in chosen)]

@@ -1,9 +1,4 @@
-"""The whole configuration: the file's top level, its section ``checkpoint``, and the questions that span sections.
-
-0.7.7's files must load unchanged, so the settings accept some keys of features that are not implemented yet:
-``cuda_suspend``, with which ``serve`` refuses to start (``checks.unsupported``), and
-``checkpoint.cuda_checkpoint_path``, which is ignored.
-"""
+"""The whole configuration: the file's top level, its section ``checkpoint``, and the questions that span sections."""
 
 import math
 import os
@@ -39,7 +34,7 @@ from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.core.names import ModelName, NameKind, register
 from llmux.engines.arguments import KEY_FLAGS, every_value
 from llmux.engines.base import Engine, EngineOptions
-from llmux.engines.calls import ControlTimeouts
+from llmux.engines.calls import ControlTimeouts, RankCalls
 from llmux.engines.described import kind_of
 from llmux.engines.registry import DEFAULT_KIND, KINDS, described_kinds
 from llmux.redaction import secrets_in
@@ -113,7 +108,8 @@ class CheckpointSettings(Section):
     )
     cuda_checkpoint_path: PathText = Field(
         default="cuda-checkpoint",
-        description="The cuda-checkpoint program: a name on PATH, or a path. Accepted for 0.7.7's files; not used yet.",
+        description="NVIDIA's cuda-checkpoint program: a name on PATH, or a path. Used where the driver's API cannot "
+        "be, because the extra 'cuda' is not installed.",
     )
     keep_images: Flag = Field(
         default=True,
@@ -213,8 +209,7 @@ class Settings(Section):
     )
     checkpoint: CheckpointSettings | None = Field(
         default=None,
-        description="criu and its images. Required by the processes cuda_suspend and checkpoint, and by "
-        "checkpoint_path.",
+        description="criu and its images. Required by the process checkpoint, and by checkpoint_path.",
     )
     warmup: Flag = Field(
         default=False,
@@ -246,6 +241,16 @@ class Settings(Section):
     )
     reset_timeout_seconds: PositiveSeconds = Field(
         default=30.0, description="Timeout of the engine's /reset_prefix_cache."
+    )
+    cuda_lock_timeout_seconds: PositiveSeconds = Field(
+        default=10.0,
+        description="cuda_suspend: how long the driver waits for an engine's running kernels before it gives up, and "
+        "the engine goes on.",
+    )
+    cuda_suspend_timeout_seconds: PositiveSeconds = Field(
+        default=120.0,
+        description="cuda_suspend: how long the driver may take to copy an engine's GPU memory to host memory or back. "
+        "After that the engine is stopped.",
     )
     memory_wait_seconds: Seconds = Field(
         default=10.0,
@@ -332,6 +337,9 @@ class Settings(Section):
             url=model.url or "",
             api_key=None if model.api_key is None else model.api_key.get_secret_value(),
             cache_directory=self.cache_dir or default_cache_directory(),
+            rank_calls=RankCalls()
+            if model.checkpoint_calls is None
+            else RankCalls(model.checkpoint_calls.prepare, model.checkpoint_calls.restore),
             gpu_memory_mib=-(-(model.gpu_memory or 0) // (1 << 20)),
             saved_prompts_bytes=model.saved_prompts_mib << 20,
         )
@@ -376,7 +384,7 @@ class Settings(Section):
         engine, shared = self.engine_of(name), self.policy.eviction.eviction
         if engine.default_eviction is not None:
             return engine.default_eviction
-        return shared if shared.process is Process.CUDA_SUSPEND else engine.nearest(shared)
+        return engine.nearest(shared)
 
     def drain_of(self, name: str) -> Drain:
         """What a switch away from the model does with its requests in flight."""
@@ -410,6 +418,11 @@ class Settings(Section):
             self.eviction_of(name).process is Process.CHECKPOINT or model.checkpoint_path is not None
             for name, model in self.models.items()
         )
+
+    @property
+    def needs_cuda_suspend(self) -> bool:
+        """Whether any model's GPU memory is suspended, so that something must be able to do that here."""
+        return any(self.eviction_of(name).process is Process.CUDA_SUSPEND for name in self.models)
 
     def secrets(self) -> Iterator[str]:
         """All keys, and what of the models' environment and arguments is secret."""

@@ -132,10 +132,12 @@ def _advance_sleep(world: World, model: Model, eviction: Eviction) -> bool:
                 return True
             begin_evict(world, model, eviction)
         case Serving():
-            if not eviction.leaves_the_gpu:
+            if not model.spec.frees_memory(eviction):
                 return True
             begin_drain(world, model, eviction, world.clock.now + world.limits.drain_timeout_seconds)
-        case Draining(since, serving_since, deadline, present) if eviction.leaves_the_gpu and eviction != present:
+        case Draining(since, serving_since, deadline, present) if (
+            model.spec.frees_memory(eviction) and eviction != present
+        ):
             world.set_state(model, Draining(since, serving_since, deadline, eviction))
         case _:
             pass

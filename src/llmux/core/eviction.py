@@ -44,7 +44,7 @@ class Eviction:
 
     @property
     def leaves_the_gpu(self) -> bool:
-        """Whether any GPU memory is freed: a running process that retains its weights frees none."""
+        """Whether the weights leave it: with a running process that retains them, at most the KV cache does."""
         return self.weights is not Weights.RETAIN or self.process is not Process.KEEP_RUNNING
 
     def is_deeper_than(self, other: Self) -> bool:

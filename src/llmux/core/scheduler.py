@@ -220,7 +220,7 @@ class Scheduler:
             leaves_at = model.leaves_at
             if isinstance(model.state, Serving):
                 leaves_at = max(leaves_at, model.state.since + world.limits.min_active_seconds)
-            if leaves_at == math.inf or not model.eviction.leaves_the_gpu or _is_held(world, model):
+            if leaves_at == math.inf or not model.spec.frees_memory(model.eviction) or _is_held(world, model):
                 continue
             if leaves_at <= self._clock.now:
                 lifecycle.begin_evict(world, model, model.eviction)

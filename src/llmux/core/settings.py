@@ -16,10 +16,16 @@ class Placement:
     """GPU memory that it holds while it is on the GPUs."""
     asleep: Mapping[Eviction, Footprint] = field(default_factory=dict)
     """GPU memory that it still holds after each eviction; nothing where it is not listed."""
+    shrinks: bool = False
+    """Whether the engine gives GPU memory back even by ``retain+keep_running``: all but its weights."""
+
+    def frees_memory(self, eviction: Eviction) -> bool:
+        """Whether any GPU memory is free after it has left by ``eviction``."""
+        return eviction.leaves_the_gpu or self.shrinks
 
     def residue(self, eviction: Eviction) -> Footprint:
         """GPU memory that the model still holds after it left by ``eviction``."""
-        if not eviction.leaves_the_gpu:
+        if not self.frees_memory(eviction):
             return self.awake
         return self.asleep.get(eviction, NOTHING) if self.asleep else NOTHING
 
@@ -53,6 +59,10 @@ class ModelSpec:
     def uses_gpu(self) -> bool:
         """Whether it holds any GPU memory while it is awake."""
         return bool(self.placements[0].awake)
+
+    def frees_memory(self, eviction: Eviction) -> bool:
+        """Whether any GPU memory is free after it has left by ``eviction``, wherever it is."""
+        return self.placements[0].frees_memory(eviction)
 
 
 @dataclass(frozen=True, slots=True)

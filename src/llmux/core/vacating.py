@@ -122,7 +122,7 @@ def _occupants(world: World, model: Model, *, stop_victims: bool) -> Iterator[Oc
     for other in world.on_gpu.values():
         if isinstance(other.state, Serving) and other is not model:
             eviction = other.eviction
-            if eviction.leaves_the_gpu:
+            if other.spec.frees_memory(eviction):
                 frees = other.awake if stop_victims else _freed_by(other, eviction)
                 yield Occupant(other.name, frees, _price(other))
 

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.names import ModelName, NameKind
-from llmux.engines.calls import ControlTimeouts, Endpoints
+from llmux.engines.calls import ControlTimeouts, Endpoints, RankCalls
 from llmux.engines.paths import RequestRules
 from llmux.engines.questions import CANARY, Question
-from llmux.engines.steps import DumpProcess, Step, StopProcess
+from llmux.engines.steps import DumpProcess, Step, StopProcess, SuspendGpu
 from llmux.errors import Problem, UnsupportedEviction
 
 DEFAULT_MAX_IN_FLIGHT = 256
@@ -58,6 +58,7 @@ class EngineOptions:
     api_key: str | None = None
     cache_directory: Path | None = None
     """Where files may be kept from one start to the next: compiled kernels, saved prompts."""
+    rank_calls: RankCalls = field(default_factory=RankCalls)
     gpu_memory_mib: int = 0
     """What it may take of each of its GPUs; 0 if that is not declared."""
     saved_prompts_bytes: int = 0
@@ -101,6 +102,12 @@ class Engine(ABC):
     """Whether it takes memory of the GPUs that llmux schedules."""
     can_be_dumped: ClassVar[bool] = True
     """Whether criu can put its processes into an image."""
+    has_ranks: ClassVar[bool] = False
+    """Whether it has a process for each of its GPUs, which must let go of each other before they are suspended."""
+    has_rank_calls: ClassVar[bool] = False
+    """Whether it has calls by which they do."""
+    cuda_process_names: ClassVar[tuple[str, ...]] = ()
+    """Found in the command lines of its processes that use CUDA."""
     works_after_answering: ClassVar[bool] = False
     """Whether work goes on when the HTTP answer has ended, so that ``has_work`` must be asked."""
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
@@ -112,6 +119,12 @@ class Engine(ABC):
     keys_without_use: ClassVar[frozenset[str]] = frozenset()
     """Keys of every model's section that mean nothing for this kind."""
     needs_model_path: ClassVar[bool] = True
+    package: ClassVar[str | None] = None
+    """The Python package whose metadata tells its version."""
+    version_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments with which the program prints its version at once, and does nothing else; empty if it cannot."""
+    gpu_share_flag: ClassVar[str | None] = None
+    """The flag that says how much of a GPU's memory it takes."""
     reserved_flags: ClassVar[tuple[str, ...]] = ()
     """Flags that llmux sets itself."""
     read_flags: ClassVar[tuple[str, ...]] = ()
@@ -209,8 +222,7 @@ class Engine(ABC):
 
     def problems(self, eviction: Eviction) -> Iterator[Problem]:
         """What cannot work, if it is to leave by ``eviction``."""
-        # A CUDA suspend is refused by ``serve`` alone, since 0.7.7's files may ask for it.
-        if eviction.process is not Process.CUDA_SUSPEND and (reason := self.why_not(eviction)):
+        if reason := self.why_not(eviction):
             yield Problem("eviction", reason, f"use one of {', '.join(map(str, self.evictions()))}")
 
     def warnings(self) -> Iterator[Problem]:
@@ -279,6 +291,13 @@ class Engine(ABC):
         causes = (cause for line in reversed(lines) for pattern, cause in patterns if pattern.search(line))
         return next(causes, None)
 
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        """What this version cannot do of what is configured, as far as its number tells; None if nothing is known.
+
+        ``freezes``: its requests are to be suspended with it.
+        """
+        return None
+
     # How it leaves the GPU and comes back.
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
@@ -290,11 +309,38 @@ class Engine(ABC):
             case Process.STOP:
                 return (StopProcess(),)
             case Process.CHECKPOINT if self.can_be_dumped and eviction.weights is Weights.RETAIN:
-                return (DumpProcess(keeps_requests=freeze),)
+                self.check_ranks(eviction)
+                return (SuspendGpu(is_for_dump=True), DumpProcess(keeps_requests=freeze))
+            case Process.CUDA_SUSPEND if eviction.weights is Weights.RETAIN:
+                self.check_suspendable(eviction)
+                return (SuspendGpu(freeze),)
             case Process.KEEP_RUNNING if eviction.weights is Weights.RETAIN:
                 return ()
             case _:
                 raise UnsupportedEviction(eviction)
+
+    def check_suspendable(self, eviction: Eviction) -> None:
+        """Raises UnsupportedEviction if no process of its tree holds its GPU memory, or some cannot be suspended."""
+        if not self.uses_gpu:
+            raise UnsupportedEviction(eviction, "it uses none of this machine's GPUs")
+        if not self.sees_given_gpus:
+            raise UnsupportedEviction(eviction, "its processes are not llmux's own, as those in a container")
+        self.check_ranks(eviction)
+
+    def check_ranks(self, eviction: Eviction) -> None:
+        """Raises UnsupportedEviction if it has several ranks, and no calls by which they let go of each other."""
+        if self.has_ranks and not self.has_rank_calls and self._has_several_gpus:
+            reason = (
+                "its processes on several GPUs are connected, and it has no call by which they let go of each other"
+            )
+            raise UnsupportedEviction(eviction, reason)
+
+    @property
+    def _has_several_gpus(self) -> bool:
+        try:
+            return self.gpu_count > 1
+        except ValueError:
+            return False
 
     def parse_step(self, text: str) -> Step:
         """The step that ``str(step)`` gives, from an image's manifest; raises ValueError."""
@@ -316,6 +362,10 @@ class Engine(ABC):
         """Every eviction that it can leave by."""
         every = (Eviction(weights, process) for process in Process for weights in Weights)
         return tuple(eviction for eviction in every if self.why_not(eviction) is None)
+
+    def frees_memory(self, eviction: Eviction) -> bool:
+        """Whether any of its GPU memory is free after it has left by ``eviction``; without a step, it stays there."""
+        return eviction.leaves_the_gpu or (self.why_not(eviction) is None and bool(self.steps(eviction)))
 
     def nearest(self, eviction: Eviction) -> Eviction:
         """The same, or what takes its place in an engine that cannot: ``stop``."""

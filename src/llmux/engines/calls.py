@@ -33,6 +33,17 @@ class ControlTimeouts:
     read_back_seconds: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class RankCalls:
+    """The methods of vLLM's workers, called by ``/collective_rpc``, that let the ranks go of each other and back.
+
+    The defaults are vLLM's own, of 0.32; the engine that 0.7.7 patches has ``suspend_nccl`` and ``resume_nccl``.
+    """
+
+    prepare: str = "checkpoint_prepare"
+    restore: str = "checkpoint_restore"
+
+
 async def told_max_model_length(endpoints: Endpoints, timeouts: ControlTimeouts) -> int | None:
     """How many tokens a request may have, from the engine's list of models; None if it does not say."""
     try:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.eviction import Eviction, Process
 from llmux.engines.base import Engine
-from llmux.engines.steps import DumpProcess, Step, StopProcess
+from llmux.engines.steps import Step
 from llmux.errors import Problem, UnsupportedEviction
 
 _PLACEHOLDER = re.compile(r"\{(port|model|name)\}")
@@ -100,14 +100,11 @@ class Command(Engine):
         return tuple(_filled(word, values if port is None else {**values, "port": str(port)}) for word in words)
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
-        match eviction.process:
-            case Process.STOP:
-                return (StopProcess(),)
-            # What a stop command ends is beyond criu's reach.
-            case Process.CHECKPOINT if eviction.weights is Weights.RETAIN and not self.stop_words:
-                return (DumpProcess(keeps_requests=freeze),)
-            case _:
-                raise UnsupportedEviction(eviction)
+        if eviction.process is Process.CHECKPOINT and self.stop_words:
+            raise UnsupportedEviction(eviction, "what its stop command ends is beyond criu's reach")
+        if eviction.process is Process.KEEP_RUNNING:
+            raise UnsupportedEviction(eviction)
+        return super(Command, self).steps(eviction, freeze=freeze)
 
 
 def _filled(word: str, values: Mapping[str, str]) -> str:

@@ -19,13 +19,14 @@ from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines import llama_flags
 from llmux.engines.base import LOOPBACK, Abilities, Engine
 from llmux.engines.calls import Endpoints
+from llmux.engines.files import exists, is_directory, is_file
 from llmux.engines.gguf import MAGIC, GgufModel, GgufUnreadable, read_model
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import JSON, Endpoint, MediaType, RequestRules
 from llmux.engines.prompt_files import PromptFiles, identity_of
 from llmux.engines.questions import CANARY, Question
 from llmux.engines.saved_prompts import Report, SavedPrompts
-from llmux.engines.steps import EngineControls, Step, StopProcess
+from llmux.engines.steps import EngineControls, Step, StopProcess, is_suspended
 from llmux.errors import ControlCallFailed, LlmuxError, Problem
 
 log = structlog.get_logger("engine")
@@ -159,6 +160,7 @@ class LlamaCpp(Engine):
     """Idle, it ends within 0.1 s; with a client connected, never."""
     max_in_flight_default: ClassVar[int] = DEFAULT_SLOTS
     own_keys: ClassVar[frozenset[str]] = frozenset(("saved_prompts_mib",))
+    version_arguments: ClassVar[tuple[str, ...]] = ("--version",)
     completes_flags: ClassVar[bool] = False
     environment_prefixes: ClassVar[tuple[str, ...]] = ("GGML_", "VK_")
     canary: ClassVar[Question] = replace(CANARY, fields={**CANARY.fields, "cache_prompt": False})
@@ -253,9 +255,9 @@ class LlamaCpp(Engine):
         yield from self._refused_words()
         yield from self._refused_variables()
         path = Path(self.options.model_path)
-        if path.is_dir():
+        if is_directory(path):
             yield Problem("model_path", "is a directory", "name the .gguf file in it, of a split model the first one")
-        elif path.is_file() and not _begins_as_gguf(path):
+        elif is_file(path) and not _begins_as_gguf(path):
             yield Problem("model_path", f"{path} is not a GGUF file", "convert the model, or name its .gguf file")
 
     def _refused_words(self) -> Iterator[Problem]:
@@ -282,11 +284,11 @@ class LlamaCpp(Engine):
         path = Path(self.options.model_path)
         if self._is_repository:
             yield from ()
-        elif not path.exists():
+        elif not exists(path):
             # Other paths are looked for by ``config.machine``.
             if self.options.model_path.count("/") < 2 and not self.options.model_path.startswith(("/", ".")):
                 yield Problem("model_path", f"{path} does not exist", "correct it, or put the weights there")
-        elif path.is_file() and _begins_as_gguf(path):
+        elif is_file(path) and _begins_as_gguf(path):
             try:
                 _read(str(path), file_identity(str(path)))
             except GgufUnreadable as error:
@@ -313,7 +315,7 @@ class LlamaCpp(Engine):
             gpu += [] if self._value("n-gpu-layers") else ["-ngl", "all"]
             gpu += [] if self._value("fit") else ["--fit", "off"]
         directory = self._prompts_directory
-        save = () if directory is None or not directory.is_dir() else ("--slot-save-path", str(directory))
+        save = () if directory is None or not is_directory(directory) else ("--slot-save-path", str(directory))
         return (self.options.program, *weights, *own, *gpu, *save, *self.options.extra_args)
 
     def environment(
@@ -333,7 +335,7 @@ class LlamaCpp(Engine):
             if given.flag is not None and given.flag.name in _FILE_FLAGS:
                 # The scaled ones have a factor after the name of the file.
                 named = [piece.rpartition(":")[0] or piece for piece in given.value.split(",")]
-                yield from (Path(piece) for piece in (*named, *given.value.split(",")) if Path(piece).is_file())
+                yield from (Path(piece) for piece in (*named, *given.value.split(",")) if is_file(piece))
 
     def prepare_start(self, image_made_at: float | None = None) -> object:
         if image_made_at is None and self._wants_gpu:
@@ -453,7 +455,7 @@ class SavePrompts:
         return "save prompts"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if isinstance(engine.state, Prompts):
+        if isinstance(engine.state, Prompts) and not is_suspended(engine):
             await engine.perform(engine.state.save(engine.endpoints), "saving its prompts")
         return ()
 

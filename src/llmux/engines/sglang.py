@@ -20,8 +20,8 @@ from llmux.engines import arguments
 from llmux.engines.base import LOOPBACK, Abilities, Engine
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.paths import RequestRules
-from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
-from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess, SuspendGpu, is_suspended
+from llmux.errors import ControlCallFailed, Problem
 
 MAX_IN_FLIGHT = ("--max-running-requests",)
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "--tp-size", "--tp")
@@ -75,6 +75,8 @@ class Sglang(Engine):
     default_program: ClassVar[str] = "python3"
     keep_alive_seconds: ClassVar[float] = 4.0
     """uvicorn closes an idle connection after 5 s, and SGLang has no flag for it."""
+    gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
+    package: ClassVar[str] = "sglang"
     reserved_flags: ClassVar[tuple[str, ...]] = ("--host", "--port", "--served-model-name", "--model-path", "--model")
     read_flags: ClassVar[tuple[str, ...]] = (
         *MAX_IN_FLIGHT,
@@ -85,6 +87,8 @@ class Sglang(Engine):
         *LORA_PATHS,
     )
     environment_prefixes: ClassVar[tuple[str, ...]] = ("SGLANG_", "SGL_", "FLASHINFER_")
+    has_ranks: ClassVar[bool] = True
+    cuda_process_names: ClassVar[tuple[str, ...]] = ("sglang::scheduler",)
     rules: ClassVar[RequestRules] = RequestRules(
         never_forwarded=frozenset(
             """
@@ -196,6 +200,11 @@ class Sglang(Engine):
             version=version,
         )
 
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        if freezes and not can_retract(version):
+            return "suspend its requests and survive it: it is drained instead"
+        return None
+
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
         timeouts = self.options.timeouts
         pause = (Retract(timeouts),) if freeze else ()
@@ -203,16 +212,17 @@ class Sglang(Engine):
         match eviction.process:
             case Process.STOP:
                 return (StopProcess(),)
-            case Process.KEEP_RUNNING if eviction.weights is not Weights.RETAIN:
-                return (*pause, release)
             case Process.KEEP_RUNNING:
-                return ()
-            case Process.CHECKPOINT if eviction.weights is not Weights.RETAIN:
-                return (*pause, release, DumpProcess(keeps_requests=freeze))
-            case Process.CHECKPOINT:
-                return (*pause, DumpProcess(keeps_requests=freeze))
-            case Process.CUDA_SUSPEND:
-                raise UnsupportedEviction(eviction)
+                return (*pause, release)
+            case Process.CHECKPOINT | Process.CUDA_SUSPEND:
+                self.check_ranks(eviction)
+                is_retained = eviction.weights is Weights.RETAIN
+                # A copy of the weights in host memory exists only where the configuration asks for one.
+                otherwise = Release(timeouts, Weights.DISCARD, self.options.model_path) if is_retained else release
+                first = pause if is_retained else (*pause, release)
+                if eviction.process is Process.CUDA_SUSPEND:
+                    return (*first, SuspendGpu(freeze, otherwise))
+                return (*first, SuspendGpu(freeze, is_for_dump=True), DumpProcess(keeps_requests=freeze))
 
 
 def _releases(eviction: Eviction) -> bool:
@@ -230,7 +240,8 @@ def _program(program: str) -> Sequence[str]:
 class Release:
     """The engine releases its KV cache, its weights and its CUDA graphs, and keeps running.
 
-    It answers before the memory is free. Weights come back from the copy in host memory, or are read from disk again.
+    Where the weights are retained, only the KV cache goes. It answers before the memory is free. Weights come back from
+    the copy in host memory, or are read from disk again.
     """
 
     timeouts: ControlTimeouts
@@ -243,9 +254,9 @@ class Release:
         return f"release {self.leaves_weights}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if any(isinstance(step, Release) for step in engine.applied):
+        if is_suspended(engine) or any(isinstance(step, Release) for step in engine.applied):
             return ()
-        document = {"tags": list(RELEASED)}
+        document = {"tags": [KV_CACHE] if self.leaves_weights is Weights.RETAIN else list(RELEASED)}
         call = engine.endpoints.post("/release_memory_occupation", self.timeouts.sleep_seconds, document)
         await engine.perform(call, "releasing its memory")
         return (self,)
@@ -257,7 +268,8 @@ class Release:
 
     async def _resume(self, endpoints: Endpoints, *, has_requests: bool) -> None:
         resume, seconds = "/resume_memory_occupation", self.timeouts.wake_seconds
-        await endpoints.post(resume, seconds, {"tags": [WEIGHTS, CUDA_GRAPH]})
+        if self.leaves_weights is not Weights.RETAIN:
+            await endpoints.post(resume, seconds, {"tags": [WEIGHTS, CUDA_GRAPH]})
         if self.leaves_weights is Weights.DISCARD:
             # What is resumed without a copy or a reload is garbage, and answered with 200 (sgl-project/sglang#6367).
             document = {"model_path": self.model_path}
@@ -284,7 +296,7 @@ class Retract:
         return "retract"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if any(isinstance(step, Retract) for step in engine.applied):
+        if is_suspended(engine) or any(isinstance(step, Retract) for step in engine.applied):
             return ()
         call = engine.endpoints.post("/pause_generation", self.timeouts.sleep_seconds, {"mode": "retract"})
         await engine.perform(call, "retracting its requests")

@@ -6,11 +6,13 @@ write its class there, and return it from ``Engine.steps``.
 
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
-from llmux.engines.calls import Endpoints
+from llmux.engines.calls import Endpoints, RankCalls
+
+T = TypeVar("T")
 
 
 class EngineControls(Protocol):
@@ -34,8 +36,26 @@ class EngineControls(Protocol):
     async def fits_into_host_memory(self) -> bool:
         """Whether the host has memory for the weights."""
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        """Do some work, which fails when the engine ends or is to be given up. ``what`` names it in errors."""
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Do some work and return its result; it fails when the engine ends or is to be given up.
+
+        ``what`` names it in errors.
+        """
+
+    async def suspend_gpu(self) -> str | None:
+        """Move the GPU memory of all its processes to host memory, which stops them at their next use of CUDA.
+
+        Returns why that was not possible if the engine runs on as before.
+        """
+
+    async def resume_gpu(self) -> None:
+        """Undo ``suspend_gpu``, also where that has been done by somebody else."""
+
+    async def must_suspend_before_dump(self) -> bool:
+        """Whether it uses a GPU, and criu has no plugin that would suspend it."""
+
+    async def take_back(self) -> None:
+        """Undo the step that was taken last."""
 
     async def dump(self, *, keep_requests: bool) -> str | None:
         """Put the engine into an image; returns why that was not possible if the engine runs on as before."""
@@ -89,17 +109,89 @@ class DumpProcess:
         return "dump"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if not is_suspended(engine) and await engine.must_suspend_before_dump():
+            # It could not be suspended, and another step was taken instead.
+            return ()
         reason = await engine.dump(keep_requests=self.keeps_requests)
         if reason is None:
             return (self,)
-        if self.otherwise is None:
-            engine.fail(f"no image was made: {reason}")
+        if is_suspended(engine):
+            # Its GPUs are free all the same, and it must not be called as it is.
+            engine.note_fallback("no image was made, the engine stays suspended", reason)
             return ()
-        engine.note_fallback("no image was made, the engine sleeps instead", reason)
-        return await self.otherwise.apply(engine)
+        return await _instead(engine, self.otherwise, "no image was made", reason)
 
     async def undo(self, engine: EngineControls) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendGpu:
+    """The process stays, its GPU memory moves to host memory. Until that is undone the engine must not be called."""
+
+    keeps_requests: bool = False
+    otherwise: Step | None = None
+    """Taken where it cannot be suspended; None: the engine is stopped."""
+    is_for_dump: bool = False
+    """Only where criu cannot do it itself, or there is no GPU to suspend."""
+    leaves_process: ClassVar[Process] = Process.CUDA_SUSPEND
+    leaves_weights: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return f"suspend{' keep' if self.keeps_requests else ''}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if is_suspended(engine) or (self.is_for_dump and not await engine.must_suspend_before_dump()):
+            return ()
+        reason = await engine.suspend_gpu()
+        if reason is None:
+            return (self,)
+        return await _instead(engine, self.otherwise, "the GPU was not suspended", reason)
+
+    async def undo(self, engine: EngineControls) -> None:
+        await engine.resume_gpu()
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRanks:
+    """The ranks of an engine on several GPUs let go of each other, which a suspend or an image would not survive."""
+
+    calls: RankCalls
+    limit_seconds: float
+    keeps_requests: ClassVar[bool] = False
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+    leaves_weights: ClassVar[None] = None
+
+    def __str__(self) -> str:
+        return f"prepare ranks {self.calls.prepare}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if is_suspended(engine) or any(isinstance(step, PrepareRanks) for step in engine.applied):
+            return ()
+        await self._call(engine, self.calls.prepare, "preparing its ranks")
+        return (self,)
+
+    async def undo(self, engine: EngineControls) -> None:
+        await self._call(engine, self.calls.restore, "connecting its ranks again")
+
+    async def _call(self, engine: EngineControls, method: str, what: str) -> None:
+        await engine.perform(engine.endpoints.post("/collective_rpc", self.limit_seconds, {"method": method}), what)
+
+
+def is_suspended(engine: EngineControls) -> bool:
+    """Whether its GPU is suspended, so that it cannot answer any call."""
+    return any(isinstance(step, SuspendGpu) for step in engine.applied)
+
+
+async def _instead(engine: EngineControls, otherwise: Step | None, what: str, reason: str) -> tuple[Step, ...]:
+    """Take another step in the place of one that was not possible and has left the engine running."""
+    if otherwise is None:
+        engine.fail(f"{what}: {reason}")
+        return ()
+    if engine.applied and isinstance(engine.applied[-1], PrepareRanks):
+        await engine.take_back()
+    engine.note_fallback(f"{what}, the engine sleeps instead", reason)
+    return await otherwise.apply(engine)
 
 
 @dataclass(frozen=True, slots=True)

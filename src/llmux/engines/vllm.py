@@ -18,8 +18,16 @@ from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engin
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import RequestRules
-from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess
-from llmux.errors import ControlCallFailed, Problem, UnsupportedEviction
+from llmux.engines.steps import (
+    DumpProcess,
+    EngineControls,
+    PrepareRanks,
+    Step,
+    StopProcess,
+    SuspendGpu,
+    is_suspended,
+)
+from llmux.errors import ControlCallFailed, Problem
 
 # Flags that llmux reads, with their synonyms.
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
@@ -74,6 +82,11 @@ default loader, and those built on it, have ``get_all_weights`` (vllm-project/vl
 _REMOTE_WEIGHTS = ("s3://", "gs://", "az://")
 """Paths of weights that vLLM reads with a streaming loader."""
 
+FREEZES_FROM = (0, 17)
+"""The first version whose ``/sleep`` and ``/pause`` know ``mode=keep``."""
+RELEASES_KV_CACHE_FROM = (0, 30)
+"""The first version with ``/release_kv_cache_memory`` (vllm-project/vllm#44890), by its release notes."""
+
 _CONTROL_PATHS = frozenset(
     """
     sleep wake_up is_sleeping is_paused is_suspended suspend pause resume collective_rpc server_info abort_request
@@ -105,6 +118,10 @@ _CAUSES = (
 )
 
 
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
 class SleepLevel(IntEnum):
     """What ``/sleep`` does with the weights."""
 
@@ -124,6 +141,12 @@ class Vllm(Engine):
     default_program: ClassVar[str] = "vllm"
     takes_socket: ClassVar[bool] = True
     key_variable: ClassVar[str] = "VLLM_API_KEY"
+    package: ClassVar[str] = "vllm"
+    gpu_share_flag: ClassVar[str] = GPU_SHARE[0]
+    has_ranks: ClassVar[bool] = True
+    has_rank_calls: ClassVar[bool] = True
+    cuda_process_names: ClassVar[tuple[str, ...]] = ("EngineCore", "engine_core", "VLLM::Worker")
+    own_keys: ClassVar[frozenset[str]] = frozenset(("checkpoint_calls",))
     reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
     read_flags: ClassVar[tuple[str, ...]] = (
         *TENSOR_PARALLEL_SIZE[:1],
@@ -284,6 +307,16 @@ class Vllm(Engine):
         directory = cache / self.kind / file_identity(self.options.program) / digest(self.options.model_path)
         return {name: str(directory / part) for name, part in _COMPILE_CACHES.items()}
 
+    def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        if freezes and numbers < FREEZES_FROM:
+            return f"suspend its requests, which vLLM does from {_dotted(FREEZES_FROM)} on: it is drained instead"
+        is_part = eviction.process is Process.KEEP_RUNNING and eviction.weights is Weights.RETAIN
+        if is_part and numbers < RELEASES_KV_CACHE_FROM:
+            first = _dotted(RELEASES_KV_CACHE_FROM)
+            return f"release its KV cache alone, which vLLM does from {first} on: it is offloaded instead"
+        return None
+
     def refuses_socket(self, lines: Sequence[str]) -> bool:
         return any(_SOCKET_REFUSED.search(line) for line in lines)
 
@@ -302,14 +335,17 @@ class Vllm(Engine):
             case Process.STOP:
                 return (StopProcess(),)
             case Process.KEEP_RUNNING:
-                return sleep
-            case Process.CHECKPOINT:
-                # A dump freezes the engine at any point. Paused before, it does not find its requests timed out after.
+                return sleep or (ReleaseKvCache(self.options.timeouts, keeps_requests=freeze),)
+            case Process.CHECKPOINT | Process.CUDA_SUSPEND:
+                # Frozen at any point. Paused before, the engine does not find its requests timed out after.
                 pause = (PauseRequests(self.options.timeouts),) if freeze and level is None else ()
+                seconds = self.options.timeouts.sleep_seconds
+                ranks = (PrepareRanks(self.options.rank_calls, seconds),) if self._has_several_gpus else ()
                 otherwise = Sleep(self.options.timeouts, SleepLevel.OFFLOAD, keeps_requests=freeze)
-                return (*pause, *sleep, DumpProcess(keeps_requests=freeze, otherwise=otherwise))
-            case Process.CUDA_SUSPEND:
-                raise UnsupportedEviction(eviction)
+                if eviction.process is Process.CUDA_SUSPEND:
+                    return (*pause, *sleep, *ranks, SuspendGpu(freeze, otherwise))
+                suspend = SuspendGpu(freeze, otherwise, is_for_dump=True)
+                return (*pause, *sleep, *ranks, suspend, DumpProcess(freeze, otherwise))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,8 +365,8 @@ class Sleep:
         return f"sleep {self.level.value}{' keep' if self.keeps_requests else ''}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if _is_asleep(engine):
-            # A second /sleep is answered with 200 and does nothing: a sleeping engine can only be dumped or stopped.
+        if _is_asleep(engine) or is_suspended(engine):
+            # A second /sleep is answered with 200 and does nothing; a suspended engine answers nothing.
             return ()
         step = self
         if self.level is SleepLevel.OFFLOAD and not await engine.fits_into_host_memory():
@@ -346,6 +382,35 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseKvCache:
+    """The engine releases its KV cache and keeps running, with its weights on the GPU.
+
+    A version that cannot (before 0.30) sleeps with its weights in host memory, which frees more.
+    """
+
+    timeouts: ControlTimeouts
+    keeps_requests: bool = False
+    leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
+    leaves_weights: ClassVar[Weights] = Weights.RETAIN
+
+    def __str__(self) -> str:
+        return f"release kv_cache{' keep' if self.keeps_requests else ''}"
+
+    async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
+        if _is_asleep(engine) or is_suspended(engine):
+            return ()
+        call = release_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
+        if await engine.perform(call, "releasing its KV cache"):
+            return (self,)
+        engine.note_fallback("the weights are offloaded too", "this version cannot release its KV cache alone")
+        return await Sleep(self.timeouts, SleepLevel.OFFLOAD, keeps_requests=self.keeps_requests).apply(engine)
+
+    async def undo(self, engine: EngineControls) -> None:
+        call = restore_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
+        await engine.perform(call, "taking its KV cache back")
+
+
+@dataclass(frozen=True, slots=True)
 class PauseRequests:
     """The engine's scheduler is paused with its requests kept."""
 
@@ -358,7 +423,7 @@ class PauseRequests:
         return "pause"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if _is_asleep(engine):
+        if _is_asleep(engine) or is_suspended(engine):
             return ()
         await engine.perform(pause_requests(engine.endpoints, self.timeouts), "pausing")
         return (self,)
@@ -368,7 +433,7 @@ class PauseRequests:
 
 
 def _is_asleep(engine: EngineControls) -> bool:
-    return any(isinstance(step, Sleep) for step in engine.applied)
+    return any(isinstance(step, Sleep | ReleaseKvCache) for step in engine.applied)
 
 
 def served_names(words: Sequence[str]) -> tuple[str, ...]:
@@ -450,6 +515,36 @@ async def wake_up(
             await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
             if not keep_requests:
                 await _reset_prefix_cache(endpoints, timeouts)
+    await _read_back(endpoints, asleep=False, timeouts=timeouts)
+
+
+async def release_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False) -> bool:
+    """Have the engine release its KV cache alone, and read back that it is paused; raises ControlCallFailed.
+
+    Returns False if its version knows no such call (those before 0.30): then nothing has changed. After a failure the
+    engine must be stopped. ``/sleep`` itself has no tags, and takes them in silence: it would sleep at level 1.
+    """
+    path = "/release_kv_cache_memory"
+    try:
+        # A path that exists refuses the method; to pause an engine that lacks it, and which may be old, is not safe.
+        await endpoints.get(path, timeouts.read_back_seconds)
+    except ControlCallFailed as failure:
+        if failure.status == 404:
+            return False
+        if failure.status != 405:
+            raise
+    # It asks for a pause that is complete. Requests that are kept are computed again afterwards.
+    await endpoints.post(f"/pause?mode={'keep' if keep_requests else 'abort'}", timeouts.sleep_seconds)
+    await endpoints.post(path, timeouts.sleep_seconds)
+    await _read_back(endpoints, asleep=True, timeouts=timeouts)
+    return True
+
+
+async def restore_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False) -> None:
+    """Undo ``release_kv_cache`` and read back that the engine is awake; raises ControlCallFailed."""
+    await endpoints.post("/wake_up?tags=kv_cache", timeouts.wake_seconds)
+    if not keep_requests:
+        await _reset_prefix_cache(endpoints, timeouts)
     await _read_back(endpoints, asleep=False, timeouts=timeouts)
 
 

@@ -19,6 +19,8 @@ POLL_INTERVAL_SECONDS = 0.1
 LEAST_SHARE_FREED = 0.2
 """Of what an engine held, that any real release gives back: a small model's CUDA context and graphs may be half of
 it. Engines that answer 200 and release nothing give back none."""
+LEAST_SHARE_OF_A_PART = 0.01
+"""The same for an engine that keeps its weights: of a large model with a small KV cache that is little, not nothing."""
 PROCESSES_SHOWN = 8
 """In a warning; the largest ones come first."""
 
@@ -31,6 +33,8 @@ class GpuMemory:
     """A name for the operator, such as the GPU's UUID."""
     total_mib: int
     used_mib: int
+    name: str = ""
+    """Its model, such as NVIDIA A100-SXM4-80GB; empty if that is not known."""
 
     @property
     def free_mib(self) -> int:
@@ -158,7 +162,19 @@ class GpuHeadroom:
         except (GpusUnreadable, TimeoutError):
             return None
 
-    async def wait_until_freed(self, is_own: Callable[[int], bool], held_mib: int) -> int | None:
+    async def holders(self) -> frozenset[int]:
+        """The processes that the driver lists on the GPUs, by their numbers; empty if it does not tell."""
+        if self.reader is None or not self._is_readable:
+            return frozenset()
+        try:
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return frozenset(one.pid for one in await asyncio.to_thread(self.reader.read_processes))
+        except (GpusUnreadable, TimeoutError):
+            return frozenset()
+
+    async def wait_until_freed(
+        self, is_own: Callable[[int], bool], held_mib: int, least_share: float = LEAST_SHARE_FREED
+    ) -> int | None:
         """Wait until an engine that held so much has given back a part of it that only a real release can be.
 
         Returns what it still holds if it keeps nearly all of it for the whole time, else None. Engines and drivers free
@@ -169,7 +185,7 @@ class GpuHeadroom:
         give_up_at = asyncio.get_running_loop().time() + self._wait_seconds
         while True:
             kept_mib = await self.held_mib(is_own)
-            if kept_mib is None or kept_mib <= held_mib * (1 - LEAST_SHARE_FREED):
+            if kept_mib is None or kept_mib <= held_mib * (1 - least_share):
                 return None
             if asyncio.get_running_loop().time() >= give_up_at:
                 return kept_mib

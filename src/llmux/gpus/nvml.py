@@ -21,13 +21,13 @@ class NvmlReader:
         self._count = count
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
-        with _library() as nvml:
+        with library() as nvml:
             return tuple(_read(nvml, handle) for handle in self._handles(nvml))
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
         # One process may hold memory on several GPUs. If its amount is unknown on one, so is its sum.
         held: dict[int, int | None] = {}
-        with _library() as nvml:
+        with library() as nvml:
             for handle in self._handles(nvml):
                 for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
                     used_bytes, sum_mib = process.usedGpuMemory, held.get(process.pid, 0)
@@ -46,7 +46,7 @@ class NvmlReader:
 def gpu_models() -> str:
     """The models of this machine's GPUs, each once; empty if they cannot be read."""
     try:
-        with _library() as nvml:
+        with library() as nvml:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
             return ", ".join(sorted({str(nvml.nvmlDeviceGetName(handle)) for handle in handles}))
     except GpusUnreadable:
@@ -66,7 +66,7 @@ def _select(visible: str, handles: list[Any], by_uuid: Mapping[str, Any]) -> Ite
 
 
 @contextmanager
-def _library() -> Iterator[Any]:
+def library() -> Iterator[Any]:
     """The initialised library; NVML errors within the block are raised as GpusUnreadable."""
     nvml = _load()
     try:
@@ -93,7 +93,8 @@ def _read(nvml: Any, handle: Any) -> GpuMemory:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     # Not NVML's "used", which leaves out the memory that the driver reserves and no engine can allocate.
     used_bytes = memory.total - memory.free
-    return GpuMemory(str(nvml.nvmlDeviceGetUUID(handle)), memory.total // MIB, used_bytes // MIB)
+    uuid, model = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    return GpuMemory(str(uuid), memory.total // MIB, used_bytes // MIB, str(model))
 
 
 def _name(pid: int) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from llmux.checkpoints.budget import LocalImage
 from llmux.checkpoints.checkpointer import Checkpointer
 from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.image_transfers import DownloadFailed, ImageTransfers, stored_generation
-from llmux.checkpoints.manifest import Manifest
+from llmux.checkpoints.manifest import GpuIdentity, Manifest, check_gpus
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
 from llmux.instances.canary import is_same
@@ -67,6 +67,10 @@ class CheckpointStore:
     def holds_engine(self) -> bool:
         """Whether the engine is in an image."""
         return self._current is not None
+
+    def has_cuda_plugin(self) -> bool:
+        """Whether criu suspends processes that use CUDA by itself. Reads the disk."""
+        return self._checkpointer.has_cuda_plugin()
 
     async def find_reusable(self, fingerprint: str, eviction: Eviction, canary: str | None) -> Path | None:
         """A kept image that equals what a dump would produce now; None if there is none.
@@ -163,13 +167,14 @@ class CheckpointStore:
         on_line: LineReceiver,
         on_exit: Callable[[int], None],
         redact: Callable[[str], str] = str,
+        gpus: Sequence[GpuIdentity] = (),
     ) -> tuple[EngineProcess, Manifest]:
         """Restore the engine; raises RestoreFailed, ImageUnusable, CriuUnusable. Then only a cold start is left.
 
         An image with frozen requests is used up by the attempt, successful or not.
         """
         with self._busy():
-            return await self._restore(fingerprint, on_line=on_line, on_exit=on_exit, redact=redact)
+            return await self._restore(fingerprint, on_line=on_line, on_exit=on_exit, redact=redact, gpus=gpus)
 
     async def _restore(
         self,
@@ -178,6 +183,7 @@ class CheckpointStore:
         on_line: LineReceiver,
         on_exit: Callable[[int], None],
         redact: Callable[[str], str],
+        gpus: Sequence[GpuIdentity],
     ) -> tuple[EngineProcess, Manifest]:
         path = self._current
         assert path is not None
@@ -188,6 +194,7 @@ class CheckpointStore:
         try:
             async with self._finding:
                 manifest = await self._find(path, fingerprint)
+            check_gpus(path, manifest, gpus)
             run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException as error:

@@ -8,6 +8,7 @@ from llmux.checkpoints.fingerprint import fingerprint_of, stamps_of
 from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.engines.base import Engine
 from llmux.engines.questions import CanaryExtras
+from llmux.gpus.cuda import CudaLimits
 from llmux.hosts.local import available_mib, size_mib
 from llmux.instances.process import LaunchCommand
 from llmux.redaction import Redactor
@@ -35,6 +36,7 @@ class EngineSpec:
     host_memory_reserve_mib: int = 0
     declared_gpu_mib: int | None = None
     """The memory of its smallest GPU, where the configuration says it."""
+    cuda_limits: CudaLimits = field(default_factory=CudaLimits)
     redactor: Redactor = field(default_factory=Redactor)
     """Takes secrets out of what the engine prints and answers, before it is logged, kept or passed on."""
 

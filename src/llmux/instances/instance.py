@@ -7,9 +7,11 @@ from pathlib import Path
 import structlog
 
 from llmux.access import Upstream
+from llmux.checkpoints.manifest import GpuIdentity
 from llmux.core.eviction import Eviction, Process
 from llmux.core.states import Asleep, Cold
 from llmux.engines.base import Abilities
+from llmux.engines.steps import is_suspended
 from llmux.errors import (
     ControlCallFailed,
     CriuUnusable,
@@ -20,8 +22,9 @@ from llmux.errors import (
     RestoreFailed,
     SpawnFailed,
 )
-from llmux.gpus.memory import GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, descends_from, is_free, remove_temporary_directory
+from llmux.gpus.cuda import CudaCheckpoints
+from llmux.gpus.memory import LEAST_SHARE_FREED, LEAST_SHARE_OF_A_PART, GpuHeadroom
+from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
@@ -68,6 +71,7 @@ class Instance:
         headroom: GpuHeadroom | None = None,
         on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
         socketless: SocketlessPrograms | None = None,
+        cuda: CudaCheckpoints | None = None,
     ) -> None:
         """``on_leaving`` is called before the process is stopped or dumped, so that connections to it can be closed."""
         self.spec = spec
@@ -79,6 +83,7 @@ class Instance:
         self._headroom = headroom or GpuHeadroom(spec.model, None, None)
         self._on_exit = on_exit
         self._on_leaving = on_leaving
+        self._cuda = cuda
         self._socketless = socketless or SocketlessPrograms()
         self._engine: RunningEngine | None = None
         self._state: object = None
@@ -193,7 +198,7 @@ class Instance:
         before, held_mib = await asyncio.gather(self._headroom.read(), self._headroom.held_mib(self._is_own))
         try:
             outcome = await engine.leave(eviction, freeze=freeze)
-            if held_mib and _sleeps(outcome.residency):
+            if held_mib and self._sleeps(outcome.residency):
                 outcome = await self._stop_unless_freed(engine, outcome, held_mib)
         except ProcessStuck as stuck:
             return EvictOutcome(Cold(), error=FailureReason(str(stuck)))
@@ -212,7 +217,9 @@ class Instance:
 
     async def _stop_unless_freed(self, engine: RunningEngine, outcome: EvictOutcome, held_mib: int) -> EvictOutcome:
         """An engine may say that it sleeps, and keep its memory: the next model would not fit. Raises ProcessStuck."""
-        kept_mib = await self._headroom.wait_until_freed(self._is_own, held_mib)
+        is_entire = isinstance(outcome.residency, Asleep) and outcome.residency.eviction.leaves_the_gpu
+        least_share = LEAST_SHARE_FREED if is_entire else LEAST_SHARE_OF_A_PART
+        kept_mib = await self._headroom.wait_until_freed(self._is_own, held_mib, least_share)
         if kept_mib is None or self._missing_reason() is not None:
             return outcome
         reason = f"it says that it has left, and holds {kept_mib} of its {held_mib} MiB of GPU memory"
@@ -220,9 +227,16 @@ class Instance:
         await engine.stop()
         return EvictOutcome(Cold(), engine.fallback)
 
+    def _sleeps(self, residency: Asleep | Cold) -> bool:
+        """Whether the engine's process is there, and has released its GPU memory, or a part of it."""
+        if isinstance(residency, Cold):
+            return False
+        eviction = residency.eviction
+        stays = eviction.process in (Process.KEEP_RUNNING, Process.CUDA_SUSPEND)
+        return stays and self.spec.engine.frees_memory(eviction)
+
     def _is_own(self, pid: int) -> bool:
-        shim_pid = self.shim_pid
-        return shim_pid is not None and descends_from(pid, shim_pid)
+        return self._engine is not None and self._engine.is_own(pid)
 
     async def _evict_from_image(self, eviction: Eviction) -> Asleep | Cold:
         if self._store is None or not self._store.holds_engine:
@@ -420,6 +434,7 @@ class Instance:
         await self._scope.run(self._headroom.wait_to_wake(self._is_own), None, "the wait for free memory")
         if self._engine is None:
             await self._scope.run(self._restore(), None, "the restore")
+            await self._resume_restored()
             healthy = wait_until_healthy(self._endpoints, path=self.spec.engine.health_path)
             await self._scope.run(healthy, RESTORED_HEALTHY_SECONDS, "the restore")
         engine = self._engine
@@ -438,6 +453,11 @@ class Instance:
             self.spec.engine.came_back(self._endpoints, engine.state), None, "what follows the canary"
         )
 
+    async def _resume_restored(self) -> None:
+        """An engine that was dumped with its GPU suspended answers nothing before. Raises EngineFailure."""
+        if self._engine is not None and is_suspended(self._engine):
+            await self._engine.take_back()
+
     async def _restore(self) -> None:
         """Restore the engine; its image says where it listens and what is to be undone. Raises EngineFailure."""
         assert self._store is not None
@@ -448,6 +468,7 @@ class Instance:
                 on_line=self._on_line,
                 on_exit=self._on_process_exit,
                 redact=self.spec.redactor.redact_line,
+                gpus=[GpuIdentity(gpu.name, gpu.gpu) for gpu in await self._headroom.read()],
             )
             self._engine = engine = self._running(process, fingerprint)
             await self._store.delete_consumed()
@@ -456,6 +477,7 @@ class Instance:
             raise EngineFailure(reason) from failure
         engine.state = await asyncio.to_thread(self.spec.engine.prepare_start, manifest.created_at)
         engine.applied = tuple(map(self.spec.engine.parse_step, manifest.steps))
+        engine.suspended = manifest.suspended
         engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline
         self._endpoints.move_to(manifest.port)
@@ -469,6 +491,8 @@ class Instance:
             scope=self._scope,
             canary=self.canary,
             store=self._store,
+            headroom=self._headroom,
+            cuda=self._cuda,
             fingerprint=fingerprint,
             on_leaving=self._on_leaving,
         )
@@ -487,11 +511,3 @@ class Instance:
 
     def _on_line(self, stream: str, line: str) -> None:
         log.debug(line, model=self.spec.model, stream=stream)
-
-
-def _sleeps(residency: Asleep | Cold) -> bool:
-    """Whether an engine runs that has released its GPU memory itself."""
-    if isinstance(residency, Cold):
-        return False
-    eviction = residency.eviction
-    return eviction.process is Process.KEEP_RUNNING and eviction.leaves_the_gpu

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from llmux import os_errors
 from llmux.errors import ControlCallFailed, FailureReason, LlmuxError
 from llmux.instances.process import EngineProcess, describe_exit
+
+T = TypeVar("T")
 
 EXIT_NOTICE_SECONDS = 1.0
 """From a lost connection to the report of the engine's exit; ample, since the shim reports it at once."""
@@ -72,8 +74,11 @@ class EngineScope:
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
-    async def run(self, work: Coroutine[Any, Any, object], limit_seconds: float | None, what: str) -> None:
-        """Do the work; raises EngineFailure if it fails, takes too long, is interrupted, or the engine ends."""
+    async def run(self, work: Coroutine[Any, Any, T], limit_seconds: float | None, what: str) -> T:
+        """Do the work and return its result.
+
+        Raises EngineFailure if it fails, takes too long, is interrupted, or the engine ends.
+        """
         try:
             async with asyncio.timeout(limit_seconds) as self._timeout:
                 process = self._process()
@@ -81,7 +86,7 @@ class EngineScope:
                     self.interrupt(self.exit_report(process, process.exit_status))
                 elif self._interruption is not None:
                     self.interrupt(self._interruption)
-                await work
+                return await work
         except TimeoutError:
             limit = "was allowed" if limit_seconds is None else f"{limit_seconds:g} s"
             reason = self._interruption or self._with_output(f"{what} took longer than {limit}", self._process())

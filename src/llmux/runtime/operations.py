@@ -238,8 +238,8 @@ class Operations:
                 f"the eviction '{eviction}' needs the section 'checkpoint' in the configuration, which says where "
                 "images are kept; add 'checkpoint: {}' for its defaults and restart llmux"
             )
-        users = [model.name for model in self._scheduler.models if model.spec.uses_gpu]
-        if not eviction.leaves_the_gpu and name in users and len(users) > 1:
+        users = {model.name: model.spec for model in self._scheduler.models if model.spec.uses_gpu}
+        if name in users and len(users) > 1 and not users[name].frees_memory(eviction):
             raise EvictionRefused(
                 f"a model with the eviction '{eviction}' never leaves the GPU, and the other models need it; "
                 "use offload or discard with keep_running, or any with stop"

@@ -13,14 +13,13 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from llmux.access import Upstream
-from llmux.config.checks import unsupported
 from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Process
 from llmux.engines.remote import Remote
-from llmux.errors import ConfigError, FailureReason, ListenFailed, LlmuxError
+from llmux.errors import FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
@@ -44,6 +43,7 @@ from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
+    build_cuda,
     build_headroom,
     build_image_budget,
     build_scheduler,
@@ -90,6 +90,7 @@ class Server:
         self._transfers = build_transfers(settings, self._checkpointer, images_changed.set)
         self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers, images_changed.set)
         self._budget = build_image_budget(settings, self._images, images_changed)
+        self._cuda = build_cuda(settings)
         self._add_instances(session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
@@ -156,6 +157,7 @@ class Server:
                     headroom=build_headroom(self.settings, name),
                     on_leaving=self._close_connections,
                     socketless=socketless,
+                    cuda=self._cuda,
                 )
             else:
                 upstream = build_upstream(self.settings, spec)
@@ -175,6 +177,8 @@ class Server:
             await self._checkpointer.check()
             for images in self._images.values():
                 await images.delete_frozen_leftover()
+        if settings.needs_cuda_suspend:
+            await self._cuda.check()
         # Before any engine is started: what is left of one model may hold the memory that another is given.
         own = [instance for instance in self._instances.values() if isinstance(instance, Instance)]
         await asyncio.gather(*(instance.clear_leftovers() for instance in own))
@@ -253,6 +257,7 @@ class Server:
         for instance in self._instances.values():
             if isinstance(instance, HookedInstance):
                 instance.close()
+        await self._cuda.close()
 
     def _forget_upstream(self, upstream: Upstream) -> None:
         self.gateway.forget_upstream(upstream)
@@ -323,9 +328,6 @@ async def serve(
 
     An unexpected error in the scheduler stops everything too, and is raised as an exception group.
     """
-    problems = unsupported(settings)
-    if problems:
-        raise ConfigError(problems)
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         session = await stack.enter_async_context(new_control_session())

@@ -16,7 +16,7 @@ from llmux.checkpoints.object_store import ObjectStore, StoreAddress, StoreUnusa
 from llmux.config.model import ModelSettings
 from llmux.config.placement import THIS_HOST, declared_gpus, placements
 from llmux.config.policy import PolicySettings, PolicyType
-from llmux.config.settings import CanaryMode, Compression, ObjectStoreSettings, Settings
+from llmux.config.settings import CanaryMode, CheckpointSettings, Compression, ObjectStoreSettings, Settings
 from llmux.core.eviction import Drain, Eviction, Process, Weights
 from llmux.core.identifiers import ALL_OF_IT, VISIBLE_GPUS, GpuId
 from llmux.core.policies.adaptive import Adaptive
@@ -30,6 +30,10 @@ from llmux.engines.base import LOOPBACK, Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.engines.urls import ServerUrl, parse_url
 from llmux.errors import ConfigError, GpusUnreadable, Problem
+from llmux.gpus.cuda import CudaLimits
+from llmux.gpus.cuda_choice import ChosenCuda
+from llmux.gpus.cuda_driver import CudaDriver
+from llmux.gpus.cuda_program import CudaProgram
 from llmux.gpus.hook import FindGpus, load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
 from llmux.gpus.nvml import NvmlReader, gpu_models
@@ -147,6 +151,7 @@ def engine_specs(settings: Settings) -> dict[str, EngineSpec]:
             canary_extras=canary_extras(model, engines[name]),
             host_memory_reserve_mib=settings.host_memory_reserve_mib,
             declared_gpu_mib=min((gpu.memory >> 20 for gpu in settings.gpus), default=None),
+            cuda_limits=CudaLimits(settings.cuda_lock_timeout_seconds, settings.cuda_suspend_timeout_seconds),
             redactor=redactor,
         )
         for name, model in settings.models.items()
@@ -212,6 +217,14 @@ def _hooked_reader(
 ) -> GpuReader | None:
     found = find_gpus(engine.arguments, {**environment, VISIBLE_GPUS: ",".join(devices)})
     return None if found is None else found[0]
+
+
+def build_cuda(settings: Settings) -> ChosenCuda:
+    """What suspends the engines' GPU memory; it must be closed."""
+    program = CheckpointSettings().cuda_checkpoint_path
+    if settings.checkpoint is not None:
+        program = settings.checkpoint.cuda_checkpoint_path
+    return ChosenCuda(CudaDriver(), CudaProgram(program))
 
 
 def build_checkpointer(settings: Settings, images_directory: Path | None = None) -> Checkpointer | None:

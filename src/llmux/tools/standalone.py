@@ -14,7 +14,7 @@ from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.instance import Instance
 from llmux.instances.outcomes import WakeOutcome
-from llmux.server.build import build_headroom, engine_specs
+from llmux.server.build import build_cuda, build_headroom, engine_specs
 
 OnProgress: TypeAlias = Callable[[str], None]
 """Called with what is being done now, for the operator."""
@@ -93,9 +93,11 @@ async def open_standalone(
     async with new_control_session() as session:
         endpoints = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
         headroom = build_headroom(settings, model)
-        instance = Instance(spec, endpoints, lambda reason: None, store=images, headroom=headroom)
+        cuda = build_cuda(settings)
+        instance = Instance(spec, endpoints, lambda reason: None, store=images, headroom=headroom, cuda=cuda)
         try:
             yield StandaloneEngine(instance, endpoints, headroom)
         finally:
             instance.interrupt("llmux is ending")
             await instance.end()
+            await cuda.close()

@@ -1,6 +1,7 @@
 """Tries each eviction of a model's engine: does it free its memory, and answer the same afterwards?"""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -14,6 +15,9 @@ PAUSE_SECONDS = 1.0
 """From the end of an eviction to the measurement: the driver frees memory a moment later."""
 GPU_SHARE_FREED = 0.5
 """Of what the engine held: a sleeping engine keeps its CUDA context, which is far less than the rest."""
+GPU_SHARE_FREED_OF_A_PART = 0.01
+"""The same for an engine that keeps its weights there."""
+NEAR_SHARE = 0.1
 HOST_MIB_FREED = 16
 """More than an idle process's memory varies by, and less than any model's weights or KV cache."""
 
@@ -40,6 +44,13 @@ class Trial:
         return None if before is None or asleep is None else before - asleep
 
     @property
+    def switch_seconds(self) -> float:
+        """There and back; infinity if either was not reached."""
+        if self.sleep_seconds is None or self.wake_seconds is None:
+            return math.inf
+        return self.sleep_seconds + self.wake_seconds
+
+    @property
     def passed(self) -> bool:
         """Whether the answer was the same and nothing else was wrong."""
         return self.is_same_answer is True and not self.reasons
@@ -64,6 +75,29 @@ class Validation:
     def passed(self) -> bool:
         """Whether every trial passed."""
         return all(trial.passed for trial in self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The best of the evictions that passed."""
+
+    trial: Trial
+    others: tuple[Trial, ...]
+    """Those that passed, too, the quickest first."""
+
+
+def pick_best(result: Validation) -> Pick | None:
+    """The eviction that is quickest there and back; None if none passed.
+
+    Of those that take at most a tenth longer than the quickest, it is the one that leaves least in host memory: the
+    figures of one trial are no more exact than that.
+    """
+    passed = sorted((trial for trial in result.trials if trial.passed), key=lambda trial: trial.switch_seconds)
+    if not passed:
+        return None
+    near = [trial for trial in passed if trial.switch_seconds <= passed[0].switch_seconds * (1 + NEAR_SHARE)]
+    best = min(near, key=lambda trial: (trial.asleep.host_mib if trial.asleep is not None else 0, trial.switch_seconds))
+    return Pick(best, tuple(trial for trial in passed if trial is not best))
 
 
 async def validate(
@@ -143,7 +177,7 @@ class _Examiner:
         trial.asleep = await self.engine.measure()
         if reason := outcome.deviation_from(trial.eviction):
             trial.reasons.append(reason)
-        if reason := self._not_freed(trial.before, trial.asleep):
+        if reason := self._not_freed(trial.eviction, trial.before, trial.asleep):
             trial.reasons.append(reason)
         if trial.eviction.process in (Process.STOP, Process.CHECKPOINT) and (left := find_living(family)):
             trial.reasons.append(f"processes of the engine are still there: {', '.join(map(str, left))}")
@@ -166,11 +200,12 @@ class _Examiner:
         if not trial.is_same_answer:
             trial.reasons.append(f"the answer is {answer!r}, before it was {self.baseline!r}")
 
-    def _not_freed(self, before: Memory, asleep: Memory) -> str | None:
+    def _not_freed(self, eviction: Eviction, before: Memory, asleep: Memory) -> str | None:
         if before.gpu_mib is not None and asleep.gpu_mib is not None and self.empty_gpu_mib is not None:
             held_mib = max(0, before.gpu_mib - self.empty_gpu_mib)
             freed_mib = before.gpu_mib - asleep.gpu_mib
-            least_mib = max(1, int(held_mib * GPU_SHARE_FREED))
+            share = GPU_SHARE_FREED if eviction.leaves_the_gpu else GPU_SHARE_FREED_OF_A_PART
+            least_mib = max(1, int(held_mib * share))
             what = f"GPU memory of {held_mib} MiB"
         else:
             freed_mib, least_mib = before.host_mib - asleep.host_mib, HOST_MIB_FREED

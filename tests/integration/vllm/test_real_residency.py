@@ -114,7 +114,9 @@ async def undisturbed(freezing: LlmuxProcess) -> str:
     return stream.text
 
 
-@pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running", "discard+checkpoint"])
+@pytest.mark.parametrize(
+    "eviction", ["retain+keep_running", "offload+keep_running", "discard+keep_running", "discard+checkpoint"]
+)
 async def test_a_stream_is_frozen_by_a_switch_and_comes_back_whole(
     alone: Alone, freezing: LlmuxProcess, undisturbed: str, eviction: str
 ) -> None:

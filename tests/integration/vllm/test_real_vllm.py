@@ -95,7 +95,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Llmu
         assert await all_gone(engines, 0), "llmux ended before its engines"
 
 
-@pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running"])
+@pytest.mark.parametrize("eviction", ["offload+keep_running", "discard+keep_running", "retain+keep_running"])
 async def test_a_hundred_alternating_requests_get_the_engines_own_answers(
     alone: Alone, server: LlmuxProcess, eviction: str
 ) -> None:
@@ -118,6 +118,7 @@ async def test_a_hundred_alternating_requests_get_the_engines_own_answers(
         assert switches(server) - switches_before == 40, "each of the first forty needed a switch"
         await check_at_once(client, alone, requests[40:], clients=8)
         assert starts(server, "a") == [a] and starts(server, "b") == [b], "they slept and woke from then on"
+        assert not server.find_in_log("offloaded too"), "it knows how to release its KV cache alone"
 
 
 async def test_a_client_that_leaves_and_a_switch_that_waits(alone: Alone, server: LlmuxProcess) -> None:

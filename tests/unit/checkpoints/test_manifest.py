@@ -8,8 +8,10 @@ import pytest
 
 from llmux.checkpoints.manifest import (
     NAME,
+    GpuIdentity,
     Manifest,
     boot_id,
+    check_gpus,
     check_origin,
     kernel_release,
     read_manifest,
@@ -120,3 +122,45 @@ def test_images_of_another_boot_kernel_or_criu_are_refused(image: Path) -> None:
         check_origin(image, MANIFEST, "4.3")
     with pytest.raises(ImageUnusable, match="made on the kernel 5.0"):
         check_origin(image, replace(MANIFEST, kernel="5.0"), "4.2.1")
+
+
+A100, H100 = GpuIdentity("NVIDIA A100", "GPU-1"), GpuIdentity("NVIDIA H100", "GPU-2")
+
+
+def test_what_was_suspended_and_the_gpus_are_read_back(image: Path) -> None:
+    written = replace(MANIFEST, suspended=(11,), gpus=(A100,)).completed(image)
+    write_manifest(image, written)
+    assert read_manifest(image) == written
+
+
+def test_an_older_manifest_says_nothing_of_gpus(image: Path) -> None:
+    write_manifest(image, MANIFEST.completed(image))
+    document = json.loads((image / NAME).read_text())
+    del document["suspended"], document["gpus"]
+    (image / NAME).write_text(json.dumps(document))
+    manifest = read_manifest(image)
+    assert (manifest.suspended, manifest.gpus) == ((), None)
+    check_gpus(image, manifest, [A100])
+
+
+@pytest.mark.parametrize(
+    ("made_on", "present", "reason"),
+    [
+        ((A100,), [A100], None),
+        ((A100,), [replace(A100, uuid="GPU-9")], None),
+        ((A100,), [A100, H100], None),
+        ((A100,), [], None),
+        ((A100,), [H100], "made on a GPU NVIDIA A100, and this is a NVIDIA H100"),
+        ((A100, A100), [A100], "made on 2 GPUs, and the engine would have 1"),
+        ((A100, A100), [A100, H100], "made on a GPU NVIDIA A100"),
+    ],
+)
+def test_an_image_of_other_gpus_is_refused(
+    image: Path, made_on: tuple[GpuIdentity, ...], present: list[GpuIdentity], reason: str | None
+) -> None:
+    manifest = replace(MANIFEST, gpus=made_on)
+    if reason is None:
+        check_gpus(image, manifest, present)
+        return
+    with pytest.raises(ImageUnusable, match=reason):
+        check_gpus(image, manifest, present)

@@ -19,9 +19,10 @@ APP.command()(check)
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     file = tmp_path / "good.yaml"
+    store = "{endpoint: 'http://x', bucket: b, access_key: k, secret_key: s}"
     file.write_text(
         "models: {a: {model_path: x, eviction: retain+cuda_suspend}, b: {model_path: y}}\nmax_sleeping: 1\n"
-        f"policy: {{policy_type: cost_aware}}\ncheckpoint: {{}}\nvllm_command: {sys.executable}\n"
+        f"policy: {{policy_type: cost_aware}}\ncheckpoint: {{object_store: {store}}}\nvllm_command: {sys.executable}\n"
     )
     return file
 
@@ -41,7 +42,7 @@ def test_a_usable_file(good: Path, option: str) -> None:
     assert first == f"{good}: OK, 2 models, policy cost_aware"
     assert len(notes) == 2
     assert notes[0].startswith("  warning: max_sleeping: has no effect")
-    assert notes[1].startswith("  'llmux serve' refuses this for now: models.a.eviction: the process cuda_suspend")
+    assert notes[1].startswith("  'llmux serve' refuses this for now: checkpoint.object_store: images")
     assert result.stderr == ""
 
 
@@ -84,7 +85,6 @@ def test_json_of_a_usable_file(good: Path) -> None:
     data = json.loads(result.stdout)
     assert result.exit_code == 0
     assert [problem["path"] for problem in data.pop("warnings")] == ["max_sleeping"]
-    assert [problem["path"] for problem in data.pop("unsupported")] == ["models.a.eviction"]
     assert data == {"file": str(good), "ok": True, "models": ["a", "b"], "policy": "cost_aware", "problems": []}
 
 

@@ -257,11 +257,29 @@ def test_unreadable_arguments_are_refused(words: list[str]) -> None:
 
 
 def test_a_model_that_never_leaves_the_gpu_cannot_share_it() -> None:
-    stays = {"eviction": "retain+keep_running"}
+    policy = {"eviction": "retain+keep_running"}
+    llama = {"engine": "llama_cpp"}
+    stays = llama | policy
     assert paths({"a": stays, "b": {}}) == ["models.a.eviction"]
-    assert paths({"a": {}, "b": {}, "c": stays}, policy=stays) == ["policy.eviction", "models.c.eviction"]
+    leaves = {"eviction": "retain+stop"}
+    assert paths({"a": llama | leaves, "b": leaves, "c": stays}, policy=policy) == ["models.c.eviction"]
     assert paths({"a": stays}) == []
-    assert [warning.path for warning in checks.warnings(settings({"a": stays}))] == ["models.a.eviction"]
+    assert "models.a.eviction" in [warning.path for warning in checks.warnings(settings({"a": stays}))]
+
+
+def test_weights_that_stay_on_the_gpu_are_warned_of_with_the_flags_that_leave_room_for_them() -> None:
+    stays = {"eviction": "retain+keep_running"}
+    models = {"a": stays, "b": {"model_path": "y"}, "s": {"engine": "sglang"}, "r": REMOTE}
+    assert paths(models) == []
+    (warning,) = checks.warnings(settings(models))
+    assert warning.path == "models.a.eviction"
+    assert "weights of 'a' stay on the GPU" in warning.message
+    assert warning.remedy.endswith("--gpu-memory-utilization or --mem-fraction-static")
+    placed = models | {"a": stays | {"gpu_memory": "4GiB"}}
+    assert paths(placed, gpus=[{"memory": "24GiB"}]) == ["models.a.eviction"], "how much its weights take is not known"
+    assert list(checks.warnings(settings({"a": stays, "r": REMOTE}))) == [], "nobody shares the GPU with it"
+    (warning, *_) = checks.warnings(settings({"a": stays, "l": {"engine": "llama_cpp"}}))
+    assert warning.path == "models.a.eviction" and not warning.remedy, "no flag of it says how much it takes"
 
 
 @pytest.mark.parametrize("process", ["cuda_suspend", "checkpoint"])
@@ -301,9 +319,9 @@ def test_the_checkpoint_section_is_needed(tmp_path: Path) -> None:
     }
     (problem,) = problems(models)
     assert problem.path == "checkpoint"
-    assert problem.message.endswith("'a', 'b', 'c'")
+    assert problem.message.endswith("'b', 'c'"), "a CUDA suspend needs no images"
     assert problems(models, checkpoint={}) == []
-    assert paths({"a": {}}, policy={"eviction": "retain+cuda_suspend"}) == ["checkpoint"]
+    assert paths({"a": {}}, policy={"eviction": "retain+checkpoint"}) == ["checkpoint"]
 
 
 def test_checkpoint_path_must_exist_unless_there_is_an_object_store(tmp_path: Path) -> None:
@@ -349,22 +367,6 @@ def test_warnings() -> None:
     top = {"policy": {"policy_type": "time_slice", "drain_before_switch": False}}
     assert [warning.path for warning in checks.warnings(settings({"a": {}}, **top))] == ["policy.drain_before_switch"]
     assert list(checks.warnings(settings({"a": {}}, policy={"drain_before_switch": False}))) == []
-
-
-def test_unsupported_names_what_serve_cannot_do_yet(tmp_path: Path) -> None:
-    models = {
-        "a": {"eviction": "retain+cuda_suspend"},
-        "b": {"drain": "freeze"},
-        "c": {"eviction": "offload+keep_running", "checkpoint_path": str(tmp_path)},
-        "d": {"eviction": "discard+stop", "drain": "abort"},
-        "e": {},
-    }
-    found = checks.unsupported(settings(models, policy={"eviction": "discard+checkpoint"}, checkpoint={}))
-    assert [(problem.path, problem.message) for problem in found] == [
-        ("models.a.eviction", "the process cuda_suspend of 'a' is not available yet"),
-    ]
-    assert all(problem.remedy for problem in found)
-    assert checks.unsupported(settings({"d": models["d"]})) == ()
 
 
 @pytest.mark.parametrize(
@@ -445,9 +447,10 @@ def test_engines_that_llmux_does_not_start_say_where_they_serve(model: dict[str,
 
 def test_a_remote_stays_beside_models_that_share_the_gpu_but_one_that_takes_it_does_not() -> None:
     assert not_ours(**REMOTE).eviction_of("m") == Eviction.parse("retain+keep_running")
-    (problem,) = problems({"a": {}, "b": {"eviction": "retain+keep_running"}, "m": REMOTE})
+    stays = {"engine": "llama_cpp", "eviction": "retain+keep_running"}
+    (problem,) = problems({"a": {}, "b": stays, "m": REMOTE})
     assert problem.path == "models.b.eviction"
-    assert problems({"b": {"eviction": "retain+keep_running"}, "m": REMOTE}) == []
+    assert problems({"b": stays, "m": REMOTE}) == []
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ models:
   b/../c:
     eviction: {weights: keep, process: keep_running}
   c: {model_path: y, sleep_level: 9}
-  c: {model_path: y, eviction: retain+keep_running, checkpoint_path: /nonexistent/images}
+  c: {model_path: y, engine: llama_cpp, eviction: retain+keep_running, checkpoint_path: /nonexistent/images}
 policy: {policy_type: lru, request_timeout_secs: -1, coalesce_window_ms: 2, coalesce_window_seconds: 3}
 admin_key: ${NOT_SET}
 warmup: yes
@@ -153,7 +153,8 @@ def test_top_level_keys_for_anchors_are_ignored() -> None:
 
 
 def test_warnings_are_returned() -> None:
-    loaded = loads(MINIMAL + "max_sleeping: 2\npolicy: {min_quantum_ms: 100, eviction: retain+keep_running}\n")
+    two = "models: {a: {model_path: x}, b: {model_path: y}}\n"
+    loaded = loads(two + "max_sleeping: 2\npolicy: {min_quantum_ms: 100, eviction: retain+keep_running}\n")
     assert [warning.path for warning in loaded.warnings] == ["max_sleeping", "policy.min_quantum_ms", "policy.eviction"]
 
 

@@ -7,7 +7,8 @@ import pytest
 from llmux.config import checks
 from llmux.config.placement import PLACES_MAX, declared_gpus, placements
 from llmux.config.settings import Settings
-from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU
+from llmux.core.identifiers import ALL_OF_IT
+from llmux.core.settings import ALL_OF_EVERY_GPU, WITHOUT_GPU, Placement
 from llmux.errors import ConfigError
 
 TWO = [{"memory": "24GiB"}, {"memory": "24GiB"}]
@@ -30,7 +31,8 @@ def problems(configured: Settings) -> list[tuple[str, str]]:
 def test_without_sizes_every_model_takes_all_of_every_gpu() -> None:
     plain = settings(m={}, r={"engine": "remote", "url": "http://127.0.0.1:1"})
     assert not plain.places_by_memory
-    assert placements(plain, "m", {}) == (ALL_OF_EVERY_GPU,)
+    assert placements(plain, "m", {}) == (Placement(ALL_OF_IT, shrinks=True),)
+    assert placements(settings(m={"engine": "llama_cpp"}), "m", {}) == (ALL_OF_EVERY_GPU,)
     assert placements(plain, "r", {}) == (WITHOUT_GPU,)
 
 

@@ -86,6 +86,8 @@ def test_every_default_of_the_top_level() -> None:
         "spool_bytes": 8 << 20,
         "queue_limit_requests": 10_000,
         "queue_limit_bytes": 1024 * 1024 * 1024,
+        "cuda_lock_timeout_seconds": 10,
+        "cuda_suspend_timeout_seconds": 120,
         "memory_wait_seconds": 10,
         "log_level": LogLevel.INFO,
     }
@@ -124,6 +126,7 @@ def test_every_default_of_a_model() -> None:
         "extra_args": (),
         "eviction": None,
         "checkpoint_path": None,
+        "checkpoint_calls": None,
         "env": {},
         "command": None,
         "max_in_flight": None,

@@ -10,7 +10,8 @@ from llmux.core.events import (
     WakeRequested,
 )
 from llmux.core.eviction import STOP
-from llmux.core.settings import Limits, ModelSpec
+from llmux.core.identifiers import ALL_OF_IT
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import Asleep, Auto, Cold, Draining, Manual, Serving
 from llmux.errors import ModelNotAllowed
 from tests.support.core_driver import CoreDriver
@@ -173,6 +174,31 @@ def test_sleep_drains_what_is_in_flight_and_leaves_the_gpu_idle():
     driver.finish_evict("a")
     assert driver.command_errors == {number: None}
     assert driver.scheduler.active_model() is None
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_a_model_whose_weights_stay_goes_to_sleep_only_if_something_of_it_leaves(shrinks: bool):
+    driver = play(
+        ModelSpec("a", NEVER_LEAVES, placements=(Placement(ALL_OF_IT, shrinks=shrinks),)), ModelSpec("b", OFFLOAD)
+    )
+    serving(driver, "a")
+    number = driver.command(SleepRequested, "a")
+    if shrinks:
+        assert performed(driver)[-1] == "evict a retain+keep_running"
+        driver.finish_evict("a")
+        assert driver.scheduler.state("a") == Asleep(NEVER_LEAVES)
+    assert driver.command_errors == {number: None}
+    assert isinstance(driver.scheduler.state("a"), Serving) is not shrinks
+
+
+def test_a_model_of_which_only_a_part_leaves_makes_way_for_another():
+    driver = play(
+        ModelSpec("a", NEVER_LEAVES, placements=(Placement(ALL_OF_IT, shrinks=True),)), ModelSpec("b", OFFLOAD)
+    )
+    serving(driver, "a")
+    driver.arrive("b")
+    driver.run_until(6.0)
+    assert performed(driver)[-1] == "evict a retain+keep_running"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Models that leave the GPU when nobody asks for them."""
 
 from llmux.core.events import ModeChanged
-from llmux.core.settings import ModelSpec
+from llmux.core.identifiers import ALL_OF_IT
+from llmux.core.settings import ModelSpec, Placement
 from tests.support.core_scenarios import NEVER_LEAVES, OFFLOAD
 from tests.support.playbook import performed, play, serving
 
@@ -73,3 +74,11 @@ def test_without_a_time_it_stays_until_another_needs_its_place():
     serving(driver, "a")
     driver.run_until(1_000_000.0)
     assert LEFT not in performed(driver)
+
+
+def test_a_model_whose_weights_stay_gives_back_the_rest():
+    placement = Placement(ALL_OF_IT, shrinks=True)
+    driver = play(ModelSpec("a", NEVER_LEAVES, placements=(placement,), idle_seconds=60.0))
+    serving(driver, "a")
+    driver.run_until(90.0)
+    assert performed(driver)[-1] == f"evict a {NEVER_LEAVES}"

@@ -53,9 +53,9 @@ def test_names_of_containers_are_distinct_and_allowed(name: str) -> None:
     assert len({container_name(one) for one in ("a/b", "a-b", "a:b")}) == 3
 
 
-def test_it_leaves_by_stop_or_by_an_image_and_in_no_other_way() -> None:
+def test_it_leaves_suspended_by_an_image_or_by_stop_and_in_no_other_way() -> None:
     ways = {str(eviction) for eviction in command(*START).evictions()}
-    assert ways == {"retain+stop", "offload+stop", "discard+stop", "retain+checkpoint"}
+    assert ways == {"retain+stop", "offload+stop", "discard+stop", "retain+cuda_suspend", "retain+checkpoint"}
     contained = command(*START, stop_command=("docker", "stop", "{name}"))
     assert CHECKPOINT not in contained.evictions()
     assert contained.nearest(CHECKPOINT) == STOP

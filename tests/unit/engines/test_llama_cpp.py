@@ -13,7 +13,7 @@ from llmux.engines.calls import Endpoints
 from llmux.engines.llama_cpp import DEFAULT_SLOTS, LlamaCpp, NoGpu, Prompts, SavePrompts
 from llmux.engines.registry import KINDS
 from llmux.engines.saved_prompts import Report
-from llmux.engines.steps import DumpProcess, StopProcess
+from llmux.engines.steps import DumpProcess, Step, StopProcess, SuspendGpu
 from llmux.errors import ControlCallFailed
 from tests.support import gguf_files
 
@@ -246,7 +246,8 @@ def test_files_that_its_arguments_name_count_as_the_models(model_file: Path) -> 
 def test_how_it_can_leave() -> None:
     engine = llama()
     assert engine.steps(STOP) == (StopProcess(),)
-    assert engine.steps(CHECKPOINT, freeze=True) == (DumpProcess(keeps_requests=True),)
+    assert engine.steps(CHECKPOINT, freeze=True) == (SuspendGpu(is_for_dump=True), DumpProcess(keeps_requests=True))
+    assert engine.steps(Eviction(Weights.RETAIN, Process.CUDA_SUSPEND), freeze=True) == (SuspendGpu(True),)
     for weights in (Weights.OFFLOAD, Weights.DISCARD):
         assert "holds its GPU memory" in (engine.why_not(Eviction(weights, Process.KEEP_RUNNING)) or "")
         assert "cannot leave before an image" in (engine.why_not(Eviction(weights, Process.CHECKPOINT)) or "")
@@ -263,7 +264,7 @@ def saving(model_file: Path, *extra_args: str, **more: Any) -> LlamaCpp:
 def test_prompts_are_saved_before_it_stops_and_not_before_it_is_dumped(model_file: Path) -> None:
     engine = saving(model_file)
     assert engine.steps(STOP) == (SavePrompts(), StopProcess())
-    assert engine.steps(CHECKPOINT) == (DumpProcess(),)
+    assert engine.steps(CHECKPOINT) == (SuspendGpu(is_for_dump=True), DumpProcess())
     assert "--slot-save-path" not in engine.command_line(1)
     assert isinstance(engine.prepare_start(), Prompts)
     words = engine.command_line(1)
@@ -318,6 +319,7 @@ class Controls:
     state: object
     endpoints: object = None
     performed: list[str] = field(default_factory=list)
+    applied: tuple[Step, ...] = ()
 
     async def perform(self, work: Any, what: str) -> None:
         self.performed.append(what)
@@ -349,6 +351,9 @@ async def test_the_step_saves_and_leaves_nothing_to_undo() -> None:
     without: Any = Controls(None)
     assert await SavePrompts().apply(without) == ()
     assert without.performed == []
+    suspended: Any = Controls(Prompts("m", saved), applied=(SuspendGpu(),))
+    assert await SavePrompts().apply(suspended) == ()
+    assert suspended.performed == [], "it answers nothing"
 
 
 def devices(tmp_path: Path, listed: str, status: int = 0) -> str:

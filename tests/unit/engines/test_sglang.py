@@ -1,19 +1,21 @@
 """SGLang: its command line, and in which order it is told to give up its memory and to take it back."""
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from llmux.core.eviction import STOP, Eviction
+from llmux.core.eviction import STOP, Eviction, Weights
 from llmux.core.names import NameKind
 from llmux.engines.base import Abilities
 from llmux.engines.registry import NEVER_FORWARDED
 from llmux.engines.sglang import Release, can_retract
-from llmux.engines.steps import Step
-from llmux.errors import ControlCallFailed, UnsupportedEviction
+from llmux.engines.steps import Step, SuspendGpu
+from llmux.errors import ControlCallFailed
 from tests.support.engines import sglang_engine
 
+T = TypeVar("T")
+RETAIN = Eviction.parse("retain+keep_running")
 OFFLOAD = Eviction.parse("offload+keep_running")
 DISCARD = Eviction.parse("discard+keep_running")
 RELEASE = "/release_memory_occupation"
@@ -117,8 +119,8 @@ class Controls:
         # ``max_total_num_tokens`` is what the KV cache holds, whatever one request may have.
         return {"version": self.version, "context_length": None, "max_total_num_tokens": 999999}
 
-    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        await work
+    async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        return await work
 
 
 async def take(controls: Any, eviction: Eviction, *, freeze: bool) -> list[tuple[str, object]]:
@@ -132,6 +134,12 @@ async def come_back(controls: Any) -> list[tuple[str, object]]:
     for step in reversed(controls.applied):
         await step.undo(controls)
     return controls.calls
+
+
+async def test_weights_that_are_retained_are_neither_released_nor_resumed() -> None:
+    controls = Controls()
+    assert await take(controls, RETAIN, freeze=False) == [(RELEASE, {"tags": ["kv_cache"]})]
+    assert await come_back(controls) == [(RESUME, {"tags": ["kv_cache"]}), ("/flush_cache", None)]
 
 
 @pytest.mark.parametrize("eviction", [OFFLOAD, DISCARD])
@@ -201,9 +209,13 @@ def test_steps_are_read_back_from_their_text() -> None:
         assert engine.parse_step(str(release)) == release
 
 
-def test_a_suspend_is_not_there_yet() -> None:
-    with pytest.raises(UnsupportedEviction):
-        sglang_engine().steps(Eviction.parse("retain+cuda_suspend"))
+def test_it_is_suspended_with_or_without_a_release_before() -> None:
+    (suspend,) = sglang_engine().steps(Eviction.parse("retain+cuda_suspend"))
+    assert isinstance(suspend, SuspendGpu)
+    # Without a copy in host memory, which nobody has asked for, only discarded weights come back.
+    assert isinstance(suspend.otherwise, Release) and suspend.otherwise.leaves_weights is Weights.DISCARD
+    release, after = sglang_engine().steps(Eviction.parse("offload+cuda_suspend"))
+    assert after == SuspendGpu(otherwise=release)
 
 
 def test_its_controls_are_never_forwarded() -> None:

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from llmux.errors import GpusUnreadable
 from llmux.gpus import memory
-from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuProcess, StartNeed, total_used_mib
+from llmux.gpus.memory import LEAST_SHARE_OF_A_PART, GpuHeadroom, GpuMemory, GpuProcess, StartNeed, total_used_mib
 
 pytestmark = pytest.mark.anyio
 
@@ -167,3 +167,9 @@ async def test_whether_an_engine_that_says_so_has_released_its_memory(
 ) -> None:
     headroom = GpuHeadroom("m", Releasing(*held_mib), None, wait_seconds=wait_seconds)
     assert await headroom.wait_until_freed(lambda pid: True, 300) == kept_mib
+
+
+@pytest.mark.parametrize(("held_mib", "kept_mib"), [(300, 300), (298, 298), (297, None)])
+async def test_of_an_engine_that_keeps_its_weights_a_hundredth_is_enough(held_mib: int, kept_mib: int | None) -> None:
+    headroom = GpuHeadroom("m", Releasing(held_mib), None, wait_seconds=0.02)
+    assert await headroom.wait_until_freed(lambda pid: True, 300, LEAST_SHARE_OF_A_PART) == kept_mib

@@ -28,7 +28,7 @@ def names(reader: NvmlReader) -> list[str]:
 
 def test_the_models_of_the_machines_gpus(install: Install) -> None:
     install(FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b"), FakeGpu("GPU-c", name="NVIDIA A100")))
-    assert gpu_models() == "NVIDIA A100, NVIDIA H100 80GB HBM3"
+    assert gpu_models() == "NVIDIA A100, NVIDIA Imaginary"
     nvml._load.cache_clear()
     install(FakeNvml(failure="the driver is not loaded"))
     assert gpu_models() == ""
@@ -36,7 +36,11 @@ def test_the_models_of_the_machines_gpus(install: Install) -> None:
 
 def test_memory_of_each_gpu(install: Install) -> None:
     install(FakeNvml(FakeGpu("GPU-a", 24_000, 1_500), FakeGpu("GPU-b", 24_000)))
-    assert NvmlReader({}).read_memory() == (GpuMemory("GPU-a", 24_000, 1_500), GpuMemory("GPU-b", 24_000, 0))
+    name = "NVIDIA Imaginary"
+    assert NvmlReader({}).read_memory() == (
+        GpuMemory("GPU-a", 24_000, 1_500, name),
+        GpuMemory("GPU-b", 24_000, 0, name),
+    )
 
 
 @pytest.mark.parametrize(

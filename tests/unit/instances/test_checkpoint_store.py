@@ -30,7 +30,7 @@ class ScriptedCheckpointer:
 
     def read(self, path: Path) -> Any:
         return SimpleNamespace(
-            fingerprint="f", eviction=str(EVICTION), canary=None, has_frozen=False, size_bytes=0, steps=()
+            fingerprint="f", eviction=str(EVICTION), canary=None, has_frozen=False, size_bytes=0, steps=(), gpus=None
         )
 
     async def dump(self, process: object, facts: object) -> Any:

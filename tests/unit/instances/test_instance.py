@@ -31,6 +31,7 @@ from llmux.redaction import Redactor
 from tests.support.engines import vllm_engine
 from tests.support.processes import until
 
+RETAIN = Eviction.parse("retain+keep_running")
 OFFLOAD = Eviction.parse("offload+keep_running")
 
 
@@ -268,12 +269,34 @@ class Keeping:
         return (GpuProcess(self.instance.pid or 0, "engine", 900),)
 
 
-async def test_an_engine_that_says_it_sleeps_and_keeps_its_memory_is_stopped() -> None:
+@pytest.mark.parametrize("eviction", [OFFLOAD, RETAIN])
+async def test_an_engine_that_says_it_sleeps_and_keeps_its_memory_is_stopped(eviction: Eviction) -> None:
     gpus = Keeping()
     async with instance_of(headroom=GpuHeadroom("m", gpus, None, wait_seconds=0.05)) as instance:
         gpus.instance = instance
         assert (await instance.wake()).error is None
-        outcome = await instance.evict(OFFLOAD)
+        outcome = await instance.evict(eviction)
         assert outcome.residency == Cold()
         assert outcome.fallback is not None and "holds 900 of its 900 MiB" in outcome.fallback
         assert not instance.has_engine
+
+
+class KeepingWeights(Keeping):
+    """The engine gives back its KV cache, a twentieth of what it holds."""
+
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        self.reads += 1
+        return (GpuProcess(self.instance.pid or 0, "engine", 900 if self.reads == 1 else 855),)
+
+    reads = 0
+
+
+@pytest.mark.parametrize(("eviction", "sleeps"), [(RETAIN, True), (OFFLOAD, False)])
+async def test_an_engine_that_is_to_keep_its_weights_may_give_back_little(eviction: Eviction, sleeps: bool) -> None:
+    gpus = KeepingWeights()
+    async with instance_of(headroom=GpuHeadroom("m", gpus, None, wait_seconds=0.05)) as instance:
+        gpus.instance = instance
+        assert (await instance.wake()).error is None
+        outcome = await instance.evict(eviction)
+        assert outcome.residency == (Asleep(eviction) if sleeps else Cold())
+        assert instance.has_engine is sleeps

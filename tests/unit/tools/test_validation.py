@@ -7,12 +7,12 @@ import pytest
 
 from llmux.core.eviction import Eviction
 from llmux.core.states import Asleep, Cold
-from llmux.engines.base import Abilities
+from llmux.engines.base import Abilities, Engine
 from llmux.errors import FailureReason
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.tools.standalone import Memory, StandaloneEngine
-from llmux.tools.validation import Trial, Validation, validate
-from tests.support.engines import vllm_engine
+from llmux.tools.validation import Trial, Validation, pick_best, validate
+from tests.support.engines import sglang_engine, vllm_engine
 
 OFFLOAD = Eviction.parse("offload+keep_running")
 STOP = Eviction.parse("retain+stop")
@@ -24,7 +24,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.instance = self
         self.spec = self
-        self.engine = vllm_engine()
+        self.engine: Engine = vllm_engine()
         self.abilities = Abilities(version="1")
         self.model = "m"
         self.shim_pid = 4_194_304
@@ -95,6 +95,14 @@ async def test_at_least_half_of_its_gpu_memory_must_be_freed(asleep_mib: int, pa
     assert ["of its GPU memory of 800 MiB" in reason for reason in result.trials[0].reasons] == [True] * (not passed)
 
 
+@pytest.mark.parametrize(("asleep_mib", "passed"), [(892, True), (893, False)])
+async def test_weights_that_stay_on_the_gpu_are_not_missed(asleep_mib: int, passed: bool) -> None:
+    engine = FakeEngine()
+    engine.asleep_mib = asleep_mib
+    result, _ = await judged(engine, Eviction.parse("retain+keep_running"))
+    assert result.passed is passed
+
+
 @pytest.mark.parametrize(("asleep_mib", "passed"), [(884, True), (885, False)])
 async def test_without_a_gpu_some_host_memory_must_be_freed(asleep_mib: int, passed: bool) -> None:
     engine = FakeEngine()
@@ -146,8 +154,9 @@ async def test_a_fallback_does_not_pass() -> None:
 
 async def test_an_unsupported_eviction_leaves_the_engine_running() -> None:
     engine = FakeEngine()
+    engine.engine = sglang_engine("m", "--tp", "2")
     result, _ = await judged(engine, Eviction.parse("retain+cuda_suspend"), OFFLOAD)
-    assert "not available yet" in result.trials[0].reasons[0]
+    assert "cannot leave by" in result.trials[0].reasons[0]
     assert result.trials[1].passed
     assert engine.starts == 1
 
@@ -157,3 +166,32 @@ def test_an_unfinished_trial_has_not_passed() -> None:
     about = {"model": "m", "engine": "vllm", "version": None, "model_path": "m"}
     fields: dict[str, Any] = {**about, "baseline": "4", "is_judged_by_gpu": True}
     assert not Validation(**fields, trials=(Trial(OFFLOAD),)).passed
+
+
+def trial(eviction: str, sleep_seconds: float, wake_seconds: float, host_mib: int, *reasons: str) -> Trial:
+    return Trial(
+        Eviction.parse(eviction),
+        sleep_seconds,
+        wake_seconds,
+        asleep=Memory(None, host_mib),
+        is_same_answer=True,
+        reasons=list(reasons),
+    )
+
+
+def picked(*trials: Trial) -> str | None:
+    best = pick_best(Validation("m", "vllm", None, "x", "4", True, trials))
+    return None if best is None else str(best.trial.eviction)
+
+
+def test_the_quickest_that_passed_is_picked() -> None:
+    quick, slow = trial("offload+keep_running", 0.1, 0.2, 900), trial("retain+stop", 0.3, 20.0, 0)
+    assert picked(slow, quick) == "offload+keep_running"
+    assert picked(slow, trial("offload+keep_running", 0.1, 0.2, 900, "it keeps its memory")) == "retain+stop"
+    assert picked(trial("retain+stop", 0.3, 20.0, 0, "it does not start")) is None
+
+
+def test_of_those_that_are_about_as_quick_the_one_that_holds_least_is_picked() -> None:
+    offload, discard = trial("offload+keep_running", 0.5, 0.5, 900), trial("discard+keep_running", 0.5, 0.59, 100)
+    assert picked(offload, discard) == "discard+keep_running"
+    assert picked(offload, trial("discard+keep_running", 0.5, 0.7, 100)) == "offload+keep_running"

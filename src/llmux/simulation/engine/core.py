@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Any
 
@@ -65,6 +65,10 @@ class Counters:
     sleeps: int = 0
     wakes: int = 0
     peak_running: int = 0
+    asked_while_stopped: int = 0
+    """Calls and requests that reach it while its workers are stopped, as by a CUDA suspend: a mistake."""
+    worker_calls: list[str] = field(default_factory=list)
+    """The methods that were called by ``/collective_rpc``."""
 
 
 class Generation:
@@ -172,6 +176,7 @@ class SimulatedEngine:
         """
         self.counters.request_count += counts
         self.counters.requests_while_asleep += counts and self.sleeping
+        self.counters.asked_while_stopped += not self._computes.is_set()
         if Fault.DIE_ON_REQUEST in self.faults:
             at_once = self.faults.argument(Fault.DIE_ON_REQUEST, "engine") == "exit"
             self.die("no kernel for this head size", at_once=at_once)

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -29,11 +30,12 @@ def main() -> None:
     """
     kind, arguments = choose(sys.argv[1:], os.environ)
     options, timings, faults = kind.parse(arguments, os.environ)
-    worker_pid = _fork_worker(kind.worker_name, options.worker_linger_seconds) if options.worker else None
+    workers = options.ranks if options.worker or options.ranks > 1 else 0
+    worker_pids = _fork_workers(kind.worker_name, options.worker_linger_seconds, workers)
     try:
         listener = _bind(options) if kind.binds_first else None
-        memory = _start(kind, options, faults, worker_pid)
-        asyncio.run(_serve(kind, Start(options, timings, faults, memory, worker_pid), listener or _bind(options)))
+        memory = _start(kind, options, faults, worker_pids)
+        asyncio.run(_serve(kind, Start(options, timings, faults, memory, worker_pids), listener or _bind(options)))
     except LedgerFull as error:
         log_out_of_memory(error)
     except (LedgerError, OSError) as error:
@@ -49,7 +51,7 @@ class Start:
     timings: Timings
     faults: Faults
     memory: EngineMemory
-    worker_pid: int | None
+    worker_pids: tuple[int, ...]
 
 
 def _bind(options: EngineOptions) -> socket.socket:
@@ -65,9 +67,9 @@ def _bind(options: EngineOptions) -> socket.socket:
     return listener
 
 
-def _start(kind: Kind, options: EngineOptions, faults: Faults, worker_pid: int | None) -> EngineMemory:
+def _start(kind: Kind, options: EngineOptions, faults: Faults, worker_pids: tuple[int, ...]) -> EngineMemory:
     log("Initializing a V1 LLM engine (simulated)")
-    memory = EngineMemory(options, worker_pid or os.getpid())
+    memory = EngineMemory(options, *(worker_pids or (os.getpid(),)))
     memory.hold(frozenset() if kind.loads_at_start else frozenset(TAGS))
     time.sleep(options.startup_delay_seconds)
     if Fault.START_EXIT in faults:
@@ -96,8 +98,8 @@ async def _serve(kind: Kind, start: Start, listener: socket.socket) -> None:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        if start.worker_pid is not None and service.engine is not None:
-            _watch_worker(service.engine, start.worker_pid, loop)
+        if start.worker_pids and service.engine is not None:
+            _watch_workers(service.engine, start.worker_pids, loop)
         await _listen(runner, listener)
         await stopping.wait()
         await _stop(start, service)
@@ -122,38 +124,57 @@ async def _stop(start: Start, service: Service) -> None:
     os._exit(0)
 
 
-def _fork_worker(name: str, linger_seconds: float) -> int:
-    """Start a worker process, which owns the GPU memory and outlives its root for a while; returns its pid.
+def _fork_workers(name: str, linger_seconds: float, count: int) -> tuple[int, ...]:
+    """Start worker processes, which own the GPU memory and outlive their root for a while; returns their pids.
 
-    Must be called before there are threads, sockets or an event loop. The worker learns of its root's end by the
-    closing of a pipe, and stays in its root's process group.
+    Must be called before there are threads, sockets or an event loop. The workers learn of their root's end by the
+    closing of a pipe, and stay in its process group.
     """
+    if not count:
+        return ()
     read_end, write_end = os.pipe()
-    if pid := os.fork():
-        os.close(read_end)
-        return pid
+    pids: list[int] = []
+    for _ in range(count):
+        pid = os.fork()
+        if not pid:
+            os.close(write_end)
+            _work(name, linger_seconds, read_end)
+        pids.append(pid)
+    os.close(read_end)
+    return tuple(pids)
+
+
+def _work(name: str, linger_seconds: float, root_ends: int) -> NoReturn:
     try:
-        os.close(write_end)
         for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text(name, encoding="ascii")
-        os.read(read_end, 1)
+        os.read(root_ends, 1)
         time.sleep(linger_seconds)
     finally:
         os._exit(0)
 
 
-def _watch_worker(engine: SimulatedEngine, worker_pid: int, loop: asyncio.AbstractEventLoop) -> None:
+def _watch_workers(engine: SimulatedEngine, pids: tuple[int, ...], loop: asyncio.AbstractEventLoop) -> None:
+    stopped: set[int] = set()
+
     def on_child_change() -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (change := os.waitpid(worker_pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED))[0]:
-                if os.WIFSTOPPED(change[1]):
-                    engine.worker_stopped()
-                elif os.WIFCONTINUED(change[1]):
-                    engine.worker_goes_on()
-                else:
-                    engine.die("the worker process died unexpectedly")
+        for pid in pids:
+            with contextlib.suppress(ChildProcessError):
+                while (change := os.waitpid(pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED))[0]:
+                    hear(pid, change[1])
+
+    def hear(pid: int, status: int) -> None:
+        if os.WIFSTOPPED(status):
+            stopped.add(pid)
+            engine.worker_stopped()
+        elif os.WIFCONTINUED(status):
+            stopped.discard(pid)
+            if not stopped:
+                engine.worker_goes_on()
+        else:
+            engine.die("a worker process died unexpectedly")
 
     loop.add_signal_handler(signal.SIGCHLD, on_child_change)
-    on_child_change()  # It may have died before the handler was there.
+    on_child_change()  # One may have died before the handler was there.

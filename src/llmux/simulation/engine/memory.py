@@ -15,11 +15,11 @@ TAGS = (WEIGHTS, KV_CACHE)
 class EngineMemory:
     """Holds what an engine needs for the parts that are awake."""
 
-    def __init__(self, options: EngineOptions, owner_pid: int) -> None:
-        """The allocation is recorded for the process ``owner_pid`` and ends with it."""
+    def __init__(self, options: EngineOptions, *owner_pids: int) -> None:
+        """The allocation is recorded for the owners and ends with them; several, the ranks, have equal parts of it."""
         self._model = options.name
-        self.owner_pid = owner_pid
-        self._owner_started = process_started(owner_pid)
+        self._owner_pids = owner_pids
+        self._owner_started = process_started(owner_pids[0])
         self._ledgers = visible_ledgers(options.ledger_path, os.environ) if options.ledger_path else ()
         self._residue_mib = options.residue_mib
         self._full_mib = options.gpu_memory_mib or 0
@@ -29,6 +29,11 @@ class EngineMemory:
         self._block_bytes = (options.hold_memory_mib << 20) // len(TAGS)
         self._blocks: dict[str, bytearray] = {}
         self.allocated_mib = 0
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The owners other than the engine's root."""
+        return tuple(pid for pid in self._owner_pids if pid != os.getpid())
 
     def hold(self, asleep: Set[str], keep_weights: bool = True) -> None:
         """Adapt the allocation to the tags that are asleep; raises LedgerFull and then leaves it as it was.
@@ -50,11 +55,12 @@ class EngineMemory:
 
         Raises LedgerFull.
         """
-        if self._ledgers and (started := process_started(self.owner_pid)) != self._owner_started:
+        if self._ledgers and (started := process_started(self._owner_pids[0])) != self._owner_started:
             self._owner_started = started
             self._allocate(self.allocated_mib)
 
     def _allocate(self, mib: int) -> None:
         for ledger in self._ledgers:
-            ledger.allocate(self.owner_pid, mib, self._model)
+            for pid in self._owner_pids:
+                ledger.allocate(pid, mib // len(self._owner_pids), self._model)
         self.allocated_mib = mib

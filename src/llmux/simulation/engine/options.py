@@ -86,6 +86,8 @@ class EngineOptions:
     residue_mib: int = 0
     hold_memory_mib: int = 0
     worker: bool = False
+    ranks: int = 1
+    """Worker processes, each with its part of the memory; more than one make ``worker`` true."""
     worker_linger_seconds: float = 3.0
 
     @property
@@ -170,6 +172,7 @@ def _add_own_flags(parser: argparse.ArgumentParser, environment: Mapping[str, st
     flags.add_common()
     flags.add_memory("--gpu-memory-utilization of the ledger's capacity")
     flags.add_worker()
+    flags.add_ranks()
     flags.add("--sim-sleep-ms", "sleep_seconds", "MS", "0", "duration of /sleep (0)")
     flags.add("--sim-wake-ms", "wake_seconds", "MS", "0", "duration of /wake_up (0)")
     flags.add("--sim-reload-ms", "reload_seconds", "MS", "100", "duration of reload_weights (100)")

@@ -79,6 +79,10 @@ class OwnFlags:
             help="fork a worker process that owns the memory, as vLLM and SGLang do",
         )
 
+    def add_ranks(self) -> None:
+        """Several processes that own the memory, as the ranks of an engine on several GPUs do."""
+        self.add("--sim-ranks", "ranks", "COUNT", "1", "worker processes, each with its part of the memory (1)")
+
     def faults(self, given: argparse.Namespace) -> Faults:
         """The faults that were asked for; exits with code 2 for an unknown one."""
         try:
@@ -102,6 +106,7 @@ UNITS: Mapping[str, Callable[[str], Any]] = {
     "MS": _milliseconds,
     "RATE": float,
     "MIB": int,
+    "COUNT": int,
     "FILE": str,
     "LIST": str,
     "NAME": str,

@@ -58,7 +58,7 @@ def application(engine: SimulatedVllm, spawn: Spawn) -> web.Application:
     endpoints = _information(engine) | Inference(engine).endpoints()
     endpoints |= controls(engine, lambda: {"sleep_level": engine.level})
     if engine.options.development_mode:
-        endpoints |= _lifecycle(engine, spawn)
+        endpoints |= _lifecycle(engine, spawn) | _states(engine)
     return Front(engine.options, endpoints).application()
 
 
@@ -106,6 +106,9 @@ def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
             raise Refused(400, "BadRequestError", f"Invalid sleep level {level}: must be 0, 1 or 2")
         return await perform(engine.sleep(int(level), _pause_mode(request)))
 
+    async def release_kv_cache_memory(_: web.Request) -> web.Response:
+        return await perform(engine.release_kv_cache())
+
     async def wake_up(request: web.Request) -> web.Response:
         return await perform(engine.wake(request.query.getall("tags", [])))
 
@@ -123,6 +126,17 @@ def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
         engine.resume()
         return web.json_response({"status": "resumed"})
 
+    return {
+        "POST /sleep": sleep,
+        "POST /wake_up": wake_up,
+        **({} if Fault.OLD_SLEEP in engine.faults else {"POST /release_kv_cache_memory": release_kv_cache_memory}),
+        "POST /collective_rpc": collective_rpc,
+        "POST /pause": pause,
+        "POST /resume": resume,
+    }
+
+
+def _states(engine: SimulatedVllm) -> dict[str, Endpoint]:
     async def is_sleeping(_: web.Request) -> web.Response:
         return web.json_response({"is_sleeping": engine.sleeping})
 
@@ -133,11 +147,6 @@ def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
         return web.json_response({"success": not engine.running})
 
     return {
-        "POST /sleep": sleep,
-        "POST /wake_up": wake_up,
-        "POST /collective_rpc": collective_rpc,
-        "POST /pause": pause,
-        "POST /resume": resume,
         "GET /is_sleeping": is_sleeping,
         "GET /is_paused": is_paused,
         "POST /reset_prefix_cache": reset_prefix_cache,

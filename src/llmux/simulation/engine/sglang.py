@@ -284,9 +284,9 @@ class SimulatedSglang(SimulatedEngine):
 def kill_tree(memory: EngineMemory) -> NoReturn:
     """How SGLang ends itself: by SIGKILL, after its children."""
     sys.stderr.flush()
-    if memory.owner_pid != os.getpid():
+    for pid in memory.worker_pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(memory.owner_pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 

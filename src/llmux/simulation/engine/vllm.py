@@ -5,12 +5,14 @@ from collections.abc import Collection
 
 from llmux.simulation.engine.core import DEAD, ILLEGAL_ACCESS, Answer, PauseMode, SimulatedEngine, failure, log
 from llmux.simulation.engine.faults import Fault
-from llmux.simulation.engine.memory import TAGS, WEIGHTS
+from llmux.simulation.engine.memory import KV_CACHE, TAGS, WEIGHTS
 from llmux.simulation.ledger import LedgerFull
 
 KNOWN_RPC_METHODS = frozenset(
     {"reload_weights", "suspend_nccl", "resume_nccl", "checkpoint_prepare", "checkpoint_restore"}
 )
+
+PREPARATIONS = ("checkpoint_prepare", "suspend_nccl")
 
 
 class SimulatedVllm(SimulatedEngine):
@@ -25,7 +27,7 @@ class SimulatedVllm(SimulatedEngine):
         if self._generations and mode is not PauseMode.KEEP:
             self.counters.slept_under_requests += 1
         await self.pause(mode)
-        await self._computes.wait()
+        await self._reach_workers()
         await asyncio.sleep(self.timings.sleep_seconds)
         if not self.lives():
             return DEAD
@@ -42,13 +44,32 @@ class SimulatedVllm(SimulatedEngine):
         log(f"It took {self.timings.sleep_seconds:.6f} seconds to fall asleep.")
         return Answer(200, {"status": "sleeping", "level": level})
 
+    async def release_kv_cache(self) -> Answer:
+        """``POST /release_kv_cache_memory``: the weights stay. It wants a pause, and everything awake."""
+        if not self.lives():
+            return DEAD
+        if not self.paused:
+            return failure("release_kv_cache_memory() requires a completed pause first")
+        if self._asleep:
+            return failure("release_kv_cache_memory() requires all executor memory to be resident")
+        await self._computes.wait()
+        await asyncio.sleep(self.timings.sleep_seconds)
+        if self.faults.strikes(Fault.SLEEP_500):
+            return failure("injected failure of release_kv_cache_memory")
+        self.counters.sleeps += 1
+        self._asleep = {KV_CACHE}
+        self._discard_kv_cache()
+        if self.options.sleep_mode:
+            self._memory.hold(self._asleep)
+        return Answer(200, {"status": "kv_cache_released"})
+
     async def wake(self, tags: Collection[str]) -> Answer:
         """``POST /wake_up``; no tags means all of them. The scheduler resumes when the last tag is awake."""
         if not self.lives():
             return DEAD
         if self.faults.strikes(Fault.WAKE_HANG):
             await asyncio.Event().wait()
-        await self._computes.wait()
+        await self._reach_workers()
         await asyncio.sleep(self.timings.wake_seconds)
         if self.faults.strikes(Fault.WAKE_500):
             return failure("injected failure of wake_up")
@@ -71,6 +92,10 @@ class SimulatedVllm(SimulatedEngine):
             return DEAD
         if method not in KNOWN_RPC_METHODS:
             return failure(f"'Worker' object has no attribute '{method}'")
+        await self._reach_workers()
+        self.counters.worker_calls.append(method)
+        if method in PREPARATIONS and self.faults.strikes(Fault.PREPARE_500):
+            return failure(f"injected failure of {method}")
         if method == "reload_weights":
             if self.faults.strikes(Fault.RELOAD_500):
                 return failure("injected failure of reload_weights")
@@ -80,6 +105,10 @@ class SimulatedVllm(SimulatedEngine):
             await asyncio.sleep(self.timings.reload_seconds)
             self._weights_valid = True
         return Answer(200, {"results": [None]})
+
+    async def _reach_workers(self) -> None:
+        self.counters.asked_while_stopped += not self._computes.is_set()
+        await self._computes.wait()
 
     def _take_memory(self, asleep: set[str]) -> bool:
         try:

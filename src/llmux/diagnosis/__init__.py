@@ -1,0 +1,1 @@
+"""Looks for what usually goes wrong, before it does: the checks of ``llmux doctor``."""
