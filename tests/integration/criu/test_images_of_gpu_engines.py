@@ -107,5 +107,5 @@ async def test_an_image_of_another_gpu_is_refused_with_its_reason(tmp_path: Path
         manifest["gpus"][0]["name"] = "NVIDIA Elsewhere"
         file.write_text(json.dumps(manifest))
         await bench.expect("a")
-        assert bench.server.find_in_log("made on a GPU NVIDIA Elsewhere")
+        await bench.server.wait_for_log("made on a GPU NVIDIA Elsewhere")
         assert bench.starts("a") == 2
