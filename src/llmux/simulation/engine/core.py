@@ -152,6 +152,8 @@ class SimulatedEngine:
         self._computes = asyncio.Event()
         """Not set while the worker process is stopped: then only /health answers, as in vLLM."""
         self._computes.set()
+        self.look_at_workers: Callable[[], None] = lambda: None
+        """Takes note of what has happened to the workers and was not noticed yet."""
 
     @property
     def waiting(self) -> int:
@@ -168,6 +170,11 @@ class SimulatedEngine:
         """Asleep in part or in whole, or merely paused."""
         return self.paused or bool(self._asleep)
 
+    def _count_if_stopped(self) -> None:
+        # A call can arrive before the signal of a worker that goes on again.
+        self.look_at_workers()
+        self.counters.asked_while_stopped += not self._computes.is_set()
+
     @contextmanager
     def request(self, generation: Generation, *, counts: bool = True) -> Iterator[None]:
         """Queue a request; however the block ends, it is removed from the engine. Raises EngineDead.
@@ -176,7 +183,7 @@ class SimulatedEngine:
         """
         self.counters.request_count += counts
         self.counters.requests_while_asleep += counts and self.sleeping
-        self.counters.asked_while_stopped += not self._computes.is_set()
+        self._count_if_stopped()
         if Fault.DIE_ON_REQUEST in self.faults:
             at_once = self.faults.argument(Fault.DIE_ON_REQUEST, "engine") == "exit"
             self.die("no kernel for this head size", at_once=at_once)

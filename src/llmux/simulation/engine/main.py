@@ -176,5 +176,6 @@ def _watch_workers(engine: SimulatedEngine, pids: tuple[int, ...], loop: asyncio
         else:
             engine.die("a worker process died unexpectedly")
 
+    engine.look_at_workers = on_child_change
     loop.add_signal_handler(signal.SIGCHLD, on_child_change)
     on_child_change()  # One may have died before the handler was there.

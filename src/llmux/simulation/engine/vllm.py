@@ -107,7 +107,7 @@ class SimulatedVllm(SimulatedEngine):
         return Answer(200, {"results": [None]})
 
     async def _reach_workers(self) -> None:
-        self.counters.asked_while_stopped += not self._computes.is_set()
+        self._count_if_stopped()
         await self._computes.wait()
 
     def _take_memory(self, asleep: set[str]) -> bool:
