@@ -1,5 +1,6 @@
 """Checkpoints and CUDA suspend: criu, its plugin, the directory of images."""
 
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -9,16 +10,20 @@ from pathlib import Path
 from llmux.checkpoints.criu import inspect_criu
 from llmux.checkpoints.dumping import is_in_memory
 from llmux.checkpoints.images import check_owner
-from llmux.config.settings import CheckpointSettings, Settings
+from llmux.checkpoints.object_store import ObjectStore, StoreFailed
+from llmux.config.settings import CheckpointSettings, ObjectStoreSettings, Settings
 from llmux.core.eviction import Process
 from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
 from llmux.engines.files import exists
-from llmux.errors import CriuUnusable, ImageUnusable
+from llmux.errors import ConfigError, CriuUnusable, ImageUnusable
 from llmux.hosts.local import size_mib
+from llmux.server.build import open_object_store, store_address
 
 GIB = 1 << 30
 PLUGIN = "cuda_plugin.so"
 BINDING = "cuda.bindings"
+STORE_SECONDS = 15.0
+"""For one listing, which takes some tenths of a second."""
 
 
 def check_images(settings: Settings | None, *, has_gpu: bool) -> Iterator[Finding]:
@@ -28,6 +33,8 @@ def check_images(settings: Settings | None, *, has_gpu: bool) -> Iterator[Findin
     yield _criu(checkpoint, is_needed=is_needed)
     if settings is not None and is_needed:
         yield _directory(settings, checkpoint.images_dir)
+    if settings is not None and checkpoint.object_store is not None:
+        yield from _store(settings, checkpoint.object_store)
     suspends = settings is not None and any(
         settings.eviction_of(name).process is Process.CUDA_SUSPEND for name in settings.models
     )
@@ -74,6 +81,30 @@ def _directory(settings: Settings, directory: Path) -> Finding:
     if is_in_memory(existing):
         return warning(what, f"{size}, in memory: images compete with engines for it", "choose a directory on a disk")
     return ok(what, size)
+
+
+def _store(settings: Settings, configured: ObjectStoreSettings) -> Iterator[Finding]:
+    address = store_address(configured).url
+    what = f"object store {address}"
+    try:
+        store = open_object_store(settings, configured)
+    except ConfigError:
+        # One of the configuration's findings.
+        return
+    remedy = "check its address, its keys and the network; without it, images stay on this machine"
+    try:
+        asyncio.run(_ask(store))
+    except StoreFailed as failure:
+        yield error(what, failure.reason, remedy)
+    except TimeoutError:
+        yield error(what, f"does not answer within {STORE_SECONDS:g} s", remedy)
+    else:
+        yield ok(what, "answers")
+
+
+async def _ask(store: ObjectStore) -> None:
+    async with asyncio.timeout(STORE_SECONDS):
+        await store.list_folders("llmux-doctor")
 
 
 def _suspension(checkpoint: CheckpointSettings, *, is_needed: bool) -> Finding:

@@ -260,7 +260,7 @@ def build_transfers(
     """
     if checkpointer is None or settings.checkpoint is None or (store := settings.checkpoint.object_store) is None:
         return None
-    opened, address = _open_store(settings, store), store_address(store)
+    opened, address = open_object_store(settings, store), store_address(store)
     compresses = store.compression is Compression.ZSTD or (
         store.compression is Compression.AUTO and not address.is_directory
     )
@@ -279,13 +279,14 @@ def object_store_problems(settings: Settings) -> Sequence[Problem]:
     store = None if settings.checkpoint is None else settings.checkpoint.object_store
     try:
         if store is not None:
-            _open_store(settings, store)
+            open_object_store(settings, store)
     except ConfigError as error:
         return error.problems
     return ()
 
 
-def _open_store(settings: Settings, store: ObjectStoreSettings) -> ObjectStore:
+def open_object_store(settings: Settings, store: ObjectStoreSettings) -> ObjectStore:
+    """The object store, without a request to it. Raises ConfigError if it cannot be used as it is configured."""
     try:
         return open_store(store_address(store), build_redactor(settings).redact)
     except StoreUnusable as error:

@@ -1,6 +1,7 @@
 """What the checks of criu, of CUDA's suspension and of the directory of images say."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,16 @@ def test_a_plugin_needs_the_program_that_it_calls(tmp_path: Path, monkeypatch: p
     (tmp_path / "cuda-checkpoint").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert findings(configured, has_gpu=True)["criu's CUDA plugin"].level is Level.OK
+
+
+def test_an_object_store_is_asked(tmp_path: Path) -> None:
+    reachable = settings(tmp_path, {}, object_store={"url": (tmp_path / "bucket").as_uri()})
+    (one,) = (one for name, one in findings(reachable).items() if name.startswith("object store"))
+    assert one.level is Level.OK
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        keys = {"bucket": "b", "access_key": "a", "secret_key": "s"}
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        unreachable = settings(tmp_path, {}, object_store={"endpoint": endpoint, **keys})
+        (one,) = (one for name, one in findings(unreachable).items() if name.startswith("object store"))
+    assert one.level is Level.ERROR and "keys and the network" in one.remedy
