@@ -124,25 +124,6 @@ def _key(value: object) -> object:
     return value
 
 
-_SIZE = re.compile(r"^[0-9]{1,12}(?:\.[0-9]{1,3})? ?(?:[KMGT]i?)?B$")
-_UNITS = {
-    f"{prefix}{kind}": base**power
-    for kind, base in (("B", 1000), ("iB", 1024))
-    for power, prefix in enumerate(("", *"KMGT"))
-}
-
-
-def _bytes(value: object) -> object:
-    """A size with a unit as a number of bytes."""
-    value = as_scalar(value)
-    if not isinstance(value, str):
-        return value
-    if not _SIZE.match(value):
-        raise PydanticCustomError("size", "must be a size with a unit, as 20GiB or 500MB")
-    number = value.rstrip("KMGTiB ")
-    return int(float(number) * _UNITS[value[len(number) :].strip()])
-
-
 _SCALAR = BeforeValidator(as_scalar)
 
 Flag = Annotated[bool, Field(strict=True), _SCALAR]
@@ -159,13 +140,6 @@ PositiveFactor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False),
 Share = Annotated[float, Field(strict=True, gt=0, lt=1), _SCALAR]
 Size = Annotated[int, Field(strict=True, ge=0), _SCALAR]
 Count = Annotated[int, Field(strict=True, ge=1), _SCALAR]
-Bytes = Annotated[
-    int,
-    BeforeValidator(_bytes),
-    Field(strict=True, ge=1),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE.pattern}]}),
-]
-"""A number of bytes, or a text with a unit: 20GiB, 500 MB."""
 Port = Annotated[int, Field(strict=True, ge=0, le=65535), _SCALAR]
 EnginePort = Annotated[int, Field(strict=True, ge=1, le=65535), _SCALAR]
 
@@ -201,9 +175,12 @@ _SIZE_SCHEMA: dict[str, Any] = {
 }
 
 
+_NO_SIZE = "must be a size with a unit, as 20GiB or 300MB, or a number of bytes"
+
+
 def _size(value: object) -> object:
-    if isinstance(value, bool | float) or value is None:
-        raise PydanticCustomError("memory_size", "must be a size, as 20GiB or 300MiB, or a number of bytes")
+    if isinstance(value, bool | float) or value is None or (isinstance(value, str) and value.strip().isdigit()):
+        raise PydanticCustomError("size", _NO_SIZE)
     if isinstance(value, str) and (match := re.fullmatch(r"([0-9.]+) *([kmgtKMGT])", value.strip())):
         # Some programs mean powers of 1000 by it, others those of 1024.
         number, unit = match[1], match[2].upper()
@@ -212,7 +189,7 @@ def _size(value: object) -> object:
     return value
 
 
-MemorySize = Annotated[
+Bytes = Annotated[
     ByteSize,
     Field(gt=0),
     WithJsonSchema(_SIZE_SCHEMA),

@@ -4,12 +4,12 @@ from pydantic import Field
 
 from llmux.config.eviction import EvictionField
 from llmux.config.fields import (
+    Bytes,
     CommandLine,
     Count,
     Directory,
     EnginePort,
     GpuChoice,
-    MemorySize,
     PathText,
     PositiveFactor,
     PositiveSeconds,
@@ -97,7 +97,7 @@ class ModelSettings(Section):
         description="How long the model stays on the GPU without a request; then it leaves as its eviction says. "
         "Default: policy.idle_seconds.",
     )
-    gpu_memory: MemorySize | None = Field(
+    gpu_memory: Bytes | None = Field(
         default=None,
         description="GPU memory that the engine takes on each of its GPUs, as 20GiB. Models whose needs fit are on a "
         "GPU together. Default: what its arguments say, as --gpu-memory-utilization, or else all of it.",

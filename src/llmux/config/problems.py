@@ -24,8 +24,8 @@ _SENTENCES = {
     "float_type": "must be a number",
     "string_pattern_mismatch": "the name of a variable must neither be empty nor contain '='",
     "string_unicode": "contains what is no Unicode character",
-    "byte_size": "must be a size, as 20GiB or 300MiB, or a number of bytes",
-    "byte_size_unit": "must be a size, as 20GiB or 300MiB, or a number of bytes",
+    "byte_size": "must be a size with a unit, as 20GiB or 300MB, or a number of bytes",
+    "byte_size_unit": "must be a size with a unit, as 20GiB or 300MB, or a number of bytes",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
 }

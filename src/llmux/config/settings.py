@@ -16,7 +16,6 @@ from llmux.config.fields import (
     Count,
     Directory,
     Flag,
-    MemorySize,
     PathText,
     Port,
     PositiveSeconds,
@@ -131,7 +130,7 @@ class CheckpointSettings(Section):
 class GpuSettings(Section):
     """One entry of ``gpus``."""
 
-    memory: MemorySize = Field(description="How much of its memory the models may hold together, as 24GiB.")
+    memory: Bytes = Field(description="How much of its memory the models may hold together, as 24GiB.")
     device: Word | None = Field(
         default=None,
         description="Its number or UUID, as CUDA_VISIBLE_DEVICES has it. Default: its position in the list.",
