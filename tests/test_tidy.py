@@ -187,3 +187,15 @@ def test_only_the_package_of_engines_knows_one_kind_from_another() -> None:
         if NAMES_ONE_ENGINE.search(KEPT.sub("", line))
     ]
     assert not [line for line in named if not KEPT.search(line)]
+
+
+def test_every_test_that_the_documents_name_exists() -> None:
+    named = re.compile(r"`((?:unit|integration)/[\w/]+\.py)(?:::(test_\w+))?`")
+    wrong = []
+    for document in sorted((ROOT / "docs").glob("*.md")):
+        for file, name in named.findall(document.read_text()):
+            path = ROOT / "tests" / file
+            if not path.is_file() or (name and f"def {name}(" not in path.read_text()):
+                wrong.append(f"{document.name}: {file}::{name}")
+    assert not wrong
+    assert len(named.findall((ROOT / "docs/migration.md").read_text())) > 80, "the table of 0.7.7's rows is there"
