@@ -76,6 +76,15 @@ async def test_the_printed_entry_can_be_pasted_into_the_configuration(tmp_path: 
     assert (await run_llmux("check", directory=tmp_path)).code == 0
 
 
+async def test_a_model_with_an_image_begins_checkpointed_and_needs_no_warm_up(tmp_path: Path) -> None:
+    configure(tmp_path)
+    config = configure(tmp_path, checkpoint_path=(await made(tmp_path))["checkpoint_path"]) | {"warmup": True}
+    async with llmux_server(config, tmp_path) as server, http_client() as session:
+        async with session.get(f"{server.url}/control/status") as answer:
+            assert (await answer.json())["models"]["m"]["process_state"] == "checkpointed"
+        assert not server.find_in_log("engine started|restored |warming up")
+
+
 async def test_a_second_checkpoint_makes_a_new_image(tmp_path: Path) -> None:
     configure(tmp_path)
     manifest = Path((await made(tmp_path))["checkpoint_path"]) / "manifest.json"

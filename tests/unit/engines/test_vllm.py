@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,32 @@ def test_compiled_kernels_are_kept_from_one_start_to_the_next(tmp_path: Path) ->
     assert first != caches(program=str(program), model_path="another")
     program.write_text("1.0.1")
     assert first != caches(program=str(program)), "another version compiles anew"
+
+
+class Refusing:
+    """Endpoints of an engine that refuses one path and answers all else."""
+
+    def __init__(self, path: str) -> None:
+        self.refused = path
+        self.asked: list[str] = []
+
+    async def get(self, path: str, timeout_seconds: float) -> Any:
+        return {"is_sleeping": False}
+
+    async def post(self, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None) -> Any:
+        self.asked.append(path)
+        if path == self.refused:
+            raise ControlCallFailed(f"POST {path}", "status 500", 500)
+
+    async def request(
+        self, method: str, path: str, timeout_seconds: float, document: Mapping[str, Any] | None = None
+    ) -> Any:
+        return await self.post(path, timeout_seconds, document)
+
+
+async def test_a_prefix_cache_that_cannot_be_reset_is_no_failure_of_a_wake() -> None:
+    refusing = Refusing("/reset_prefix_cache")
+    await vllm.wake_up(refusing, SleepLevel.DISCARD, TIMEOUTS)
+    assert "/reset_prefix_cache" in refusing.asked
+    with pytest.raises(ControlCallFailed):
+        await vllm.wake_up(Refusing("/collective_rpc"), SleepLevel.DISCARD, TIMEOUTS)

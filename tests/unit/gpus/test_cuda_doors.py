@@ -194,3 +194,17 @@ def _helpers() -> list[psutil.Process]:
     return [
         one for one in children if one.status() != psutil.STATUS_ZOMBIE and "driver_helper" in " ".join(one.cmdline())
     ]
+
+
+async def test_the_program_is_run_through_sudo_where_llmux_is_not_root(
+    cuda: FakeCuda, user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tmp_path / "words"
+    (tmp_path / "sudo").write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" >> "{words}"\nshift\nexec "$@"\n')
+    (tmp_path / "sudo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    async with door("program", tmp_path) as driver:
+        await driver.act(CudaAction.LOCK, user, 1.0)
+        assert await driver.state(user) is CudaState.LOCKED
+    assert words.read_text().split() == ["-n", "-n"], "it never asks for a password"
