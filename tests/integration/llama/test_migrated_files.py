@@ -40,22 +40,20 @@ class Migrated:
     """Each is in the command's output: what it leaves to a person, and what behaves differently."""
 
 
-TTL, GROUPS, PRELOAD = "does not unload a model because it is idle", "llmux has no groups", "warmup: true"
+GROUPS, PRELOAD = "llmux has no groups", "warmup: true"
 FILES = {
     "swap_minimal.json": Migrated(("a", "b"), told=("port: 8080",)),
     "swap_macros.yaml": Migrated(
         ("chat", "short"),
         {"gpt-4o": "chat", "claude-sonnet-4": "chat"},
-        (f"chat: ttl: llmux {TTL}", "short: concurrencyLimit: ", "short: name: "),
+        ("short: concurrencyLimit: ", "short: name: "),
     ),
     "swap_groups.yaml": Migrated(
         ("coder", "writer", "embed"),
-        told=(f"groups.chats: {GROUPS}", f"groups.forever: {GROUPS}", TTL, "coder: filters.stripParams: ", PRELOAD),
+        told=(f"groups.chats: {GROUPS}", f"groups.forever: {GROUPS}", "coder: filters.stripParams: ", PRELOAD),
     ),
     "swap_engines.yaml": Migrated(("big", "small", "own"), {"tiny": "small"}, ("big: useModelName: ",)),
-    "presets_common.ini": Migrated(
-        ("chat", "writer"), {"gpt-4o": "writer", "o1": "writer"}, (f"writer: sleep-idle-seconds: llmux {TTL}", PRELOAD)
-    ),
+    "presets_common.ini": Migrated(("chat", "writer"), {"gpt-4o": "writer", "o1": "writer"}, (PRELOAD,)),
     "presets_plain.ini": Migrated(
         ("a", "embed"),
         told=("Only as a comment: found-by-the-router", "Set model_path to the file and remove the #"),

@@ -12,7 +12,7 @@ from llmux.config.migration.convert import convert
 
 APP = typer.Typer()
 APP.command()(migrate)
-SWAP = "models:\n  a:\n    cmd: llama-server --port ${PORT} -m /a.gguf -c 8192\n    ttl: 60\n"
+SWAP = "models:\n  a:\n    cmd: llama-server --port ${PORT} -m /a.gguf -c 8192\n    unlisted: true\n"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_standard_output_has_the_file_and_standard_error_the_summary(swap: Path)
     first, second, *remarks = result.stderr.splitlines()
     assert first == f"{swap}: a configuration of llama-swap; models: 1 llama_cpp"
     assert second == "Not carried over as it was (each has a comment in the file):"
-    assert [remark.split(": ")[:2] for remark in remarks[:2]] == [["  a", "--port"], ["  a", "ttl"]]
+    assert [remark.split(": ")[:2] for remark in remarks[:2]] == [["  a", "--port"], ["  a", "unlisted"]]
     assert [remark.split(": ")[0] for remark in remarks[2:]] == ["  -listen"]
 
 

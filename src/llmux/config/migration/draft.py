@@ -20,6 +20,7 @@ MODEL_KEYS = (
     "env",
     "aliases",
     "max_in_flight",
+    "idle_seconds",
 )
 """The keys of a model in the order in which they are written."""
 

@@ -121,18 +121,19 @@ def pass_on(given: llama_flags.Given, extra: list[str], draft: ModelDraft) -> No
     """Add a flag of llama-server's to ``extra_args``, or note why it is left out."""
     why = llama_server.why_dropped(given.flag) if given.flag else ""
     if given.flag and given.flag.name == "sleep-idle-seconds":
-        if not given.value.startswith("-"):  # Below 0: never, as in llmux.
-            draft.note("extra_args", idle_note(given.words[0], given.value))
+        set_idle_seconds(draft, given.value)
     elif why:
         draft.note("extra_args", Note(given.key or given.words[0].partition("=")[0], why, given.value))
     else:
         extra += given.words
 
 
-def idle_note(about: str, seconds: str) -> Note:
-    """Of a key that unloads an idle model."""
-    text = "llmux does not unload a model because it is idle; it leaves when another one is wanted. For later versions:"
-    return Note(about, text, suggested=(f"idle_seconds: {words.written(seconds)}",))
+def set_idle_seconds(draft: ModelDraft, seconds: str) -> None:
+    """Carry over how long a model may be idle. 0 and less mean for ever, as the absence of the key does in llmux."""
+    if seconds.startswith("-") or seconds in ("", "0"):
+        draft.keys.pop("idle_seconds", None)
+    else:
+        draft.keys["idle_seconds"] = int(seconds) if seconds.isdigit() else seconds
 
 
 def _vllm(program: str, given: Sequence[str], draft: ModelDraft) -> str:

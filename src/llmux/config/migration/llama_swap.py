@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from llmux.config.migration import left_out, macros, words
 from llmux.config.migration.draft import FileDraft, ModelDraft, Note
-from llmux.config.migration.engines import Command, draft_model, idle_note
+from llmux.config.migration.engines import Command, draft_model, set_idle_seconds
 from llmux.config.migration.macros import Macros
 from llmux.config.migration.source import YamlSource, plain, read_yaml
 from llmux.config.position import Path
@@ -183,11 +183,9 @@ class _File:
             draft.note("max_in_flight", Note("concurrencyLimit", _LIMIT, limit))
         ttl = self._number(model, "ttl", scope, path)
         if ttl in ("", "-1"):
-            shared = self._number(self._source.data, "globalTTL", self._macros, ())
-            if shared not in ("", "0"):
-                draft.note("", idle_note("globalTTL", shared))
-        elif ttl != "0":
-            draft.note("", idle_note("ttl", ttl))
+            ttl = self._number(self._source.data, "globalTTL", self._macros, ())
+        if ttl:  # Else llama-server's own time for it counts, if the command has one.
+            set_idle_seconds(draft, ttl)
         self._filters(draft, model.get("filters"), scope, (*path, "filters"))
         for key, why in left_out.OF_A_MODEL.items():
             _leave_out(draft, key, why, model.get(key))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llmux.config.migration import llama_server, words
 from llmux.config.migration.draft import FileDraft, ModelDraft, Note
-from llmux.config.migration.engines import idle_note, model_path, pass_on
+from llmux.config.migration.engines import model_path, pass_on, set_idle_seconds
 from llmux.engines import llama_flags
 from llmux.engines.llama_flags import Flag, Given
 from llmux.errors import ConfigError, Problem
@@ -153,7 +153,9 @@ def _arguments(entry: Entry, draft: ModelDraft) -> Iterator[Given]:
     flag = llama_flags.find(written)
     value = entry.value.lower()
     if entry.key in _OF_THE_ROUTER:
-        if note := _of_the_router(entry):
+        if entry.key == "sleep-idle-seconds":
+            set_idle_seconds(draft, entry.value)
+        elif note := _of_the_router(entry):
             draft.note("", note)
     elif flag is None:
         is_off = value in ("false", "off", "disabled")
@@ -172,8 +174,6 @@ def _of_the_router(entry: Entry) -> Note | None:
     match entry.key:
         case "load-on-startup":
             return Note(entry.key, _STARTS, suggested=("warmup: true",)) if entry.value.lower() not in _FALSE else None
-        case "sleep-idle-seconds":
-            return idle_note(entry.key, entry.value) if not entry.value.startswith("-") else None
         case "stop-timeout":
             return Note(entry.key, _STOPS, entry.value)
         case _:

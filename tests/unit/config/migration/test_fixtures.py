@@ -18,10 +18,10 @@ FRAGMENTS = ("", "null", "[]", "{}", "{a: b}", "${PORT}", "${env.X}", "'", '"', 
 
 PLACE_OF_SWAP, PLACE_OF_ROUTER = "-listen", "--port"
 NOTED = {
-    "swap_macros": "--host --port --alias concurrencyLimit ttl name description metadata unlisted startPort",
+    "swap_macros": "--host --port --alias concurrencyLimit name description metadata unlisted startPort",
     "swap_containers": "-p cmd unloadTimeout checkEndpoint",
-    "swap_engines": "--host --port --served-model-name useModelName cmdStop cmd --sleep-idle-seconds --tools",
-    "swap_groups": "--port globalTTL ttl filters.stripParams filters.setParams filters.setParamsByID checkEndpoint "
+    "swap_engines": "--host --port --served-model-name useModelName cmdStop cmd --tools",
+    "swap_groups": "--port filters.stripParams filters.setParams filters.setParamsByID checkEndpoint "
     "compat timeouts no_such_key groups.one-at-a-time groups.together groups.forever hooks.on_startup.preload "
     "sendLoadingState",
     "swap_matrix_peers": "--port cmd proxy closet/gemma filters.setParams timeouts matrix",
@@ -29,9 +29,9 @@ NOTED = {
     "captureBuffer store performance upstream newKey x-defaults profiles selectors routing.router.settings.groups.pair "
     "routing.router.settings.groups.pair.color routing.scheduler hooks.on_startup.profile",
     "swap_minimal": "--port cmd",
-    "swap_workstation": "--port ttl useModelName unlisted concurrencyLimit groups.speech metricsMaxInMemory",
+    "swap_workstation": "--port useModelName unlisted concurrencyLimit groups.speech metricsMaxInMemory",
     "presets_common": "load-on-startup",
-    "presets_repositories": "sleep-idle-seconds api-key stop-timeout port [Qwen3VL-8B-Instruct-Q8_0] [downloaded]",
+    "presets_repositories": "api-key stop-timeout port [Qwen3VL-8B-Instruct-Q8_0] [downloaded]",
     "presets_flags": "md model brand-new-switch brand-new-value brand-new-off tools models-max no-such-switch-at-all",
     "presets_speculative": "models-max stop-timeout",
     "presets_services": "host api-key-file ssl-key-file ssl-cert-file load-on-startup",
