@@ -137,7 +137,7 @@ class Trials:
     async def run(self, end_at: float) -> None:
         """Each has an equal share of the time until then. Those of one process share a server while all goes well."""
         for eviction in self._wanted:
-            if reason := self._machine.why_not(eviction) or why_refused(self._plan, eviction):
+            if reason := self._machine.why_not(eviction) or await why_refused(self._plan, eviction):
                 self._plan.say(f"{eviction}: not possible here: {reason}")
                 self.results.append(Combination(eviction, why_not=reason))
         while (left := self._left()) and monotonic() < end_at + OVERTIME_SECONDS:

@@ -17,12 +17,14 @@ import aiohttp
 
 from bench.gpu.programs import EngineProgram
 from bench.gpu.resident import HOOK
-from llmux.config.checks import unsupported
 from llmux.config.load import load
+from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.errors import ConfigError
+from llmux.gpus.cuda import CudaUnusable
 from llmux.gpus.hook import VARIABLE
 from llmux.gpus.memory import GpuReader, total_used_mib
+from llmux.server.build import build_cuda
 from tests.support.server import LISTENING, LlmuxProcess
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +261,7 @@ class Site:
         return self._server.log[-lines:]
 
 
-def why_refused(plan: Plan, eviction: Eviction) -> str | None:
+async def why_refused(plan: Plan, eviction: Eviction) -> str | None:
     """Why llmux itself refuses engines that leave in this way; None if it does not."""
     file = plan.directory / "llmux.json"
     file.write_text(json.dumps(plan.configuration(eviction)))
@@ -267,9 +269,20 @@ def why_refused(plan: Plan, eviction: Eviction) -> str | None:
         settings = load(file).settings
     except ConfigError as error:
         return "; ".join(map(str, error.problems))
-    if refused := unsupported(settings):
-        return "; ".join(map(str, refused))
+    if eviction.process is Process.CUDA_SUSPEND and (reason := await _why_no_suspend(settings)):
+        return reason
     return settings.engine_of(MODELS[0]).why_not(eviction)
+
+
+async def _why_no_suspend(settings: Settings) -> str | None:
+    cuda = build_cuda(settings)
+    try:
+        await cuda.check()
+    except CudaUnusable as refusal:
+        return str(refusal)
+    finally:
+        await cuda.close()
+    return None
 
 
 @asynccontextmanager

@@ -109,8 +109,14 @@ def test_why_a_process_cannot_be_suspended(machine: Machine, reason: str) -> Non
     assert refusal is None if not machine.is_gpu else reason in str(refusal)
 
 
-def test_llmux_takes_the_configuration(tmp_path: Path) -> None:
-    assert why_refused(plan(tmp_path), Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING)) is None
+async def test_llmux_takes_the_configuration(tmp_path: Path) -> None:
+    assert await why_refused(plan(tmp_path), Eviction(Weights.OFFLOAD, Process.KEEP_RUNNING)) is None
+
+
+async def test_without_a_driver_nothing_can_be_suspended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refusal = await why_refused(plan(tmp_path), Eviction(Weights.RETAIN, Process.CUDA_SUSPEND))
+    assert refusal is not None and "cuda-checkpoint" in refusal
 
 
 def test_a_wrong_answer_or_memory_that_is_not_free_fails_the_check(tmp_path: Path) -> None:

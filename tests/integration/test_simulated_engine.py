@@ -465,8 +465,9 @@ async def test_what_was_frozen_is_read_again_before_it_goes_on() -> None:
             await anext(stream)
             await sleep(model, "level=1&mode=keep")
             before = (await model.stats())["tokens"]
-            await model.post("/wake_up")
+            # Before the call: it begins to read before the answer is here.
             woken = time.monotonic()
+            await model.post("/wake_up")
             async for _ in stream:
                 if (await model.stats())["tokens"] > before:
                     break

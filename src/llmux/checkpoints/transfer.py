@@ -38,8 +38,9 @@ PARTS_AT_ONCE = 8
 """Of all transfers together: 128 MiB of memory, and at most half as much again for what is being compressed."""
 UNFINISHED_GRACE = timedelta(hours=1)
 """A generation without a manifest, to which nothing was added for so long, was left by an llmux that was killed."""
-GENERATIONS_LOOKED_AT = 4
-"""The newest ones may be uploads that are under way, or were killed."""
+GENERATIONS_LOOKED_AT = 100
+"""Of the newest, any number may be uploads that are under way or were killed within the last hour; to look at one takes
+some milliseconds."""
 
 OnBytes: TypeAlias = Callable[[int], None]
 """Called with the number of bytes of content that were transferred in addition."""
