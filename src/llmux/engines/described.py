@@ -19,7 +19,7 @@ from llmux.engines.calls import Endpoints
 from llmux.engines.command import Command
 from llmux.engines.paths import RequestRules
 from llmux.engines.questions import CANARY, Question
-from llmux.engines.steps import EngineControls, Step
+from llmux.engines.steps import EngineControls, Step, has_taken
 from llmux.errors import ControlCallFailed, Problem
 
 POLL_SECONDS = 0.2
@@ -219,7 +219,7 @@ class SleepByCalls:
         return f"calls {self.weights}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if any(isinstance(step, SleepByCalls) for step in engine.applied):
+        if has_taken(engine, SleepByCalls):
             return ()
         await engine.perform(perform_calls(engine.endpoints, self.leave), "going to sleep")
         return (self,)

@@ -20,7 +20,15 @@ from llmux.engines import arguments
 from llmux.engines.base import LOOPBACK, Abilities, Engine
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.paths import RequestRules
-from llmux.engines.steps import DumpProcess, EngineControls, Step, StopProcess, SuspendGpu, is_suspended
+from llmux.engines.steps import (
+    DumpProcess,
+    EngineControls,
+    Step,
+    StopProcess,
+    SuspendGpu,
+    has_taken,
+    is_suspended,
+)
 from llmux.errors import ControlCallFailed, Problem
 
 MAX_IN_FLIGHT = ("--max-running-requests",)
@@ -254,7 +262,7 @@ class Release:
         return f"release {self.leaves_weights}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if is_suspended(engine) or any(isinstance(step, Release) for step in engine.applied):
+        if is_suspended(engine) or has_taken(engine, Release):
             return ()
         document = {"tags": [KV_CACHE] if self.leaves_weights is Weights.RETAIN else list(RELEASED)}
         call = engine.endpoints.post("/release_memory_occupation", self.timeouts.sleep_seconds, document)
@@ -296,7 +304,7 @@ class Retract:
         return "retract"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if is_suspended(engine) or any(isinstance(step, Retract) for step in engine.applied):
+        if is_suspended(engine) or has_taken(engine, Retract):
             return ()
         call = engine.endpoints.post("/pause_generation", self.timeouts.sleep_seconds, {"mode": "retract"})
         await engine.perform(call, "retracting its requests")

@@ -6,7 +6,7 @@ write its class there, and return it from ``Engine.steps``.
 
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
@@ -63,7 +63,7 @@ class EngineControls(Protocol):
     async def stop(self) -> None:
         """End the engine; raises ProcessStuck if it does not die."""
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> NoReturn:
         """Raise EngineFailure."""
 
     def note_fallback(self, what: str, reason: str) -> None:
@@ -166,7 +166,7 @@ class PrepareRanks:
         return f"prepare ranks {self.calls.prepare}"
 
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
-        if is_suspended(engine) or any(isinstance(step, PrepareRanks) for step in engine.applied):
+        if is_suspended(engine) or has_taken(engine, PrepareRanks):
             return ()
         await self._call(engine, self.calls.prepare, "preparing its ranks")
         return (self,)
@@ -180,14 +180,18 @@ class PrepareRanks:
 
 def is_suspended(engine: EngineControls) -> bool:
     """Whether its GPU is suspended, so that it cannot answer any call."""
-    return any(isinstance(step, SuspendGpu) for step in engine.applied)
+    return has_taken(engine, SuspendGpu)
+
+
+def has_taken(engine: EngineControls, *kinds: type[Step]) -> bool:
+    """Whether the engine has taken a step of one of these kinds that is not undone."""
+    return any(isinstance(step, kinds) for step in engine.applied)
 
 
 async def _instead(engine: EngineControls, otherwise: Step | None, what: str, reason: str) -> tuple[Step, ...]:
     """Take another step in the place of one that was not possible and has left the engine running."""
     if otherwise is None:
         engine.fail(f"{what}: {reason}")
-        return ()
     if engine.applied and isinstance(engine.applied[-1], PrepareRanks):
         await engine.take_back()
     engine.note_fallback(f"{what}, the engine sleeps instead", reason)

@@ -25,6 +25,7 @@ from llmux.engines.steps import (
     Step,
     StopProcess,
     SuspendGpu,
+    has_taken,
     is_suspended,
 )
 from llmux.errors import ControlCallFailed, Problem
@@ -433,7 +434,7 @@ class PauseRequests:
 
 
 def _is_asleep(engine: EngineControls) -> bool:
-    return any(isinstance(step, Sleep | ReleaseKvCache) for step in engine.applied)
+    return has_taken(engine, Sleep, ReleaseKvCache)
 
 
 def served_names(words: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 
@@ -59,7 +59,8 @@ class RunningEngine:
     """The processes whose GPU memory is in host memory, or is on its way there or back."""
     _eviction: Eviction = field(init=False)
     """The eviction under way, or the last one."""
-    _fallback: str | None = field(default=None, init=False)
+    fallback: str | None = field(default=None, init=False)
+    """What was done in the last eviction instead of what was asked, and why."""
     _must_suspend: bool | None = field(default=None, init=False)
 
     async def leave(self, eviction: Eviction, *, freeze: bool) -> EvictOutcome:
@@ -67,24 +68,19 @@ class RunningEngine:
 
         The process has ended unless the outcome is ``Asleep`` by an eviction that keeps it running.
         """
-        self._eviction, self._fallback, self._must_suspend = eviction, None, None
+        self._eviction, self.fallback, self._must_suspend = eviction, None, None
         try:
             residency = await self._take_steps(eviction, freeze=freeze)
         except (EngineFailure, UnsupportedEviction) as failure:
             self.note_fallback("eviction failed, stopping the engine instead", str(failure))
             await self.stop()
             residency = Cold()
-        return EvictOutcome(residency, self._fallback)
+        return EvictOutcome(residency, self.fallback)
 
     async def come_back(self) -> None:
         """Undo the steps taken, the last one first; raises EngineFailure."""
         while self.applied:
             await self.take_back()
-
-    @property
-    def fallback(self) -> str | None:
-        """What was done in the last eviction instead of what was asked, and why."""
-        return self._fallback
 
     @property
     def has_frozen(self) -> bool:
@@ -112,7 +108,7 @@ class RunningEngine:
     async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
         return await self.scope.run(work, None, what)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> NoReturn:
         raise EngineFailure(FailureReason(reason))
 
     async def take_back(self) -> None:
@@ -231,5 +227,5 @@ class RunningEngine:
         await self.process.stop(seconds, KILL_SECONDS)
 
     def note_fallback(self, what: str, reason: str) -> None:
-        self._fallback = f"{what}: {reason}"
+        self.fallback = f"{what}: {reason}"
         log.warning(what, model=self.spec.model, reason=reason)
