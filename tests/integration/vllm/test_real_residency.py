@@ -39,7 +39,8 @@ pytestmark = [
 SWITCHES = 12
 SWITCHES_EACH_WAY = 8
 STREAM_TOKENS = 120
-FASTER = 8
+FASTER = 3
+"""Far below what was seen (docs/residency.md): machines are shared, and a restore waits for the disk."""
 
 
 def config(eviction: str, directory: Path, *, models: str = "ab", keep_images: bool = True, **more: Any) -> Any:
