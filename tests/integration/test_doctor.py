@@ -90,6 +90,33 @@ def test_an_old_criu_and_a_directory_that_others_can_write_to(tmp_path: Path) ->
     assert findings[f"images_dir {images}"]["level"] == "error"
 
 
+def test_a_directory_of_images_on_a_small_disk(tmp_path: Path) -> None:
+    weights, images = tmp_path / "model", tmp_path / "images"
+    weights.mkdir()
+    images.mkdir()
+    with (weights / "model.safetensors").open("wb") as file:
+        file.truncate(64 << 20)
+    model = {"model_path": str(weights), "eviction": "retain+checkpoint"}
+    checkpoint = {"criu_path": fake_criu.install(tmp_path), "images_dir": str(images)}
+    config = written(tmp_path, checkpoint=checkpoint, models={"m": model})
+    # In a mount namespace of its own, which ends with the program.
+    mount = f'mount -t tmpfs -o size=8m,mode=700 none {images} && exec "$@"'
+    findings = found(doctor("--json", "-c", config, prefix=("unshare", "-rm", "sh", "-c", mount, "sh")))
+    one = findings[f"images_dir {images}"]
+    assert one["level"] == "warning" and "the weights of the models with images take 0.1 GiB" in one["found"]
+
+
+def test_a_program_that_hangs_ends_with_its_limit(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"GGUF")
+    model = {"engine": "llama_cpp", "command": str(program), "model_path": str(gguf)}
+    findings = found(doctor("--json", "-c", written(tmp_path, models={"m": model})))
+    assert findings["llama_cpp (m)"]["level"] == "unknown"
+
+
 def test_without_rights_everything_else_is_still_looked_at() -> None:
     nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set=-all")
     prefix = (*nobody, "--no-new-privs") if os.geteuid() == 0 else ()

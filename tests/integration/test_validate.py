@@ -1,5 +1,6 @@
 """``llmux validate`` over simulated engines: what passes, what fails and why, and the exit codes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,20 @@ async def test_a_dry_run_shows_the_change(tmp_path: Path) -> None:
     assert ended.code == 0, ended
     assert "-    eviction: retain+stop   # until measured" in ended.output
     assert (tmp_path / "llmux.yaml").read_text() == before
+
+
+async def test_what_cannot_work_here_is_named_and_costs_no_start(tmp_path: Path) -> None:
+    text = "checkpoint: {criu_path: /nowhere/criu, cuda_checkpoint_path: /nowhere/cuda}\n" + written(tmp_path)
+    (tmp_path / "llmux.yaml").write_text(text)
+    ended = await pick(tmp_path, "--json", "--dry-run")
+    assert ended.code == 0, ended
+    assert "not tried: retain+checkpoint, offload+checkpoint, discard+checkpoint: criu cannot be used" in ended.errors
+    assert "not tried: retain+cuda_suspend, offload+cuda_suspend, discard+cuda_suspend: CUDA" in ended.errors
+    document = json.loads(ended.output)
+    assert document["picked"].endswith("+keep_running")
+    tried = {one["policy"] for one in document["policies"]}
+    assert tried == {"offload+keep_running", "discard+keep_running", "retain+stop"}
+    assert "-    eviction: retain+stop" in ended.errors
 
 
 async def test_only_what_was_faithful_is_picked(tmp_path: Path) -> None:

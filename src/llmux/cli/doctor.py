@@ -1,6 +1,7 @@
 """``llmux doctor``: what usually goes wrong, checked before it does."""
 
 import json as json_text
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,7 @@ def _examine(config: Path | None) -> Examination:
         return examine(None, failure.problems)
     settings = loaded.settings
     # What may be there later is a mere warning for ``check``; now it would fail.
-    return examine(settings, (*machine.warnings(settings), *object_store_problems(settings)), loaded.warnings)
+    return examine(settings, chain(machine.warnings(settings), object_store_problems(settings)), loaded.warnings)
 
 
 def document(examination: Examination) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``llmux validate``: does a model survive each eviction with the same output, and does it really free its memory?"""
 
+import asyncio
 import csv
 import json as json_text
 import shutil
@@ -8,23 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import unified_diff
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmux.checkpoints.criu import inspect_criu
 from llmux.cli.options import PIPE_WIDTH, ConfigOption, ModelArgument, VerboseOption, load_settings, parse_eviction
 from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, show_step
-from llmux.config.edit import replace_file, with_eviction
+from llmux.config.edit import read_file, replace_file, with_eviction
 from llmux.config.settings import CanaryMode, Settings
 from llmux.control.status import policy_word
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.engines.base import Engine
-from llmux.errors import LlmuxError
+from llmux.errors import CriuUnusable, LlmuxError
+from llmux.gpus.cuda import CudaUnusable
 from llmux.instances.checkpoint_store import CheckpointStore
-from llmux.server.build import build_checkpointer
+from llmux.server.build import build_checkpointer, build_cuda
 from llmux.tools.standalone import Memory, open_standalone
 from llmux.tools.validation import Pick, Trial, Validation, pick_best
 from llmux.tools.validation import validate as validate_engine
@@ -103,18 +106,22 @@ def validate(
     settings = load_settings(config)
     if not evictions and model in settings.models:
         engine = settings.engine_of(model)
-        evictions = list(_possible(settings, engine)) if pick else default_evictions(engine)
+        evictions, not_tried = possible_evictions(settings, engine) if pick else (default_evictions(engine), {})
+        for reason, left_out in not_tried.items():
+            typer.echo(f"not tried: {', '.join(map(str, left_out))}: {reason}", err=True)
     # The canary is part of the verdict, so it must run at every wake, whatever the file says.
     settings = settings.model_copy(update={"canary": CanaryMode.ALWAYS})
     result = run_engine_job(_validate(settings, model, evictions), verbose=verbose)
+    best = pick_best(result) if pick else None
     if json:
-        typer.echo(json_text.dumps(document(result), indent=2))
+        picked = {"picked": None if best is None else str(best.trial.eviction)} if pick else {}
+        typer.echo(json_text.dumps(document(result) | picked, indent=2))
     else:
         _print_report(result)
     if matrix is not None:
         append_to_matrix(matrix, result)
     if pick:
-        _write_pick(config, written, result, dry_run=dry_run)
+        _write_pick(config, written, result.model, best, dry_run=dry_run, is_diff_result=not json)
     elif not result.passed:
         raise typer.Exit(1)
 
@@ -125,43 +132,75 @@ def default_evictions(engine: Engine) -> list[Eviction]:
     return running or [STOP]
 
 
-def _possible(settings: Settings, engine: Engine) -> Iterator[Eviction]:
-    """Those that free the GPU's memory and can work here. What is left out is said."""
-    for eviction in engine.evictions():
-        if (eviction.process is Process.STOP and eviction != STOP) or not eviction.leaves_the_gpu:
-            continue
-        if eviction.process is Process.CHECKPOINT and settings.checkpoint is None:
-            typer.echo(f"{eviction} is not tried: the section 'checkpoint' is missing", err=True)
+def possible_evictions(settings: Settings, engine: Engine) -> tuple[list[Eviction], dict[str, list[Eviction]]]:
+    """Those that free the GPU's memory and can work here; and by reason those that cannot, which costs no start."""
+    wanted = [
+        one for one in engine.evictions() if one.leaves_the_gpu and (one.process is not Process.STOP or one == STOP)
+    ]
+    refusals = {process: _why_not_here(settings, process) for process in {one.process for one in wanted}}
+    possible: list[Eviction] = []
+    not_tried: dict[str, list[Eviction]] = {}
+    for eviction in wanted:
+        if reason := refusals[eviction.process]:
+            not_tried.setdefault(reason, []).append(eviction)
         else:
-            yield eviction
+            possible.append(eviction)
+    return possible, not_tried
+
+
+def _why_not_here(settings: Settings, process: Process) -> str | None:
+    try:
+        match process:
+            case Process.CHECKPOINT:
+                if (checkpoint := settings.checkpoint) is None:
+                    return "the section 'checkpoint' is missing"
+                inspect_criu(checkpoint.criu_path, checkpoint.cuda_plugin_dir)
+            case Process.CUDA_SUSPEND:
+                asyncio.run(_check_cuda(settings))
+            case Process.KEEP_RUNNING | Process.STOP:
+                pass
+            case _:
+                assert_never(process)
+    except (CriuUnusable, CudaUnusable) as refusal:
+        return str(refusal)
+    return None
+
+
+async def _check_cuda(settings: Settings) -> None:
+    cuda = build_cuda(settings)
+    try:
+        await cuda.check()
+    finally:
+        await cuda.close()
 
 
 def _read(config: Path) -> str:
     try:
-        return config.read_text()
+        return read_file(config)
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{config} cannot be read: {error}") from None
 
 
-def _write_pick(config: Path, written: str, result: Validation, *, dry_run: bool) -> None:
+def _write_pick(
+    config: Path, written: str, model: str, best: Pick | None, *, dry_run: bool, is_diff_result: bool
+) -> None:
     """Write the best eviction into the file, or show how. Ends the program with 1 if there is none, or it cannot be."""
-    best = pick_best(result)
     if best is None:
         typer.echo("no eviction passed: nothing is written", err=True)
         raise typer.Exit(1)
     eviction = best.trial.eviction
     try:
-        changed = with_eviction(written, config, result.model, eviction, _figures(best))
+        changed = with_eviction(written, config, model, eviction, _figures(best))
         if dry_run:
             lines = (written.splitlines(keepends=True), changed.splitlines(keepends=True))
-            typer.echo("".join(unified_diff(*lines, str(config), str(config))), nl=False)
+            typer.echo("".join(unified_diff(*lines, str(config), str(config))), nl=False, err=not is_diff_result)
         else:
             replace_file(config, changed, written)
     except (LlmuxError, OSError) as error:
         typer.echo(f"llmux: {error}", err=True)
         raise typer.Exit(1) from None
     verb = "would be written" if dry_run else "written"
-    typer.echo(f"{result.model}: {eviction} {verb} to {config} ({_figures(best)})", err=True)
+    typer.echo(f"{model}: {eviction} {verb} to {config} ({_figures(best)})", err=True)
 
 
 def _figures(best: Pick) -> str:

@@ -28,6 +28,19 @@ class EditRefused(LlmuxError):
 
 def with_eviction(text: str, file: Path, model: str, eviction: Eviction, note: str) -> str:
     """The text with a model's eviction set, and in YAML with the note as a comment; raises EditRefused, ConfigError."""
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    lines = text.replace("\r\n", "\n")
+    if lines.replace("\n", line_end) != text:
+        raise EditRefused(file, "its lines end in two ways", eviction)
+    return _with_eviction(lines, file, model, eviction, note).replace("\n", line_end)
+
+
+def read_file(file: Path) -> str:
+    """The text as it is, line ends included; raises OSError and UnicodeDecodeError."""
+    return file.read_bytes().decode()
+
+
+def _with_eviction(text: str, file: Path, model: str, eviction: Eviction, note: str) -> str:
     before = parse(text, str(file)).data
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -51,13 +64,13 @@ def replace_file(file: Path, text: str, expected: str) -> None:
     Raises FileChanged if the file has another content by now.
     """
     file = file.resolve()
-    if file.read_text() != expected:
+    if file.read_bytes() != expected.encode():
         raise FileChanged(file)
     status = file.stat()
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(descriptor, "w") as draft:
-            draft.write(text)
+        with os.fdopen(descriptor, "wb") as draft:
+            draft.write(text.encode())
             draft.flush()
             os.fsync(draft.fileno())
         Path(name).chmod(status.st_mode & 0o7777)

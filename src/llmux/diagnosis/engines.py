@@ -9,11 +9,13 @@ from pathlib import Path
 
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain
-from llmux.diagnosis.findings import Finding, ok, unknown, warning
+from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
 from llmux.engines.base import Engine
 from llmux.engines.files import exists, is_directory, is_file
 
 VERSION_SECONDS = 10.0
+HUB_TRUE = frozenset(("1", "ON", "YES", "TRUE"))
+"""What huggingface_hub takes for true in its variables."""
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
@@ -34,7 +36,9 @@ def check_engines(settings: Settings, environment: Mapping[str, str] = os.enviro
         version = _version_of(engine, Path(found))
         yield from _abilities(what, found, version, names, settings)
     for name in settings.models:
-        if (finding := _weights(settings.engine_of(name), name, environment)) is not None:
+        if (
+            finding := _weights(settings.engine_of(name), name, {**environment, **settings.models[name].env})
+        ) is not None:
             yield finding
 
 
@@ -83,9 +87,14 @@ def _weights(engine: Engine, name: str, environment: Mapping[str, str]) -> Findi
         return None
     home = Path(environment.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
     cache = Path(environment.get("HF_HUB_CACHE", home / "hub"))
-    if is_directory(cache / f"models--{path.replace('/', '--')}"):
+    folder = cache / f"models--{path.replace('/', '--')}"
+    remedy = f"'hf download {path}' fetches it before the first request has to wait for it"
+    if is_directory(folder):
+        if any(folder.glob("blobs/*.incomplete")):
+            return warning(name, f"{path} is only in part in {cache}: a download of it was interrupted", remedy)
         return ok(name, f"{path} is in {cache}")
+    if environment.get("HF_HUB_OFFLINE", "").upper() in HUB_TRUE:
+        return error(name, f"{path} is not in {cache}, and HF_HUB_OFFLINE forbids to download it", remedy)
     has_token = bool(environment.get("HF_TOKEN")) or is_file(home / "token")
     token = "" if has_token else ", and gated ones need HF_TOKEN, which is not set"
-    remedy = f"'huggingface-cli download {path}' fetches it before the first request has to wait for it"
     return warning(name, f"{path} is not in {cache}: the first start downloads it{token}", remedy)

@@ -1,12 +1,16 @@
 """The GPUs: the driver, its modes, and who else uses them."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmux.config.settings import Settings
 from llmux.core.eviction import Process
+from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
+from llmux.engines.files import exists
 from llmux.errors import GpusUnreadable
 from llmux.gpus import nvml
 from llmux.gpus.memory import GpuProcess
@@ -18,6 +22,8 @@ EXCLUSIVE, PROHIBITED = 3, 2
 FREE_SHARE = 0.9
 """Less than that is free: somebody else's memory would be in the way of a model that takes all of the GPU."""
 PROCESSES_SHOWN = 4
+MPS_DIRECTORY = ("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+"""The variable that says where CUDA programs look for a daemon of NVIDIA's MPS, and its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ def read_gpus() -> Gpus:
     return Gpus(driver, gpus, nvml.NvmlReader({}).read_processes())
 
 
-def check_gpus(found: Gpus | GpusUnreadable, settings: Settings | None) -> Iterator[Finding]:
+def check_gpus(
+    found: Gpus | GpusUnreadable, settings: Settings | None, environment: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
     """Whether the GPUs can do what is configured."""
     if isinstance(found, GpusUnreadable):
         yield _no_gpu(found, settings)
@@ -65,6 +73,8 @@ def check_gpus(found: Gpus | GpusUnreadable, settings: Settings | None) -> Itera
     for index, gpu in enumerate(found.gpus):
         yield from _gpu(f"GPU {index}", gpu)
     yield _others(found.processes)
+    yield from _visible(found.gpus, settings, environment)
+    yield from _mps(settings, environment)
 
 
 def _no_gpu(reason: GpusUnreadable, settings: Settings | None) -> Finding:
@@ -76,14 +86,50 @@ def _no_gpu(reason: GpusUnreadable, settings: Settings | None) -> Finding:
 
 
 def _driver(version: str, settings: Settings | None) -> Finding:
-    suspends = settings is not None and any(
-        settings.eviction_of(name).process in (Process.CUDA_SUSPEND, Process.CHECKPOINT) for name in settings.models
-    )
     major = int(version.partition(".")[0]) if version.partition(".")[0].isdecimal() else 0
-    if suspends and major < LEAST_DRIVER_FOR_SUSPEND:
+    can_suspend = major >= LEAST_DRIVER_FOR_SUSPEND
+    if _suspends(settings) and not can_suspend:
         remedy = f"update it to {LEAST_DRIVER_FOR_SUSPEND} or later, or use keep_running or stop"
         return error("driver", f"{version} cannot suspend engines that use NVML, as those of PyTorch do", remedy)
-    return ok("driver", version)
+    if not can_suspend:
+        return ok("driver", f"{version}; suspending CUDA processes needs {LEAST_DRIVER_FOR_SUSPEND} or later")
+    return ok("driver", f"{version}, which can suspend CUDA processes")
+
+
+def _suspends(settings: Settings | None) -> bool:
+    processes = () if settings is None else (settings.eviction_of(name).process for name in settings.models)
+    return any(process in (Process.CUDA_SUSPEND, Process.CHECKPOINT) for process in processes)
+
+
+def _visible(gpus: Sequence[Gpu], settings: Settings | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What CUDA_VISIBLE_DEVICES hides, of llmux's environment and of each model's."""
+    places: dict[str, str | None] = {VISIBLE_GPUS: environment.get(VISIBLE_GPUS)}
+    for name, model in () if settings is None else settings.models.items():
+        places[f"models.{name}.env.{VISIBLE_GPUS}"] = model.env.get(VISIBLE_GPUS)
+    for what, value in places.items():
+        if value is None:
+            continue
+        wrong = next((one for one in map(str.strip, value.split(",")) if not _names_a_gpu(one, gpus)), None)
+        if wrong is None:
+            yield ok(what, value)
+        else:
+            found = f"{value!r}: {wrong!r} names no GPU here, and CUDA ignores it and all that follow"
+            yield warning(what, found, "correct it: 'nvidia-smi -L' lists the GPUs; or unset it")
+
+
+def _names_a_gpu(entry: str, gpus: Sequence[Gpu]) -> bool:
+    if entry.isdecimal():
+        return int(entry) < len(gpus)
+    # Parts of a GPU are not read.
+    return entry.startswith("MIG-") or (entry.startswith("GPU-") and any(one.uuid.startswith(entry) for one in gpus))
+
+
+def _mps(settings: Settings | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    variable, default = MPS_DIRECTORY
+    socket = Path(environment.get(variable) or default, "control")
+    if _suspends(settings) and exists(socket):
+        found = f"its daemon has {socket}: CUDA processes that use MPS cannot be suspended"
+        yield warning("MPS", found, "'echo quit | nvidia-cuda-mps-control' ends it; or use keep_running or stop")
 
 
 def _gpu(what: str, gpu: Gpu) -> Iterator[Finding]:

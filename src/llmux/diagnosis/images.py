@@ -3,7 +3,9 @@
 import asyncio
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from llmux.server.build import open_object_store, store_address
 GIB = 1 << 30
 PLUGIN = "cuda_plugin.so"
 BINDING = "cuda.bindings"
+ACTION = "--action"
+"""The option of cuda-checkpoint that llmux and criu's plugin call."""
+PROGRAM_SECONDS = 10.0
+"""For ``cuda-checkpoint --help``, which needs no GPU."""
 STORE_SECONDS = 15.0
 """For one listing, which takes some tenths of a second."""
 
@@ -110,12 +116,37 @@ async def _ask(store: ObjectStore) -> None:
 def _suspension(checkpoint: CheckpointSettings, *, is_needed: bool) -> Finding:
     what = "CUDA suspend"
     program = shutil.which(checkpoint.cuda_checkpoint_path)
-    means = [*(["the driver's API (cuda-bindings)"] if _has_binding() else []), *([program] if program else [])]
-    if means:
-        return ok(what, f"by {' or '.join(means)}")
+    help_text = "" if program is None else _help_of(program)
+    version = re.search(r"Version (\d[\d.]*\d)", help_text)
+    described = f"{program}, {f'version {version[1]}' if version else 'of a version that cannot be read'}"
+    if _has_binding():
+        return ok(what, "by the driver's API (cuda-bindings)" + (f" or {described}" if program else ""))
+    if program is not None and help_text and ACTION not in help_text:
+        reason = f"{described}, knows no {ACTION}, which came with driver 555"
+        remedy = "get a newer one from github.com/NVIDIA/cuda-checkpoint, or pip install 'llmux-gateway[cuda]'"
+        return error(what, reason, remedy) if is_needed else unknown(what, f"{reason} (no model needs it)", remedy)
+    if program is not None:
+        return ok(what, f"by {described}")
     reason = f"neither the package cuda-bindings nor the program {checkpoint.cuda_checkpoint_path!r} is there"
     remedy = "pip install 'llmux-gateway[cuda]', or put cuda-checkpoint on PATH"
     return error(what, reason, remedy) if is_needed else unknown(what, f"{reason} (no model needs it)", remedy)
+
+
+def _help_of(program: str) -> str:
+    """What ``--help`` prints; empty if it does not run here."""
+    try:
+        told = subprocess.run(
+            [program, "--help"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROGRAM_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout + told.stderr
 
 
 def _has_binding() -> bool:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import posixpath
 import re
 import resource
 import time
@@ -26,6 +27,10 @@ FEWEST_FILES = 4096
 """Some 1,700 clients: each may need two connections, and 512 files are for everything else."""
 FEWEST_PIDS = 2048
 """One engine had 73 threads on two cores; they grow with the cores, and with the models that sleep."""
+FEWEST_PROCESS_IDS = 65_536
+"""Linux's default without many cores is 32,768, which a busy machine has used up within hours: then the ids of a dumped
+engine have other owners, and it cannot be restored."""
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 LEAST_SHM_BYTES = 1 * GIB
 """Containers have 64 MiB by default: too little for NCCL and for the queues between an engine's processes."""
 SHM = Path("/dev/shm")
@@ -45,6 +50,8 @@ class Host:
     """The hard limit, up to which llmux raises its own."""
     pids: int | None
     """How many processes and threads the container may have; None without a limit."""
+    process_ids: int | None
+    """The kernel's highest process id, from where they begin again."""
     memory_bytes: int
     """Of the machine, or of the container if that has less."""
     available_bytes: int
@@ -61,13 +68,14 @@ def read_host() -> Host:
     """Look at this host."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     memory = psutil.virtual_memory()
-    limit = _read_number(Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limit = read_limit("memory.max", "memory/memory.limit_in_bytes")
     limit = None if limit is None or limit >= min(UNLIMITED_BYTES, memory.total) else limit
     status = Path("/proc/self/status").read_text(errors="replace")
     return Host(
         kernel=platform.release(),
         open_files=1 << 30 if files == resource.RLIM_INFINITY else files,
-        pids=_read_number(Path("/sys/fs/cgroup/pids.max"), Path("/sys/fs/cgroup/pids/pids.max")),
+        pids=read_limit("pids.max", "pids/pids.max"),
+        process_ids=_read_number(Path("/proc/sys/kernel/pid_max")),
         memory_bytes=limit or memory.total,
         available_bytes=min(memory.available, limit or memory.available),
         container_limit_bytes=limit,
@@ -83,6 +91,7 @@ def check_host(host: Host, settings: Settings | None) -> Iterator[Finding]:
     yield _kernel(host)
     yield _files(host)
     yield _pids(host)
+    yield from _process_ids(host, settings)
     yield _system_calls(host, settings)
     yield _clock(host)
     yield _shared_memory(host, settings)
@@ -110,6 +119,17 @@ def _pids(host: Host) -> Finding:
         remedy = "raise it: --pids-limit of docker, TasksMax= of systemd"
         return warning("processes", f"at most {host.pids} processes and threads in this control group", remedy)
     return ok("processes", "no limit that matters" if host.pids is None else f"at most {host.pids}")
+
+
+def _process_ids(host: Host, settings: Settings | None) -> Iterator[Finding]:
+    if settings is None or not settings.needs_criu or host.process_ids is None:
+        return
+    found = f"up to {host.process_ids}"
+    if host.process_ids < FEWEST_PROCESS_IDS:
+        found = f"{found}: those of a dumped engine may have other owners when it is to be restored"
+        yield warning("process ids", found, "sysctl -w kernel.pid_max=4194304")
+    else:
+        yield ok("process ids", found)
 
 
 def _system_calls(host: Host, settings: Settings | None) -> Finding:
@@ -181,14 +201,31 @@ def _gpu_count(settings: Settings, name: str) -> int:
         return 1
 
 
-def _read_number(*files: Path) -> int | None:
-    for file in files:
+def read_limit(name: str, old_name: str, root: Path = CONTROL_GROUPS, own: str | None = None) -> int | None:
+    """The least limit of this process's control group and those above it; None if there is none, or it cannot be read.
+
+    ``old_name``: the file in version 1 of control groups, in which only a container's own is looked at. ``own``: what
+    ``/proc/self/cgroup`` says.
+    """
+    if own is None:
         try:
-            text = file.read_text().strip()
+            own = Path("/proc/self/cgroup").read_text()
         except OSError:
-            continue
-        return int(text) if text.isdecimal() else None
-    return None
+            own = ""
+    found = re.search(r"^0::(/.*)$", own, re.MULTILINE)
+    # A group outside the namespace begins with "..": of those only the visible ones are read.
+    group = Path(posixpath.normpath(root / (found[1].lstrip("/") if found else "")))
+    groups = [one for one in (group, *group.parents) if one.is_relative_to(root)] or [root]
+    limits = [_read_number(one / name) for one in groups]
+    return min((limit for limit in (*limits, _read_number(root / old_name)) if limit is not None), default=None)
+
+
+def _read_number(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 def _size_of(directory: Path) -> int | None:

@@ -87,12 +87,13 @@ class Pick:
 
 
 def pick_best(result: Validation) -> Pick | None:
-    """The eviction that is quickest there and back; None if none passed.
+    """The eviction off the GPU that is quickest there and back; None if none passed.
 
     Of those that take at most a tenth longer than the quickest, it is the one that leaves least in host memory: the
     figures of one trial are no more exact than that.
     """
-    passed = sorted((trial for trial in result.trials if trial.passed), key=lambda trial: trial.switch_seconds)
+    faithful = (trial for trial in result.trials if trial.passed and trial.eviction.leaves_the_gpu)
+    passed = sorted(faithful, key=lambda trial: trial.switch_seconds)
     if not passed:
         return None
     near = [trial for trial in passed if trial.switch_seconds <= passed[0].switch_seconds * (1 + NEAR_SHARE)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmux.config.edit import EditRefused, FileChanged, replace_file, with_eviction
+from llmux.config.edit import EditRefused, FileChanged, read_file, replace_file, with_eviction
 from llmux.core.eviction import Eviction
 
 OFFLOAD = Eviction.parse("offload+keep_running")
@@ -99,3 +99,17 @@ def test_a_file_that_was_changed_meanwhile_is_left_alone(tmp_path: Path) -> None
     with pytest.raises(FileChanged, match="run the command again"):
         replace_file(file, "new", "old")
     assert file.read_text() == "somebody's"
+
+
+def test_the_ends_of_lines_and_a_byte_order_mark_stay(tmp_path: Path) -> None:
+    file = tmp_path / "llmux.yaml"
+    file.write_bytes("\ufeff# dös\r\nmodels:\r\n  a:\r\n    model_path: x\r\n".encode())
+    before = read_file(file)
+    replace_file(file, edited(before), before)
+    note, key = PICKED.split("\n")
+    assert file.read_bytes() == (f"\ufeff# dös\r\nmodels:\r\n  a:\r\n{note}\r\n{key}\r\n    model_path: x\r\n".encode())
+
+
+def test_lines_that_end_in_two_ways_are_refused() -> None:
+    with pytest.raises(EditRefused, match="end in two ways"):
+        edited("models:\r\n  a:\n    model_path: x\n")

@@ -83,9 +83,21 @@ def test_weights_of_the_hub_are_looked_for_in_its_cache(tmp_path: Path) -> None:
     configured = settings(m={"model_path": "org/name", "command": "no-such-program"})
     (one,) = findings(configured, HF_HUB_CACHE=str(tmp_path))
     assert one.level is Level.WARNING and "HF_TOKEN, which is not set" in one.found
-    assert "huggingface-cli download org/name" in one.remedy
+    assert "hf download org/name" in one.remedy
     (one,) = findings(configured, HF_HUB_CACHE=str(tmp_path), HF_TOKEN="t", HF_HOME=str(tmp_path))
     assert one.level is Level.WARNING and "HF_TOKEN" not in one.found
     (tmp_path / "models--org--name").mkdir()
     (one,) = findings(configured, HF_HUB_CACHE=str(tmp_path))
     assert one.level is Level.OK
+    partial = tmp_path / "models--org--name" / "blobs" / "abc.incomplete"
+    partial.parent.mkdir()
+    partial.touch()
+    (one,) = findings(configured, HF_HUB_CACHE=str(tmp_path))
+    assert one.level is Level.WARNING and "interrupted" in one.found
+
+
+def test_weights_that_may_not_be_downloaded_must_be_there(tmp_path: Path) -> None:
+    variables = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    configured = settings(m={"model_path": "org/name", "command": "no-such-program", "env": variables})
+    (one,) = findings(configured)
+    assert one.level is Level.ERROR and "HF_HUB_OFFLINE" in one.found and "hf download org/name" in one.remedy

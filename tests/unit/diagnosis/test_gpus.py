@@ -1,6 +1,8 @@
 """What the checks of the GPUs say of planted facts."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from llmux.gpus.memory import GpuProcess
 
 GPU = Gpu("H100", "GPU-1", 81920, 81000, compute_mode=0, is_split=False, is_persistent=True)
 HEALTHY = Gpus("570.86.10", (GPU,), ())
+NO_VARIABLES = {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}
 SUSPENDS = {"eviction": "retain+cuda_suspend"}
 
 
@@ -20,13 +23,15 @@ def settings(model: dict[str, Any], **top: Any) -> Settings:
     return Settings.model_validate({"models": {"m": {"model_path": "x"} | model}, "checkpoint": {}, **top})
 
 
-def worst(found: Gpus | GpusUnreadable, configured: Settings | None = None) -> Finding:
+def worst(
+    found: Gpus | GpusUnreadable, configured: Settings | None = None, environment: Mapping[str, str] = NO_VARIABLES
+) -> Finding:
     order = list(Level)
-    return max(check_gpus(found, configured), key=lambda one: order.index(one.level))
+    return max(check_gpus(found, configured, environment), key=lambda one: order.index(one.level))
 
 
 def test_a_healthy_gpu_has_nothing_wrong() -> None:
-    assert {one.level for one in check_gpus(HEALTHY, settings(SUSPENDS))} == {Level.OK}
+    assert {one.level for one in check_gpus(HEALTHY, settings(SUSPENDS), NO_VARIABLES)} == {Level.OK}
 
 
 @pytest.mark.parametrize(
@@ -72,3 +77,36 @@ def test_what_is_placed_by_memory_needs_gpus_that_can_be_read_or_are_declared() 
     one = worst(unreadable, settings({"gpu_memory": "1GiB"}))
     assert one.level is Level.ERROR and "gpus: [{memory: 24GiB}]" in one.remedy
     assert worst(unreadable, settings({"gpu_memory": "1GiB"}, gpus=[{"memory": "2GiB"}])).level is Level.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [
+        ("0", Level.OK),
+        ("GPU-1", Level.OK),
+        ("MIG-1234", Level.OK),
+        ("0,1", Level.WARNING),
+        ("-1", Level.WARNING),
+        ("", Level.WARNING),
+        ("GPU-2", Level.WARNING),
+    ],
+)
+def test_gpus_that_a_variable_hides(value: str, level: Level) -> None:
+    hidden = {**NO_VARIABLES, "CUDA_VISIBLE_DEVICES": value}
+    one = next(one for one in check_gpus(HEALTHY, None, hidden) if one.what == "CUDA_VISIBLE_DEVICES")
+    assert one.level is level
+    assert (level is Level.OK) == ("nvidia-smi -L" not in one.remedy)
+
+
+def test_gpus_that_a_models_environment_hides() -> None:
+    one = worst(HEALTHY, settings({"env": {"CUDA_VISIBLE_DEVICES": "3"}}))
+    assert one.what == "models.m.env.CUDA_VISIBLE_DEVICES" and "'3' names no GPU here" in one.found
+
+
+def test_mps_stands_in_the_way_of_suspension_alone(tmp_path: Path) -> None:
+    (tmp_path / "control").touch()
+    used = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    assert worst(HEALTHY, settings({}), used).level is Level.OK
+    one = worst(HEALTHY, settings(SUSPENDS), used)
+    assert one.what == "MPS" and one.level is Level.WARNING
+    assert "echo quit | nvidia-cuda-mps-control" in one.remedy

@@ -77,9 +77,17 @@ def test_suspension_needs_a_binding_or_a_program(
     one = findings(configured, has_gpu=True)["CUDA suspend"]
     assert one.level is (Level.ERROR if is_needed else Level.UNKNOWN)
     assert "llmux-gateway[cuda]" in one.remedy
-    program.write_text("#!/bin/sh\n")
+    program.write_text("#!/bin/sh\necho Version 570.86.10. Copyright; echo --action lock\n")
     program.chmod(0o755)
-    assert findings(configured, has_gpu=True)["CUDA suspend"].level is Level.OK
+    one = findings(configured, has_gpu=True)["CUDA suspend"]
+    assert one.level is Level.OK and one.found == f"by {program}, version 570.86.10"
+    program.write_text("#!/bin/sh\necho Version 550.54.09. Copyright; echo --toggle\n")
+    one = findings(configured, has_gpu=True)["CUDA suspend"]
+    assert one.level is (Level.ERROR if is_needed else Level.UNKNOWN)
+    assert "550.54.09" in one.found and "driver 555" in one.found
+    program.write_text("#!/bin/sh\nexit 1\n")
+    one = findings(configured, has_gpu=True)["CUDA suspend"]
+    assert one.level is Level.OK and "cannot be read" in one.found
 
 
 def test_a_plugin_needs_the_program_that_it_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

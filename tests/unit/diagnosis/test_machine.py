@@ -8,12 +8,13 @@ import pytest
 
 from llmux.config.settings import Settings
 from llmux.diagnosis.findings import Finding, Level
-from llmux.diagnosis.machine import GIB, Host, check_host, read_host
+from llmux.diagnosis.machine import GIB, Host, check_host, read_host, read_limit
 
 HEALTHY = Host(
     kernel="6.1.0-9-amd64",
     open_files=65536,
     pids=None,
+    process_ids=4194304,
     memory_bytes=64 * GIB,
     available_bytes=60 * GIB,
     container_limit_bytes=None,
@@ -106,3 +107,31 @@ def test_weights_whose_size_is_not_known_are_named() -> None:
 def test_a_containers_limit_is_said() -> None:
     limited = replace(HEALTHY, memory_bytes=8 * GIB, container_limit_bytes=8 * GIB)
     assert "8.0 GiB (the container's limit)" in finding(limited, "host memory").found
+
+
+def test_few_process_ids_matter_to_criu_alone() -> None:
+    few = replace(HEALTHY, process_ids=32768)
+    assert "process ids" not in {one.what for one in check_host(few, settings(m={}))}
+    one = finding(few, "process ids", settings(m={"eviction": "discard+checkpoint"}))
+    assert one.level is Level.WARNING and one.remedy == "sysctl -w kernel.pid_max=4194304"
+
+
+@pytest.mark.parametrize(
+    ("limits", "own", "expected"),
+    [
+        ({"a/b/pids.max": "max", "a/pids.max": "100"}, "0::/a/b\n", 100),
+        ({"a/b/pids.max": "50", "a/pids.max": "100"}, "0::/a/b\n", 50),
+        ({"a/pids.max": "100"}, "0::/other\n", None),
+        ({"pids.max": "70"}, "0::/../../outside\n", 70),
+        ({"pids.max": "70"}, "0::/\n", 70),
+        ({"pids/pids.max": "60"}, "3:pids:/x\n", 60),
+        ({}, "", None),
+    ],
+)
+def test_the_least_limit_of_the_control_groups_above_counts(
+    tmp_path: Path, limits: dict[str, str], own: str, expected: int | None
+) -> None:
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(limit + "\n")
+    assert read_limit("pids.max", "pids/pids.max", tmp_path, own) == expected

@@ -191,6 +191,10 @@ def test_the_quickest_that_passed_is_picked() -> None:
     assert picked(trial("retain+stop", 0.3, 20.0, 0, "it does not start")) is None
 
 
+def test_what_stays_on_the_gpu_is_not_picked() -> None:
+    assert picked(trial("retain+keep_running", 0.1, 0.1, 0), trial("retain+stop", 0.3, 20.0, 0)) == "retain+stop"
+
+
 def test_of_those_that_are_about_as_quick_the_one_that_holds_least_is_picked() -> None:
     offload, discard = trial("offload+keep_running", 0.5, 0.5, 900), trial("discard+keep_running", 0.5, 0.59, 100)
     assert picked(offload, discard) == "discard+keep_running"
