@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 import psutil
 
 from llmux.config.settings import Settings
-from llmux.core.eviction import Process, Weights
+from llmux.core.eviction import Eviction, Process, Weights
 from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
 from llmux.hosts.local import size_mib
 
@@ -176,14 +177,13 @@ def _memory(host: Host, settings: Settings | None) -> Finding:
     needs = {
         name: size_mib(settings.engine_of(name).weight_files())
         for name in settings.models
-        if settings.eviction_of(name).weights is Weights.OFFLOAD
-        and settings.eviction_of(name).process in (Process.KEEP_RUNNING, Process.CUDA_SUSPEND)
+        if _keeps_weights_in_host_memory(settings.eviction_of(name))
     }
     offloaded = sum(needs.values()) * MIB + settings.host_memory_reserve_mib * MIB
     unmeasured = [name for name, mib in needs.items() if mib == 0]
     if not needs:
         return ok(what, f"{size}; no model is offloaded into it")
-    wanted = f"offloaded weights and the reserve take {offloaded / GIB:.1f} GiB"
+    wanted = f"the weights of evicted models and the reserve take {offloaded / GIB:.1f} GiB"
     if offloaded > host.memory_bytes:
         remedy = "use discard instead of offload for some models, or add memory; llmux discards what does not fit"
         return error(what, f"{size}; {wanted}", remedy)
@@ -192,6 +192,19 @@ def _memory(host: Host, settings: Settings | None) -> Finding:
     if unmeasured:
         return unknown(what, f"{size}; the weights of {', '.join(unmeasured)} are not local, so their size is unknown")
     return ok(what, f"{size}; {wanted}")
+
+
+def _keeps_weights_in_host_memory(eviction: Eviction) -> bool:
+    """The driver, too, copies what is on the GPU into host memory when it suspends a process."""
+    match eviction.process:
+        case Process.KEEP_RUNNING:
+            return eviction.weights is Weights.OFFLOAD
+        case Process.CUDA_SUSPEND:
+            return eviction.weights is not Weights.DISCARD
+        case Process.CHECKPOINT | Process.STOP:
+            return False
+        case _:
+            assert_never(eviction.process)
 
 
 def _gpu_count(settings: Settings, name: str) -> int:

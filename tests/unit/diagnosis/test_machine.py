@@ -99,6 +99,25 @@ def test_offloaded_weights_must_fit_into_host_memory(
     assert "take 3.0 GiB" in one.found
 
 
+@pytest.mark.parametrize(
+    ("eviction", "takes_memory"),
+    [
+        ("retain+cuda_suspend", True),
+        ("offload+cuda_suspend", True),
+        ("discard+cuda_suspend", False),
+        ("discard+keep_running", False),
+        ("retain+keep_running", False),
+        ("retain+checkpoint", False),
+        ("retain+stop", False),
+    ],
+)
+def test_which_evictions_take_host_memory(tmp_path: Path, eviction: str, takes_memory: bool) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(GIB)
+    one = finding(HEALTHY, "host memory", settings(m={"model_path": str(tmp_path), "eviction": eviction}))
+    assert ("take 2.0 GiB" in one.found) is takes_memory
+
+
 def test_weights_whose_size_is_not_known_are_named() -> None:
     one = finding(HEALTHY, "host memory", settings(a={"eviction": "offload+keep_running"}))
     assert one.level is Level.UNKNOWN and "the weights of a are not local" in one.found
