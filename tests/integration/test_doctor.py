@@ -101,7 +101,8 @@ def test_a_directory_of_images_on_a_small_disk(tmp_path: Path) -> None:
     config = written(tmp_path, checkpoint=checkpoint, models={"m": model})
     # In a mount namespace of its own, which ends with the program.
     mount = f'mount -t tmpfs -o size=8m,mode=700 none {images} && exec "$@"'
-    findings = found(doctor("--json", "-c", config, prefix=("unshare", "-rm", "sh", "-c", mount, "sh")))
+    unshare = ("unshare", "-m") if os.geteuid() == 0 else ("unshare", "-rm")
+    findings = found(doctor("--json", "-c", config, prefix=(*unshare, "sh", "-c", mount, "sh")))
     one = findings[f"images_dir {images}"]
     assert one["level"] == "warning" and "the weights of the models with images take 0.1 GiB" in one["found"]
 
@@ -129,5 +130,5 @@ def test_without_rights_everything_else_is_still_looked_at() -> None:
         environment = {"HOME": "/nonexistent", "PATH": f"{name}:{os.environ['PATH']}"}
         findings = found(doctor("--json", prefix=prefix, cwd="/", env=environment))
     assert "CAP_SYS_ADMIN" in findings["criu"]["found"]
-    assert findings["cache_dir"]["level"] == "error"
+    assert findings["cache_dir"]["level"] == "warning"
     assert findings["kernel"]["level"] == "ok"

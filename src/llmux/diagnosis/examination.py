@@ -133,9 +133,10 @@ def _configuration(
 def _directories(settings: Settings | None) -> Iterator[Finding]:
     cache = default_cache_directory() if settings is None else settings.cache_dir or default_cache_directory()
     remedy = "change its owner, or set cache_dir; without it, compiled kernels and saved prompts are lost"
-    yield _writable("cache_dir", cache, remedy)
+    # Without it the engines start all the same.
+    yield _writable("cache_dir", cache, Level.WARNING, remedy)
     temporary = Path(tempfile.gettempdir())
-    yield _writable("temporary files", temporary, "set TMPDIR to a directory that llmux may write to")
+    yield _writable("temporary files", temporary, Level.ERROR, "set TMPDIR to a directory that llmux may write to")
     stat = os.statvfs(temporary)
     free_bytes = stat.f_bavail * stat.f_frsize
     if free_bytes < TEMPORARY_BYTES:
@@ -144,8 +145,8 @@ def _directories(settings: Settings | None) -> Iterator[Finding]:
         )
 
 
-def _writable(what: str, directory: Path, remedy: str) -> Finding:
+def _writable(what: str, directory: Path, otherwise: Level, remedy: str) -> Finding:
     existing = next(one for one in (directory, *directory.absolute().parents) if exists(one))
     if is_directory(existing) and os.access(existing, os.W_OK | os.X_OK):
         return ok(what, str(directory))
-    return error(what, f"{directory} cannot be written to", remedy)
+    return Finding(otherwise, what, f"{directory} cannot be written to", remedy)

@@ -186,7 +186,7 @@ def _memory(host: Host, settings: Settings | None) -> Finding:
     wanted = f"the weights of evicted models and the reserve take {offloaded / GIB:.1f} GiB"
     if offloaded > host.memory_bytes:
         remedy = "use discard instead of offload for some models, or add memory; llmux discards what does not fit"
-        return error(what, f"{size}; {wanted}", remedy)
+        return warning(what, f"{size}; {wanted}", remedy)
     if offloaded > host.available_bytes:
         return warning(what, f"{size}; {wanted}", "stop what uses it, or use discard for some models")
     if unmeasured:
