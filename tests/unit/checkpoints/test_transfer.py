@@ -100,6 +100,13 @@ async def test_the_newest_complete_generation_is_found(store: ObjectStore, image
     assert (await find(store, "m", ORIGIN)).generation == "g2"
 
 
+async def test_many_killed_uploads_do_not_hide_a_complete_image(store: ObjectStore, image: Path) -> None:
+    await stored(store, image, "g0")
+    for number in range(1, 40):
+        await store.put(f"{PREFIX}/g{number:02}/part-00000", b"of a killed upload")
+    assert (await find(store, "m", ORIGIN)).generation == "g0"
+
+
 async def test_images_of_another_origin_are_not_seen(store: ObjectStore, image: Path) -> None:
     await stored(store, image, "g1")
     for name in ("fingerprint", "kernel", "criu_version", "cpu", "gpus"):
