@@ -53,6 +53,8 @@ FOUND = {
     "a byte order mark before the JSON in which a model is replaced": ("model", b'\x01\xef\xbb\xbf{"model":"m"}'),
     "a NUL in the trailer's name of an answer": ("chunked", b"5\r\nhello\r\n0\r\nA\x00: b\r\n\r\n"),
     "an 8-bit trailer's name of an answer": ("chunked", b"5\r\nhello\r\n0\r\nA\xce: b\r\n\r\n"),
+    "a trailer of an answer that would frame it": ("chunked", b"0\r\nTransfer-Encoding: \r\n\r\n\r\n0\r\n\r\n"),
+    "a head without a body": ("chunked", b""),
 }
 """What the fuzzer has found, by the target that finds it."""
 

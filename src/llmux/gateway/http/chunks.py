@@ -29,7 +29,10 @@ _MAX_SIZE_DIGITS = 15
 _MAX_CACHED_SIZES = 4096
 _SMALL_CHUNK_BYTES = 4096
 
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_TRAILER = re.compile(
+    rb"(?!(?i:transfer-encoding|content-length):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*"
+)
+"""A field that would frame the message must not be a trailer (RFC 9110, 6.5.1): clients might believe it."""
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _cached_sizes: dict[bytes, int] = {}
