@@ -166,6 +166,11 @@ class ModelSettings(Section):
         description="engine: command, hooks, remote. Key that the engine requires; ${NAME} takes it from the "
         "environment.",
     )
+    adapters: dict[Text, PathText] = Field(
+        default_factory=dict,
+        description="engine: llama_cpp. Files of adapters (LoRA), by the names that clients ask for them by; the "
+        "model's own name is answered without any. Other kinds take them from their arguments, as --lora-modules.",
+    )
     saved_prompts_mib: Size = Field(
         default=2048,
         description="engine: llama_cpp. How much of cache_dir the prompts of this model's conversations may take. They "

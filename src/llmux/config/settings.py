@@ -340,6 +340,7 @@ class Settings(Section):
             if model.checkpoint_calls is None
             else RankCalls(model.checkpoint_calls.prepare, model.checkpoint_calls.restore),
             gpu_memory_mib=-(-(model.gpu_memory or 0) // (1 << 20)),
+            adapters=model.adapters,
             saved_prompts_bytes=model.saved_prompts_mib << 20,
         )
         return self.kinds[model.engine](options)
@@ -361,8 +362,9 @@ class Settings(Section):
         for key, model in self.models.items():
             path = model.model_path
             if path and paths[path] == 1:
-                served = self.engine_of(key).served_names
-                found.append(ModelName(path, key, path if path in served else served[0], NameKind.PATH, path))
+                engine = self.engine_of(key)
+                served = path if path in engine.served_names else engine.served_names[0]
+                found.append(ModelName(path, key, served, NameKind.PATH, path, engine.added_fields()))
         return register(found)
 
     def names_of(self, key: str) -> Iterator[ModelName]:
@@ -372,8 +374,9 @@ class Settings(Section):
         """
         engine = self.engine_of(key)
         yield from engine.names()
+        served, path, fields = engine.served_names[0], self.models[key].model_path or None, engine.added_fields()
         for alias in self.models[key].aliases:
-            yield ModelName(alias, key, engine.served_names[0], NameKind.ALIAS, self.models[key].model_path or None)
+            yield ModelName(alias, key, served, NameKind.ALIAS, path, fields)
 
     def eviction_of(self, name: str) -> Eviction:
         """How the model leaves the GPU: its own eviction, else its kind's, else the policy's, if its engine can."""

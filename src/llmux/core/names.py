@@ -1,7 +1,7 @@
 """The names by which clients can ask for models: one register for the gateway, the model list and the operator."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 
@@ -32,6 +32,8 @@ class ModelName:
     kind: NameKind = NameKind.MODEL
     root: str | None = None
     """Where the weights are, if that is known."""
+    added_fields: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Fields that the engine must find in a JSON body beside the name, to answer with these weights."""
 
 
 def register(names: Iterable[ModelName]) -> Mapping[str, ModelName]:

@@ -61,6 +61,8 @@ class EngineOptions:
     rank_calls: RankCalls = field(default_factory=RankCalls)
     gpu_memory_mib: int = 0
     """What it may take of each of its GPUs; 0 if that is not declared."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Files of adapters by their names, for a kind whose arguments have no names for them."""
     saved_prompts_bytes: int = 0
     """How much of ``cache_directory`` the model's saved prompts may take; 0: they are not saved."""
 
@@ -193,15 +195,24 @@ class Engine(ABC):
     def names(self) -> Iterator[ModelName]:
         """The names that stand for the model or an adapter of it, but for aliases and the path of its weights."""
         key, path = self.options.name, self.options.model_path
-        yield ModelName(key, key, self.served_names[0], root=path)
+        fields = self.added_fields()
+        yield ModelName(key, key, self.served_names[0], root=path, added_fields=fields)
         for served in self.further_names:
-            yield ModelName(served, key, served, NameKind.SERVED, path)
+            yield ModelName(served, key, served, NameKind.SERVED, path, fields)
         for adapter, adapter_path in self.adapters:
-            yield ModelName(adapter, key, self.adapter_in_requests(adapter), NameKind.ADAPTER, adapter_path)
+            served, fields = self.adapter_in_requests(adapter), self.added_fields(adapter)
+            yield ModelName(adapter, key, served, NameKind.ADAPTER, adapter_path, fields)
 
     def adapter_in_requests(self, adapter: str) -> str:
         """What a request to the engine must name as its model to be answered with this adapter."""
         return adapter
+
+    def added_fields(self, adapter: str | None = None) -> Mapping[str, object]:
+        """Fields that a request must have as well to be answered with an adapter, or with none.
+
+        They are among the ``removed_fields`` of the kind's rules, so that clients' own do not count.
+        """
+        return {}
 
     @property
     def health_path(self) -> str:

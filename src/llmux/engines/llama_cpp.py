@@ -159,7 +159,7 @@ class LlamaCpp(Engine):
     max_stop_seconds: ClassVar[float] = 3.0
     """Idle, it ends within 0.1 s; with a client connected, never."""
     max_in_flight_default: ClassVar[int] = DEFAULT_SLOTS
-    own_keys: ClassVar[frozenset[str]] = frozenset(("saved_prompts_mib",))
+    own_keys: ClassVar[frozenset[str]] = frozenset(("adapters", "saved_prompts_mib"))
     version_arguments: ClassVar[tuple[str, ...]] = ("--version",)
     completes_flags: ClassVar[bool] = False
     environment_prefixes: ClassVar[tuple[str, ...]] = ("GGML_", "VK_")
@@ -197,6 +197,18 @@ class LlamaCpp(Engine):
         if not (text.isascii() and text.isdigit() and int(text[:6]) >= 1):
             raise ValueError(f"--parallel needs a whole number of at least 1, not {text[:60]!r}")
         return int(text[:6])
+
+    @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self.options.adapters.items())
+
+    def added_fields(self, adapter: str | None = None) -> Mapping[str, object]:
+        if not self.options.adapters:
+            return {}
+        # All of them, at scale 0 too: with an empty list, or none, a request may be answered from a prompt that an
+        # earlier one had read with another adapter.
+        scales = [1.0 if name == adapter else 0.0 for name in self.options.adapters]
+        return {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]}
 
     @property
     def max_model_length(self) -> int | None:
@@ -254,6 +266,12 @@ class LlamaCpp(Engine):
         yield from super(LlamaCpp, self).problems(eviction)
         yield from self._refused_words()
         yield from self._refused_variables()
+        if self.options.adapters and (self._value("lora") or self._value("lora-scaled")):
+            message = "adapters and --lora exclude each other: requests choose adapters by their positions"
+            yield Problem("adapters", message, "write all of them into adapters, or each into a model of its own")
+        for name, file in self.options.adapters.items():
+            if "," in file:
+                yield Problem(f"adapters.{name}", "llama-server takes a comma for the end of a path", "rename the file")
         path = Path(self.options.model_path)
         if is_directory(path):
             yield Problem("model_path", "is a directory", "name the .gguf file in it, of a split model the first one")
@@ -316,7 +334,8 @@ class LlamaCpp(Engine):
             gpu += [] if self._value("fit") else ["--fit", "off"]
         directory = self._prompts_directory
         save = () if directory is None or not is_directory(directory) else ("--slot-save-path", str(directory))
-        return (self.options.program, *weights, *own, *gpu, *save, *self.options.extra_args)
+        adapters = [word for file in self.options.adapters.values() for word in ("--lora", file)]
+        return (self.options.program, *weights, *own, *gpu, *save, *adapters, *self.options.extra_args)
 
     def environment(
         self, inherited: Mapping[str, str], temporary_directory: str, *, checkpointable: bool
@@ -331,6 +350,7 @@ class LlamaCpp(Engine):
     def files(self) -> Iterator[Path]:
         model = self._readable_model()
         yield from super(LlamaCpp, self).files() if model is None else model.files
+        yield from (Path(file) for file in self.options.adapters.values() if is_file(file))
         for given in llama_flags.read(self.options.extra_args):
             if given.flag is not None and given.flag.name in _FILE_FLAGS:
                 # The scaled ones have a factor after the name of the file.
@@ -373,6 +393,9 @@ class LlamaCpp(Engine):
         has_prompts = not any(llama_flags.is_on(words, name) for name in ("embeddings", "reranking"))
         is_told = llama_flags.is_on(words, "slots", default=True)
         if cache is None or not self.options.saved_prompts_bytes or not has_prompts or not is_told:
+            return None
+        if self.options.adapters:
+            # A file does not tell with which of them its prompt was read.
             return None
         return None if self._is_repository else cache / self.kind / "prompts" / digest(self.options.name)
 

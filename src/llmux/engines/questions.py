@@ -4,7 +4,7 @@ An engine that does not know the endpoint (404) is sent the question's text for 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmux.engines.calls import Endpoints
@@ -30,6 +30,10 @@ class Question:
     text: str
     fields: Mapping[str, Any]
 
+    def with_fields(self, fields: Mapping[str, object]) -> "Question":
+        """The same question with further fields."""
+        return replace(self, fields={**self.fields, **fields})
+
 
 CANARY = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 4, "return_token_ids": True})
 ONE_TOKEN = Question(COMPLETIONS, CANARY_TEXT, {"prompt": CANARY_TEXT, "max_tokens": 1})
@@ -45,6 +49,8 @@ class CanaryExtras:
 
     adapter: str | None = None
     """Asked the same line, by its own name."""
+    adapter_fields: Mapping[str, object] = field(default_factory=dict)
+    """What a request must have beside that name."""
     image: str | None = None
     """A data URL of an image that is to be described."""
     min_tokens_per_second: float | None = None
@@ -54,7 +60,7 @@ class CanaryExtras:
         """The further questions; the adapter's carries the adapter's name."""
         asked = []
         if self.adapter is not None:
-            asked.append(replace(CANARY, fields={**CANARY.fields, "model": self.adapter}))
+            asked.append(CANARY.with_fields({"model": self.adapter, **self.adapter_fields}))
         if self.image is not None:
             content = [
                 {"type": "text", "text": IMAGE_TEXT},

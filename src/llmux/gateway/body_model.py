@@ -3,6 +3,7 @@
 import json
 import re
 from codecs import BOM_UTF8
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -154,17 +155,19 @@ def replace_model(body: bytes, model: str) -> bytes:
 
     Raises InvalidJson or TooLong.
     """
+    return add_fields(body, {"model": model})
+
+
+def add_fields(body: bytes, added: Mapping[str, object]) -> bytes:
+    """The JSON object with these fields at its top level, in place of its own of these names; else as above."""
     fields: dict[str, Any]
     if len(body) > _MAX_QUICK_BYTES:
         raise TooLong
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        fields = _parse(body)
-        fields["model"] = model
-        return json.dumps(fields, separators=(",", ":")).encode()
-    fields["model"] = model
-    return msgspec.json.encode(fields)
+        return json.dumps({**_parse(body), **added}, separators=(",", ":")).encode()
+    return msgspec.json.encode({**fields, **added})
 
 
 def without_fields(body: bytes, names: frozenset[str]) -> bytes:

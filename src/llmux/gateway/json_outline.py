@@ -39,6 +39,8 @@ class Outline(NamedTuple):
     """Where the values of ``model`` stand in the other object."""
     watched: tuple["Member", ...] = ()
     """The members that were to be found beside them, in the other object's order."""
+    begins_at: int = 0
+    """Where the first member of the other object begins."""
 
     def places_of(self, names: frozenset[str]) -> list[tuple[int, int]]:
         """What is to be cut out of the other object, so that it has no member of these (case-folded) names."""
@@ -98,13 +100,13 @@ class _Reader:
         if body[at : at + 1] != b"{":
             # Whoever reads this says what is wrong with it; no object has to be looked through.
             return Outline(b"[]" if body[at : at + 1] == b"[" else body[at : at + 16] or b"", ())
-        at = self._after_space(at + 1)
+        at = begins_at = self._after_space(at + 1)
         if body[at : at + 1] != b"}":
             at = self._members_from(at)
         if self._after_space(at + 1) != len(body):
             raise self._invalid(at + 1)
         members = b",".join(key + b":" + value for key, value in self._found.items())
-        return Outline(b"{" + members + b"}", tuple(self._model_places), tuple(self._members))
+        return Outline(b"{" + members + b"}", tuple(self._model_places), tuple(self._members), begins_at)
 
     def _members_from(self, at: int) -> int:
         """Read members until the object's closing brace, whose offset is returned."""

@@ -87,16 +87,22 @@ def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
         return call._replace(body=body)
     call = find_model(head, route, outline.text, names)
     edits: list[tuple[int, int, bytes]] = []
-    if call.body != outline.text:
-        new_model = msgspec.json.encode(msgspec.json.decode(call.body, type=_Model).model)
-        edits += [(start, end, new_model) for start, end in outline.model_places]
+    added = dict(call.added_fields)
+    if call.body != outline.text and (model := msgspec.json.decode(call.body, type=_Model).model) is not None:
+        edits += [(start, end, msgspec.json.encode(model)) for start, end in outline.model_places]
+        if not edits:
+            added["model"] = model
     if variants is not None and (removed := variants.of(call.model).removed) is not None:
         edits += [(start, end, b"") for start, end in outline.places_of(removed.names)]
+    if added:
+        # A large object has other members, but for one that has only what is cut out of it, which no engine answers.
+        members = msgspec.json.encode(added)[1:-1] + b","
+        edits.append((outline.begins_at, outline.begins_at, members))
     return call._replace(body=pieces.edit(body, sorted(edits)) if edits else body)
 
 
 class _Model(msgspec.Struct):
-    model: str
+    model: str | None = None
 
 
 def _spooled(body: Body) -> Body:

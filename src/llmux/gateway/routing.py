@@ -14,7 +14,7 @@ from llmux.engines.paths import JSON, Endpoint, MediaType
 from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
-from llmux.gateway.body_model import JsonBody, read_json, replace_model
+from llmux.gateway.body_model import JsonBody, add_fields, read_json, replace_model
 from llmux.gateway.engine_paths import EngineGroup, EnginePaths, EngineRules, merged
 from llmux.gateway.errors import (
     MalformedRequest,
@@ -347,6 +347,8 @@ class EngineCall(NamedTuple):
     body: Body
     streams: bool
     """Whether the answer is to come as a stream."""
+    added_fields: Mapping[str, object] = MappingProxyType({})
+    """Fields that a JSON body must have for the engine, and ``body`` may not have yet."""
 
 
 def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
@@ -380,7 +382,7 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
         asked_for = _known(model, names)
     if asked_for.served != model:
         body = replace_model(body, asked_for.served)
-    return EngineCall(asked_for.model, body, streams)
+    return EngineCall(asked_for.model, body, streams, asked_for.added_fields)
 
 
 def _find_among_variants(
@@ -394,7 +396,9 @@ def _find_among_variants(
         call = find_model(head, own, body, names)
     if own.removed is None or head.is_form:
         return call
-    return call._replace(body=own.removed.without(bytes(call.body)))
+    edited = own.removed.without(bytes(call.body))
+    # Only what clients' bodies cannot have any more is added, so that an engine finds it once.
+    return call._replace(body=add_fields(edited, call.added_fields) if call.added_fields else edited)
 
 
 def _find_by_more_than_the_body(
@@ -413,23 +417,22 @@ def _find_by_more_than_the_body(
     asked_for = _known(name, names)
     if read is None:
         return EngineCall(asked_for.model, body, streams=False)
-    replacement = _replacement(read.model, asked_for, names)
-    text = read.text if replacement is None else read.with_model(replacement)
-    return EngineCall(asked_for.model, text, read.streams)
+    meant = _meant(read.model, asked_for, names)
+    # A body without a name may stay so, unless the engine would then answer without the adapter.
+    is_right = meant.served == read.model or (read.model is None and meant.kind is not NameKind.ADAPTER)
+    text = read.text if is_right else read.with_model(meant.served)
+    return EngineCall(asked_for.model, text, read.streams, meant.added_fields)
 
 
-def _replacement(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelName]) -> str | None:
-    """What the body is to name instead; None if it may stay as it is.
+def _meant(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelName]) -> ModelName:
+    """What the engine is to answer with.
 
     Header or path choose the engine, and the body may choose among what that one serves, unless they name an adapter.
     """
-    is_adapter = asked_for.kind is NameKind.ADAPTER
-    if in_body is None:
-        return asked_for.served if is_adapter else None
-    own = names.get(in_body)
-    if own is not None and own.model == asked_for.model and not is_adapter:
-        asked_for = own
-    return None if asked_for.served == in_body else asked_for.served
+    own = names.get(in_body) if in_body is not None else None
+    if own is not None and own.model == asked_for.model and asked_for.kind is not NameKind.ADAPTER:
+        return own
+    return asked_for
 
 
 def _known(name: str | None, names: Mapping[str, ModelName]) -> ModelName:

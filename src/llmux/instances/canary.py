@@ -47,7 +47,8 @@ class Canary:
         """Time spent on asking."""
         self._served_name = engine.served_names[0]
         self._extras = extras or CanaryExtras()
-        self._questions = (*([engine.canary] if engine.canary is not None else []), *self._extras.questions())
+        own = [] if engine.canary is None else [engine.canary.with_fields(engine.added_fields())]
+        self._questions = (*own, *self._extras.questions())
         self._check_every = check_every if self._questions else None
         self._wakes = 0
 

@@ -170,7 +170,8 @@ def canary_extras(model: ModelSettings, engine: Engine) -> CanaryExtras:
         kind = mimetypes.guess_type(model.canary_image)[0] or "application/octet-stream"
         image = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     adapter = None if model.canary_adapter is None else engine.adapter_in_requests(model.canary_adapter)
-    return CanaryExtras(adapter, image, model.canary_tokens_per_second)
+    fields = {} if model.canary_adapter is None else engine.added_fields(model.canary_adapter)
+    return CanaryExtras(adapter, fields, image, model.canary_tokens_per_second)
 
 
 def build_upstream(settings: Settings, spec: EngineSpec) -> Upstream:

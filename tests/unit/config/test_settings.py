@@ -148,6 +148,7 @@ def test_every_default_of_a_model() -> None:
         "alive_command": None,
         "url": None,
         "api_key": None,
+        "adapters": {},
         "saved_prompts_mib": 2048,
     }
 

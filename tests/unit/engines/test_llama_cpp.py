@@ -40,6 +40,35 @@ def warnings(engine: LlamaCpp) -> list[str]:
     return [f"{problem.path}: {problem.message}" for problem in engine.warnings()]
 
 
+def test_adapters_are_models_that_requests_choose_by_their_positions() -> None:
+    engine = llama(adapters={"sql": "/lora/sql.gguf", "chat": "/lora/chat.gguf"})
+    command = engine.command_line(8001)
+    assert command[-4:] == ("--lora", "/lora/sql.gguf", "--lora", "/lora/chat.gguf")
+    scales = {name.name: [one["scale"] for one in name.added_fields["lora"]] for name in engine.names()}  # type: ignore[attr-defined]
+    assert scales == {"m": [0.0, 0.0], "sql": [1.0, 0.0], "chat": [0.0, 1.0]}
+    assert [one["id"] for one in engine.added_fields()["lora"]] == [0, 1]  # type: ignore[attr-defined]
+    assert llama().added_fields() == {}
+
+
+def test_adapters_exclude_what_would_apply_to_every_request() -> None:
+    assert messages(llama("--lora", "/lora/x.gguf", adapters={"sql": "/lora/sql.gguf"})) == [
+        "adapters: adapters and --lora exclude each other: requests choose adapters by their positions"
+    ]
+    assert messages(llama(adapters={"sql": "/lora/a,b.gguf"})) == [
+        "adapters.sql: llama-server takes a comma for the end of a path"
+    ]
+
+
+def test_with_adapters_no_prompts_are_saved(tmp_path: Path, model_file: Path) -> None:
+    options: dict[str, Any] = {
+        "model_path": str(model_file),
+        "cache_directory": tmp_path,
+        "saved_prompts_bytes": 1 << 30,
+    }
+    assert isinstance(llama("-ngl", "0", **options).prepare_start(), Prompts)
+    assert llama("-ngl", "0", adapters={"sql": "/lora/sql.gguf"}, **options).prepare_start() is None
+
+
 def test_it_is_a_kind_of_engine() -> None:
     assert KINDS["llama_cpp"] is LlamaCpp
 

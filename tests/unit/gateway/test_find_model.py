@@ -7,6 +7,7 @@ from llmux.engines.paths import COMMON_ENDPOINTS
 from llmux.errors import ModelNotFound
 from llmux.gateway.endpoints import with_further
 from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel, UnknownPath, UnsupportedMediaType
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import DEFAULT_CONTROL_PATHS
 from llmux.gateway.routing import EngineCall, Route, Router, find_model
@@ -39,14 +40,20 @@ def route(path: str) -> Route:
     return Router(DEFAULT_CONTROL_PATHS, lambda: NAMES, ["/v1/videos"]).find(path.encode())
 
 
-def find(body: bytes, *fields: str, path: str = "/v1/completions", method: str = "POST") -> EngineCall:
+def call_of(body: bytes, *fields: str, path: str = "/v1/completions", method: str = "POST") -> EngineCall:
     return find_model(head(*fields, method=method, target=path), route(path.partition("?")[0]), body, NAMES)
+
+
+def find(body: bytes, *fields: str, path: str = "/v1/completions", method: str = "POST") -> tuple[str, Body, bool]:
+    """Model, body, and whether the answer streams."""
+    call = call_of(body, *fields, path=path, method=method)
+    return call.model, call.body, call.streams
 
 
 @pytest.mark.parametrize(("body", "streams"), STREAMS)
 def test_stream_is_read_however_the_model_is_named(body: bytes, streams: bool) -> None:
-    assert find(body).streams is streams
-    assert find(body, "model-override: m").streams is streams
+    assert call_of(body).streams is streams
+    assert call_of(body, "model-override: m").streams is streams
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_a_path_or_header_chooses_the_engine_and_the_body_among_its_names(
 def test_forms() -> None:
     audio = "/v1/audio/transcriptions"
     assert find(form(MODEL), FORM, path=audio) == ("whisper", form(MODEL), False)
-    assert find(form(MODEL, field("stream", "true")), FORM, path=audio).streams
+    assert call_of(form(MODEL, field("stream", "true")), FORM, path=audio).streams
     expected = ("m", form(FILE, field("model", "m")), False)
     assert find(form(FILE, MODEL), FORM, "model-override: m", path=audio) == expected
     assert find(form(FILE, MODEL), FORM, path=f"/upstream/m{audio}") == expected
@@ -151,7 +158,7 @@ def test_without_a_body_the_query_can_name_the_model() -> None:
         ("GET", "/v1/videos?model=m"),
     ):
         assert find(b"", path=path, method=method) == ("m", b"", False)
-    assert find(b"", path="/v1/responses/r?model=gpt-4", method="GET").model == "base"
+    assert call_of(b"", path="/v1/responses/r?model=gpt-4", method="GET").model == "base"
     with pytest.raises(MissingModel, match="model=MODEL"):
         find(b"", path="/v1/responses/r", method="GET")
     with pytest.raises(ModelNotFound):
@@ -164,7 +171,7 @@ def test_a_body_without_a_type_is_refused_as_vllm_does() -> None:
     for path in ("/v1/completions", "/upstream/m/v1/completions", "/v1/audio/transcriptions"):
         with pytest.raises(UnsupportedMediaType, match="missing"):
             find(b'{"model":"m"}', "Content-Type:", path=path)
-    assert find(b'{"model":"m"}', "Content-Type:", path="/v1/videos").model == "m"
+    assert call_of(b'{"model":"m"}', "Content-Type:", path="/v1/videos").model == "m"
     with pytest.raises(UnknownPath, match=r"Did you mean /v1/chat/completions\?.*inference_paths"):
         find(b"", "Content-Type:", path="/v1/chat/completion")
 

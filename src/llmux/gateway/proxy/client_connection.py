@@ -408,7 +408,7 @@ class ClientConnection(asyncio.Protocol):
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
         state, head = self._state, self.head
-        model, body, streams = call
+        model, body, streams, _ = call
         if route.variants is not None:
             # A head that repeats this one may be for a model whose engine calls the path otherwise.
             route = route.variants.of(model)
