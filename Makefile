@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-all check lint types format schema structure bench gpu-check fuzz clean
+.PHONY: demo test test-all check lint types format schema structure bench gpu-check fuzz wheel wheel-check clean
 
 demo: $(VENV)/.installed ## three models on one virtual GPU, mixed traffic, a live view
 	$(BIN)/llmux demo $(ARGS)
@@ -24,7 +24,7 @@ test-all: $(VENV)/.installed-test ## every test, the slow ones too (planted faul
 
 check: lint types ## everything but the tests
 
-CODE := src tests bench scripts
+CODE := src tests bench scripts hatch_build.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check $(CODE)
@@ -50,6 +50,7 @@ bench: $(VENV)/.installed-test ## figures side by side with nginx; needs nginx, 
 	$(BIN)/python bench/switch/run.py --check
 	$(BIN)/python bench/simulate/run.py --check
 	$(BIN)/python bench/floods/run.py --check
+	$(BIN)/python bench/placement/run.py --minutes 2 --check
 
 # The Python that has PyTorch, for the engines: llmux's own environment has none.
 TORCH_PYTHON ?= $(PYTHON)
@@ -59,6 +60,26 @@ gpu-check: $(VENV)/.installed-cuda ## a proof on this machine's GPU, 8 minutes; 
 fuzz: $(VENV)/.installed-test ## two minutes of fuzzing what reads HTTP; ARGS="--seconds 3600" for more
 	$(INSTALL) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz all $(ARGS)
+
+WHEEL := build/compiled
+WHEEL_TESTS := tests/test_compiled_modules.py tests/unit/cli/test_main.py tests/unit/core tests/unit/gateway \
+	tests/unit/runtime tests/fuzz tests/simulation/test_core_simulation.py $(wildcard tests/simulation/test_virtual_*.py) \
+	$(wildcard tests/unit/simulation/test_*.py) tests/unit/simulation/virtual tests/unit/cli/test_simulate.py \
+	$(wildcard tests/integration/test_gateway_*.py) \
+	tests/integration/test_faults_of_clients.py
+
+wheel: ## the compiled wheel, in build/compiled, installed in an environment of its own; needs a C compiler
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	LLMUX_COMPILE=1 PIP_CONSTRAINT=$(CURDIR)/constraints.txt \
+		$(WHEEL)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL)/wheels .
+	$(WHEEL)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(echo $(WHEEL)/wheels/*.whl)[test]"
+	$(WHEEL)/bin/llmux --version | grep -F "(compiled)"
+
+# A test that must replace what is compiled is skipped, and the summary counts those; any other skip is a failure.
+wheel-check: wheel ## the tests of what is compiled, on the compiled wheel; WHEEL_TESTS=tests for all of them
+	LLMUX_CI=1 LLMUX_CI_ALLOWED_SKIPS="$${LLMUX_CI_ALLOWED_SKIPS:-replaces a part of what is compiled}" \
+		$(WHEEL)/bin/pytest --quiet --numprocesses $(WORKERS) --dist worksteal $(WHEEL_TESTS) $(ARGS)
 
 ifdef UV
 $(VENV)/bin/python:

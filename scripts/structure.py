@@ -80,8 +80,8 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "runtime",
-        "performs what the scheduler decides: controller, dispatcher, operations; watches for engines that hang",
-        ("instances", "observability", "access", "core", "errors"),
+        "performs what the scheduler decides (controller, dispatcher, operations); finds hung engines; reads ahead",
+        ("instances", "observability", "hosts", "gpus", "access", "core", "errors"),
     ),
     (
         "control",
@@ -148,7 +148,15 @@ LAYERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 """Every top-level package (or module) of llmux from the bottom up: what it is for, and which ones it may import."""
 
-SIMULATION_MAY_BE_IMPORTED_BY = ("simulation", "cli.demo", "cli.replay", "cli.simulate", "cli.main", "cli.traces")
+SIMULATION_MAY_BE_IMPORTED_BY = (
+    "simulation",
+    "cli.demo",
+    "cli.main",
+    "cli.replay",
+    "cli.simulate",
+    "cli.traces",
+    "cli.tuning",
+)
 """Everything else is production code, which knows nothing of the simulation."""
 
 TABLE_BEGINS, TABLE_ENDS = "<!-- packages: begin (make structure) -->", "<!-- packages: end -->"

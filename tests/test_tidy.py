@@ -153,10 +153,10 @@ def test_no_leftovers() -> None:
             assert not re.search(r"\b(TODO|FIXME|XXX)\b", line), f"{path}:{number}: finish it or file an issue"
 
 
-def test_the_limits_of_the_ci_steps_add_up_to_seventy_minutes_at_most() -> None:
+def test_the_limits_of_the_ci_steps_add_up_to_less_than_cis_own() -> None:
     limits = re.findall(r'^ *step "[^"]+" (\d+) ', (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert len(limits) == 14
-    assert sum(map(int, limits)) <= 80
+    assert len(limits) == 15
+    assert sum(map(int, limits)) <= 90
 
 
 def test_every_dependency_is_pinned_for_the_tests() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -78,8 +77,3 @@ async def probe(port: int, seen: Seen) -> None:
     finally:
         if asked is not None:
             seen.health.append((time.perf_counter() - asked) * 1000)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """0 without values."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else 0.0

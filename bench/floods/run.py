@@ -17,11 +17,12 @@ from pathlib import Path
 
 import hostile
 import uvloop
-from bystanders import HOSTILE_NICENESS, Seen, Streaming, percentile, probe
+from bystanders import HOSTILE_NICENESS, Seen, Streaming, probe
 from engine import SPACING_SECONDS
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from bench.conditions import percentile
 from bench.proxies import OTHER_CPU, PROXY_CPU, nginx_command, pinned, running
 
 HERE = Path(__file__).parent

@@ -31,10 +31,11 @@ from urllib.parse import urlsplit
 import hostile
 import psutil
 import uvloop
-from bystanders import HOSTILE_NICENESS, Seen, percentile, probe
+from bystanders import HOSTILE_NICENESS, Seen, probe
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from bench.conditions import percentile
 from llmux.simulation.engine.text import expected_text
 from tests.support.server import LlmuxProcess, llmux_server, simulated_config
 

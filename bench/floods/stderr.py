@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from bystanders import Seen, percentile, probe
+from bystanders import Seen, probe
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from bench.conditions import percentile
 from tests.support.server import VIRTUAL_GPUS, chat, simulated_config
 
 PIPE_BYTES = 4096

@@ -1,202 +1,209 @@
-"""CPU of llmux's data plane beside nginx: per 1 KB request, and per streamed chunk.
+"""Processor time, latency and memory of llmux's data plane beside nginx and other routers, in rounds that take turns.
 
-``python bench/gateway/run.py [--rounds N] [--check]``; README.md says what is measured and how.
+    python bench/gateway/run.py [--all] [--peers] [--rounds N] [--check] [--python OTHER/bin/python]
+
+README.md says what is measured and how.
 """
 
 import argparse
-import asyncio
-import json
+import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.proxies import OTHER_CPU, PROXY_CPU, nginx_command, pinned, running
+from candidates import PEERS, Candidate, Candidates, compiled
+from traffic import IDLE_STREAMS, Figures, Requests, Streams, Workload, WorkloadFailed, idle_stream_kib, measured
 
-HERE = Path(__file__).parent
-MODELS = 40
-CONNECTIONS = 64
-STREAMS = 200
-SPACING_MS = 20
-CHUNK_BYTES = 250
-ENGINE = "upstream"
-BARS = {"request": 1.5, "chunk": 1.2}
+from bench.conditions import describe_machine, describe_python
 
+BODIES = {"1KB": 910, "100KB": 102_000, "5MB": 5_242_000}
+"""Bytes of the prompt."""
+REQUEST, CHUNK, IDLE = "1KB x 64", "200 streams", "idle"
+CPU_BARS = {REQUEST: 1.5, CHUNK: 1.2}
+"""Processor time against nginx, median of the rounds' ratios."""
+P50_BAR = 1.0
+"""Time of an answer against nginx, for the larger bodies."""
+IDLE_BAR_KIB = 6.0
+OTHER_SECONDS = 1.0
+"""Of a measurement without a bar."""
 
-@dataclass(slots=True)
-class Proxy:
-    """A running candidate."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    port: int
-    microseconds: dict[str, list[float]] = field(default_factory=lambda: {"request": [], "chunk": []})
-
-    def cpu_microseconds(self) -> float:
-        """CPU time of all threads of the whole process tree so far, but for the engine that llmux has started."""
-        return sum(map(_own_cpu_microseconds, _tree(self.process.pid)))
+Measured = dict[tuple[str, str], list[Figures]]
+"""By workload and candidate, in the order of the rounds."""
 
 
-def _tree(pid: int) -> Iterator[int]:
-    if Path(f"/proc/{pid}/comm").read_text().strip() == ENGINE:
-        return
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _tree(int(child))
+def all_workloads(streams: Path) -> dict[str, Workload]:
+    """By name. The intervals are such that a slow proxy keeps up."""
+    requests = {
+        f"{size} x {connections}": Requests(length, connections)
+        for size, length in BODIES.items()
+        for connections in (1, 64)
+    }
+    events = {
+        f"{count} streams": Streams(streams, count, spacing) for count, spacing in ((50, 20), (200, 20), (1000, 200))
+    }
+    return {**requests, **events}
 
 
-def _own_cpu_microseconds(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
+def measure(
+    candidates: Sequence[Candidate], workloads: Mapping[str, Workload], rounds: int, seconds: float
+) -> Measured:
+    """In each round every candidate does everything; one more round comes first and does not count."""
+    found: Measured = {(name, one.name): [] for name in workloads for one in candidates}
+    for number in range(rounds + 1):
+        for name, workload in workloads.items():
+            for candidate in candidates:
+                if name in candidate.failures:
+                    continue
+                try:
+                    figures = measured(
+                        workload, candidate, seconds if name in CPU_BARS else min(seconds, OTHER_SECONDS)
+                    )
+                except WorkloadFailed as error:
+                    if not candidate.is_peer:
+                        raise SystemExit(f"{candidate.name}, {name}: {error}: the benchmark has failed") from None
+                    candidate.failures[name] = str(error)
+                    continue
+                if number:
+                    found[name, candidate.name].append(figures)
+    return found
 
 
-async def _ask(port: int, model: str) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = b'{"model":"%b"}' % model.encode()
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n")
-    writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-    answer = b""
-    try:
-        async with asyncio.timeout(10):
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            answer = await reader.readexactly(2048)
-    finally:
-        writer.close()
-    return answer
-
-
-def _check(proxy: Proxy, upstream_port: int) -> None:
-    """Wait until it serves, and see that its answer is the engine's."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            asyncio.run(_ask(proxy.port, "model-00"))
-            break
-        except (OSError, asyncio.IncompleteReadError, AssertionError):
-            if time.monotonic() > deadline or proxy.process.poll() is not None:
-                raise SystemExit(f"{proxy.name} does not answer on port {proxy.port}") from None
-            time.sleep(0.1)
-    if asyncio.run(_ask(proxy.port, "model-00")) != asyncio.run(_ask(upstream_port, "any")):
-        raise SystemExit(f"{proxy.name} changes the answer")
-
-
-def _requests(port: int, seconds: float) -> tuple[int, int]:
-    """Requests answered and errors."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(HERE / "post.lua")]
-    command += [f"http://127.0.0.1:{port}", "--", "1"]
-    output = subprocess.run(pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
-    result = next(line for line in output.splitlines() if line.startswith("RESULT"))
-    answered, errors = map(int, result.split()[1:])
-    return answered, errors
-
-
-def _streams(program: Path, port: int, chunks: int) -> tuple[int, int]:
-    """Chunks received and errors."""
-    command = [str(program), *map(str, (port, STREAMS, chunks, 1, SPACING_MS))]
-    output = subprocess.run(pinned(OTHER_CPU, command), check=True, capture_output=True, text=True).stdout
-    received, errors = map(int, output.split())
-    return received, errors
-
-
-def _measure(proxy: Proxy, kind: str, streams: Path, seconds: float) -> None:
-    before = proxy.cpu_microseconds()
-    if kind == "request":
-        count, errors = _requests(proxy.port, seconds)
-    else:
-        count, errors = _streams(streams, proxy.port, round(seconds * 1000 / SPACING_MS))
-    used = proxy.cpu_microseconds() - before
-    if errors or not count:
-        raise SystemExit(f"{proxy.name}, {kind}: {errors} errors in {count}: the benchmark has failed")
-    proxy.microseconds[kind].append(used / count)
-
-
-def _compile(folder: Path, name: str) -> Path:
-    program = folder / name
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(HERE / f"{name}.c")], check=True)
-    return program
-
-
-def _write_config(folder: Path, engine: Path, port: int, engine_port: int, chunks: int) -> Path:
-    """A configuration of 40 models with metrics on; the engine of the one that is asked for runs beside the clients."""
-    program = folder / "engine"
-    program.write_text(f'#!/bin/sh\nexec taskset -c {OTHER_CPU} {engine} "$@"\n')
-    program.chmod(0o755)
-    names = [f"model-{number:02d}" for number in range(MODELS)]
-    models: dict[str, dict[str, object]] = {name: {"model_path": name} for name in names}
-    models["model-00"] |= {"port": engine_port, "env": {"BENCH_STREAM": f"{SPACING_MS} {chunks} {CHUNK_BYTES}"}}
-    config = folder / "config.json"
-    config.write_text(json.dumps({"vllm_command": str(program), "port": port, "metrics_port": 0, "models": models}))
-    return config
-
-
-def _report(nginx: Proxy, llmux: Proxy) -> bool:
-    print(f"{'':8} {'nginx':>18} {'llmux':>18} {'llmux/nginx':>22}   bar")
+def report(name: str, candidates: Sequence[Candidate], found: Measured) -> bool:
+    """Print a workload's table; whether llmux has held its bars."""
+    columns = f"{'CPU us':>8} {'min':>8} {'/ nginx':>20} {'min/min':>8} {'p50 us':>9} {'p99 us':>9}"
+    print(f"\n{name:26} {columns} added p50, p99")
+    nginx = found[name, "nginx"]
+    alone = found.get((name, "none"), [])
     passed = True
-    for kind, bar in BARS.items():
-        ours, theirs = llmux.microseconds[kind], nginx.microseconds[kind]
-        ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-        ratio = statistics.median(ratios)
-        passed = passed and ratio <= bar
-        print(
-            f"{kind:8} {statistics.median(theirs):15.1f} us {statistics.median(ours):15.1f} us "
-            f"{ratio:7.2f} [{min(ratios):.2f}..{max(ratios):.2f}]   {bar} {'ok' if ratio <= bar else 'MISSED'}"
-        )
+    for candidate in candidates:
+        if name in candidate.failures:
+            print(f"  {candidate.name:24} {candidate.failures[name]}")
+            continue
+        own = found[name, candidate.name]
+        costs, theirs = ([one.cpu_microseconds for one in ones] for ones in (own, nginx))
+        ratios = [mine / other for mine, other in zip(costs, theirs, strict=True)]
+        line = f"  {candidate.name:24} "
+        if candidate.process is not None:
+            spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}]"
+            line += f"{statistics.median(costs):8.1f} {min(costs):8.1f} {spread:>20} {min(costs) / min(theirs):8.2f} "
+        else:
+            line += f"{'':48}"
+        print(line + _latencies(own, alone))
+        if candidate.name == "llmux":
+            passed = _holds(name, statistics.median(ratios), own, nginx)
+    return passed
+
+
+def _latencies(own: Sequence[Figures], alone: Sequence[Figures]) -> str:
+    """Medians of the rounds' percentiles, and of what they are more than those of the engine alone."""
+    p50, p99 = _percentiles(own)
+    if not p50:
+        return ""
+    text = f"{statistics.median(p50):9.0f} {statistics.median(p99):9.0f}"
+    if alone is not own:
+        more = [
+            statistics.median(mine - theirs for mine, theirs in zip(ones, others, strict=True))
+            for ones, others in zip((p50, p99), _percentiles(alone), strict=True)
+        ]
+        text += f" {more[0]:9.0f} {more[1]:9.0f}"
+    return text
+
+
+def _percentiles(figures: Sequence[Figures]) -> tuple[list[float], list[float]]:
+    p50 = [one.p50_microseconds for one in figures if one.p50_microseconds is not None]
+    return p50, [one.p99_microseconds for one in figures if one.p99_microseconds is not None]
+
+
+def _holds(name: str, ratio: float, own: Sequence[Figures], nginx: Sequence[Figures]) -> bool:
+    passed = True
+    if (bar := CPU_BARS.get(name)) is not None:
+        passed = ratio <= bar
+        print(f"  bar: processor time at most {bar} x nginx: {'ok' if passed else 'MISSED'}")
+    if name.startswith(("100KB", "5MB")):
+        mine, theirs = (_percentiles(figures)[0] for figures in (own, nginx))
+        slower = statistics.median(one / other for one, other in zip(mine, theirs, strict=True))
+        passed = slower <= P50_BAR
+        print(f"  bar: p50 at most {P50_BAR} x nginx: {slower:.2f} {'ok' if passed else 'MISSED'}")
+    return passed
+
+
+def report_idle(candidates: Sequence[Candidate], streams: Path) -> bool:
+    """Open idle streams at each candidate, and print their memory; whether llmux has held its bar."""
+    print(f"\nmemory of one of {IDLE_STREAMS} idle streams, KiB")
+    passed = True
+    for candidate in candidates:
+        if candidate.process is None:
+            continue
+        try:
+            kib = idle_stream_kib(streams, candidate)
+        except WorkloadFailed as error:
+            print(f"  {candidate.name:24} {error}")
+            passed = passed and candidate.is_peer
+            continue
+        print(f"  {candidate.name:24} {kib:8.1f}")
+        if candidate.name == "llmux":
+            passed = kib <= IDLE_BAR_KIB
+            print(f"  bar: at most {IDLE_BAR_KIB} KiB: {'ok' if passed else 'MISSED'}")
     return passed
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement; without a bar at most 1")
     parser.add_argument("--check", action="store_true", help="exit code 1 where a bar is missed")
-    parser.add_argument("--only", choices=list(BARS), action="append", help="measure only this")
-    parser.add_argument("--ports", type=int, default=18600, help="the first of three free ports")
+    parser.add_argument("--all", action="store_true", help=f"everything, instead of {REQUEST!r} and {CHUNK!r}")
+    parser.add_argument("--only", action="append", help=f"one workload, as '5MB x 1'; or {IDLE!r}")
+    parser.add_argument("--peers", action="store_true", help=f"beside {', '.join(PEERS)}, too, which are installed")
+    parser.add_argument("--python", action="append", default=[], help="an interpreter that has another llmux")
+    parser.add_argument(
+        "--peers-cache", type=Path, default=Path("~/.cache/llmux-bench").expanduser(), help="where peers are installed"
+    )
     return parser.parse_args()
 
 
+def _started(candidates: Candidates, arguments: argparse.Namespace) -> list[Candidate]:
+    """All of them; those that are missing are printed."""
+    candidates.add_engine()
+    candidates.add_nginx()
+    candidates.add_llmux(sys.executable, "llmux")
+    for number, python in enumerate(arguments.python, 2):
+        candidates.add_llmux(python, f"llmux {number}")
+    for peer in PEERS if arguments.peers else ():
+        candidates.add_peer(peer, arguments.peers_cache)
+    for name, reason in candidates.absent.items():
+        print(f"absent: {name}: {reason}")
+    return candidates.running
+
+
 def main() -> int:
+    """Print the tables; exit code 1 if a bar is missed and ``--check`` was given."""
     arguments = _arguments()
     for program in ("gcc", "wrk", "nginx", "taskset"):
         if shutil.which(program) is None and not Path(f"/usr/sbin/{program}").exists():
             raise SystemExit(f"{program} is not installed")
-    upstream, nginx_port, llmux_port = range(arguments.ports, arguments.ports + 3)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    print(describe_machine(), *map(describe_python, (sys.executable, *arguments.python)), sep="\n")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmux-bench-")))
-        streams = _compile(folder, "streams")
-        chunks = round(arguments.seconds * 1000 / SPACING_MS)
-        config = _write_config(folder, _compile(folder, ENGINE), llmux_port, upstream, chunks)
-        requests_per_connection = "keepalive_requests 1000000000;"
-        command = nginx_command(
-            folder, nginx_port, upstream, http=requests_per_connection, upstream=requests_per_connection
-        )
-        nginx = Proxy("nginx", stack.enter_context(running(command, PROXY_CPU, subprocess.DEVNULL)), nginx_port)
-        llmux_command = [sys.executable, "-m", "llmux", "serve", "-c", str(config)]
-        llmux = Proxy("llmux", stack.enter_context(running(llmux_command, PROXY_CPU, subprocess.DEVNULL)), llmux_port)
-        # llmux first: its first request starts the engine that both are measured with.
-        for proxy in (llmux, nginx):
-            _check(proxy, upstream)
-        for kind in list(BARS):
-            if arguments.only and kind not in arguments.only:
-                del BARS[kind]
-        for kind in BARS:
-            for proxy in (nginx, llmux):
-                _measure(proxy, kind, streams, arguments.seconds)
-                proxy.microseconds[kind].clear()
-            for _ in range(arguments.rounds):
-                for proxy in (nginx, llmux):
-                    _measure(proxy, kind, streams, arguments.seconds)
-        passed = _report(nginx, llmux)
-        return int(arguments.check and not passed)
+        streams = compiled(folder, "streams")
+        workloads = all_workloads(streams)
+        names = list(workloads) if arguments.all else arguments.only or [REQUEST, CHUNK]
+        if unknown := set(names) - {*workloads, IDLE}:
+            raise SystemExit(f"there is no {', '.join(unknown)}, only {', '.join(workloads)} and {IDLE}")
+        candidates = _started(Candidates(folder, stack), arguments)
+        passed = [report_idle(candidates, streams)] if arguments.all or IDLE in names else []
+        chosen = {name: workloads[name] for name in names if name != IDLE}
+        found = measure(candidates, chosen, arguments.rounds, arguments.seconds)
+        passed += [report(name, candidates, found) for name in chosen]
+    return int(arguments.check and not all(passed))
 
 
 if __name__ == "__main__":

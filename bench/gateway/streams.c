@@ -1,10 +1,13 @@
 /* Reads many streams at once and checks every one of them.
  *
- * streams PORT STREAMS CHUNKS MODELS SPACING_MS
+ * streams PORT STREAMS CHUNKS SPACING_MS
  *
  * Opens STREAMS connections, spread over one SPACING_MS, posts a streaming request of about 1 KB on each and reads until
  * all have ended. Prints "CHUNKS ERRORS"; an error is a stream without status 200, without exactly CHUNKS events and
- * [DONE], without its clean end, or not ended in time.
+ * [DONE], without its clean end, or open when nothing has come on any for 10 s.
+ *
+ * With SPACING_MS 0 the streams are idle: prints "STREAMS ERRORS" once each has had its first event, and then waits for
+ * the end of its standard input.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -19,6 +22,7 @@
 
 #define MAX_FDS 16384
 #define KEPT 7
+#define SILENCE_SECONDS 10
 
 struct stream {
     int begun, events, failed, ended;
@@ -55,13 +59,14 @@ static int receive(int fd) {
     return !self->ended;
 }
 
-static int start(int fd, struct sockaddr_in *address, int model) {
+static int start(int fd, struct sockaddr_in *address, int chunks, int spacing_ms) {
     int one = 1;
     char text[901], body[2048], request[4096];
     memset(text, 'y', 900);
     text[900] = 0;
     int length = sprintf(body,
-        "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],\"stream\":true,\"model\":\"model-%02d\"}", text, model);
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}],\"stream\":true,\"max_tokens\":%d,\"user\":\"%d\","
+        "\"model\":\"model-00\"}", text, chunks, spacing_ms);
     int size = sprintf(request,
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         "Content-Length: %d\r\n\r\n%s", length, body);
@@ -70,16 +75,16 @@ static int start(int fd, struct sockaddr_in *address, int model) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 6) return 2;
+    if (count != 5) return 2;
     int wanted = atoi(arguments[2]), chunks = atoi(arguments[3]);
-    int models = atoi(arguments[4]), spacing = atoi(arguments[5]);
+    int spacing = atoi(arguments[4]);
     int poll = epoll_create1(0), left = 0, errors = 0;
     long total = 0;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(arguments[1]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     for (int index = 0; index < wanted; index++) {
         int fd = socket(AF_INET, SOCK_STREAM, 0);
-        if (fd < 0 || fd >= MAX_FDS || !start(fd, &address, index % models)) {
+        if (fd < 0 || fd >= MAX_FDS || !start(fd, &address, chunks, spacing)) {
             errors++;
             close(fd);
             continue;
@@ -87,22 +92,31 @@ int main(int count, char **arguments) {
         struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
         epoll_ctl(poll, EPOLL_CTL_ADD, fd, &event);
         left++;
-        usleep(spacing * 1000 / wanted);
+        usleep((spacing ? spacing : 500) * 1000 / wanted);
     }
-    double limit = seconds() + (chunks + 1) * spacing / 1000.0 + 10;
+    double limit = seconds() + spacing / 1000.0 + SILENCE_SECONDS;
     while (left && seconds() < limit) {
         struct epoll_event events[256];
         int ready = epoll_wait(poll, events, 256, 1000);
+        if (ready > 0) limit = seconds() + spacing / 1000.0 + SILENCE_SECONDS;
         for (int index = 0; index < ready; index++) {
             int fd = events[index].data.fd;
             struct stream *self = &streams[fd];
-            if (receive(fd)) continue;
+            int goes_on = receive(fd);
+            if (!spacing) {
+                left -= self->events == 1;
+                errors += !goes_on || self->failed;
+                continue;
+            }
+            if (goes_on) continue;
             total += self->events;
             if (!self->ended || self->failed || self->events != chunks + 1) errors++;
             close(fd);
             left--;
         }
     }
-    printf("%ld %d\n", total, errors + left);
+    printf("%ld %d\n", spacing ? total : wanted - left, errors + left);
+    fflush(stdout);
+    if (!spacing) while (read(0, data, sizeof data) > 0);
     return 0;
 }

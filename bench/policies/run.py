@@ -24,10 +24,10 @@ from llmux.simulation.figures import Figures
 from llmux.simulation.traces import read_trace
 from llmux.simulation.traffic import Selection, TrafficRequest, merge, models_of, select
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.scenario import build_scenario, simulate, simulate_when_idle, summarise
+from llmux.simulation.virtual.scenario import build_scenario, summarise
+from llmux.simulation.virtual.study import EVICT_WHEN_IDLE, Contender
 
-WHEN_IDLE = "when_idle"
-POLICIES = (*(policy.value for policy in PolicyType), WHEN_IDLE)
+POLICIES = (*(policy.value for policy in PolicyType), EVICT_WHEN_IDLE)
 THIN, COSTS, STRETCH, BATCH = (0.1, 0.4), (1.0, 2.0, 8.0, 30.0), (1.0, 4.0), (8, 32, 256)
 DRAINS = (Drain.FREEZE, Drain.WAIT)
 
@@ -71,11 +71,7 @@ def simulated(requests: list[TrafficRequest], policy: str, drain: str, cost: flo
     }
     settings = loads(json.dumps(config)).settings
     scenario = build_scenario(settings, [str(cost)], batch_limit=batch, request_timeout_seconds=0)
-    if policy == WHEN_IDLE:
-        result = simulate_when_idle(scenario, requests)
-    else:
-        result = simulate(scenario, requests, PolicyType(policy))
-    return summarise(policy, requests, result).total
+    return summarise(policy, requests, Contender.parse(policy).play(scenario, requests)).total
 
 
 def run(traces: tuple[str, ...], case: Case) -> dict[str, object]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeAlias
 
+from llmux.core.forecast import Outlook
 from llmux.core.names import ModelName
 from llmux.core.request import Request
 from llmux.errors import RequestError
@@ -173,8 +174,11 @@ class ModelAccess(Protocol):
     def cancel(self, request: Request) -> None:
         """The client left while the request was waiting; idempotent, no call follows."""
 
+    def outlook(self, request: Request) -> Outlook | None:
+        """What the client of a request that waits for its lease can be told; None where there is nothing."""
+
     def first_token(self, request: Request) -> None:
-        """The first output of the answer has arrived: of a stream, its first token."""
+        """The first token of an answer that is a stream has arrived."""
 
     def end(self, request: Request, outcome: Outcome) -> None:
         """The request is over, and its connection to the engine closed or idle. A second call does nothing."""

@@ -94,6 +94,9 @@ def _without_blanks(name: str) -> str:
 class QueueFull(RequestError):
     """The queue has reached one of its limits, which ``limit`` names."""
 
+    forecast_seconds: float | None = None
+    """How long those that wait already are expected to: when it is worth trying again; None where nobody can tell."""
+
     def __init__(self, limit: str) -> None:
         super().__init__(f"too many requests are waiting ({limit}); try again later")
 
@@ -110,8 +113,28 @@ class StartProgress:
         return f"it is still starting, {self.elapsed_seconds:.0f} s so far{left}"
 
 
+class Overloaded(RequestError):
+    """The request would probably wait for longer than its class may, and was refused when it came.
+
+    ``batch_waits``: the same as a batch request would not have been.
+    """
+
+    def __init__(self, model: str, forecast_seconds: float, limit_seconds: float, *, batch_waits: bool) -> None:
+        self.forecast_seconds = forecast_seconds
+        self.retry_after_seconds = forecast_seconds - limit_seconds
+        super().__init__(
+            f"more is asked of the GPUs than they can do: a request for the model '{model}' is expected to wait "
+            f"{forecast_seconds:.0f} s, longer than the {limit_seconds:g} s that requests of its class may wait here; "
+            f"try again in {max(1.0, self.retry_after_seconds):.0f} s"
+            + (", or send it as a batch request (x-llmux-priority: batch), which waits" if batch_waits else "")
+        )
+
+
 class QueueTimeout(RequestError):
     """The request waited for its model longer than ``request_timeout_seconds``; ``start``: its model is starting."""
+
+    forecast_seconds: float | None = None
+    """How long a request that comes now is expected to wait; None where nobody can tell."""
 
     def __init__(self, model: str, waited_seconds: float, start: StartProgress | None = None) -> None:
         self.model = model
@@ -124,11 +147,21 @@ class QueueTimeout(RequestError):
 
 
 class ModelNotAllowed(RequestError):
-    """Another model is pinned or, in manual mode, active. ``active`` is None if no model is."""
+    """Another model is pinned or, in manual mode, active. ``active`` is None if no model is.
 
-    def __init__(self, requested: str, active: str | None) -> None:
+    ``stays``: others are served beside that one, but this one cannot be.
+    """
+
+    def __init__(self, requested: str, active: str | None, *, stays: bool = False) -> None:
         self.requested = requested
         self.active = active
+        self.stays = stays
+        if stays:
+            super().__init__(
+                f"the model '{requested}' cannot be served beside '{active}', which stays on the GPUs: they do not fit "
+                "together, or their group is exclusive"
+            )
+            return
         super().__init__(
             f"llmux is in manual mode: the model '{requested}' was requested, the active model is '{active or 'none'}'"
         )

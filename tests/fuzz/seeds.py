@@ -27,6 +27,7 @@ def _request() -> list[bytes]:
         _post(_BODY, length, b"Expect: 100-continue", b"Connection: close"),
         _post(_BODY, length, path=b"/upstream/m/v1/completions?a=b"),
         _post(_BODY, length, b"model-override: m", b"x-request-id: one", b"x-llmux-priority: batch"),
+        _post(_BODY, length, b"x-llmux-keep-alive: 1h30m"),
         _post(b"", b"Content-Length: 0", path=b"/v1/models"),
         _post(multipart, of_form, b"Content-Length: %d" % len(multipart), path=b"/v1/audio/transcriptions"),
         b"GET http://x/v1/models/m HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n\r\n",

@@ -34,13 +34,20 @@ def entry(process_state: str, **more: Any) -> dict[str, Any]:
         "process_state": process_state,
         "eviction": OFFLOAD_WORDS,
         "on_gpu": False,
+        "stays": False,
         "gpu_mib": {},
+        "gpu_need": None,
         "pid": None,
         "address": f"127.0.0.1:{more['pid']}" if more.get("pid") else None,
         "failure": None,
         "oldest_wait_seconds": 0.0,
+        "waits": None,
+        "expected_in_seconds": None,
         "frozen": 0,
         "waking_seconds": None,
+        "leaves_in_seconds": None,
+        "streams": {"on_time": 0, "late": 0},
+        "host_mib": None,
         "stalls": 0,
         "last_stall": None,
         "unfaithful": [],
@@ -57,6 +64,10 @@ def status(state: str, mode: dict[str, str], **models: dict[str, Any]) -> dict[s
         "models": models,
         "resident": [name for name, shown in models.items() if shown["on_gpu"]],
         "gpus": {},
+        "prefetch": None,
+        "offered_load": None,
+        "overload_seconds": None,
+        "gpu_leases": [],
     }
 
 
@@ -88,10 +99,17 @@ async def test_status_while_switching() -> None:
         shown = await api.status()
         assert shown["models"]["a"].pop("oldest_wait_seconds") >= 0
         assert shown["models"]["a"].pop("waking_seconds") >= 0
+        # Nothing has been seen of its starts: it is taken to need the 10 s of a switch that nothing is known of.
+        assert 0 < shown["models"]["a"].pop("expected_in_seconds") <= 10.0
+        waits = shown["models"]["a"].pop("waits")
+        assert waits.pop("elapsed_seconds") >= 0
+        assert waits.pop("text").startswith("is starting for ")
+        assert waits == {"for": "on_its_way", "left_seconds": None, "from_cold": True}
         expected = status(
             "switching:none->a", AUTO, a=entry("starting", queue_depth=1, on_gpu=True), b=entry("not_started")
         )
-        del expected["models"]["a"]["oldest_wait_seconds"], expected["models"]["a"]["waking_seconds"]
+        for timed in ("oldest_wait_seconds", "waking_seconds", "waits", "expected_in_seconds"):
+            del expected["models"]["a"][timed]
         assert shown == expected
         engines["a"].wake_gate.set()
         await waiting.wait("admitted")
@@ -102,6 +120,8 @@ async def test_status_while_switching() -> None:
         assert draining["active_model"] is None
         assert draining["models"]["a"]["in_flight"] == 1
         assert draining["models"]["a"]["process_state"] == "running"
+        assert draining["models"]["b"]["waits"]["for"] == "drain"
+        assert draining["models"]["b"]["waits"]["text"].startswith("waits for a to drain (1 request, ")
         api.runtime.access.end(waiting.request, Outcome.COMPLETED)
         await api.until(lambda: engines["b"].calls == ["wake"])
         assert (await api.status())["models"]["a"]["process_state"] == ASLEEP
@@ -134,6 +154,20 @@ async def test_status_in_manual_mode_and_pinned() -> None:
         await api.post("pin", model="a")
         assert (await api.call("POST", "/control/unpin")).status == 200
         assert (await api.status())["mode"] == AUTO
+
+
+async def test_a_model_that_is_pinned_beside_others_keeps_those_out_that_do_not_fit() -> None:
+    async with control_api(model("a"), model("b")) as api:
+        assert (await api.post("pin", model="a", keep=True)).document == {
+            "message": "'a' is on the GPU and stays there; others are served beside it"
+        }
+        assert await api.status() == status("active:a", AUTO, a=AWAKE_A | {"stays": True}, b=entry("not_started"))
+        refused = await api.post("switch", model="b")
+        assert refused.status == 500
+        assert "it cannot be served beside 'a', which stays on the GPUs" in refused.document["error"]
+        assert (await api.call("POST", "/control/unpin")).status == 200
+        assert (await api.post("switch", model="b")).status == 200
+        assert (await api.status())["models"]["a"] == entry(ASLEEP, pid=1000)
 
 
 async def test_status_of_a_failed_model() -> None:

@@ -106,8 +106,9 @@ async def test_a_short_run_loses_nothing(tmp_path: Path) -> None:
     assert shares["serving"] > 0
     assert shares["switching"] > 0
     assert shares["serving"] + shares["switching"] + shares["idle"] == pytest.approx(1, abs=0.001)
-    assert figures["gpu"]["over_commitments"] == 0
-    assert 0 < figures["gpu"]["peak_mib"] <= figures["gpu"]["capacity_mib"]
+    [gpu] = figures["gpus"]
+    assert gpu["over_commitments"] == 0
+    assert 0 < gpu["peak_mib"] <= gpu["capacity_mib"]
     assert all(model["brought_in"] >= 1 for model in figures["models"].values())
 
 
@@ -118,9 +119,20 @@ async def test_a_short_mixed_run_loses_nothing(tmp_path: Path) -> None:
     assert code == 0, figures
     assert figures["problems"] == []
     assert figures["requests"]["sent"] == figures["requests"]["answered"] + figures["requests"]["left"] > 10
-    assert figures["gpu"]["over_commitments"] == 0
+    assert [gpu["over_commitments"] for gpu in figures["gpus"]] == [0]
     assert set(figures["models"]) == {"chat", "embed", "images"}
     assert all(model["answered"] and model["brought_in"] for model in figures["models"].values())
+
+
+async def test_a_short_run_on_two_gpus_loses_nothing_and_uses_both(tmp_path: Path) -> None:
+    async with demo(tmp_path, "--gpus", "2", "--seconds", "2", "--json") as running:
+        code, output = await running.end()
+    figures = json.loads(output)
+    assert code == 0, figures
+    assert figures["problems"] == []
+    assert figures["requests"]["sent"] == figures["requests"]["answered"] + figures["requests"]["left"] > 10
+    assert [gpu["over_commitments"] for gpu in figures["gpus"]] == [0, 0]
+    assert all(gpu["peak_mib"] > 13 << 10 for gpu in figures["gpus"]), "more than any of the small ones"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -337,3 +337,16 @@ async def test_weights_for_which_the_host_has_no_memory_are_discarded(tmp_path: 
         assert (await bench.stats("a"))["sleep_level"] == 2
         await bench.expect("a", "again")
         assert bench.starts("a") == 1
+
+
+async def test_a_sleeper_that_cannot_go_deeper_stays_as_it_is(tmp_path: Path):
+    """There is nothing here that could suspend it. What it still holds of the GPU is no sign that it lies."""
+    async with serving({"a": OFFLOAD}, tmp_path) as bench:
+        await bench.expect("a")
+        assert (await bench.call("POST /control/sleep", {"model": "a"})).status == 200
+        deeper = {"model": "a", "eviction": {"weights": "offload", "process": "cuda_suspend"}}
+        assert (await bench.call("POST /control/sleep", deeper)).status == 200
+        assert bench.server.find_in_log("the GPU was not suspended, the engine sleeps instead")
+        assert await bench.process_state("a") == "sleeping:Offload+KeepRunning"
+        await bench.expect("a", "again")
+        assert bench.starts("a") == 1

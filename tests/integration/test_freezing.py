@@ -65,6 +65,30 @@ async def test_a_long_stream_is_frozen_by_a_switch_and_comes_back_whole(settings
         assert stats["sleeps"] >= 2
 
 
+async def has_begun(bench: Bench, model: str) -> bool:
+    """Whether an engine has said more than the word that it was asked for first, and its canary."""
+    stats = await bench.stats(model)
+    return stats["running"] == 1 and stats["tokens"] > 5
+
+
+async def test_an_engine_that_keeps_its_kv_cache_in_host_memory_reads_it_back_after_a_switch(tmp_path: Path):
+    kept = ("--kv-offloading-size", "1")
+    models = {"kept": freezing(OFFLOAD, *SLOW, *kept), "lost": freezing(OFFLOAD, *SLOW), "other": with_flags(OFFLOAD)}
+    recomputed = {}
+    async with serving(models, tmp_path, policy={"min_active_seconds": 0.2}) as bench:
+        for model in ("kept", "lost"):
+            await bench.expect(model, max_tokens=1)
+            async with asyncio.TaskGroup() as tasks:
+                prompt = " ".join(["word"] * 1000)
+                asking = tasks.create_task(bench.expect(model, prompt, max_tokens=60))
+                await bench.until_model(model, in_flight=1)
+                await eventually(lambda model=model: has_begun(bench, model), "a token")
+                await bench.expect("other")
+                await asking
+            recomputed[model] = (await bench.stats(model))["recomputed_tokens"]
+    assert 0 < recomputed["kept"] < 0.15 * recomputed["lost"]
+
+
 async def test_a_request_without_a_stream_is_frozen_too(tmp_path: Path):
     models = {"slow": freezing(OFFLOAD), "other": with_flags(OFFLOAD)}
     policy = {"min_active_seconds": 0.2}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ async def test_answer_is_relayed_unchanged_with_three_fields_added() -> None:
 
     async with running_gateway(script) as bench:
         bench.access.queue_seconds, bench.access.switch_seconds = 1.5, 2.25
+        bench.access.forecast_seconds = 1.25
         answer = await bench.ask(post(BODY, "X-Request-Id: mine-1"))
         assert answer.start == b"HTTP/1.1 201 Fine So"
         assert b"\r\nServer: uvicorn\r\n" in answer.raw_head
@@ -69,6 +71,7 @@ async def test_answer_is_relayed_unchanged_with_three_fields_added() -> None:
         assert answer.get("x-request-id") == b"mine-1"
         assert answer.get("x-llmux-queue-ms") == b"1500"
         assert answer.get("x-llmux-switch-ms") == b"2250"
+        assert answer.get("x-llmux-forecast-ms") == b"1250"
         for name in ("keep-alive", "connection", "x-hop"):
             assert answer.get(name) is None
         assert answer.body == b"ok"
@@ -82,6 +85,34 @@ async def test_a_request_carries_its_session_and_priority() -> None:
         assert (request.model, request.session, request.priority) == ("m", "talk-7", Priority.BATCH)
         assert bench.engine.seen[0].get("x-session-id") == b"talk-7", "engines may use it too"
         assert without.session is None
+
+
+async def test_a_request_says_how_long_its_model_stays() -> None:
+    async with running_gateway() as bench:
+        large = json.dumps({"text": "x" * 2_000_000, "model": "m", "keep_alive": "1h"}).encode()
+        for body, fields in (
+            (BODY, ("x-llmux-keep-alive: 10m",)),
+            (b'{"model":"m","keep_alive":-1}', ()),
+            (b'{"model":"m","keep_alive":5,"temperature":NaN}', ()),
+            (large, ()),
+            (BODY, ()),
+        ):
+            assert (await bench.ask(post(body, *fields))).status == 200
+        asked = [asked.request.keep_alive_seconds for asked in bench.access.asked]
+        assert asked == [600.0, math.inf, 5.0, 3600.0, None]
+        assert [seen.get("x-llmux-keep-alive") for seen in bench.engine.seen] == [None] * 5
+        assert bench.engine.seen[1].body == b'{"model":"m","keep_alive":-1}'
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [(BODY, "x-llmux-keep-alive: soon"), (b'{"model":"m","keep_alive":[]}', "")]
+)
+async def test_a_wrong_wish_is_refused_before_anything_is_woken(body: bytes, field: str) -> None:
+    async with running_gateway() as bench:
+        answer = await bench.ask(post(body, *filter(None, [field])))
+        assert answer.status == 400
+        assert b"must be a number of seconds or a duration as 10m" in answer.body
+        assert not bench.access.asked
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from llmux.gateway import GatewayOptions
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.health import Health, check_health
 from tests.support.gateway import Bench, Message, RawClient, post, running_gateway
+from tests.support.skips import replaces_compiled_code
 
 BODY = b'{"model":"m"}'
 
@@ -118,6 +119,7 @@ async def test_a_client_that_leaves_while_descriptors_are_lacking_is_forgotten()
         assert bench.access.ended == [(1, Outcome.CLIENT_GONE)]
 
 
+@replaces_compiled_code
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL])
 async def test_every_kind_of_lack_is_tried_again(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 2
@@ -138,6 +140,7 @@ async def test_every_kind_of_lack_is_tried_again(number: int, monkeypatch: pytes
         assert bench.gateway.statistics.engine_connection_shortages == 2
 
 
+@replaces_compiled_code
 @pytest.mark.parametrize("times", [2, 1000])
 async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_fault(
     times: int, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from llmux.gateway.proxy import model_search
 from tests.support.access import FakeAccess
 from tests.support.bench import eventually
 from tests.support.gateway import Bench, EngineSide, Message, get, post, running_gateway
+from tests.support.skips import replaces_compiled_code
 
 OPTIONS = GatewayOptions(spool_bytes=2_000_000)
 LARGE = b'{"model":"cold","x":"%b"}' % (b"y" * 3_000_000)
@@ -361,6 +362,7 @@ async def test_a_gateway_can_be_closed_while_bodies_are_read(blocked: threading.
         assert bench.access.asked == []
 
 
+@replaces_compiled_code
 async def test_a_task_that_fails_ends_its_request_and_not_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     async def connect(*_arguments: Any) -> None:
         raise ZeroDivisionError

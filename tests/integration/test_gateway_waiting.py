@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from llmux.access import Outcome
+from llmux.core.forecast import Outlook
 from llmux.errors import EngineDied, Evicted, QueueTimeout
 from llmux.gateway import GatewayOptions
 from llmux.gateway.proxy import begun_answer
 from tests.support.access import FakeAccess
 from tests.support.gateway import Bench, EngineSide, Message, RawClient, Script, post, running_gateway
+from tests.support.skips import replaces_compiled_code
 
 BODY = b'{"model":"cold","stream":true}'
 WAITING = b": waiting\n\n"
@@ -98,6 +100,19 @@ async def test_an_answer_of_any_framing_follows_the_comments(script: Script) -> 
         assert bench.access.ended == [(1, Outcome.COMPLETED), (2, Outcome.COMPLETED)]
 
 
+async def test_a_comment_tells_the_position_and_the_seconds_that_are_expected() -> None:
+    async with running_gateway(streamed, options=OFTEN) as bench:
+        bench.access.outlooks = iter([Outlook(4, 11.2), Outlook(2, None)])
+        client = await bench.client()
+        client.send(post(BODY))
+        await client.read_head()
+        assert await client.chunk() == b": waiting, position 4, about 12 s to go\n\n"
+        assert await client.chunk() == b": waiting, position 2\n\n"
+        assert await client.chunk() == WAITING
+        awake(bench)
+        assert await rest_of(client) == EVENTS
+
+
 @pytest.mark.parametrize("script", [streamed, answering(EVENT_STREAM + b"content-length: %d" % len(EVENTS), EVENTS)])
 async def test_a_client_of_http_1_0_gets_the_same_without_chunks(script: Script) -> None:
     async with running_gateway(script, options=OFTEN) as bench:
@@ -144,6 +159,7 @@ async def test_an_answer_that_is_no_stream_becomes_an_error_event(
         assert bench.access.ended == [(1, Outcome.COMPLETED)]
 
 
+@replaces_compiled_code
 async def test_a_stream_that_cannot_be_ended_as_its_engine_ended_it_ends_with_an_internal_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

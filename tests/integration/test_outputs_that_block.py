@@ -111,7 +111,11 @@ async def test_what_was_dropped_is_said_and_counted(tmp_path: Path, unused_ports
     async with blocked(tmp_path, unused_ports[0], {"a": STOP}, "-v", vllm_command=engine) as server:
         assert await server.ask("a") == 200
         received = b""
-        assert await server.metric("stderr") > 0
+
+        async def is_counted() -> bool:
+            return await server.metric("stderr") > 0
+
+        await eventually(is_counted, "what the engine has printed is dropped and counted")
 
         def is_said() -> bool:
             nonlocal received

@@ -2,48 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from llmux.simulation.ledger import Ledger
-from tests.support.bench import Bench
-from tests.support.server import http_client, llmux_server, simulated_config
-
-STOP = "retain+stop"
-
-
-def model(mib: int, **more: Any) -> dict[str, Any]:
-    return {"eviction": STOP, "gpu_memory": f"{mib}MiB", **more}
-
-
-@asynccontextmanager
-async def gpus(directory: Path, models: dict[str, dict[str, Any]], *capacity_mib: int) -> AsyncIterator[Bench]:
-    """A server over so many virtual GPUs, each with a ledger of its own. Nothing may ever be over-committed."""
-    ledgers = [Ledger(directory / f"gpu-{number}.json").create(mib) for number, mib in enumerate(capacity_mib)]
-    sized = {
-        name: {
-            **settings,
-            "extra_args": [
-                *("--sim-gpu-ledger", str(directory / "gpu-{gpu}.json")),
-                *("--sim-gpu-memory", settings["gpu_memory"].removesuffix("MiB")),
-                *settings.get("extra_args", ()),
-            ],
-        }
-        for name, settings in models.items()
-    }
-    config = simulated_config(sized, gpus=[{"memory": mib << 20} for mib in capacity_mib])
-    async with llmux_server(config, directory) as server, http_client() as session:
-        yield Bench(server, session, ledgers[0], directory)
-    for ledger in ledgers:
-        book = ledger.snapshot()
-        assert not book.refused, "more was asked for than was free"
-        assert not book.allocations
-
-
-def resident(directory: Path, number: int) -> set[str]:
-    return {one.model for one in Ledger(directory / f"gpu-{number}.json").snapshot().allocations if one.mib}
+from tests.support.several_gpus import gpus, model, resident
 
 
 async def test_models_that_fit_are_resident_together_and_only_memory_forces_a_switch(tmp_path: Path) -> None:
@@ -59,8 +20,7 @@ async def test_models_that_fit_are_resident_together_and_only_memory_forces_a_sw
         assert held == {"a": {"0": 300}, "b": {"0": 300}, "c": {"0": 300}, "d": {}}
         await bench.expect("d")
         assert len(resident(tmp_path, 0)) == 3
-        switches = bench.server.find_in_log('"switched"|switched')
-        assert len(switches) == 4, "one for each model, and no more"
+        assert await bench.switches() == 4, "one for each model, and no more"
 
 
 async def test_a_start_sees_the_gpu_on_which_it_is_placed(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 
-from llmux.core import admission, commands, lifecycle, placement, shutdown, switching
+from llmux.core import admission, commands, leasing, lifecycle, placement, shutdown, switching, vacating
 from llmux.core.deadlines import Deadlines
 from llmux.core.model import Model
 from llmux.core.policies.adaptive import Adaptive
+from llmux.core.policy_view import SchedulerView
 from llmux.core.request_queue import RequestQueue
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits
@@ -18,6 +19,9 @@ from tests.simulation.test_core_simulation import (
     test_a_steadily_busy_model_does_not_starve_a_cold_one as busy_against_cold,
 )
 from tests.simulation.test_core_simulation import test_a_switch_begins_within_the_bound as bounded_wait
+from tests.simulation.test_core_simulation import (
+    test_gpu_leases_on_one_gpu_after_the_other_do_not_starve_a_model_that_needs_them_all as leases_take_turns,
+)
 from tests.simulation.test_core_simulation import (
     test_several_gpus_do_not_starve_a_model_that_needs_them_all as several_gpus,
 )
@@ -36,17 +40,24 @@ from tests.support.planted import (
     returned,
     without,
 )
-from tests.unit.core.policies.test_adaptive import LONGEST_TURNS
+from tests.unit.core.policies.test_adaptive import LONGEST_STAYS
+from tests.unit.core.policies.test_adaptive import test_a_stay_is_bounded as quantum_has_an_end
 from tests.unit.core.policies.test_adaptive import (
-    test_an_overdue_candidate_does_not_cut_a_quantum_short as quantum_is_kept,
+    test_an_overdue_candidate_does_not_cut_a_stay_short as quantum_is_kept,
 )
-from tests.unit.core.policies.test_adaptive import test_catching_up_is_bounded as quantum_has_an_end
 from tests.unit.core.test_commands import test_a_failed_pin_rolls_the_mode_back as pin_rolls_back
 from tests.unit.core.test_freezing import (
     test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_progress as stays_as_long,
 )
+from tests.unit.core.test_freezing import (
+    test_a_pin_elsewhere_drains_because_it_would_keep_requests_frozen as drains_for_a_pin,
+)
+from tests.unit.core.test_freezing import test_a_sleep_that_failed_loses_what_was_to_be_frozen as fails_to_sleep
 from tests.unit.core.test_freezing import test_an_engine_that_could_not_freeze_is_drained as drains_instead
 from tests.unit.core.test_freezing import test_an_engine_that_dies_asleep_loses_what_is_frozen_in_it as dies_asleep
+from tests.unit.core.test_leasing import (
+    test_a_held_lease_is_no_victim_and_models_that_fit_beside_it_are_served as served_beside_a_lease,
+)
 from tests.unit.core.test_lifecycle import test_only_a_completed_request_resets_the_back_off as back_off_resets
 from tests.unit.core.test_lifecycle import test_the_back_off_doubles_up_to_a_minute as back_off_doubles
 from tests.unit.core.test_shutdown import (
@@ -89,9 +100,7 @@ FAULTS = (
     Fault("does not count attempts", admission.come_back, compared(0, left="0")),
     Fault("does not admit into a freed place", admission.come_back, without(-1)),
     Fault("ignores min_active_seconds", switching._may_leave_at, assigned(2, "0.0")),
-    Fault(
-        "lets others take the GPUs that an overdue model waits for", switching._keep_free, condition(0, always=False)
-    ),
+    Fault("lets others take the GPUs that an overdue model waits for", switching._keep_free, condition(1, always=True)),
     Fault("freezes again too soon", switching._may_leave_at, condition(1, always=False)),
     Fault("forgets to thaw", lifecycle.wake_succeeded, without(-2)),
     Fault("forgets to hold back a waking engine", lifecycle.begin_wake, over_nothing(0)),
@@ -101,8 +110,8 @@ FAULTS = (
     Fault("does not count the frozen as demand", getter(Model.head_since), condition(0, always=True)),  # type: ignore[arg-type]
     Fault("freezes in an engine that is stopped", lifecycle.freezes, operand(0, 2, value=True)),
     Fault("cuts a policy's quantum short", switching._quantum_ends_at, argument("max", 0, 1, "0.0")),
-    Fault("lets a quantum last for ever", Adaptive.quantum_seconds, operand(0, 1, value=False)),
-    Fault("forgets the quantum in the bound", Scheduler.wait_bound, assigned(2, "0.0")),
+    Fault("lets a quantum last for ever", Adaptive.quantum_seconds, argument("min", -1, 0, "1e9")),
+    Fault("forgets the quantum in the bound", Scheduler.wait_bound, assigned(2, "(0.0, 0.0)")),
     Fault("lets batch requests starve", RequestQueue.next, compared(0, left="{} + 1e9")),
     Fault("puts batch requests first", RequestQueue.next, compared(0, left="{} - 1e9")),
     Fault("forgets who was away", RequestQueue.reinsert, over_nothing(0)),
@@ -113,6 +122,10 @@ FAULTS = (
     Fault("loses what is frozen at the end", shutdown._wake_frozen, over_nothing(0)),
     Fault("does not wait for what is frozen", shutdown.advance_shutdown, condition(0, always=True)),
     Fault("gives a wake up again and again", shutdown._abort, condition(0, always=False)),
+    Fault("has a GPU lease leave for a model", vacating.Room._who_may_leave, operand(0, 2, value=True)),
+    Fault("forgets to take a GPU lease back", leasing.end_released, over_nothing(0)),
+    Fault("keeps everything free until GPU leases end", switching._keep_free, condition(1, always=False)),
+    Fault("lets GPU leases starve a model", SchedulerView.keep_from_leases, without(0, ast.AugAssign)),
     Fault("times out what has stopped waiting", Deadlines.stop, without(0, ast.Assign)),
 )
 
@@ -121,16 +134,20 @@ CHECKS: tuple[Callable[[], object], ...] = (
     back_off_resets,
     back_off_doubles,
     drains_instead,
+    drains_for_a_pin,
+    fails_to_sleep,
     stays_as_long,
     dies_asleep,
+    served_beside_a_lease,
     quantum_is_kept,
     frozen_resume,
     aborts_once,
-    *(partial(quantum_has_an_end, leaving, longest) for leaving, longest in LONGEST_TURNS),
+    *(partial(quantum_has_an_end, *stay) for stay in LONGEST_STAYS),
     *(partial(random_walk, seed) for seed in range(WALKS)),
     *(partial(bounded_wait, policy, 3, seed) for policy in ("adaptive", "fifo", "time_slice") for seed in range(2)),
     partial(busy_against_cold, "time_slice"),
     partial(several_gpus, "fifo"),
+    leases_take_turns,
 )
 """Cheapest first: most faults are noticed within a few."""
 

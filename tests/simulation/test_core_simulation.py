@@ -7,14 +7,14 @@ from types import NoneType
 import pytest
 
 from llmux.core.actions import Evict, Wake
-from llmux.core.events import EvictDone
+from llmux.core.events import EvictDone, MemoryPressure
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import ALL_OF_IT
 from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.errors import EngineDied, EngineUnavailable, Evicted
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import DISCARD, GPUS, OFFLOAD, POLICIES, SCENARIOS, Scenario, names, random_walk
-from tests.support.core_truth import Fates, Place, Request, evicted
+from tests.support.core_truth import Fates, Place, TrackedRequest, evicted
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Chance(Fates):
     failures: float = 0.0
     long_requests: float = 0.05
     longest_switch_seconds: float = 6.0
+    longest_lease_seconds: float = 60.0
 
     def wake(self, action: Wake) -> tuple[float, str | None]:
         error = "it broke" if self.rng.random() < self.failures else None
@@ -34,7 +35,9 @@ class Chance(Fates):
         error = "still there" if self.rng.random() < self.failures else None
         return self.rng.uniform(0.1, self.longest_switch_seconds / 2), evicted(action, error=error)
 
-    def request(self, request: Request) -> tuple[float, bool]:
+    def request(self, request: TrackedRequest) -> tuple[float, bool]:
+        if request.is_gpu_lease:
+            return self.rng.uniform(0.0, self.longest_lease_seconds), True
         if self.rng.random() < self.long_requests:
             return self.rng.uniform(20.0, 200.0), True
         return self.rng.expovariate(1.0), self.rng.random() < 0.95
@@ -58,6 +61,7 @@ def _driver(scenario: Scenario, policy: str, fates: Fates, *, check_bound: bool)
         POLICIES[policy](),
         limits,
         scenario.capacity,
+        scenario.groups,
         fates=fates,
         check_bound=check_bound,
         mixed_requests=True,
@@ -110,6 +114,13 @@ def test_a_switch_begins_within_the_bound_where_sizes_are_known(policy: str, sce
     driver = _driver(scenario, policy, Chance(rng), check_bound=True)
     _poisson(driver, rng, 150.0)
     _bursts(driver, rng, 150.0)
+    for _ in range(3):
+        count = rng.randrange(1, len(scenario.capacity) + 1)
+        driver.at(rng.uniform(0, 150.0), lambda count=count: driver.lease(5, count) and None)  # type: ignore[misc]
+    for _ in range(6):
+        gpu = rng.choice(list(scenario.capacity))
+        missing = {gpu: rng.randrange(1, scenario.capacity[gpu] + 1)}
+        driver.at(rng.uniform(0, 150.0), lambda missing=missing: driver.send(MemoryPressure(missing)) and None)  # type: ignore[misc]
     _run_out(driver, 150.0)
     assert driver.switches
 
@@ -122,7 +133,7 @@ def test_a_steadily_busy_model_does_not_starve_a_cold_one(policy: str):
     busy = replace(driver.specs[0], max_in_flight=4).name
     for tenth in range(3000):
         driver.at(tenth / 10, lambda: driver.arrive(busy) and None)
-    cold: list[Request] = []
+    cold: list[TrackedRequest] = []
     for at in range(50, 300, 60):
         driver.at(float(at), lambda: cold.append(driver.arrive("b")))
     driver.run_until(400.0)
@@ -147,10 +158,35 @@ def test_several_gpus_do_not_starve_a_model_that_needs_them_all(policy: str):
     driver = _driver(Scenario("overlap", specs, both, limits), policy, fates, check_bound=True)
     for tenth in range(1200):
         driver.at(tenth / 10, lambda name="bcde"[tenth % 4]: driver.arrive(name) and None)  # type: ignore[misc]
-    wide: list[Request] = []
+    wide: list[TrackedRequest] = []
     driver.at(20.0, lambda: wide.append(driver.arrive("a")))
     driver.run_until(120.0)
     assert wide[0].admitted_at is not None
+
+
+def test_gpu_leases_on_one_gpu_after_the_other_do_not_starve_a_model_that_needs_them_all():
+    """A new lease begins on the one GPU before that on the other ends; from when the model is overdue, none may."""
+    both = dict.fromkeys(GPUS[:2], 10)
+    specs = (ModelSpec("a", STOP, placements=(Placement(both),)), _on_one_gpu("b", 0), _on_one_gpu("c", 1))
+    fates = Fates()
+    fates.longest_lease_seconds = 30.0
+    fates.request = lambda request: (30.0 if request.is_gpu_lease else 1.0, True)  # type: ignore[method-assign]
+    limits = replace(LIMITS, gpu_leases_max=3)
+    driver = _driver(Scenario("staggered", specs, both, limits), "fifo", fates, check_bound=True)
+    for at in range(0, 900, 15):
+        driver.at(float(at), lambda: driver.lease() and None)
+    for at in range(900):
+        driver.at(float(at), lambda name="bc"[at % 2]: driver.arrive(name) and None)  # type: ignore[misc]
+    wide: list[TrackedRequest] = []
+    driver.at(40.0, lambda: wide.append(driver.arrive("a")))
+    driver.run_until(900.0)
+    assert wide[0].admitted_at is not None
+    served = [one for one in driver.requests.values() if one.model in "bc" and one.admitted_at is not None]
+    assert len(served) > 100, "the models that need one GPU are served while the other is leased"
+
+
+def _on_one_gpu(name: str, number: int) -> ModelSpec:
+    return ModelSpec(name, STOP, placements=(Placement({GPUS[number]: 10}),))
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

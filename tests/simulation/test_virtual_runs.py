@@ -54,12 +54,12 @@ def test_no_policy_is_better_than_the_lower_bound(
     scenario = build_scenario(
         settings(models, min_active, max_in_flight), costs, EngineSpeed(), request_timeout_seconds=0
     )
-    least = bound_of(scenario, requests).ttft
+    least = bound_of(scenario, requests).ttft_mean
+    assert least is not None
     for policy in PolicyType:
         reached = summarise(policy, requests, simulate(scenario, requests, policy)).total
         assert reached.unserved == 0
-        for name in ("mean", "p50", "p90", "p99", "max"):
-            assert getattr(least, name) <= getattr(reached.ttft, name), f"{policy}, {name}"
+        assert reached.ttft.mean is not None and least <= reached.ttft.mean, policy
 
 
 def test_every_request_ends_once_and_in_order() -> None:

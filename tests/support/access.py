@@ -1,11 +1,12 @@
 """A ``ModelAccess`` whose every decision is the test's."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmux.access import Outcome, RequestHolder, Upstream
+from llmux.core.forecast import Outlook
 from llmux.core.names import ModelName, own_names, register
 from llmux.core.request import Request
 from llmux.errors import ModelNotLoaded, RequestError
@@ -31,6 +32,9 @@ class FakeAccess:
     asleep: list[str] = field(default_factory=list)
     queue_seconds: float = 0.0
     switch_seconds: float | None = None
+    forecast_seconds: float | None = None
+    outlooks: Iterator[Outlook | None] | None = None
+    """What ``outlook`` answers, one after the other."""
     alive: bool | None = True
     """The answer of confirm_alive; None: the test reports through ``reports``."""
     on_give_back: Callable[["FakeAccess", int], None] | None = None
@@ -73,6 +77,9 @@ class FakeAccess:
         self.waiting.pop(number, None)
         self._changed.set()
 
+    def outlook(self, request: Request) -> Outlook | None:
+        return None if self.outlooks is None else next(self.outlooks, None)
+
     def first_token(self, request: Request) -> None:
         self.first_tokens.append(self._number(request))
 
@@ -103,6 +110,7 @@ class FakeAccess:
         request = asked.request
         request.attempts += 1
         request.queue_seconds, request.switch_seconds = self.queue_seconds, self.switch_seconds
+        request.forecast_seconds = self.forecast_seconds
         self._changed.set()
         asked.holder.admitted(self.awake[request.model])
 

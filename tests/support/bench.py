@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from llmux.simulation.engine.text import expected_text
 from llmux.simulation.ledger import Ledger, LedgerSnapshot
@@ -216,6 +217,13 @@ class Bench:
     def engine(self, model: str) -> psutil.Process:
         """The root process of a model's engine, the one started last."""
         return psutil.Process(int(self._started(model)[0]))
+
+    async def switches(self) -> int:
+        """How many switches there have been. The log may be behind what clients have seen."""
+        families = text_string_to_metric_families((await self.call("GET /metrics")).text)
+        return int(
+            sum(one.value for family in families for one in family.samples if one.name == "llmux_switches_total")
+        )
 
     def starts(self, model: str) -> int:
         """How often an engine was started for the model."""

@@ -10,6 +10,8 @@ import aiohttp
 from prometheus_client import CollectorRegistry
 
 from llmux.control.server import ControlServer
+from llmux.core.identifiers import GpuId
+from llmux.core.need import Need
 from llmux.core.settings import Limits, ModelSpec
 from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions
@@ -73,17 +75,20 @@ class ControlApi:
 
 @asynccontextmanager
 async def control_api(
-    *specs: ModelSpec, admin_key: str | None = None, limits: Limits | None = None
+    *specs: ModelSpec,
+    admin_key: str | None = None,
+    limits: Limits | None = None,
+    need_of: Callable[[str, GpuId], Need] | None = None,
 ) -> AsyncIterator[ControlApi]:
     """Everything listening on ports of its own; closed at the end."""
     async with (
-        scripted_runtime(*specs, limits=limits) as runtime,
+        scripted_runtime(*specs, limits=limits, need_of=need_of) as runtime,
         asyncio.TaskGroup() as tasks,
         aiohttp.ClientSession() as session,
     ):
         registry = CollectorRegistry()
         registry.register(runtime.metrics)
-        server = ControlServer(runtime.operations, registry, admin_key)
+        server = ControlServer(runtime.operations, runtime.gpu_leases, registry, admin_key)
         await server.start()
         options = GatewayOptions(control_protocol_factory=server.protocol_factory)
         gateway = Gateway(runtime.access, options, tasks.create_task)

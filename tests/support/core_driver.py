@@ -7,7 +7,7 @@ GPUs, which are awake, and where every request is.
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmux.core.actions import (
     AbortEvict,
@@ -22,15 +22,19 @@ from llmux.core.actions import (
     Revoke,
     SetTimer,
     ShutdownDone,
+    SteppedDown,
     SwitchDone,
     SwitchFailed,
     Thaw,
     Wake,
 )
 from llmux.core.events import (
+    DefaultChanged,
     Event,
     EvictDone,
+    GpuLeaseRequested,
     InstanceExited,
+    NeedMeasured,
     RequestArrived,
     RequestDone,
     RequestGone,
@@ -39,16 +43,19 @@ from llmux.core.events import (
     SleepRequested,
     SwitchRequested,
     TimerFired,
+    Unpinned,
     WakeDone,
     WakeRequested,
 )
-from llmux.core.eviction import Drain, Process
+from llmux.core.eviction import Drain, Eviction, Process
+from llmux.core.gpu_lease import GpuLease, lease_placements
+from llmux.core.groups import Group
 from llmux.core.identifiers import ALL_OF_IT, GpuId, InstanceId
 from llmux.core.policies.base import Policy
 from llmux.core.request import Priority, Request
 from llmux.core.scheduler import Scheduler
-from llmux.core.settings import Limits, ModelSpec
-from llmux.core.states import Asleep, Cold, Manual
+from llmux.core.settings import Limits, ModelSpec, Placement
+from llmux.core.states import Asleep, Cold, Draining, Failed, Manual
 from llmux.core.switch_costs import SAMPLE_MAX_SECONDS
 from llmux.errors import EngineDied, FailureReason, RequestError
 from tests.support.core_truth import Engine, Fates, Held, Place, TrackedRequest, evicted
@@ -65,24 +72,34 @@ class CoreDriver:
     policy: Policy
     limits: Limits = field(default_factory=Limits)
     capacity: Mapping[GpuId, int] = field(default_factory=lambda: ALL_OF_IT)
+    groups: Sequence[Group] = ()
     fates: Fates = field(default_factory=Fates)
     short_cuts: bool = True
     check_bound: bool = False
+    check_every: int = 1
+    """After how many events everything is checked, which takes as long as there are models."""
+    host_mib: Mapping[str, Mapping[Eviction, int]] = field(default_factory=dict)
+    """What each model holds of host memory after each eviction."""
     mixed_requests: bool = False
     """Unless told otherwise: every fourth request is not streamed, every third does not return if its engine dies."""
 
     def __post_init__(self) -> None:
         self.now = 0.0
         self._steps_now = 0
-        self.scheduler = Scheduler(self.specs, self.policy, self.limits, self.capacity)
-        self.engines = {spec.name: Engine(spec) for spec in self.specs}
+        self._unchecked = 0
+        self.scheduler = Scheduler(self.specs, self.policy, self.limits, self.capacity, self.groups)
+        self._pins: set[int] = set()
+        self.kept = {spec.name for spec in self.specs if spec.keep}
+        self.engines = {spec.name: Engine(spec, host_mib=self.host_mib.get(spec.name, {})) for spec in self.specs}
         self.requests: dict[int, TrackedRequest] = {}
         self.waiting: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.in_flight: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.frozen: dict[str, dict[int, None]] = {spec.name: {} for spec in self.specs}
         self.freezes = 0
+        self.leases_asked = 0
         self.commands: dict[int, Event] = {}
         self.command_errors: dict[int, str | None] = {}
+        self.default: str | None = None
         self.timer_at: float | None = None
         self.stopping = False
         self.stopped = False
@@ -142,11 +159,19 @@ class CoreDriver:
         return first or []
 
     def _deliver(self, event: Event) -> list[Action]:
+        if isinstance(event, Unpinned):
+            self.kept.clear()
+            self._pins.clear()
+        elif isinstance(event, WakeRequested) and event.keep:
+            self._pins.add(event.command)
+        if isinstance(event, DefaultChanged):
+            self.default = event.model
         woken, waiters = self._woken_by(event)
         actions = self.scheduler.handle(event, self.now)
         for action in actions:
             self._perform(action)
         self.log += actions
+        self._forget_ended_leases()
         if woken is not None:
             self._check_waiters_went_first(woken, waiters, actions)
         self.check()
@@ -161,6 +186,7 @@ class CoreDriver:
         priority: Priority = Priority.INTERACTIVE,
         streams: bool | None = None,
         comes_back: bool | None = None,
+        keep_alive_seconds: float | None = None,
     ) -> TrackedRequest:
         """A client asks for a model. ``comes_back``: the request returns if its engine dies."""
         number = next(self._numbers)
@@ -168,7 +194,15 @@ class CoreDriver:
             streams = not self.mixed_requests or number % 4 != 0
         if comes_back is None:
             comes_back = not self.mixed_requests or number % 3 != 0
-        record = Request(number, model, size_bytes=size_bytes, may_wake=may_wake, priority=priority, streams=streams)
+        record = Request(
+            number,
+            model,
+            size_bytes=size_bytes,
+            may_wake=may_wake,
+            priority=priority,
+            streams=streams,
+            keep_alive_seconds=keep_alive_seconds,
+        )
         request = TrackedRequest(record, self.now, comes_back=comes_back)
         self.requests[record.id] = request
         self.waiting[model][record.id] = None
@@ -181,6 +215,33 @@ class CoreDriver:
         self.send(RequestArrived(record))
         assert may_wake or request.place is not Place.WAITING, "a request that may not wake waits"
         return request
+
+    def lease(
+        self, memory_mib: int | None = None, count: int = 1, *, timeout_seconds: float = float("inf")
+    ) -> TrackedRequest:
+        """A program wants so much memory of each of so many GPUs."""
+        number = next(self._numbers)
+        placements = lease_placements(self.capacity, memory_mib, count)
+        assert placements, "it would never fit"
+        record = GpuLease(number, placements, timeout_seconds=timeout_seconds)
+        lease = TrackedRequest(record, self.now, comes_back=False)
+        self.requests[number] = lease
+        self.engines[record.model] = Engine(record.spec)
+        for places in (self.waiting, self.in_flight, self.frozen):
+            places[record.model] = {}
+        self.waiting[record.model][number] = None
+        self.leases_asked += 1
+        self.send(GpuLeaseRequested(record))
+        return lease
+
+    def _forget_ended_leases(self) -> None:
+        """What the core has forgotten of leases must be over: nobody waits for it, nobody has it, nothing is held."""
+        known = {model.name for model in self.scheduler.gpu_leases}
+        for name in [name for name, engine in self.engines.items() if engine.spec.is_gpu_lease and name not in known]:
+            engine = self.engines.pop(name)
+            assert engine.pending is None and not engine.held, f"{name} was forgotten, and still holds {engine.held}"
+            for places in (self.waiting, self.in_flight, self.frozen):
+                assert not places.pop(name), f"{name} was forgotten, and its program does not know"
 
     def leave(self, request: TrackedRequest) -> None:
         """The client goes away, wherever its request is."""
@@ -250,6 +311,8 @@ class CoreDriver:
             engine.asleep = outcome.residency.eviction if isinstance(outcome.residency, Asleep) else None
             engine.running = engine.asleep is not None
             engine.dead = False
+            if engine.asleep in engine.host_mib:
+                outcome = replace(outcome, host_mib=engine.host_mib[engine.asleep])
         else:
             engine.awake_since = float("-inf")
         return self.send(outcome)
@@ -264,6 +327,22 @@ class CoreDriver:
         self.send(InstanceExited(InstanceId(model, engine.generation), FailureReason(reason)))
         if isinstance(engine.pending, Wake) and isinstance(self.fates, Held):
             self.finish_wake(model, reason)
+
+    def measure(self, model: str, mib: int, residue_mib: int | None = None) -> None:
+        """The model's engine is seen to hold so much of each of its GPUs, and after any eviction so much or less."""
+        engine = self.engines[model]
+
+        def measured(place: Placement) -> Placement:
+            awake = {gpu: min(mib, self.capacity[gpu]) for gpu in place.awake}
+            most = mib if residue_mib is None else residue_mib
+            asleep = {
+                eviction: {gpu: min(size, most, awake[gpu]) for gpu, size in residue.items()}
+                for eviction, residue in place.asleep.items()
+            }
+            return replace(place, awake=awake, asleep=asleep)
+
+        engine.places = tuple(map(measured, engine.spec.placements))
+        self.send(NeedMeasured(InstanceId(model, engine.generation), engine.places))
 
     def command(self, make: type[SwitchRequested | WakeRequested | SleepRequested], model: str, **more: object) -> int:
         """An operator's command; returns its number."""
@@ -339,7 +418,9 @@ class CoreDriver:
                 self.timer_at = at
             case CommandDone(number, failure):
                 assert number in self.commands, f"{action}: unknown, or ended before"
-                del self.commands[number]
+                event = self.commands.pop(number)
+                if failure is None and number in self._pins:
+                    self.kept.add(event.model)  # type: ignore[union-attr]
                 self.command_errors[number] = None if failure is None else str(failure)
             case SwitchDone():
                 times = (action.cooldown_seconds, action.drain_seconds, action.sleep_seconds, action.wake_seconds)
@@ -347,10 +428,39 @@ class CoreDriver:
                 self.switches.append(action)
             case SwitchFailed(model, _):
                 assert not self.engines[model].awake
+            case SteppedDown():
+                self._step_down(action)
             case ShutdownDone():
                 assert self.stopping and not self.stopped, "shutdown reported twice, or unasked"
                 assert not self.pending, "shutdown reported with outcomes outstanding"
                 self.stopped = True
+
+    def _step_down(self, action: SteppedDown) -> None:
+        engine = self.engines[action.model]
+        assert engine.pending is None, f"{action}: {engine.pending} is under way"
+        assert action.eviction in engine.spec.ladder, f"{action}: not one of its steps"
+        assert action.eviction.depth > action.before.depth, f"{action}: no step down"
+        assert engine.awake or engine.asleep == action.before, f"{action}: it left by {engine.asleep}"
+        assert action.model not in self.scheduler._world.switches, f"{action} while it is being woken"
+        if self.frozen[action.model]:
+            others = self._holders() - {action.model}
+            assert all(self.frozen[other] for other in others), f"{action} of frozen requests, before {others}"
+
+    def _holders(self) -> set[str]:
+        """The sleepers that could give back host memory; one that is stuck is to be tried again later."""
+        woken = self.scheduler._world.switches
+        return {
+            name
+            for name, engine in self.engines.items()
+            if engine.held_mib and isinstance(self.scheduler.state(name), Asleep) and name not in woken
+        }
+
+    def _check_host_memory(self) -> None:
+        """Above the maximum only for as long as somebody is giving back what is too much, if anybody can."""
+        if (maximum := self.limits.host_memory_max_mib) is None or self.stopping:
+            return
+        staying = sum(engine.held_mib for engine in self.engines.values() if engine.pending is None)
+        assert staying <= maximum or not self._holders(), f"{staying} MiB of host memory are held, {maximum} may be"
 
     def _admit(self, action: Admit) -> None:
         request, engine = self.requests[action.request.id], self.engines[action.instance.model]
@@ -371,6 +481,8 @@ class CoreDriver:
 
     def _run(self, request: TrackedRequest, fate: tuple[float, bool] | None) -> None:
         """Let an admitted request end in time, unless it is frozen or taken back before."""
+        if request.record.keep_alive_seconds is not None:
+            self.engines[request.model].keep_alive_seconds = request.record.keep_alive_seconds
         if fate is None:
             return
         seconds, completed = fate
@@ -452,15 +564,19 @@ class CoreDriver:
             isinstance(event, SwitchRequested | WakeRequested) and event.model == name
             for event in self.commands.values()
         )
-        assert self.waiting[name] or self.frozen[name] or asked, f"{action}: nobody wants it"
+        wanted = self.waiting[name] or self.frozen[name] or asked or name == self.default or self._is_companion(name)
+        assert wanted, f"{action}: nobody wants it"
         engine.pending = action
         engine.running = True
         engine.gpus = action.gpus
+        self._check_rivals(action)
         free = dict(self.capacity)
         for other in self.engines.values():
             for gpu, size in other.held.items():
                 free[gpu] -= size
-        assert all(size >= 0 for size in free.values()), f"{action}: over-committed, {free}"
+        # Elsewhere, engines may have turned out to hold more than was thought.
+        taken = [gpu for gpu, size in engine.placement.awake.items() if size]
+        assert all(free[gpu] >= 0 for gpu in taken), f"{action}: over-committed, {free}"
         fate = self.fates.wake(action)
         if fate is not None:
             seconds, error = fate
@@ -480,12 +596,36 @@ class CoreDriver:
             engine.left_at = self.now
             asked = any(isinstance(e, SleepRequested) and e.model == name for e in self.commands.values())
             stays_until = engine.awake_since + self.limits.min_active_seconds
-            assert asked or engine.dead or self.stopping or self.now >= stays_until, f"{action} before {stays_until}"
+            is_done_with = engine.keep_alive_seconds == 0.0 or engine.spec.is_gpu_lease
+            may_leave = asked or is_done_with or engine.dead or self.stopping or self.now >= stays_until
+            assert may_leave, f"{action} before {stays_until}"
+            is_stuck = engine.awake_since == float("-inf")
+            is_forced = asked or engine.dead or self.stopping or is_stuck
+            assert is_forced or name not in self.kept, f"{action}, and it is pinned"
+            coming = self.scheduler.leaving_for(name)
+            for group in self.groups:
+                is_kept = group.persistent and name in group.models and coming not in (None, *group.models)
+                assert is_forced or not is_kept, f"{action} for {coming}, which its group does not let"
+            engine.keep_alive_seconds = None
         engine.pending = action
         fate = self.fates.evict(action)
         if fate is not None:
             seconds, outcome = fate
             self.after(seconds, lambda: self.finish_evict(name, outcome) and None)
+
+    def _is_companion(self, name: str) -> bool:
+        """Whether another one of a group that is to be together is in use."""
+        return any(
+            group.together and name in group.models and any(self.in_flight[other] for other in group.models)
+            for group in self.groups
+        )
+
+    def _check_rivals(self, action: Wake) -> None:
+        name = action.instance.model
+        for group in self.groups:
+            if group.exclusive and name in group.models and self.engines[name].spec.uses_gpu:
+                beside = [other for other in group.models if other != name and self.engines[other].is_on_gpu]
+                assert not beside, f"{action} beside {beside} of an exclusive group"
 
     # Checking
 
@@ -523,6 +663,10 @@ class CoreDriver:
 
     def check(self) -> None:
         """Everything that must hold between two events."""
+        self._unchecked += 1
+        if self._unchecked < self.check_every:
+            return
+        self._unchecked = 0
         check_invariants(self.scheduler, self.now)
         assert self.timer_at == self.scheduler._timer or self._timer_is_earlier(), "the timer was not announced"
         for name in self.engines:
@@ -539,9 +683,22 @@ class CoreDriver:
             )
             returning = {event.request.id for event in self._backlog if isinstance(event, RequestReturned)}
             assert _ids(model.queue) == set(self.waiting[name]) - returning, f"{name}: waiting differs from the truth"
+        self._check_leases()
         self._check_something_will_happen()
+        self._check_host_memory()
         if self.check_bound and not self.stopping:
             self._check_wait_bound()
+
+    def _check_leases(self) -> None:
+        leases = self.scheduler.gpu_leases
+        assert len(leases) <= self.limits.gpu_leases_max, "more GPU leases than allowed"
+        for lease in leases:
+            is_here = bool(self.waiting[lease.name] or self.in_flight[lease.name] or self.engines[lease.name].pending)
+            stuck = self.engines[lease.name].awake
+            assert is_here or stuck, f"{lease.name} is over, and was not forgotten: {lease.state}"
+            assert self.stopping or not isinstance(lease.state, Draining), f"{lease.name} drains like a victim"
+            if isinstance(lease.state, Failed):
+                assert lease.queue, f"{lease.name} failed, and was not forgotten"
 
     def _timer_is_earlier(self) -> bool:
         return self.timer_at is not None and self.scheduler._timer is None
@@ -553,8 +710,13 @@ class CoreDriver:
             return
         limits = self.limits
         max_wait = max(self.max_wait_seconds(name) for name in self.engines)
-        turn = self.policy.quantum_max_seconds(2 * SAMPLE_MAX_SECONDS)
-        latest = self.now + max(limits.min_active_seconds, max_wait, limits.backoff_max_seconds, turn)
+        turn = max(
+            self.policy.quantum_max_seconds(2 * SAMPLE_MAX_SECONDS, can_freeze=can_freeze)
+            for can_freeze in (True, False)
+        )
+        # One that would be frozen stays for as long as its wake took.
+        wake = max(model.wake_seconds for model in self.scheduler.models)
+        latest = self.now + max(limits.min_active_seconds, max_wait, limits.backoff_max_seconds, turn, wake)
         if isinstance(self.scheduler.mode, Manual):
             latest = max(latest, self.now + limits.request_timeout_seconds)
         assert self.timer_at is not None, "somebody waits, and nothing will ever happen"
@@ -571,7 +733,12 @@ class CoreDriver:
             since += [self.requests[number].frozen_at or 0.0 for number in self.frozen[name]]
             if not since or engine.awake or name in switches or isinstance(engine.pending, Wake):
                 continue
-            bound = self.scheduler.wait_bound(self.fates.longest_switch_seconds, name)
+            bound = self.scheduler.wait_bound(
+                self.fates.longest_switch_seconds,
+                name,
+                leases=min(self.leases_asked, self.limits.gpu_leases_max),
+                longest_lease_seconds=self.fates.longest_lease_seconds,
+            )
             began_at = max(min(since), engine.left_at)
             failures = sum(at >= began_at for at in self.faults_at)
             bound += failures * (bound + self.limits.backoff_max_seconds)

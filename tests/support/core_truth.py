@@ -1,11 +1,13 @@
 """The runtime's side of a test of the core: the truth about requests and engines, and what becomes of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from llmux.core.actions import Evict, Wake
 from llmux.core.events import EvictDone
 from llmux.core.eviction import Eviction
+from llmux.core.gpu_lease import GpuLease
 from llmux.core.identifiers import Footprint, GpuId
 from llmux.core.request import Priority, Request
 from llmux.core.settings import ModelSpec, Placement
@@ -52,6 +54,10 @@ class TrackedRequest:
         return self.record.model
 
     @property
+    def is_gpu_lease(self) -> bool:
+        return isinstance(self.record, GpuLease)
+
+    @property
     def priority(self) -> Priority:
         return self.record.priority
 
@@ -73,15 +79,32 @@ class Engine:
     pending: Wake | Evict | None = None
     left_at: float = float("-inf")
     awake_since: float = float("-inf")
+    keep_alive_seconds: float | None = None
+    """What the last request said that it was given while awake."""
     wake_failures: int = 0
+    host_mib: Mapping[Eviction, int] = field(default_factory=dict)
+    """What it holds of host memory after each eviction; nothing is measured of others."""
     gpus: tuple[GpuId, ...] = ()
     """Where it was started last."""
     not_before: float = float("-inf")
+    places: tuple[Placement, ...] = ()
+    """Where its model may be since it was measured last; empty: as its specification says."""
 
     @property
     def placement(self) -> Placement:
         """Of those of its model, the one on these GPUs."""
-        return next(place for place in self.spec.placements if tuple(place.awake) == self.gpus)
+        return next(place for place in self.places or self.spec.placements if tuple(place.awake) == self.gpus)
+
+    @property
+    def held_mib(self) -> int:
+        """Host memory that it holds asleep."""
+        is_asleep = self.asleep is not None and not isinstance(self.pending, Wake)
+        return self.host_mib.get(self.asleep, 0) if is_asleep and self.asleep is not None else 0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether it is awake, or on its way there; not of one that needs no GPU."""
+        return self.spec.uses_gpu and (self.awake or isinstance(self.pending, Wake))
 
     @property
     def held(self) -> Footprint:
@@ -94,6 +117,7 @@ class Fates:
     """How long things take and what becomes of them; None leaves an outcome to whoever drives."""
 
     longest_switch_seconds = 2.0
+    longest_lease_seconds = 0.0
 
     def wake(self, action: Wake) -> tuple[float, str | None] | None:
         return (1.0, None)

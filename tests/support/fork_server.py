@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-IMPORTED = ("main", "serve", "check", "control", "validate", "checkpoint", "replay")
+IMPORTED = ("main", "serve", "check", "control", "validate", "checkpoint", "replay", "run")
 """The modules of llmux.cli that the fork server imports beforehand. Others are imported by the forks that need them."""
 ORDER_BYTES_MAX = 1 << 20
 LINE_BYTES_MAX = 1 << 20

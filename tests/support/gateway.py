@@ -10,7 +10,7 @@ from llmux.access import Upstream
 from llmux.gateway import Gateway, GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from llmux.gateway.proxy.engine_connection import EngineConnection
-from llmux.gateway.proxy.pool import EnginePools
+from llmux.gateway.proxy.pool import EnginePool, EnginePools
 from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.state import GatewayState
 from llmux.gateway.statistics import GatewayStatistics
@@ -281,7 +281,8 @@ class InMemoryRelay:
     client: ClientConnection = field(init=False)
     client_side: FakeTransport = field(default_factory=FakeTransport)
     engine: EngineConnection = field(init=False)
-    engine_side: FakeTransport = field(default_factory=FakeTransport)
+    engine_side: FakeTransport = field(init=False)
+    pool: EnginePool = field(init=False)
     soon: list[Callable[[], None]] = field(default_factory=list)
     """What the event loop was asked to call in its next iteration."""
 
@@ -299,11 +300,17 @@ class InMemoryRelay:
             turns,
             run_in_no_thread,
         )
-        self.engine = EngineConnection(pools.of(IN_MEMORY_UPSTREAM))
-        self.engine.connection_made(self.engine_side)
-        self.engine.become_idle()
+        self.pool = pools.of(IN_MEMORY_UPSTREAM)
+        self.connect_engine()
         self.client = ClientConnection(state)
         self.client.connection_made(self.client_side)
+
+    def connect_engine(self) -> None:
+        """Have an idle connection to the engine, be it the first or in place of one that was lost."""
+        self.engine_side = FakeTransport()
+        self.engine = EngineConnection(self.pool)
+        self.engine.connection_made(self.engine_side)
+        self.engine.become_idle()
 
     def receive(self, data: bytes) -> None:
         """Let the client's connection receive ``data`` and work all of it off."""

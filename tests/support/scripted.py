@@ -1,7 +1,8 @@
 """Engines and request holders that do what a test says, for the controller and the dispatcher."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import ChainMap
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -10,17 +11,23 @@ from typing import Any
 from llmux.access import Progress, Upstream
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import Eviction, Process
+from llmux.core.identifiers import GpuId
+from llmux.core.need import Need
 from llmux.core.policies.fifo import Fifo
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec
 from llmux.core.states import Asleep, Cold
+from llmux.core.target import Targets
 from llmux.errors import FailureReason, RequestError, UnsupportedEviction
+from llmux.gpus.memory import GpuHeadroom
 from llmux.instances.health import Health
+from llmux.instances.leased_program import LeasedProgram
 from llmux.instances.outcomes import EvictOutcome, WakeOutcome
 from llmux.observability.metrics import RuntimeMetrics
-from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.controller import Controller, GpuUser, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
+from llmux.runtime.gpu_leases import GpuLeases
 from llmux.runtime.loop_clock import LoopClock
 from llmux.runtime.operations import Operations
 
@@ -46,6 +53,8 @@ class ScriptedEngine:
         self.wake_error: str | None = None
         self.wake_exception: Exception | None = None
         self.evict_error: str | None = None
+        self.host_mib: int | None = None
+        """What it holds of host memory asleep."""
         self.lost: str | None = None
         """How it has ended by itself."""
         self.is_out_of_memory = False
@@ -87,7 +96,9 @@ class ScriptedEngine:
         await self.evict_gate.wait()
         if self.evict_error is not None:
             return EvictOutcome(Cold(), error=FailureReason(self.evict_error))
-        return EvictOutcome(Asleep(eviction) if eviction.keeps_process and self.lost is None else Cold())
+        if not eviction.keeps_process or self.lost is not None:
+            return EvictOutcome(Cold())
+        return EvictOutcome(Asleep(eviction), host_mib=self.host_mib)
 
     async def delete_images(self) -> None:
         self.calls.append("delete images")
@@ -172,6 +183,7 @@ class Runtime:
     access: Dispatcher
     operations: Operations
     metrics: RuntimeMetrics
+    gpu_leases: GpuLeases
     engines: dict[str, ScriptedEngine] = field(default_factory=dict)
 
     def ask(self, model: str, **more: Any) -> Holder:
@@ -191,12 +203,13 @@ async def scripted_runtime(
     limits: Limits | None = None,
     clock: LoopClock | None = None,
     works_after_answering: bool = False,
+    need_of: Callable[[str, GpuId], Need] | None = None,
 ) -> AsyncIterator[Runtime]:
     """A runtime over scripted engines, shut down at the end."""
     limits = limits or Limits(min_active_seconds=0.0, backoff_first_seconds=0.05)
     async with asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(specs, Fifo(), limits)
-        metrics = RuntimeMetrics([spec.name for spec in specs], scheduler)
+        metrics = RuntimeMetrics({spec.name: Targets() for spec in specs}, scheduler)
         controller = Controller(scheduler, tasks.create_task, metrics, clock)
         engines = {
             spec.name: ScriptedEngine(spec.name, 1000 + number, works_after_answering=works_after_answering)
@@ -204,8 +217,13 @@ async def scripted_runtime(
         }
         managed: dict[str, ManagedInstance] = dict(engines)
         access = Dispatcher(scheduler, controller, managed, metrics)
-        controller.attach(managed, access)
-        yield Runtime(scheduler, controller, access, Operations(scheduler, controller, engines), metrics, engines)
+        gpu_leases = GpuLeases(
+            scheduler, controller, lambda request: LeasedProgram(GpuHeadroom("any", None, None), 0.0)
+        )
+        users: ChainMap[str, GpuUser] = ChainMap(dict(engines), gpu_leases.programs)
+        controller.attach(users, access, gpu_leases)
+        operations = Operations(scheduler, controller, engines, streams=metrics.streams, need_of=need_of)
+        yield Runtime(scheduler, controller, access, operations, metrics, gpu_leases, engines)
         for engine in engines.values():
             engine.wake_gate.set()
             engine.evict_gate.set()

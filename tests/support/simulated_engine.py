@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import aiohttp
 
+from tests.support.server import SIMULATED_ENGINE
+
 DEADLINE_SECONDS = 15.0
 PROGRAM = ("-m", "llmux.simulation.engine")
 
@@ -175,3 +177,11 @@ async def _content(response: aiohttp.ClientResponse) -> Any:
 def _text(file: IO[bytes]) -> str:
     # Not seek and read: the engine shares the file's offset.
     return os.pread(file.fileno(), 1 << 20, 0).decode()
+
+
+def gated_engine(directory: Path) -> tuple[str, Path]:
+    """The simulated engine, which starts once a file exists; and that file."""
+    program, gate = directory / "gated", directory / "gate"
+    program.write_text(f'#!/bin/sh\nuntil [ -e "{gate}" ]; do sleep 0.02; done\nexec "{SIMULATED_ENGINE}" "$@"\n')
+    program.chmod(0o755)
+    return str(program), gate

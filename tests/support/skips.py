@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 
+from llmux import how_built
+
+replaces_compiled_code = pytest.mark.skipif(how_built() == "compiled", reason="replaces a part of what is compiled")
+
 EXIT_CODE = 1
 COLLECTED_SKIPS = "collected_skips"
 SLOW_TESTS = "slow_tests"

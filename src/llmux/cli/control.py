@@ -40,6 +40,9 @@ EvictionOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print llmux's JSON answer.")]
 
+LONGEST_IN_SECONDS = 120
+"""Longer times are told in minutes."""
+
 Result = TypeVar("Result")
 
 
@@ -47,7 +50,10 @@ def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: Json
     """Show which model is on the GPU, and the state, queue and eviction of every model.
 
     Waiting counts queued requests, In flight those at the engine, and Frozen those suspended with their engine. An
-    eviction that changed the model's output is marked. The status page at / shows the same in a browser.
+    eviction that changed the model's output is marked, and so is a model that is about to leave because nobody asks for
+    it. Needs, where models are placed by memory, is what each takes of a GPU, and how that is known. GPU leases of
+    other programs ('llmux run') stand above the table, and below it, for each model with waiting requests, how long
+    the oldest has waited, and for what. The status page at / shows the same in a browser.
     """
     document = _attempt(lambda llmux: llmux.get("/control/status"), url, admin_key)
     if json:
@@ -58,7 +64,23 @@ def status(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None, json: Json
     typer.echo(f"{document['state']} (mode {mode['mode']}{pinned})")
     for name, gpu in document["gpus"].items():
         typer.echo(f"GPU {name}: {gpu['free_mib']} of {gpu['memory_mib']} MiB free")
-    _print_table(("Model", "State", "Waiting", "In flight", "Frozen", "Eviction", "pid"), _rows(document["models"]))
+    if (prefetch := document.get("prefetch")) is not None:
+        typer.echo("reading ahead {model} ({reason}): {done_mib} of {total_mib} MiB".format_map(prefetch))
+    if (overload := document.get("overload_seconds")) is not None:
+        load = document.get("offered_load")
+        times = "" if load is None else f" ({load:.1f} times as much)"
+        typer.echo(f"more is asked of the GPUs than they can do{times}, for {overload:.0f} s: requests will time out")
+    for lease in document["gpu_leases"]:
+        typer.echo(_lease_line(lease))
+    models = document["models"]
+    needs = ("Needs",) if any(entry["gpu_need"] for entry in models.values()) else ()
+    titles = ("Model", "State", *needs, "Waiting", "In flight", "Frozen", "Eviction", "pid")
+    _print_table(titles, _rows(models, shows_needs=bool(needs)))
+    for name, entry in models.items():
+        if entry["waits"] is not None:
+            expected = entry["expected_in_seconds"]
+            forecast = "" if expected is None else f", expected in {expected:.0f} s"
+            typer.echo(f"{name}, {entry['oldest_wait_seconds']:.0f} s so far{forecast}: {entry['waits']['text']}")
 
 
 def switch(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
@@ -69,16 +91,28 @@ def switch(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOpt
     _command(url, admin_key, "/control/switch", {"model": model})
 
 
-def pin(model: ModelArgument, url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
+def pin(
+    model: ModelArgument,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Serve others too, beside it; only what does not fit there gets 503.")
+    ] = False,
+    url: UrlOption = DEFAULT_URL,
+    admin_key: KeyOption = None,
+) -> None:
     """Bring a model onto the GPU and serve no other until it is unpinned.
 
     Requests for other models are answered with 503 meanwhile. If the switch fails, the mode stays as it was.
+
+    Example: llmux pin embedder --keep has it stay on the GPU while others take turns in the rest of the memory.
     """
-    _command(url, admin_key, "/control/pin", {"model": model})
+    _command(url, admin_key, "/control/pin", {"model": model, "keep": keep})
 
 
 def unpin(url: UrlOption = DEFAULT_URL, admin_key: KeyOption = None) -> None:
-    """Remove the pin and let requests switch models again."""
+    """Remove every pin, and let requests switch models again.
+
+    Until llmux restarts that goes for pins of the configuration, too.
+    """
     _command(url, admin_key, "/control/unpin", {})
 
 
@@ -161,11 +195,17 @@ def _fail(reason: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
+def _rows(models: dict[str, Any], *, shows_needs: bool) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            entry["process_state"] + _places(entry["gpu_mib"]) + _transfer(entry["images"]),
+            entry["process_state"]
+            + (", stays" if entry["stays"] else "")
+            + _places(entry["gpu_mib"])
+            + _host_memory(entry["host_mib"])
+            + _departure(entry)
+            + _transfer(entry["images"]),
+            *((_need(entry["gpu_need"]),) if shows_needs else ()),
             str(entry["queue_depth"]),
             str(entry["in_flight"]),
             str(entry["frozen"]),
@@ -176,6 +216,15 @@ def _rows(models: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _lease_line(lease: dict[str, Any]) -> str:
+    """A GPU lease: whose it is, and what it waits for or holds."""
+    title = f"GPU lease {lease['lease']} ({lease['command']})"
+    if lease["held_seconds"] is None:
+        return f"{title}: {lease['waits']['text']}"
+    until = "" if lease["ends_in_seconds"] is None else f", ends in {lease['ends_in_seconds']:.0f} s"
+    return f"{title}: {lease['state']} for {lease['held_seconds']:.0f} s{until}{_places(lease['gpu_mib'])}"
+
+
 def _transfer(images: dict[str, Any] | None) -> str:
     """The transfer of an image that is under way."""
     transfer = (images or {}).get("transfer")
@@ -184,6 +233,26 @@ def _transfer(images: dict[str, Any] | None) -> str:
 
 def _places(held_mib: dict[str, int]) -> str:
     return f" ({', '.join(f'{mib} MiB of GPU {gpu}' for gpu, mib in held_mib.items())})" if held_mib else ""
+
+
+def _host_memory(held_mib: int | None) -> str:
+    return f" ({held_mib} MiB of host memory)" if held_mib else ""
+
+
+def _departure(entry: dict[str, Any]) -> str:
+    """When it leaves the GPU if nobody asks for it."""
+    seconds = entry["leaves_in_seconds"]
+    if seconds is None:
+        return ""
+    return f" (leaves in {f'{seconds:.0f} s' if seconds < LONGEST_IN_SECONDS else f'{seconds / 60:.0f} min'})"
+
+
+def _need(need: dict[str, Any] | None) -> str:
+    """What a model needs of each of its GPUs, and how that is known."""
+    if need is None:
+        return ""
+    more = "" if need["said_mib"] is None else f", more than the {need['said_mib']} MiB that were said"
+    return f"{need['mib']} MiB ({need['source']}{more})"
 
 
 def _mismatches(evictions: Sequence[str]) -> str:

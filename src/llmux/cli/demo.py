@@ -9,7 +9,7 @@ from rich.console import Console
 from llmux.cli.running import INTERRUPTED, run_server
 from llmux.observability.logging import configure_logging
 from llmux.simulation.demo.run import Demo, DemoOptions
-from llmux.simulation.demo.scenarios import CHATS, MIXED
+from llmux.simulation.demo.scenarios import CHATS, FLEET, MIXED
 from llmux.simulation.demo.summary import render_summary
 from llmux.simulation.demo.view import LiveDisplay, PlainDisplay
 
@@ -31,6 +31,15 @@ MixedOption = Annotated[
     bool,
     typer.Option("--mixed", help="Run engines of three kinds: a chat model, embeddings, images."),
 ]
+GpusOption = Annotated[
+    int,
+    typer.Option(
+        "--gpus",
+        min=1,
+        max=2,
+        help="With 2: five models of different sizes on two virtual GPUs, of which those that fit stay together.",
+    ),
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show all logs, and the engines' output.")]
 
 
@@ -38,6 +47,7 @@ def demo(
     seconds: SecondsOption = 20.0,
     seed: SeedOption = 1,
     mixed: MixedOption = False,
+    gpus: GpusOption = 1,
     serve: ServeOption = False,
     port: PortOption = 0,
     json: JsonOption = False,
@@ -46,7 +56,8 @@ def demo(
     """Watch three models share one virtual GPU that holds only one of them. No GPU is needed.
 
     The real server runs over simulated engines. Clients ask all three models at random, check every answer, and some
-    disconnect early; the view shows which model is on the GPU, who waits, and each switch. At the end it sums up.
+    disconnect early; the view shows which model is on the GPU, who waits, and each switch. At the end it sums up. With
+    --gpus 2 there are five models on two GPUs: two fit beside each other, and one needs both GPUs.
     Ctrl-C ends it early, with the figures so far.
 
     Exit codes: 0 all well, and after Ctrl-C with --serve; 1 a request was lost or answered wrongly, the GPU was
@@ -55,8 +66,11 @@ def demo(
     """
     if serve and json:
         raise typer.BadParameter("with --serve there is no summary to print: leave one of the two out")
+    if mixed and gpus > 1:
+        raise typer.BadParameter("--mixed runs on one GPU: leave one of the two out", param_hint="--gpus")
     console = Console(stderr=json)
-    options = DemoOptions(seconds, seed, with_traffic=not serve, port=port, scenario=MIXED if mixed else CHATS)
+    scenario = MIXED if mixed else FLEET if gpus > 1 else CHATS
+    options = DemoOptions(seconds, seed, with_traffic=not serve, port=port, scenario=scenario)
     live = console.file.isatty() and not console.is_dumb_terminal
     run = Demo(options, LiveDisplay(console) if live else PlainDisplay(console))
     try:

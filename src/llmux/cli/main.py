@@ -1,20 +1,23 @@
 """The command line: the list of commands, and the translation of 0.7.7's command lines.
 
 A command's module is imported only when that command runs: ``llmux --help`` and ``--version`` must not wait for the
-HTTP and configuration libraries that ``serve`` needs (1.1 s of imports on a slow core, against 0.2 s).
+HTTP and configuration libraries that ``serve`` needs. Help is plain text, because rich, with which typer would draw it,
+takes longer to import than everything else together.
 """
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from inspect import cleandoc
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from llmux import __version__
-from llmux.cli.process import open_standard_descriptors, survive_harmless_signals
+from llmux import __version__, how_built
+from llmux.cli.process import hasten_imports, open_standard_descriptors, survive_harmless_signals
 
 EPILOG = (
     "Example: llmux check -c llmux.yaml && llmux serve -c llmux.yaml. Options of a command: llmux COMMAND --help. "
@@ -33,6 +36,8 @@ class CommandEntry(NamedTuple):
     panel: str
     summary: str
     """The first sentence of the command's own help; a test compares them."""
+    ends_with_command: bool = False
+    """Whether its arguments end with those of another program, whose options are not for llmux."""
 
 
 RUN, ENGINE, PLAN, OPERATE = "Run", "Try a model's engine", "Plan with recorded traffic", "Operate a running llmux"
@@ -97,9 +102,16 @@ COMMANDS = (
         OPERATE,
         "Show which model is on the GPU, and the state, queue and eviction of every model.",
     ),
+    CommandEntry(
+        "run",
+        "run",
+        OPERATE,
+        "Run a command with GPU memory that llmux's models make room for, and give it back when the command ends.",
+        ends_with_command=True,
+    ),
     CommandEntry("control", "switch", OPERATE, "Bring a model onto the GPU and wait until it is there."),
     CommandEntry("control", "pin", OPERATE, "Bring a model onto the GPU and serve no other until it is unpinned."),
-    CommandEntry("control", "unpin", OPERATE, "Remove the pin and let requests switch models again."),
+    CommandEntry("control", "unpin", OPERATE, "Remove every pin, and let requests switch models again."),
     CommandEntry("control", "mode", OPERATE, "Choose whether requests switch models, or only the operator does."),
     CommandEntry(
         "control", "sleep", OPERATE, "Take a model off the GPU once its requests have ended, and wait for that."
@@ -118,9 +130,17 @@ COMMANDS = (
     ),
 )
 
+NAME_COLUMNS = max(len(entry.name) for entry in COMMANDS)
+"""So that the summaries of all panels begin in one column."""
+
 
 class LazyGroup(TyperGroup):
     """Lists commands by their entries, and imports a command only when it runs or shows its own help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for panel, entries in groupby(COMMANDS, attrgetter("panel")):
+            with formatter.section(panel):
+                formatter.write_dl([(f"{entry.name:<{NAME_COLUMNS}}", entry.summary) for entry in entries])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -131,8 +151,9 @@ def load_command(name: str) -> Any:
     """Import a command and make it from its function."""
     entry = next(entry for entry in COMMANDS if entry.name == name)
     function = getattr(import_module(f"llmux.cli.{entry.module}"), entry.name)
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(entry.name, help=unwrapped(function.__doc__ or ""))(function)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    settings = {"allow_interspersed_args": not entry.ends_with_command}
+    alone.command(entry.name, help=unwrapped(function.__doc__ or ""), context_settings=settings)(function)
     return typer.main.get_command(alone)
 
 
@@ -142,13 +163,18 @@ def unwrapped(docstring: str) -> str:
 
 
 application = typer.Typer(
-    name="llmux", cls=LazyGroup, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+    name="llmux",
+    cls=LazyGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
 )
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"llmux {__version__}")
+        typer.echo(f"llmux {__version__} ({how_built()})")
         raise typer.Exit
 
 
@@ -169,7 +195,7 @@ def _listed() -> None:
 
 
 for _entry in COMMANDS:
-    application.command(_entry.name, help=_entry.summary, rich_help_panel=_entry.panel)(_listed)
+    application.command(_entry.name, help=_entry.summary)(_listed)
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -199,4 +225,5 @@ def main() -> None:
     arguments = translate(sys.argv[1:])
     if arguments[0] == "serve":
         survive_harmless_signals()
+        hasten_imports()
     application(arguments)

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter
 
 from llmux.cli.remote import check_url
 from llmux.config import machine
+from llmux.config.fields import Bytes
 from llmux.config.load import load, with_overrides
 from llmux.config.remedies import about_eviction
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction
 from llmux.errors import ConfigError
+from llmux.hosts.local import MIB
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 
@@ -25,6 +28,11 @@ def parse_eviction(text: str) -> Eviction:
         return Eviction.parse(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not WEIGHTS+PROCESS; {about_eviction(text)}") from None
+
+
+def size_in_mib(text: str) -> int:
+    """A size as the configuration has it, rounded up. Raises pydantic's ValidationError."""
+    return -(-int(TypeAdapter(Bytes).validate_python(text)) // MIB)
 
 
 def _parse_url(text: str) -> str:

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import assert_never
 
 from llmux import host_names
-from llmux.config import placement
+from llmux.config import groups, placement, preloading
 from llmux.config.model import ModelSettings
 from llmux.config.policy import ABORTING
 from llmux.config.problems import dotted
 from llmux.config.remedies import nearest
-from llmux.config.settings import ObjectStoreSettings, Settings
+from llmux.config.settings import ObjectStoreSettings, PrefetchedModels, PrefetchSettings, Settings
 from llmux.core.eviction import Drain, Eviction, Process
+from llmux.core.expected_course import HORIZON_SECONDS
 from llmux.core.names import ModelName, NameKind
 from llmux.engines import arguments
 from llmux.engines.base import Engine
@@ -45,7 +47,10 @@ def problems(settings: Settings) -> Iterator[Problem]:
     yield from engines(settings)
     yield from addresses(settings)
     yield from placement.problems(settings)
+    yield from _reserve(settings)
     yield from residents(settings)
+    yield from preloading.problems(settings)
+    yield from groups.problems(settings)
     yield from checkpoints(settings)
     if settings.max_body_bytes > settings.queue_limit_bytes:
         yield Problem(
@@ -289,14 +294,20 @@ def warnings(settings: Settings) -> Iterator[Problem]:
         for path in _that_stay(settings):
             yield Problem(path, "retain+keep_running never leaves the GPU; works only while there is a single model")
     yield from _weights_that_stay(settings)
+    yield from _gpus_without_effect(settings)
+    yield from _nearly_whole_gpus(settings)
     yield from _same_weights(settings)
     for name, model in settings.models.items():
         eviction = settings.eviction_of(name)
         if model.drain is Drain.FREEZE and not eviction.keeps_process:
             path = dotted(("models", name, "drain"))
-            yield Problem(path, f"{eviction} ends the engine and its requests: they are drained instead of frozen")
+            yield Problem(
+                path,
+                f"{eviction} ends the engine and its requests: they are drained instead of frozen",
+                "choose an 'eviction' that keeps its process, or 'drain: wait'",
+            )
     policy = settings.policy
-    if not policy.drain_before_switch and policy.policy_type not in ABORTING:
+    if policy.drain_before_switch is False and policy.policy_type not in ABORTING:
         yield Problem(
             "policy.drain_before_switch", f"{policy.policy_type} always drains", "use the model's 'drain: abort'"
         )
@@ -309,6 +320,36 @@ def warnings(settings: Settings) -> Iterator[Problem]:
         yield from _keys_in_clear(name, model)
         yield from _typographic_texts(dotted(("models", name)), model)
     yield from _keys_of_two_kinds(settings)
+    yield from _limits_beyond_forecasts(settings)
+    yield from _prefetch_without_effect(settings.prefetch, has_log=settings.access_log is not None)
+
+
+def advice(settings: Settings) -> Iterator[Problem]:
+    """What works as intended, and could work better."""
+    if len(settings.models) < 2:
+        return  # It never leaves for another one.
+    for name in settings.models:
+        if settings.drain_of(name) is Drain.FREEZE:
+            for problem in settings.engine_of(name).advice(settings.eviction_of(name)):
+                yield replace(problem, path=f"{dotted(('models', name))}.{problem.path}")
+
+
+def _prefetch_without_effect(prefetch: PrefetchSettings, *, has_log: bool) -> Iterator[Problem]:
+    limits = sorted(prefetch.model_fields_set - {"models"})
+    match prefetch.models:
+        case PrefetchedModels.NONE:
+            for key in limits:
+                yield Problem(
+                    f"prefetch.{key}", "has no effect while nothing is read ahead", "remove it, or set models"
+                )
+        case PrefetchedModels.QUEUED:
+            pass
+        case PrefetchedModels.PREDICTED:
+            if not has_log:
+                message = "without an access log, a restart of llmux forgets what the prediction has learnt"
+                yield Problem("prefetch.models", message, "set access_log")
+        case _:
+            assert_never(prefetch.models)
 
 
 def _typographic_texts(path: str, model: ModelSettings) -> Iterator[Problem]:
@@ -338,6 +379,19 @@ def _keys_of_two_kinds(settings: Settings) -> Iterator[Problem]:
     clients = interactive | {key.get_secret_value() for key in settings.batch_api_keys}
     if settings.admin_key is not None and settings.admin_key.get_secret_value() in clients:
         yield Problem("admin_key", "is an API key, too: whoever may ask may also switch and pin", "use another key")
+
+
+def _limits_beyond_forecasts(settings: Settings) -> Iterator[Problem]:
+    """A longer limit than forecasts reach is of use only to a model that is to be spared one of all models."""
+    for key in ("refuse_after_seconds", "batch_refuse_after_seconds"):
+        of_all: float | None = getattr(settings.policy, key)
+        too_long: list[tuple[str, ...]] = [("policy", key)] if of_all is not None and of_all > HORIZON_SECONDS else []
+        if of_all is None or too_long:
+            own = {name: getattr(model, key) for name, model in settings.models.items()}
+            too_long += [("models", name, key) for name, limit in own.items() if (limit or 0) > HORIZON_SECONDS]
+        for path in too_long:
+            message = f"has no effect: no wait is foreseen for longer than {HORIZON_SECONDS:g} s"
+            yield Problem(dotted(path), message, "lower it, or remove it")
 
 
 def _odd_arguments(path: str, engine: Engine) -> Iterator[Problem]:
@@ -413,6 +467,42 @@ def _weights_that_stay(settings: Settings) -> Iterator[Problem]:
             f"the weights of {_quoted(affected)} stay on the GPU, where they must fit beside each other model",
             f"leave room for them with the others' {' or '.join(flags)}" if flags else "",
         )
+
+
+def _reserve(settings: Settings) -> Iterator[Problem]:
+    """Whether a process is ours is seen by its ancestors, which those of containers and hooks do not have."""
+    unseen = [name for name, engine in _gpu_users(settings).items() if not engine.sees_given_gpus]
+    if settings.gpu_memory_reserve is not None and unseen:
+        yield Problem(
+            "gpu_memory_reserve",
+            f"llmux cannot tell the processes of {_quoted(unseen)} from other programs, and would take them for those",
+            "remove it, or run these engines as processes of llmux's",
+        )
+
+
+def _nearly_whole_gpus(settings: Settings) -> Iterator[Problem]:
+    """Models whose engines take nearly all of a GPU because nobody told them otherwise."""
+    users = _gpu_users(settings)
+    if not settings.places_by_memory or len(users) < 2:
+        return
+    for name, engine in users.items():
+        flag, share = engine.gpu_share_flag, engine.start_share
+        is_said = flag is None or bool(arguments.present(engine.arguments, (flag,)))
+        if is_said or share is None or engine.options.gpu_memory_mib:
+            continue
+        message = f"its engine takes {share:.0%} of each of its GPUs, so that hardly another model fits beside it"
+        yield Problem(dotted(("models", name)), message, "set gpu_memory, if it can do with less")
+
+
+def _gpus_without_effect(settings: Settings) -> Iterator[Problem]:
+    """Keys that say where models may be, though each is everywhere."""
+    if settings.share_gpus is not False:
+        return
+    given = ["gpus"] if settings.gpus else []
+    given += [dotted(("models", name, "gpus")) for name, model in settings.models.items() if model.gpus is not None]
+    for path in given:
+        message = "has no effect: share_gpus is false, so that each model takes all of every GPU"
+        yield Problem(path, message, "remove it, or share_gpus")
 
 
 def _gpu_users(settings: Settings) -> dict[str, Engine]:

@@ -78,7 +78,7 @@ def loads(text: str, source: str = "configuration", environment: Mapping[str, st
     lists = {_list_of(path) for path in unusable}
     settings: Settings | None = None
     try:
-        settings = Settings.model_validate(data)
+        settings = _as_in_077(Settings.model_validate(data), translation)
     except ValidationError as error:
         invalid = problems_of(error, Settings, data, translation.written)
         problems += _not_about(invalid, unusable)
@@ -120,6 +120,19 @@ def with_overrides(settings: Settings, *, host: str | None = None, port: int | N
     if problems := tuple(checks.listeners(changed)):
         raise ConfigError(problems, "command line")
     return changed
+
+
+def _as_in_077(settings: Settings, translation: legacy.Translation) -> Settings:
+    """A file with keys of 0.7.7, where it says nothing else: requests are drained, and one model has all GPUs."""
+    if not translation.written:
+        return settings
+    changes: dict[str, Any] = {}
+    if settings.policy.drain_before_switch is None:
+        changes["policy"] = settings.policy.model_copy(update={"drain_before_switch": True})
+    keys = {key for model in translation.data["models"].values() for key in model} | translation.data.keys()
+    if keys.isdisjoint(("gpus", "gpu_memory", "share_gpus")):
+        changes["share_gpus"] = False
+    return settings.model_copy(update=changes)
 
 
 def _valid_part(data: dict[str, Any], error: ValidationError) -> Settings | None:

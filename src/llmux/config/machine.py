@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -47,11 +48,12 @@ def warnings(settings: Settings, environment: Mapping[str, str] = os.environ) ->
 def _missing_programs(settings: Settings, environment: Mapping[str, str]) -> Iterator[Problem]:
     """Each program once, with the models that need it: it is searched on their own PATH."""
     missing: dict[tuple[str, str, str], list[str]] = {}
+    reason_of = cache(_missing_reason)
     for name, model in settings.models.items():
         if not settings.engine_of(name).runs_as_process:
             continue
         program = settings.command_of(name)
-        reason = _missing_reason(program, model.env.get("PATH", environment.get("PATH")))
+        reason = reason_of(program, model.env.get("PATH", environment.get("PATH")))
         if reason:
             path = settings.command_path_of(name)
             missing.setdefault((path, program, reason), []).append(name)

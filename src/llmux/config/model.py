@@ -1,5 +1,7 @@
 """One entry of the section ``models``: its weights, its engine, and how it leaves the GPU."""
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from llmux.config.eviction import EvictionField
@@ -22,8 +24,15 @@ from llmux.config.fields import (
     Word,
 )
 from llmux.core.eviction import Drain
+from llmux.core.expected_course import HORIZON_SECONDS
 from llmux.engines.calls import RankCalls
 from llmux.engines.registry import DEFAULT_KIND
+
+
+class Pin(StrEnum):
+    """What a configured pin does."""
+
+    KEEP = "keep"
 
 
 class CheckpointCallsSettings(Section):
@@ -89,7 +98,8 @@ class ModelSettings(Section):
     drain: Drain | None = Field(
         default=None,
         description="What a switch does with requests in flight. wait: let them finish, for at most "
-        "drain_timeout_seconds. abort: end them. freeze: suspend them until the model is back. Default: wait.",
+        "drain_timeout_seconds. abort: end them. freeze: suspend them until the model is back, where the engine can. "
+        "Default: by policy.drain_before_switch.",
     )
 
     idle_seconds: PositiveSeconds | None = Field(
@@ -100,12 +110,19 @@ class ModelSettings(Section):
     gpu_memory: Bytes | None = Field(
         default=None,
         description="GPU memory that the engine takes on each of its GPUs, as 20GiB. Models whose needs fit are on a "
-        "GPU together. Default: what its arguments say, as --gpu-memory-utilization, or else all of it.",
+        "GPU together. Default: what its arguments say, as --gpu-memory-utilization, or else all of it until its "
+        "engine has been measured.",
     )
     gpus: GpuChoice | None = Field(
         default=None,
         description="The GPUs that it uses: how many, whichever they are, or a list of their positions, as [0]. "
         "Default: as many as its arguments say, as --tensor-parallel-size.",
+    )
+
+    pin: Pin | None = Field(
+        default=None,
+        description="keep: once the model is on the GPUs it stays there, and others are served beside it; requests for "
+        "those for which there is no room then are answered with 503. Default: it leaves for others.",
     )
 
     weight: PositiveFactor = Field(
@@ -114,6 +131,25 @@ class ModelSettings(Section):
     )
     max_wait_seconds: Seconds | None = Field(
         default=None, description="This model's own max_wait_seconds. Default: policy.max_wait_seconds."
+    )
+    refuse_after_seconds: PositiveSeconds | None = Field(
+        default=None,
+        description="This model's own refuse_after_seconds; no request is refused by one of more than "
+        f"{HORIZON_SECONDS:g}, since forecasts look no further ahead. Default: policy.refuse_after_seconds.",
+    )
+    batch_refuse_after_seconds: PositiveSeconds | None = Field(
+        default=None, description="The same for batch requests. Default: policy.batch_refuse_after_seconds."
+    )
+
+    ttft_target_seconds: PositiveSeconds | None = Field(
+        default=None, description="This model's own target. Default: policy.ttft_target_seconds."
+    )
+    batch_ttft_target_seconds: PositiveSeconds | None = Field(
+        default=None, description="The same for batch requests. Default: policy.batch_ttft_target_seconds."
+    )
+    reading_tokens_per_second: PositiveFactor | None = Field(
+        default=None,
+        description="How fast clients take this model's answers. Default: policy.reading_tokens_per_second.",
     )
 
     canary_adapter: Text | None = Field(

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -115,7 +115,7 @@ def _about_unknown(path: Path, value: object, root: type[BaseModel]) -> str:
     flag = f"--{key.lstrip('-').replace('_', '-')}"
     if path[:1] == ("models",) and any(flag in kind.read_flags for kind in KINDS.values()):
         return f"{flag} is a flag of the engine's, and goes into extra_args"
-    if close := nearest(key, position.keys, otherwise=""):
+    if close := nearest(key, _keys_for(value, position), otherwise=""):
         return close
     for where, other in (("policy", "policy"), ("models", "each model")):
         place = section.below(where) if where == "policy" else section.below(where).below("NAME")
@@ -126,8 +126,16 @@ def _about_unknown(path: Path, value: object, root: type[BaseModel]) -> str:
     if path[:1] == ("models",) and len(path) == 3:
         return f"{nearest(key, position.keys)}; the engine's flags go into extra_args"
     if position is section and isinstance(value, dict | list):
-        return f"{nearest(key, position.keys)}; for YAML's anchors, name it x-{key}"
+        return f"`llmux schema` lists all keys; for YAML's anchors, name it x-{key}"
     return nearest(key, position.keys)
+
+
+def _keys_for(value: object, position: Position) -> Sequence[str]:
+    """The keys that an unknown one with this value may have been meant to be."""
+    if not isinstance(value, dict):
+        return position.keys
+    places = {key: position.below(key) for key in position.keys}
+    return [key for key, place in places.items() if place.keys or place.has_free_keys]
 
 
 def _about_text(path: Path, value: object) -> str:

@@ -27,6 +27,7 @@ TABLES = (
     ("`policy`", "PolicySettings"),
     ("`checkpoint`", "CheckpointSettings"),
     ("`checkpoint.object_store`", "ObjectStoreSettings"),
+    ("`prefetch`", "PrefetchSettings"),
 )
 """The sections in the order of the document, each with its definition in the schema."""
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from llmux.config.engines import EngineDescription, built_in
 from llmux.config.fields import (
@@ -27,10 +28,11 @@ from llmux.config.fields import (
     Word,
 )
 from llmux.config.model import ModelSettings
-from llmux.config.policy import ABORTING, PolicySettings
+from llmux.config.policy import PolicySettings
 from llmux.config.problems import dotted
-from llmux.core.eviction import Drain, Eviction, Process, Weights
+from llmux.core.eviction import STOP, Drain, Eviction, Process, Weights
 from llmux.core.names import ModelName, NameKind, register
+from llmux.core.target import Target, Targets
 from llmux.engines.arguments import KEY_FLAGS, every_value
 from llmux.engines.base import Engine, EngineOptions
 from llmux.engines.calls import ControlTimeouts, RankCalls
@@ -62,6 +64,14 @@ class Compression(StrEnum):
     AUTO = "auto"
     NONE = "none"
     ZSTD = "zstd"
+
+
+class PrefetchedModels(StrEnum):
+    """The models whose files are read ahead."""
+
+    NONE = "none"
+    QUEUED = "queued"
+    PREDICTED = "predicted"
 
 
 class ObjectStoreSettings(Section):
@@ -127,6 +137,23 @@ class CheckpointSettings(Section):
     )
 
 
+class GroupSettings(Section):
+    """One entry of ``groups``."""
+
+    models: tuple[Text, ...] = Field(min_length=1, description="The keys of its models; each may be in several groups.")
+    exclusive: Flag = Field(default=False, description="At most one of them is on the GPUs at a time.")
+    persistent: Flag = Field(
+        default=False,
+        description="They leave the GPUs for each other, but for no model outside the group; requests for those for "
+        "which there is no room beside them are answered with 503.",
+    )
+    together: Flag = Field(
+        default=False,
+        description="While one of them serves requests, the others are brought onto the GPUs too, where there is room "
+        "beside what is there; they leave for being idle only when all of them are.",
+    )
+
+
 class GpuSettings(Section):
     """One entry of ``gpus``."""
 
@@ -134,6 +161,26 @@ class GpuSettings(Section):
     device: Word | None = Field(
         default=None,
         description="Its number or UUID, as CUDA_VISIBLE_DEVICES has it. Default: its position in the list.",
+    )
+
+
+class PrefetchSettings(Section):
+    """The section ``prefetch``: what is read into the page cache before it is needed."""
+
+    models: PrefetchedModels = Field(
+        default=PrefetchedModels.QUEUED,
+        description="Whose files (weights, images, saved prompts) are read into the page cache before the wake that "
+        "needs them: queued, of models for which requests wait; predicted, also of those that will probably be asked "
+        "for next, by what followed what and by the time of day; none.",
+    )
+    rate_max: Bytes = Field(
+        default=ByteSize(1 << 30),
+        description="How much is read ahead in a second, as 500MB; for predicted models it is a quarter.",
+    )
+    memory_max: Bytes | None = Field(
+        default=None,
+        description="How much of the page cache may be taken by what was read ahead and has not been needed yet, as "
+        "20GiB. Default: half of the memory that is available. host_memory_reserve_mib stays available in any case.",
     )
 
 
@@ -159,8 +206,18 @@ class Settings(Section):
     gpus: tuple[GpuSettings, ...] = Field(
         default=(),
         description="The GPUs on which models are placed by their memory, where they cannot be read or not all "
-        "should be used. Default: those that the driver names, if any model has gpu_memory or gpus; else every model "
-        "takes all of every GPU.",
+        "should be used. Default: those that the driver names.",
+    )
+    share_gpus: Flag | None = Field(
+        default=None,
+        description="Whether models are placed on GPUs by their memory, so that those that fit are there together. "
+        "false: each model takes all of every GPU. Default: true where GPUs can be read, or a key says something of "
+        "their memory; false for files with keys of 0.7.7, and where a model leaves by retain+keep_running or sets "
+        "CUDA_VISIBLE_DEVICES itself.",
+    )
+    groups: dict[str, GroupSettings] = Field(
+        default_factory=dict,
+        description="Rules for who may be on the GPUs together, by any name. Without any, memory alone decides.",
     )
     host: Text = Field(
         default="127.0.0.1",
@@ -213,7 +270,19 @@ class Settings(Section):
     warmup: Flag = Field(
         default=False,
         description="At the start, start every model once and put it to sleep, so that first requests need a wake and "
-        "not a cold start. Meanwhile /ready answers 503, and requests are served as their models come up.",
+        "not a cold start; those of preload are left out. Meanwhile /ready answers 503, and requests are served as "
+        "their models come up.",
+    )
+    preload: tuple[Text, ...] = Field(
+        default=(),
+        description="Models that are brought onto the GPUs at the start and left there, in this order; those on "
+        "different GPUs are started at the same time. Meanwhile /ready answers 503. With warmup, the others are warmed "
+        "up first.",
+    )
+    default_model: Text | None = Field(
+        default=None,
+        description="The model that comes back by itself when what is in its way has been idle: for its idle_seconds, "
+        "or else for five minutes. It is brought at the start, and does not leave for being idle.",
     )
     start_timeout_seconds: PositiveSeconds = Field(
         default=1800.0, description="How long an engine may take from its start until it is ready."
@@ -279,6 +348,11 @@ class Settings(Section):
         description="The least severe level that is logged. debug includes the engines' output.",
     )
 
+    gpu_memory_reserve: Bytes | None = Field(
+        default=None,
+        description="GPU memory that other programs shall find free on each GPU. When it is not, and they hold some, "
+        "idle models leave as configured and sleeping ones are stopped, until it is; busy ones stay. Default: none.",
+    )
     canary: CanaryMode = Field(
         default=CanaryMode.ALWAYS,
         description="After which wakes the model must answer one short prompt as it did after its start, before it "
@@ -297,21 +371,38 @@ class Settings(Section):
     host_memory_reserve_mib: Size = Field(
         default=1024,
         description="Host memory, in MiB, that offloaded weights must leave free; otherwise they are discarded. The "
-        "size of the weights is known only where model_path is a local directory: elsewhere, what is free now decides.",
+        "size of the weights is known only where model_path is a local directory: elsewhere, what is free now decides. "
+        "When less is available later, sleeping models go on to evictions that keep less.",
+    )
+    host_memory_max: Bytes | None = Field(
+        default=None,
+        description="Host memory that sleeping models may hold together. Above that, those that are missed least "
+        "go on to evictions that keep less: weights are discarded, processes put into images (with checkpoint) or "
+        "stopped. Default: as much as host_memory_reserve_mib leaves.",
     )
     cache_dir: Directory | None = Field(
         default=None,
-        description="Directory of what makes a later start quicker: compiled kernels, saved prompts. It may be deleted "
-        "while llmux does not run. Default: llmux in $XDG_CACHE_HOME, or else ~/.cache/llmux.",
+        description="Directory of what makes a later start quicker: compiled kernels, saved prompts, and what models "
+        "need of the GPUs. It may be deleted while llmux does not run. Default: llmux in $XDG_CACHE_HOME, or else "
+        "~/.cache/llmux.",
     )
     access_log: Directory | None = Field(
         default=None,
         description="File to which one JSON line is appended for each inference request; llmux simulate and replay "
         "read it. Default: none.",
     )
+    prefetch: PrefetchSettings = Field(
+        default=PrefetchSettings(), description="Reading files ahead of the wakes that need them."
+    )
 
     def engine_of(self, name: str) -> Engine:
         """What is known of the model's engine before it runs. Its kind must be known: see ``checks.problems``."""
+        engine = self._engines.get(name)
+        if engine is None:
+            engine = self._engines[name] = self._make_engine(name)
+        return engine
+
+    def _make_engine(self, name: str) -> Engine:
         model = self.models[name]
         options = EngineOptions(
             name=name,
@@ -335,7 +426,7 @@ class Settings(Section):
             alive_command=model.alive_command or "",
             url=model.url or "",
             api_key=None if model.api_key is None else model.api_key.get_secret_value(),
-            cache_directory=self.cache_dir or default_cache_directory(),
+            cache_directory=self.cache_directory,
             rank_calls=RankCalls()
             if model.checkpoint_calls is None
             else RankCalls(model.checkpoint_calls.prepare, model.checkpoint_calls.restore),
@@ -344,6 +435,23 @@ class Settings(Section):
             saved_prompts_bytes=model.saved_prompts_mib << 20,
         )
         return self.kinds[model.engine](options)
+
+    @cached_property
+    def _engines(self) -> dict[str, Engine]:
+        """Those that were asked for: what is made at a start asks a dozen times for each."""
+        return {}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but nothing that was derived from the old values comes with the copy."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in copy.__dict__.keys() - type(self).model_fields.keys():
+            del copy.__dict__[name]
+        return copy
+
+    @cached_property
+    def cache_directory(self) -> Path:
+        """``cache_dir`` or its default."""
+        return self.cache_dir or default_cache_directory()
 
     @cached_property
     def kinds(self) -> Mapping[str, type[Engine]]:
@@ -390,11 +498,17 @@ class Settings(Section):
 
     def drain_of(self, name: str) -> Drain:
         """What a switch away from the model does with its requests in flight."""
-        own = self.models[name].drain
-        if own is not None:
-            return own
-        aborts = not self.policy.drain_before_switch and self.policy.policy_type in ABORTING
-        return Drain.ABORT if aborts else Drain.WAIT
+        own, eviction = self.models[name].drain, self.eviction_of(name)
+        return own or self.policy.drain(can_keep_requests=self.engine_of(name).can_keep_requests(eviction))
+
+    def targets_of(self, name: str) -> Targets:
+        """When streamed answers of the model are on time."""
+        own, shared = self.models[name], self.policy
+        speed = own.reading_tokens_per_second or shared.reading_tokens_per_second
+        return Targets(
+            Target(own.ttft_target_seconds or shared.ttft_target_seconds, speed),
+            Target(own.batch_ttft_target_seconds or shared.batch_ttft_target_seconds, speed),
+        )
 
     def idle_seconds_of(self, name: str) -> float:
         """How long the model stays on the GPU without a request."""
@@ -409,9 +523,30 @@ class Settings(Section):
     @property
     def places_by_memory(self) -> bool:
         """Whether models are placed on GPUs by their memory; otherwise each takes all of every GPU."""
+        return self._tells_of_memory if self.share_gpus is None else self.share_gpus
+
+    @cached_property
+    def _tells_of_memory(self) -> bool:
         return bool(self.gpus) or any(
             model.gpu_memory is not None or model.gpus is not None for model in self.models.values()
         )
+
+    @property
+    def host_memory_max_mib(self) -> int | None:
+        """What sleeping models may hold of host memory together; None for no limit of its own."""
+        return None if self.host_memory_max is None else self.host_memory_max >> 20
+
+    def ladder_of(self, name: str) -> tuple[Eviction, ...]:
+        """The evictions to which the model may go on when it is to keep less, those that keep most first.
+
+        From one sleep of an engine's own to another there is no way: discarding is for a model that is about to leave.
+        """
+        images = [] if self.checkpoint is None else [Weights.DISCARD, Weights.RETAIN]
+        possible = set(self.engine_of(name).evictions())
+        image = next((one for one in images if Eviction(one, Process.CHECKPOINT) in possible), None)
+        steps = [Eviction(Weights.DISCARD, Process.KEEP_RUNNING)]
+        steps += [] if image is None else [Eviction(image, Process.CHECKPOINT)]
+        return (*(step for step in steps if step in possible), STOP)
 
     @property
     def needs_criu(self) -> bool:

@@ -1,6 +1,7 @@
 """The control API as aiohttp applications: routes, errors as JSON, and the check of who may use it."""
 
 import asyncio
+import os
 from collections.abc import Collection
 from importlib.resources import files
 
@@ -17,15 +18,19 @@ from llmux.control.bodies import (
     EvictionBody,
     ModeBody,
     ModelBody,
+    PinBody,
     SleepBody,
     done,
     error_response,
     json_response,
     read_body,
 )
+from llmux.control.leases import LeaseRoutes, leases_document
 from llmux.control.status import eviction_document, history_document, logs_document, process_state, status_document
+from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.errors import CommandFailed, EvictionRefused, ModelNotFound
 from llmux.gateway.pages import PagePolicy
+from llmux.runtime.gpu_leases import GpuLeases, LeaseRefused, LeaseUnknown
 from llmux.runtime.operations import Operations
 
 log = structlog.get_logger("llmux.control")
@@ -56,9 +61,10 @@ async def _drop_server(_request: web.Request, response: web.StreamResponse) -> N
     response.headers.pop("Server", None)  # Versions of libraries are of use to attackers only.
 
 
-def add_control(application: web.Application, operations: Operations) -> None:
-    """Add the operator's routes: 0.7.7's nine, each model's history, and its engine's last output."""
-    routes = _ControlRoutes(operations)
+def add_control(application: web.Application, operations: Operations, leases: GpuLeases) -> None:
+    """Add the operator's routes: 0.7.7's nine, each model's history, its engine's last output, and GPU leases."""
+    routes = _ControlRoutes(operations, leases)
+    of_leases = LeaseRoutes(leases, os.environ.get(VISIBLE_GPUS))
     application.add_routes(
         [
             web.get("/control/status", routes.status),
@@ -72,6 +78,9 @@ def add_control(application: web.Application, operations: Operations) -> None:
             web.post("/control/wake", routes.wake),
             web.get("/control/models/{model:.+}/story", routes.history),
             web.get("/control/models/{model:.+}/logs", routes.logs),
+            web.get("/control/leases", of_leases.list),
+            web.post("/control/leases", of_leases.ask),
+            web.delete("/control/leases/{number:[0-9]{1,9}}", of_leases.end),
         ]
     )
 
@@ -109,11 +118,12 @@ def add_page(application: web.Application) -> None:
 class _ControlRoutes:
     """One method per route. A command's response comes when it has ended; a client that disconnects stops nothing."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, leases: GpuLeases) -> None:
         self._operations = operations
+        self._leases = leases
 
     async def status(self, _request: web.Request) -> web.Response:
-        return json_response(status_document(self._operations))
+        return json_response(status_document(self._operations) | {"gpu_leases": leases_document(self._leases)})
 
     async def mode(self, request: web.Request) -> web.Response:
         body = await read_body(request, ModeBody)
@@ -126,12 +136,15 @@ class _ControlRoutes:
         return done(f"mode is {body.mode}")
 
     async def pin(self, request: web.Request) -> web.Response:
-        body = await read_body(request, ModelBody)
+        body = await read_body(request, PinBody)
+        if body.keep:
+            await self._operations.keep(body.model)
+            return done(f"'{body.model}' is on the GPU and stays there; others are served beside it")
         await self._operations.pin(body.model)
         return done(f"'{body.model}' is active and pinned")
 
     async def unpin(self, _request: web.Request) -> web.Response:
-        self._operations.set_mode(manual=False)
+        self._operations.unpin()
         return done("no model is pinned, mode is auto")
 
     async def switch(self, request: web.Request) -> web.Response:
@@ -177,6 +190,10 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return error_response(422, str(error))
     except CommandFailed as error:
         return error_response(500, str(error))
+    except LeaseRefused as error:
+        return error_response(503 if error.is_passing else 422, str(error))
+    except LeaseUnknown as error:
+        return error_response(404, str(error))
     except web.HTTPException as error:
         return _http_error_response(request, error)
     except Exception as error:

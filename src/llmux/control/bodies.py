@@ -23,9 +23,16 @@ class EvictionObject(msgspec.Struct, frozen=True):
 
 
 class ModelBody(msgspec.Struct, frozen=True):
-    """Body of ``pin``, ``switch`` and ``wake``."""
+    """Body of ``switch`` and ``wake``."""
 
     model: str
+
+
+class PinBody(msgspec.Struct, frozen=True):
+    """Body of ``pin``. ``keep``: others are served beside it."""
+
+    model: str
+    keep: bool = False
 
 
 class ModeBody(msgspec.Struct, frozen=True):

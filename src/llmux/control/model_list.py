@@ -6,7 +6,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from llmux.control.status import process_state
+from llmux.control.status import need_object, process_state
 from llmux.core.eviction import Eviction, Process
 from llmux.core.names import ModelName, NameKind
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
@@ -80,6 +80,7 @@ class ModelList:
             "status": {"value": status_word(model.state)},
             "state": process_state(model.state, for_clients=True),
             "on_gpu": model.on_gpu,
+            **({} if model.need is None else {"gpu_need": need_object(model.need)}),
             "in_flight": model.in_flight,
             "queue_depth": model.queue_depth,
         }

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from llmux.control.application import add_control, add_metrics, add_page, new_application
 from llmux.errors import ListenFailed
 from llmux.gateway.pages import PagePolicy
+from llmux.runtime.gpu_leases import GpuLeases
 from llmux.runtime.operations import Operations
 
 CLOSE_SECONDS = 2.0
@@ -23,6 +24,7 @@ class ControlServer:
     def __init__(
         self,
         operations: Operations,
+        leases: GpuLeases,
         registry: CollectorRegistry,
         admin_key: str | None,
         api_keys: Collection[str] = (),
@@ -35,10 +37,10 @@ class ControlServer:
         metrics_keys = [*api_keys, *([admin_key] if admin_key is not None else [])] if api_keys else []
         everything = new_application(admin_key, metrics_keys)
         admin, metrics = new_application(admin_key), new_application(None, pages=pages)
-        add_control(everything, operations)
+        add_control(everything, operations, leases)
         add_metrics(everything, registry)
         add_page(everything)
-        add_control(admin, operations)
+        add_control(admin, operations, leases)
         add_metrics(metrics, registry)
         self._everything, self._admin, self._metrics = _runner(everything), _runner(admin), _runner(metrics)
 

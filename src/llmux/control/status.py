@@ -3,8 +3,11 @@
 from dataclasses import asdict
 from typing import Any, assert_never
 
+from llmux.control.waiting import wait_document
 from llmux.core.eviction import Eviction, Process, Weights
+from llmux.core.forecast import Forecast
 from llmux.core.model import Transition
+from llmux.core.need import Need
 from llmux.core.states import (
     Asleep,
     Auto,
@@ -19,6 +22,7 @@ from llmux.core.states import (
     Stuck,
     Waking,
 )
+from llmux.core.waiting import WaitReason
 from llmux.errors import FailureReason
 from llmux.runtime.operations import ModelStatus, Operations, Status
 
@@ -42,9 +46,15 @@ def status_document(operations: Operations) -> dict[str, Any]:
         # In 0.7.7 no model is active while one is being switched to.
         "active_model": status.active_model if status.switching is None else None,
         "mode": mode_object(status.mode),
-        "models": {model.name: _model_entry(model) for model in status.models},
+        "models": {
+            model.name: _model_entry(model, status.waits.get(model.name), status.forecasts.get(model.name))
+            for model in status.models
+        },
         "resident": list(status.resident),
         "gpus": {gpu.name: {"memory_mib": gpu.total_mib, "free_mib": gpu.free_mib} for gpu in status.gpus},
+        "prefetch": status.prefetch,
+        "offered_load": None if status.offered_load is None else round(status.offered_load, 3),
+        "overload_seconds": None if status.overload_seconds is None else round(status.overload_seconds, 3),
     }
 
 
@@ -74,20 +84,32 @@ def eviction_object(eviction: Eviction) -> dict[str, str]:
     return {"weights": eviction.weights.value, "process": eviction.process.value}
 
 
-def _model_entry(model: ModelStatus) -> dict[str, Any]:
+def need_object(need: Need) -> dict[str, str | int | None]:
+    """What a model needs of a GPU as a JSON object."""
+    return {"mib": need.mib, "source": need.source.value, "said_mib": need.said_mib}
+
+
+def _model_entry(model: ModelStatus, waits: WaitReason | None, forecast: Forecast | None) -> dict[str, Any]:
     return {
         "in_flight": model.in_flight,
         "queue_depth": model.queue_depth,
         "process_state": process_state(model.state),
         "eviction": eviction_object(model.eviction),
         "on_gpu": model.on_gpu,
+        "stays": model.is_kept,
         "gpu_mib": dict(model.gpu_mib),
+        "host_mib": model.host_mib,
+        "gpu_need": None if model.need is None else need_object(model.need),
         "pid": model.pid,
         "address": model.address,
         "failure": model.failure,
         "oldest_wait_seconds": round(model.oldest_wait_seconds, 3),
+        "waits": None if waits is None else wait_document(waits),
+        "expected_in_seconds": None if forecast is None else round(forecast.admitted_in_seconds, 3),
         "frozen": model.frozen,
         "waking_seconds": None if model.waking_seconds is None else round(model.waking_seconds, 3),
+        "leaves_in_seconds": None if model.leaves_in_seconds is None else round(model.leaves_in_seconds, 3),
+        "streams": {"on_time": model.streams_on_time, "late": model.streams_late},
         "stalls": model.stalls,
         "last_stall": model.last_stall,
         "images": model.images,

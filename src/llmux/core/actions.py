@@ -1,6 +1,7 @@
 """What the scheduler wants done. Each ``Wake`` and ``Evict`` is answered by exactly one outcome event."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
@@ -131,6 +132,24 @@ class SwitchFailed:
     mismatched_eviction: Eviction | None = None
 
 
+class StepDownReason(StrEnum):
+    """Why a sleeping model goes deeper, or a model leaves by less than its eviction would keep."""
+
+    HOST_MEMORY_MAX = "host_memory_max"
+    HOST_MEMORY_RESERVE = "host_memory_reserve"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedDown:
+    """A model keeps less from now on than ``before``: for the metrics and the log."""
+
+    model: str
+    before: Eviction
+    eviction: Eviction
+    reason: StepDownReason
+
+
 @dataclass(frozen=True, slots=True)
 class ShutdownDone:
     """Every engine has been stopped."""
@@ -149,5 +168,6 @@ Action: TypeAlias = (
     | CommandDone
     | SwitchDone
     | SwitchFailed
+    | SteppedDown
     | ShutdownDone
 )

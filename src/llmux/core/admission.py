@@ -33,7 +33,8 @@ def arrive(world: World, request: Request) -> None:
     """A new request is admitted, queued or refused. The first case that applies decides:
 
     1. llmux is shutting down                                 refused: ShuttingDown
-    2. the mode serves another model only                     refused: ModelNotAllowed
+    2. the mode serves another model only, or one that        refused: ModelNotAllowed
+       stays on the GPUs leaves no room for it
     3. the model failed, refuses, and backs off               refused: EngineUnavailable
     4. it serves, nothing is queued, and a place is free      admitted
     5. the request may not wake a model                       refused: ModelNotLoaded
@@ -47,6 +48,8 @@ def arrive(world: World, request: Request) -> None:
     if refusal is None and not opened:
         refusal = _no_place(world, model, request)  # 5, 6
     if refusal is not None:
+        if isinstance(refusal, QueueFull):
+            model.estimates.turned_away += 1
         world.emit(Reject(request, refusal))
         return
     model.estimates.arrivals += 1
@@ -141,7 +144,7 @@ def refuse_disallowed(world: World) -> None:
         if model.head_since is None:
             continue
         if not world.allows(model.name):
-            refuse_all(world, model, _not_allowed(world, model))
+            refuse_all(world, model, not_allowed(world, model))
         world.update_candidate(model)
 
 
@@ -164,9 +167,13 @@ def freeze_all(world: World, model: Model) -> None:
 
 def thaw_all(world: World, model: Model) -> None:
     """Let frozen requests resume; they are in flight again, before anything that is queued."""
+    if model.frozen:
+        model.estimates.paused(world.clock.now - next(iter(model.frozen)).waiting_since)
     for request in list(model.frozen):
         world.unfreeze(model, request)
         model.in_flight.add(request)
+        if request.keep_alive_seconds is not None:
+            model.keep_alive_seconds = request.keep_alive_seconds
         world.emit(Thaw(request))
 
 
@@ -190,7 +197,7 @@ def _standing_refusal(world: World, model: Model) -> RequestError | None:
     if world.stopping_until is not None:
         return ShuttingDown()
     if not world.allows(model.name):
-        return _not_allowed(world, model)
+        return not_allowed(world, model)
     state, now = model.state, world.clock.now
     if isinstance(state, Failed) and state.refusing and now < state.retry_at:
         return EngineUnavailable(model.name, state.reason, state.retry_at - now)
@@ -209,8 +216,11 @@ def _no_place(world: World, model: Model, request: Request) -> RequestError | No
     return None
 
 
-def _not_allowed(world: World, model: Model) -> ModelNotAllowed:
-    return ModelNotAllowed(model.name, world.mode.allowed if isinstance(world.mode, Manual) else None)
+def not_allowed(world: World, model: Model) -> ModelNotAllowed:
+    """Why the mode, or a model that stays on the GPUs, keeps a model from being served."""
+    if isinstance(world.mode, Manual) and world.mode.allowed != model.name:
+        return ModelNotAllowed(model.name, world.mode.allowed)
+    return ModelNotAllowed(model.name, world.rules.shut_out.get(model.name), stays=True)
 
 
 def _unfreeze(world: World, model: Model, request: Request) -> None:

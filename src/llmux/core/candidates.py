@@ -1,7 +1,7 @@
 """Which model is to be switched to next."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TypeAlias
 
 from llmux.core.identifiers import Seconds
@@ -46,6 +46,19 @@ class CandidateQueue:
     def overdue_at(self, model: str) -> Seconds:
         """When a model of the queue is overdue; raises KeyError for any other."""
         return self._current[model][0]
+
+    def is_overdue(self, model: str, now: Seconds) -> bool:
+        """Whether the model is one of the queue, and overdue."""
+        return model in self._current and self._current[model][0] <= now
+
+    def without(self, first: Container[str]) -> Iterator[str]:
+        """All models, less those at the front that are among ``first``; the queue must not change meanwhile."""
+        position = 0
+        for _, _, model in self._entries:
+            if model not in first:
+                break
+            position += 1
+        return (model for _, _, model in self._entries[position:])
 
     def __iter__(self) -> Iterator[str]:
         """All models, earliest deadline first; the queue must not change meanwhile."""

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import InstanceId, Seconds
+from llmux.core.gpu_lease import GpuLease
+from llmux.core.identifiers import Footprint, InstanceId, Seconds
 from llmux.core.request import Request
+from llmux.core.settings import Placement
 from llmux.core.states import Asleep, Cold
 from llmux.errors import FailureReason
 
@@ -41,6 +43,21 @@ class RequestReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuLeaseRequested:
+    """A program wants GPU memory. The lease then lives as any request: it is gone, admitted, done."""
+
+    lease: GpuLease
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPressure:
+    """Programs that are not ours have taken GPU memory; told at each look while any is missing, and once it is not."""
+
+    missing: Footprint
+    """What idle models shall give up, in MiB; empty when it is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class WakeDone:
     """The outcome of a ``Wake``. With an ``error`` the instance's processes are gone.
 
@@ -57,11 +74,26 @@ class WakeDone:
 
 @dataclass(frozen=True, slots=True)
 class EvictDone:
-    """The outcome of an ``Evict``: where the instance is now, or an ``error`` when it still holds the GPU."""
+    """The outcome of an ``Evict``: where the instance is now, or an ``error`` when it still holds the GPU.
+
+    ``host_mib``: what its processes hold of host memory now; None where that was not measured.
+    """
 
     instance: InstanceId
     residency: Asleep | Cold
     error: FailureReason | None = None
+    host_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeedMeasured:
+    """A model's engine was seen to hold another amount of GPU memory than was thought.
+
+    ``placements``: where the model may be from now on. One of them has the GPUs on which its engine is.
+    """
+
+    instance: InstanceId
+    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +117,11 @@ class ModeChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpinned:
+    """The operator has no model pinned any more: requests switch, and no model stays on the GPUs for ever."""
+
+
+@dataclass(frozen=True, slots=True)
 class SwitchRequested:
     """The operator wants a model on the GPU. ``pin``: and only this model served from now on."""
 
@@ -95,10 +132,11 @@ class SwitchRequested:
 
 @dataclass(frozen=True, slots=True)
 class WakeRequested:
-    """The operator wants a model on the GPU, the mode untouched."""
+    """The operator wants a model on the GPU, the mode untouched. ``keep``: and it stays there, others beside it."""
 
     command: int
     model: str
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +157,20 @@ class EvictionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultChanged:
+    """From now on this model comes back to the GPU when nobody needs what is in its way; None: no model does."""
+
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemoryShort:
+    """The machine has so much less host memory available than it should keep."""
+
+    missing_mib: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownRequested:
     """llmux is to stop: refuse what waits, drain for at most ``drain_seconds``, stop every engine."""
 
@@ -130,14 +182,20 @@ Event: TypeAlias = (
     | RequestGone
     | RequestDone
     | RequestReturned
+    | GpuLeaseRequested
+    | MemoryPressure
     | WakeDone
     | EvictDone
+    | NeedMeasured
     | InstanceExited
     | TimerFired
     | ModeChanged
+    | Unpinned
     | SwitchRequested
     | WakeRequested
     | SleepRequested
     | EvictionChanged
+    | DefaultChanged
+    | HostMemoryShort
     | ShutdownRequested
 )

@@ -22,6 +22,10 @@ class Process(StrEnum):
     STOP = "stop"
 
 
+_PROCESS_DEPTH = {process: depth for depth, process in enumerate(Process)}
+_WEIGHTS_DEPTH = {weights: depth for depth, weights in enumerate(Weights)}
+
+
 class Drain(StrEnum):
     """What a switch does about requests in flight."""
 
@@ -43,14 +47,23 @@ class Eviction:
         return self.process is not Process.STOP
 
     @property
+    def stays_in_memory(self) -> bool:
+        """Whether the process goes on holding host memory: it neither ends nor goes into an image on disk."""
+        return self.process in (Process.KEEP_RUNNING, Process.CUDA_SUSPEND)
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Orders evictions by how little they keep: first of the process, then of the weights."""
+        return _PROCESS_DEPTH[self.process], _WEIGHTS_DEPTH[self.weights]
+
+    @property
     def leaves_the_gpu(self) -> bool:
         """Whether the weights leave it: with a running process that retains them, at most the KV cache does."""
         return self.weights is not Weights.RETAIN or self.process is not Process.KEEP_RUNNING
 
     def is_deeper_than(self, other: Self) -> bool:
         """Whether a model that left by ``other`` can go on to this without being woken first."""
-        order = tuple(Process)
-        return order.index(self.process) > order.index(other.process)
+        return self.depth[0] > other.depth[0]
 
     @classmethod
     def parse(cls, text: str) -> Self:

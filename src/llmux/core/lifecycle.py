@@ -4,6 +4,7 @@ from llmux.core.actions import Evict, Hold, SwitchFailed, Wake
 from llmux.core.admission import admit_waiting, freeze_all, lose_frozen, refuse_all, revoke_all, thaw_all
 from llmux.core.events import EvictDone, InstanceExited, WakeDone
 from llmux.core.eviction import STOP, Drain, Eviction, Process
+from llmux.core.host_memory import way_out, way_out_at_once
 from llmux.core.identifiers import Seconds
 from llmux.core.model import Model
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, Stuck, Waking
@@ -38,7 +39,7 @@ def begin_freeze(world: World, model: Model, eviction: Eviction) -> None:
     """Evict a serving model at once, its requests suspended with it."""
     model.sample()
     freeze_all(world, model)
-    begin_evict(world, model, eviction)
+    begin_evict(world, model, way_out_at_once(world, model, eviction))
 
 
 def stop_draining(world: World, model: Model) -> None:
@@ -50,15 +51,17 @@ def stop_draining(world: World, model: Model) -> None:
 
 
 def finish_drain(world: World, model: Model) -> None:
-    """Evict a draining model once nothing is in flight; at its deadline the leases are taken back first."""
+    """Evict a draining model once nothing is in flight; at its deadline the leases are taken back first.
+
+    Where host memory is full, it waits until sleepers have made room for it (``ladder``), or leaves so as to need less.
+    """
     assert isinstance(model.state, Draining)
     now = world.clock.now
     if model.in_flight and now >= model.state.deadline:
         error = ShuttingDown() if world.stopping_until is not None else Evicted(model.name)
         revoke_all(world, model, error)
-    if not model.in_flight:
-        model.estimates.drained(now - model.state.since)
-        begin_evict(world, model, model.state.eviction)
+    if not model.in_flight and (eviction := way_out(world, model, model.state)) is not None:
+        begin_evict(world, model, eviction)
 
 
 def begin_evict(world: World, model: Model, eviction: Eviction, crash: FailureReason | None = None) -> None:
@@ -71,6 +74,7 @@ def begin_evict(world: World, model: Model, eviction: Eviction, crash: FailureRe
             pass
         case _:
             asleep = None
+    model.keep_alive_seconds = None
     world.set_state(model, Evicting(world.clock.now, eviction, crash, asleep))
     world.emit(Evict(model.instance, eviction, freeze=bool(model.frozen)))
 
@@ -96,10 +100,12 @@ def wake_succeeded(world: World, model: Model, *, can_freeze: bool) -> None:
     if not state.from_cold or not model.eviction.keeps_process:
         # Of a model that will sleep from now on, the first start says nothing about later wakes.
         world.costs.observe_wake(model.name, now - state.since)
+    world.costs.observe_return(model.name, STOP if state.asleep is None else state.asleep, now - state.since)
     model.wake_seconds = 0.0 if state.from_cold else now - state.since
     if state.from_cold:
         model.start_seconds = now - state.since
     model.idle_since = now
+    model.stays_away = False
     world.set_state(model, Serving(now))
     model.estimates.resume(now)
     thaw_all(world, model)
@@ -118,7 +124,8 @@ def wake_failed(world: World, model: Model, event: WakeDone) -> None:
     if world.stopping_until is not None:
         world.set_state(model, Cold())
         return
-    world.emit(SwitchFailed(model.name, str(error), asleep if event.is_mismatch else None))
+    if not model.spec.is_gpu_lease:
+        world.emit(SwitchFailed(model.name, str(error), asleep if event.is_mismatch else None))
     model.last_served_at = world.clock.now
     model.failures += 1
     model.retried_after_oom = False
@@ -133,7 +140,8 @@ def wake_out_of_memory(world: World, model: Model, error: FailureReason, sleeper
     The caller wakes the model once more when the sleeper is gone; nothing is refused and no back-off begins.
     """
     model.retried_after_oom = True
-    world.emit(SwitchFailed(model.name, f"{error}; stopping the sleeping '{sleeper.name}' to make room"))
+    if not model.spec.is_gpu_lease:
+        world.emit(SwitchFailed(model.name, f"{error}; stopping the sleeping '{sleeper.name}' to make room"))
     world.set_state(model, Failed(error, world.clock.now, refusing=False))
     begin_evict(world, sleeper, STOP)
 
@@ -144,6 +152,11 @@ def evict_done(world: World, model: Model, event: EvictDone) -> None:
     assert isinstance(state, Evicting)
     if event.error is not None or isinstance(event.residency, Cold):
         lose_frozen(world, model, EngineDied(model.name, event.error or STOPPED_WHILE_FROZEN))
+    elif isinstance(event.residency, Asleep):
+        if event.host_mib is not None:
+            model.sleep.measured_mib[event.residency.eviction] = event.host_mib
+        if event.residency.eviction == state.asleep:
+            model.sleep.refused.add(state.eviction)
     if event.error is not None:
         model.failures += 1
         retry_at = now + world.limits.backoff_seconds(model.failures)

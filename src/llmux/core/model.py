@@ -1,22 +1,27 @@
 """The scheduler's record of one model: its state, its queue, and what is in flight."""
 
-import math
 from collections import deque
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from llmux.core.clock import Clock
 from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import NOTHING, Footprint, GpuId, InstanceId, Seconds
-from llmux.core.load_estimator import LoadEstimator
 from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
+from llmux.core.request_times import RequestTimes
 from llmux.core.settings import ModelSpec, Placement
+from llmux.core.sleep_record import SleepRecord
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
 from llmux.errors import StartProgress
 
 HISTORY_LENGTH = 64
 """Transitions kept per model: some ten switches, a few KiB."""
+
+
+Need: TypeAlias = tuple[tuple[tuple[GpuId, int], ...], ...]
+"""The memory that a model would hold in each of some placements, in MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +37,14 @@ class Transition:
 class Model:
     """Everything the scheduler knows of one model.
 
-    ``state`` and ``held`` are written by ``World.set_state`` alone, ``placement`` by ``World.place``, ``queue`` and
-    ``frozen`` by ``World``'s methods for requests, because ``World`` keeps indexes and totals of them.
+    ``state``, ``held``, ``placement`` and ``places``, and what follows from them, are written by ``World``'s methods
+    alone, ``kept`` by ``Rules.keep``, ``queue`` and ``frozen`` by ``World``'s methods for requests, because ``World``
+    keeps indexes and totals of them.
     """
 
     __slots__ = (
         "_every_gpu",
-        "_need",
+        "_places_need",
         "awaiting_first_token",
         "can_freeze",
         "clock",
@@ -53,19 +59,29 @@ class Model:
         "idle_since",
         "in_flight",
         "instance",
+        "keep_alive_seconds",
+        "kept",
         "last_completed_at",
         "last_served_at",
         "last_switch_ended_at",
         "last_switch_seconds",
         "max_wait_seconds",
         "name",
+        "need",
         "placement",
+        "placements",
+        "places",
+        "possible_gpus",
         "queue",
         "retried_after_oom",
+        "sleep",
         "spec",
         "start_seconds",
+        "starts_cold",
         "state",
+        "stays_away",
         "wake_seconds",
+        "will_hold",
     )
 
     def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds, clock: Clock) -> None:
@@ -77,11 +93,11 @@ class Model:
         """How long its oldest waiting request may wait before the model is overdue."""
         self.state: State = Cold() if spec.begins_asleep is None else Asleep(spec.begins_asleep)
         self.placement = spec.placements[0]
-        """Where its engine is, or would be started; changed by ``World.place`` alone."""
-        self._need = tuple(tuple(placement.awake.items()) for placement in spec.placements)
-        self._every_gpu = frozenset(gpu for placement in spec.placements for gpu in placement.awake)
+        """Where its engine is, or would be started."""
+        self.set_places(spec.placements)
         self.held: Footprint = self.footprint(self.state)
-        """GPU memory that it holds now, in MiB; always ``footprint(state)``, and taken out of ``World.free``."""
+        self.will_hold: Footprint = self.remainder(self.state)
+        """GPU memory in MiB, now and when it has left, if it is leaving: out of ``Gpus.free`` and ``Gpus.expected``."""
         self.generation = 0
         """Counts cold starts. An outcome that names another generation is stale and ignored."""
         self.instance = InstanceId(spec.name, 0)
@@ -89,11 +105,9 @@ class Model:
         self.queue = RequestQueue(self.max_wait_seconds)
         """Requests that have not been admitted. Empty while the model serves and has a free place."""
         self.in_flight: set[Request] = set()
-        """Admitted requests whose engine is working on them. Only while Serving or Draining; at most
-        ``spec.max_in_flight``."""
+        """Admitted requests whose engine is working on them. Only while Serving or Draining."""
         self.frozen: dict[Request, None] = {}
-        """Requests suspended with their engine, in the order of their freezing; they resume when it is back. Only
-        while Evicting (with a process that is kept), Asleep or Waking."""
+        """Requests suspended with their engine, the first to be frozen first. Only while Evicting, Asleep or Waking."""
         self.awaiting_first_token: set[Request] = set()
         """Streaming requests, in flight or frozen, that have had no first token."""
         self.can_freeze = False
@@ -102,6 +116,8 @@ class Model:
         """What its last wake from sleep took, with the recompute of what was frozen; 0 after a cold start."""
         self.start_seconds: Seconds | None = None
         """What its last cold start took."""
+        self.kept = spec.keep
+        """Whether it stays on the GPUs while it is there: as configured, or by a pin."""
         self.distrusted_evictions: set[Eviction] = set()
         """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
@@ -113,29 +129,58 @@ class Model:
         """Whether a sleeper was stopped already for the wake under way."""
         self.idle_since: Seconds = 0.0
         """When the last request in flight ended, or the model was woken; means nothing while any is in flight."""
+        self.keep_alive_seconds: Seconds | None = None
+        """How long it stays when it is idle, by the last request that said so; forgotten when it leaves."""
+        self.stays_away = False
+        """Whether it was taken off the GPU for good: it does not come back before it is asked for."""
+        self.sleep = SleepRecord()
         self.last_completed_at: Seconds = float("-inf")
-        """When its engine last answered a request to the end."""
+        """When its present engine last answered a request to the end."""
         self.last_served_at: Seconds = float("-inf")
         """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers, and keeps a model with
         a deep queue from coming back before one that waits."""
         self.last_switch_ended_at: Seconds = float("-inf")
         self.last_switch_seconds: Seconds = 0.0
         """The last switch that brought it onto the GPU: shown to the requests that waited for it."""
-        self.estimates = LoadEstimator()
+        self.estimates = RequestTimes()
         self.history: deque[Transition] = deque(maxlen=HISTORY_LENGTH)
+
+    def set_places(self, places: tuple[Placement, ...]) -> None:
+        """Where it may be started from now on, and how much it holds there."""
+        self.places = places
+        self._places_need: Need = tuple(tuple(placement.awake.items()) for placement in places)
+        self._every_gpu = frozenset(gpu for placement in places for gpu in placement.awake)
+        self.find_placements()
+
+    def find_placements(self) -> None:
+        """Take over where it may be woken, after its state, its place or its places have changed."""
+        self.starts_cold = isinstance(self.state, Cold | Failed)
+        """Whether no engine of it runs, so that a wake has to start one."""
+        self.placements = self.places if self.starts_cold else (self.placement,)
+        """In any of its places if it is started, else where its engine is."""
+        self.possible_gpus: Set[GpuId] = self._every_gpu if self.starts_cold else self.placement.awake.keys()
+        """The GPUs of all its ``placements``."""
+        self.need: Need = self._places_need if self.starts_cold else (tuple(self.placement.awake.items()),)
+        """Of its ``placements``: equal for models that can take one's place."""
 
     def begin(self, request: Request) -> None:
         """A request goes to the engine."""
-        self.accrue()
+        if self.in_flight and not request.streams:
+            self.estimates.joined(self.clock.now)
+        else:
+            self.accrue()
         request.instance = self.instance
         request.attempts += 1
         self.in_flight.add(request)
         if request.streams:
             self.awaiting_first_token.add(request)
+        if request.keep_alive_seconds is not None:
+            self.keep_alive_seconds = request.keep_alive_seconds
 
     def first_token(self, request: Request) -> None:
         """A request has its first token; a frozen one too, if that was on its way."""
         if request in self.awaiting_first_token:
+            request.ttft_seconds = self.clock.now - request.arrived_at
             if request in self.in_flight:
                 self.accrue()
                 self.estimates.first_token()
@@ -143,11 +188,15 @@ class Model:
 
     def end(self, request: Request) -> None:
         """A request in flight has ended."""
-        self.accrue()
-        self.estimates.ended()
-        self.in_flight.discard(request)
-        self.awaiting_first_token.discard(request)
-        self.idle_since = self.clock.now
+        now, in_flight = self.clock.now, self.in_flight
+        if len(in_flight) > 1 and request not in self.awaiting_first_token:
+            self.estimates.left(now)
+        else:
+            self.accrue()
+            self.awaiting_first_token.discard(request)
+        self.estimates.ended(now - request.arrived_at - request.queue_seconds - request.paused_seconds)
+        in_flight.discard(request)
+        self.idle_since = now
 
     def sample(self) -> None:
         """Bring the estimates up to date."""
@@ -155,7 +204,11 @@ class Model:
         self.estimates.sample(self.clock.now)
 
     def accrue(self) -> None:
-        """Account for the time until now. Called before any change of what is in flight, or of whether any waits."""
+        """Account for the time until now. Called before any change of what is in flight, or of whether any waits.
+
+        ``begin`` and ``end`` do without where the model works and goes on working: a request that came and went as one
+        of many is the most frequent change of all.
+        """
         serves = type(self.state) is Serving
         if serves or type(self.state) is Draining:
             # A request queued behind a drain waits for the switch, not for the engine's prefill.
@@ -165,7 +218,9 @@ class Model:
     def begin_generation(self) -> None:
         """A new engine is about to be started: outcomes of the last one are stale from now on."""
         self.generation += 1
+        self.sleep.refused.clear()
         self.instance = InstanceId(self.spec.name, self.generation)
+        self.last_completed_at = float("-inf")
 
     @property
     def eviction(self) -> Eviction:
@@ -183,25 +238,25 @@ class Model:
             case _:
                 return NOTHING
 
+    def remainder(self, state: State) -> Footprint:
+        """The GPU memory that the model will hold when it has left as the state says; else what it holds in it."""
+        match state:
+            case Draining(eviction=eviction) | Evicting(eviction=eviction, crash=None):
+                return self.placement.residue(eviction)
+            case Evicting():
+                return NOTHING
+            case _:
+                return self.footprint(state)
+
+    @property
+    def state_since(self) -> Seconds:
+        """When its state changed last; 0 if it never did."""
+        return self.history[-1].at if self.history else 0.0
+
     @property
     def awake(self) -> Footprint:
         """The GPU memory that it holds, or would hold, while it is on the GPUs where it is placed."""
         return self.placement.awake
-
-    @property
-    def need(self) -> tuple[tuple[tuple[GpuId, int], ...], ...]:
-        """The memory that it would hold in each of its ``placements``: equal for models that can take one's place."""
-        return self._need if isinstance(self.state, Cold | Failed) else (tuple(self.placement.awake.items()),)
-
-    @property
-    def possible_gpus(self) -> Set[GpuId]:
-        """The GPUs of all its ``placements``."""
-        return self._every_gpu if isinstance(self.state, Cold | Failed) else self.placement.awake.keys()
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Where it may be woken: anywhere that is configured if it is started, else where its engine is."""
-        return self.spec.placements if isinstance(self.state, Cold | Failed) else (self.placement,)
 
     @property
     def start_progress(self) -> StartProgress | None:
@@ -215,7 +270,7 @@ class Model:
     @property
     def is_asked_for(self) -> bool:
         """Whether requests wait for the model, queued or frozen."""
-        return bool(self.queue or self.frozen)
+        return self.queue.size > 0 or bool(self.frozen)
 
     @property
     def head_since(self) -> Seconds | None:
@@ -243,11 +298,11 @@ class Model:
                 return False
 
     @property
-    def leaves_at(self) -> Seconds:
-        """When it leaves the GPU if no request comes; infinity where it stays, or is not idle."""
-        return self.idle_since + self.spec.idle_seconds if self.is_idle else math.inf
+    def idle_seconds(self) -> Seconds:
+        """How long it stays on the GPU when it is idle."""
+        return self.spec.idle_seconds if self.keep_alive_seconds is None else self.keep_alive_seconds
 
     @property
     def is_idle(self) -> bool:
         """Serving, with nothing in flight and nothing queued."""
-        return isinstance(self.state, Serving) and not self.in_flight and not self.queue
+        return type(self.state) is Serving and not self.in_flight and not self.queue.size

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from llmux.core.identifiers import Footprint, GpuId, Seconds
+from llmux.core import leasing
+from llmux.core.identifiers import GpuId, Seconds
 from llmux.core.lifecycle import freezes
-from llmux.core.model import Model
-from llmux.core.policies.base import Candidate, Demand, Incumbent
+from llmux.core.model import Model, Need
+from llmux.core.placement import Plan
+from llmux.core.policies.base import Candidate, Incumbent, Waiting, WaitingModel
 from llmux.core.settings import Placement
 from llmux.core.states import Serving
-from llmux.core.vacating import best_placement
+from llmux.core.vacating import PlacementPlan, Room
 from llmux.core.world import World
 
 CANDIDATES_MAX = 8
@@ -18,45 +20,59 @@ times that with 4 (bench/switch/decisions.py)."""
 
 
 class SchedulerView:
-    """The ``PolicyView`` of one decision. Asking it changes nothing in the world.
+    """The ``PolicyView`` of one decision. What policies ask it changes nothing in the world.
 
-    While the decision goes on, models and GPUs that it has dealt with are excluded one after the other.
+    While the decision goes on, models that it has dealt with are excluded one after the other, with the memory that
+    they will need.
     """
 
-    __slots__ = ("_excluded", "_incumbents", "_world", "reserved_gpus")
+    __slots__ = ("_dealt_with", "_incumbents", "_is_sampled", "_kept_from_leases", "_room", "_world")
 
-    def __init__(self, world: World, reserved_gpus: set[GpuId]) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self.reserved_gpus = reserved_gpus
-        """GPUs that a switch is under way to, or that were given to a model in this decision."""
-        self._excluded: set[str] = set()
-        self._incumbents: dict[tuple[tuple[tuple[GpuId, int], ...], ...], Sequence[Incumbent]] = {}
+        self._room = Room(world)
+        self._kept_from_leases: set[GpuId] = set()
+        self._dealt_with: set[str] = set()
+        self._is_sampled = False
+        self._incumbents: dict[tuple[bool, Need], Sequence[Incumbent]] = {}
 
     def oldest(self) -> Candidate | None:
         name = self.first_available()
         return None if name is None else self._candidate(name)
 
     def candidates(self) -> Iterator[Candidate]:
-        return map(self._candidate, islice(filter(self.is_available, self._world.candidates), CANDIDATES_MAX))
+        return map(self._candidate, islice(filter(self.is_available, self.remaining()), CANDIDATES_MAX))
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         model = self._world.models[candidate.model]
-        if model.held:
+        if not self._world.rules.is_like_others(model):
             return self._in_the_way(model)
         # Most models need the same memory and hold none of it: the same incumbents are in their way. With 100 models
         # waiting, a decision of time_slice makes a third of the calls for this.
-        key = model.need
+        key = (model.starts_cold, model.need)
         incumbents = self._incumbents.get(key)
         if incumbents is None:
             incumbents = self._incumbents[key] = self._in_the_way(model)
         return incumbents
 
     def _in_the_way(self, model: Model) -> Sequence[Incumbent]:
-        found = best_placement(self._world, model, self.open_placements(model))
+        found = self.best_placement(model)
         if found is None:
             return ()
         models = self._world.models
         return [self.incumbent(models[name]) for name in found.plan.victims if isinstance(models[name].state, Serving)]
+
+    def waiting_for(self, leaving: str) -> Waiting:
+        """GPU leases left out."""
+        world = self._world
+        gpus = world.models[leaving].awake.keys()
+        candidates = (world.models[name] for name in world.candidates if name not in world.gpu_leases)
+        waiting = [*islice((one for one in candidates if not one.possible_gpus.isdisjoint(gpus)), CANDIDATES_MAX)]
+        requests = sum(one.spec.weight * (len(one.queue) + len(one.frozen)) for one in waiting)
+        patience = world.limits.request_timeout_seconds
+        heads = ((one.head_since, one.estimates.stay_seconds) for one in waiting)
+        each = tuple(WaitingModel(since, patience, stay) for since, stay in heads if since is not None)
+        return Waiting(len(waiting), requests, each)
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         return self._world.costs.direction(leaving, coming)
@@ -65,30 +81,87 @@ class SchedulerView:
         return self._world.costs.known(leaving, coming)
 
     def is_available(self, name: str) -> bool:
-        """Whether the model may still be chosen: neither it nor the GPUs that it could be on have been dealt with."""
-        if name in self._excluded or name in self._world.switches:
+        """Whether the model may still be chosen: it has not been dealt with, and room could be made for it."""
+        if name in self._dealt_with or name in self._world.switches:
             return False
-        return not self.reserved_gpus or any(True for _ in self.open_placements(self._world.models[name]))
+        model = self._world.models[name]
+        return len(self._open_to_lease(model)) > 0 if model.spec.is_gpu_lease else self._room.is_open(model)
 
-    def open_placements(self, model: Model) -> Iterator[Placement]:
-        """Where the model could come without a GPU that has been dealt with."""
-        return (place for place in model.placements if self.reserved_gpus.isdisjoint(place.awake))
+    def is_leased_out(self, model: Model) -> bool:
+        """Whether the model could come nowhere before GPU leases end."""
+        return leasing.is_leased_out(self._world, model)
+
+    def _open_to_lease(self, model: Model) -> Sequence[Placement]:
+        kept = self._kept_from_leases
+        return [place for place in self._room.open_placements(model) if kept.isdisjoint(place.awake)]
 
     def first_available(self) -> str | None:
         """The candidate that is overdue first."""
-        return next(filter(self.is_available, self._world.candidates), None)
+        return next(filter(self.is_available, self.remaining()), None)
 
-    def reserve(self, model: Model) -> None:
-        """From here on neither the model is available nor the GPUs on which it is placed."""
+    def remaining(self) -> Iterator[str]:
+        """The candidates in their order, without those at the front that this decision has dealt with."""
+        return self._world.candidates.without(self._dealt_with) if self._dealt_with else iter(self._world.candidates)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is no GPU left to which anything could come."""
+        return len(self._room.closed) >= len(self._world.gpus.capacity)
+
+    def best_placement(self, model: Model) -> PlacementPlan | None:
+        """Where the model would come, and who would leave for it."""
+        if model.spec.is_gpu_lease:
+            return self._room.best(model, self._open_to_lease(model))
+        return self._room.best_open(model)
+
+    def fits_now(self, model: Model) -> bool:
+        """Whether the model could be woken at once where it is placed."""
+        return self._room.fits_now(model, model.placement)
+
+    def claim(self, model: Model, plan: Plan) -> None:
+        """From here on nobody gets the memory that the model needs where it is placed, nor those that leave for it."""
+        self._deal_with(model)
+        self._room.claim(model, plan)
+
+    def begin(self, model: Model, plan: Plan) -> None:
+        """The same, because the model's switch begins."""
+        self._deal_with(model)
+        self._room.begin(model, plan)
+
+    def keep_free(self, model: Model) -> None:
+        """From here on nobody comes to the GPUs on which the model is placed."""
+        self._deal_with(model)
+        self._room.close(model)
+
+    def keep_from_leases(self, model: Model) -> None:
+        """From here on no GPU lease may begin on a GPU of the model's: one after the other they would starve it."""
+        self._deal_with(model)
+        self._kept_from_leases |= model.possible_gpus
+
+    def is_dealt_with(self, name: str) -> bool:
+        """Whether this decision has brought the model already, or keeps free what it waits for."""
+        return name in self._dealt_with
+
+    def sample(self) -> None:
+        """Bring the estimates that a policy may read, those of serving models, up to date, once in a decision.
+
+        A decision that asks no policy leaves them alone.
+        """
+        if not self._is_sampled:
+            self._is_sampled = True
+            for model in self._world.on_gpu.values():
+                if type(model.state) is Serving:
+                    model.sample()
+
+    def _deal_with(self, model: Model) -> None:
         self._incumbents.clear()
-        self._excluded.add(model.name)
-        self.reserved_gpus.update(model.awake)
+        self._dealt_with.add(model.name)
 
     def _candidate(self, name: str) -> Candidate:
         model = self._world.models[name]
         head_since = model.head_since
         assert head_since is not None
-        return Candidate(name, head_since, len(model.queue) + len(model.frozen), model.spec.weight)
+        return Candidate(name, head_since, model.queue.size + len(model.frozen), model.spec.weight)
 
     def incumbent(self, model: Model) -> Incumbent:
         """What a policy sees of a serving model."""
@@ -98,34 +171,13 @@ class SchedulerView:
             model.name,
             model.state.since,
             len(model.in_flight),
-            len(model.queue),
+            model.queue.size,
             model.idle_since if model.is_idle else None,
             can_freeze=freezes(self._world, model, model.eviction),
+            weight=model.spec.weight,
             awaiting_first_token=len(model.awaiting_first_token),
             arrivals_per_second=estimates.arrivals_per_second,
             residence_seconds=estimates.residence_seconds,
             prefill_seconds=estimates.prefill_seconds,
-            drain_seconds=estimates.drain_seconds,
-            demand=self._demand(model),
+            pause_seconds=estimates.pause_seconds,
         )
-
-    def _demand(self, model: Model) -> Demand:
-        """What the model and those that share its GPUs, or wait for them, ask of them together."""
-        resident, waiting = sharing(self._world, model.awake)
-        load = arrivals = in_residence = 0.0
-        for other in (*resident, *waiting):
-            estimates = other.estimates
-            load += estimates.load
-            if estimates.residence_seconds is not None:
-                arrivals += estimates.arrivals_per_second
-                in_residence += estimates.arrivals_per_second * estimates.residence_seconds
-        return Demand(load, in_residence / arrivals if arrivals else 0.0, len(waiting))
-
-
-def sharing(world: World, needed: Footprint) -> tuple[list[Model], list[Model]]:
-    """The models that are on any of these GPUs, and the first candidates for any of them."""
-    gpus = needed.keys()
-    resident = [model for model in world.on_gpu.values() if not gpus.isdisjoint(model.awake)]
-    candidates = (world.models[name] for name in world.candidates)
-    waiting = islice((model for model in candidates if not model.possible_gpus.isdisjoint(gpus)), CANDIDATES_MAX)
-    return resident, list(waiting)

@@ -2,10 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain, takewhile
+from itertools import chain, islice, takewhile
 
 from llmux.core.identifiers import Seconds
 from llmux.core.request import Priority, Request
+
+POSITION_MAX = 256
+"""How far back in a line a request's position is told: finding it takes as many steps."""
 
 
 class RequestQueue:
@@ -56,8 +59,25 @@ class RequestQueue:
     @property
     def oldest_arrived_at(self) -> Seconds | None:
         """When the request arrived that has waited longest; None if none waits."""
-        heads = [next(iter(line)).arrived_at for line in (self._interactive, self._batch) if line]
-        return min(heads) if heads else None
+        if not self._interactive or not self._batch:
+            only = self._interactive or self._batch
+            return next(iter(only)).arrived_at if only else None
+        return min(next(iter(self._interactive)).arrived_at, next(iter(self._batch)).arrived_at)
+
+    def ahead_of(self, priority: Priority) -> int:
+        """About how many go before one that arrives now: batch requests that are overdue are not counted."""
+        return self.size if priority is Priority.BATCH else len(self._interactive)
+
+    def position(self, request: Request) -> int | None:
+        """How many go before a request, and itself, as far as ``ahead_of`` is right; None where it is far back.
+
+        The request waits here.
+        """
+        first = len(self._interactive) if request.priority is Priority.BATCH else 0
+        for number, other in enumerate(islice(self._lines[request.priority], POSITION_MAX), 1):
+            if other is request:
+                return first + number
+        return None
 
     def line(self, priority: Priority) -> list[Request]:
         """The requests of one priority, in the order of arrival."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from llmux.core.eviction import STOP, Drain, Eviction
 from llmux.core.identifiers import ALL_OF_IT, NOTHING, Footprint, Seconds
+from llmux.core.request import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,21 @@ WITHOUT_GPU = Placement(NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
+class RefuseAfter:
+    """How long a request may be expected to wait when it comes, by its class; it is refused otherwise."""
+
+    interactive_seconds: Seconds = math.inf
+    batch_seconds: Seconds = math.inf
+
+    def of(self, priority: Priority) -> Seconds:
+        """The limit of a class; infinity where its requests wait."""
+        return self.batch_seconds if priority is Priority.BATCH else self.interactive_seconds
+
+
+NEVER_REFUSED = RefuseAfter()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One configured model."""
 
@@ -46,14 +62,22 @@ class ModelSpec:
     placements: tuple[Placement, ...] = (ALL_OF_EVERY_GPU,)
     """Where it may be, at least one. A cold start goes to the one for which least has to leave; an engine stays where
     it was started."""
+    ladder: tuple[Eviction, ...] = (STOP,)
+    """The evictions by which it may leave, or go deeper asleep, beside its own; those that keep most come first."""
     begins_asleep: Eviction | None = None
     """How it left the GPU before llmux started, if it can be woken from there."""
     weight: float = 1.0
     """How much its waiting requests count with policies that weigh candidates."""
     max_wait_seconds: Seconds | None = None
     """How long its oldest request waits until the model is overdue; None: as in ``Limits``."""
+    refuse_after: RefuseAfter = NEVER_REFUSED
     idle_seconds: Seconds = math.inf
-    """How long it stays on the GPU without a request."""
+    """How long it stays on the GPU without a request, unless one says otherwise."""
+    is_gpu_lease: bool = False
+    """Whether it stands for a GPU lease. Its one request is never interrupted, it leaves as soon as that ends, and no
+    switch to it is reported: metrics know only what the configuration names."""
+    keep: bool = False
+    """Whether it stays on the GPUs once it is there, whoever else is asked for."""
 
     @property
     def uses_gpu(self) -> bool:
@@ -74,13 +98,21 @@ class Limits:
     """False: while a request's own model is started cold, the request does not time out. The start ends by itself."""
     min_active_seconds: Seconds = 5.0
     max_wait_seconds: Seconds = 15.0
+    default_returns_seconds: Seconds = 300.0
+    """How long what is in the default model's way must have been idle, where it has no time of its own."""
     drain_timeout_seconds: Seconds = 120.0
+    host_memory_max_mib: int | None = None
+    """What sleeping models may hold of host memory together; None: whatever there is."""
+    sleep_deeper_after_seconds: Seconds = math.inf
+    """How long a model sleeps in one way before it goes one step deeper."""
     backoff_first_seconds: Seconds = 2.0
     backoff_max_seconds: Seconds = 60.0
     queue_limit_requests: int = 10_000
     queue_limit_bytes: int = 1 << 30
     attempts_max: int = 2
     """A request that was at two engines when they died may be what killed them."""
+    gpu_leases_max: int = 16
+    """GPU leases that are held or waited for: people and nightly jobs ask for them, and each has a connection."""
     commands_max: int = 100
     """Operator commands are performed one after the other; more than this is a runaway script."""
 

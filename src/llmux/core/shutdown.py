@@ -10,11 +10,12 @@ from llmux.core.commands import fail_all
 from llmux.core.events import ShutdownRequested
 from llmux.core.eviction import STOP
 from llmux.core.identifiers import Seconds
+from llmux.core.leasing import release_all
 from llmux.core.lifecycle import begin_drain, begin_evict, begin_wake
 from llmux.core.model import Model
 from llmux.core.placement import fits
 from llmux.core.states import Asleep, Draining, Evicting, Serving, Waking
-from llmux.core.vacating import unreserved
+from llmux.core.vacating import lacks
 from llmux.core.world import World
 from llmux.errors import ShuttingDown
 
@@ -27,6 +28,7 @@ def begin_shutdown(world: World, event: ShutdownRequested) -> None:
         return
     world.stopping_until = ends_at
     switching.abandon_all(world)
+    release_all(world)
     for model in world.models.values():
         refuse_all(world, model, ShuttingDown())
     fail_all(world, "llmux is shutting down")
@@ -73,5 +75,6 @@ def _wake_frozen(world: World) -> None:
     """
     asleep = [model for model in world.models.values() if model.frozen and isinstance(model.state, Asleep)]
     for model in sorted(asleep, key=lambda model: model.head_since or 0.0):
-        if fits(model.awake, unreserved(world, model)):
+        fits_there = fits(lacks(model, model.placement), world.gpus.free) and not switching.starts_beside(world, model)
+        if fits_there and world.on_gpu.keys().isdisjoint(world.rules.rivals(model.name)):
             begin_wake(world, model)

@@ -92,6 +92,9 @@ State: TypeAlias = Cold | Asleep | Waking | Serving | Draining | Evicting | Stuc
 ON_GPU = (Waking, Serving, Draining, Evicting, Stuck)
 """The states in which a model holds the memory of an awake one."""
 
+LEAVING = frozenset((Draining, Evicting))
+"""The states of a model that is on its way off the GPU."""
+
 RESIDENT = (Serving, Draining)
 """The states in which requests may be in flight."""
 

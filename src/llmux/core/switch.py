@@ -17,7 +17,7 @@ class Switch:
 
     target: str
     victims: tuple[str, ...]
-    """Models that leave first; replaced by ``replan`` if their leaving was not enough."""
+    """Models that leave first, each for this switch alone; replaced by ``replan`` if their leaving was not enough."""
     wanted_at: Seconds
     """When the switch was first wanted. It begins later where a victim had to stay for a while."""
     drain_began_at: Seconds
@@ -43,6 +43,13 @@ class Switch:
         """Others have to leave too; the phases go on being counted from where they are."""
         assert self.wake_began_at is None
         self.victims = victims
+
+    def forget(self, victims: tuple[str, ...]) -> None:
+        """These had left and come back, and leave for another switch now."""
+        for victim in victims:
+            if victim in self.victims:
+                self.victims = tuple(one for one in self.victims if one not in victims)
+                return
 
     def retry(self, sleeper: str) -> "Switch":
         """The same switch once more, after ``sleeper`` has left too: the wake ran out of GPU memory."""

@@ -4,7 +4,10 @@ The only module that makes switches and changes them (``World.switches``).
 """
 
 import math
+from collections.abc import Sequence
+from itertools import takewhile
 
+from llmux.core import staying
 from llmux.core.admission import lose_frozen
 from llmux.core.events import WakeDone
 from llmux.core.eviction import Process
@@ -18,16 +21,14 @@ from llmux.core.lifecycle import (
     wake_succeeded,
 )
 from llmux.core.model import Model
-from llmux.core.placement import fits
+from llmux.core.placement import Plan, fits, give, take
 from llmux.core.policies.base import Bring
-from llmux.core.policy_view import SchedulerView, sharing
-from llmux.core.states import Asleep, Draining, Evicting, Serving
+from llmux.core.policy_view import SchedulerView
+from llmux.core.states import LEAVING, Asleep, Draining, Serving, Waking
 from llmux.core.switch import Switch
-from llmux.core.vacating import Plan, best_placement, plan_vacating, unreserved, vacate
+from llmux.core.vacating import Room, are_gone, closes, lacks, leaves_any_open, vacate
 from llmux.core.world import SleepCommand, SwitchCommand, World
 from llmux.errors import EngineDied
-
-_LEAVING = frozenset((Draining, Evicting))
 
 
 def decide(world: World) -> Seconds:
@@ -37,69 +38,70 @@ def decide(world: World) -> Seconds:
         _start_without_gpu(world)
     still_wanted: dict[str, Seconds] = {}
     decide_again_at = math.inf
-    reserved = _reserved_gpus(world) if world.switches else set()
-    if len(reserved) >= len(world.capacity):
+    if not leaves_any_open(world):
         world.switch_wanted_at = still_wanted
         return decide_again_at
-    view = SchedulerView(world, reserved)
-    while len(view.reserved_gpus) < len(world.capacity):
+    view = SchedulerView(world)
+    while not view.is_exhausted:
         target, until = _next_target(world, view)
-        decide_again_at = min(decide_again_at, until)
         if target is None:
+            decide_again_at = min(decide_again_at, until)
             break
-        plan = _place(world, view, target) if target.can_be_woken else None
-        view.reserve(target)
-        if plan is None:
+        found = view.best_placement(target)
+        if found is None:
+            # What is in its way is itself on the move, or leased. It keeps the place that it was given last.
+            _keep_free(world, view, target)
+            assert view.is_dealt_with(target.name), "the same target would be chosen again and again"
             continue
-        ready_at = max(_may_leave_at(world, plan), _quantum_ends_at(world, view, plan, target))
+        world.place(target, found.placement)
+        ready_at = _ready_at(world, view, target, found.plan)
         if ready_at > now:
-            still_wanted[target.name] = world.switch_wanted_at.get(target.name, now)
-            decide_again_at = min(decide_again_at, ready_at)
+            if ready_at < math.inf:
+                still_wanted[target.name] = world.switch_wanted_at.get(target.name, now)
+                decide_again_at = min(decide_again_at, ready_at)
+            _reserve(world, view, target, found.plan)
             continue
-        _start(world, target, plan)
+        view.begin(target, found.plan)
+        _start(world, target, found.plan)
     world.switch_wanted_at = still_wanted
     return decide_again_at
 
 
-def _place(world: World, view: SchedulerView, target: Model) -> Plan | None:
-    """Choose where the target comes to, if it is to be started: where least has to leave for it.
+def _ready_at(world: World, view: SchedulerView, target: Model, plan: Plan) -> Seconds:
+    """When the target's switch may begin; infinity where nobody has to leave but those that are leaving already."""
+    if not plan.leaving:
+        return -math.inf if view.fits_now(target) else math.inf
+    return max(_may_leave_at(world, plan), _quantum_ends_at(world, view, plan, target))
 
-    None while what is in its way is itself on the move. Then it keeps the place that it was given last, for which
-    ``view.reserve`` keeps GPUs free.
+
+def _reserve(world: World, view: SchedulerView, target: Model, plan: Plan) -> None:
+    """Have what comes next in this decision leave alone what the target waits for.
+
+    Once it is overdue that is the whole of its GPUs: a model that came beside it might be the next to have to leave for
+    it, and would have to be given its time first, and so on.
     """
-    found = best_placement(world, target, view.open_placements(target))
-    if found is None:
-        return None
-    world.place(target, found.placement)
-    return found.plan
+    is_overdue = world.candidates.is_overdue(target.name, world.clock.now)
+    if is_overdue or (world.commands and _is_commanded(world, target)):
+        view.keep_free(target)
+    else:
+        view.claim(target, plan)
 
 
 def _start_without_gpu(world: World) -> None:
     """Switch to what needs no GPU: no policy is asked, since nothing has to leave for it or to wait."""
-    command = next(iter(world.commands.values())) if world.commands else None
-    commanded = command.model if isinstance(command, SwitchCommand) else None
+    commanded = _commanded(world)
     for model in world.without_gpu:
-        is_wanted_now = model.name in world.candidates or model.name == commanded
+        is_wanted_now = model.name in world.candidates or model in commanded
         if is_wanted_now and model.can_be_woken and model.name not in world.switches:
-            _start(world, model, Plan(()))
-
-
-def _reserved_gpus(world: World) -> set[GpuId]:
-    """The GPUs to which a switch is under way."""
-    gpus: set[GpuId] = set()
-    for switch in world.switches.values():
-        gpus.update(world.models[switch.target].awake)
-    return gpus
+            _start(world, model, Plan())
 
 
 def _next_target(world: World, view: SchedulerView) -> tuple[Model | None, Seconds]:
-    """The operator's command first, then whatever is overdue, then the policy's choice.
+    """The operator's commands first, then whatever is overdue, then the policy's choice.
 
     With no target: when to decide again.
     """
-    command = next(iter(world.commands.values())) if world.commands else None
-    if isinstance(command, SwitchCommand):
-        commanded = world.models[command.model]
+    for commanded in _commanded(world) if world.commands else ():
         if commanded.can_be_woken:
             if view.is_available(commanded.name):
                 return commanded, math.inf
@@ -110,11 +112,18 @@ def _next_target(world: World, view: SchedulerView) -> tuple[Model | None, Secon
     name, overdue_at = first
     if overdue_at <= world.clock.now:
         return world.models[name], math.inf
-    _sample(world)
+    view.sample()
     choice = world.policy.choose(view, world.clock.now)
     if isinstance(choice, Bring):
         return world.models[choice.model], math.inf
     return None, min(choice.until, overdue_at)
+
+
+def _commanded(world: World) -> Sequence[Model]:
+    """The models that the operator wants on the GPU now, in the order of the commands."""
+    if not world.commands:
+        return ()
+    return [world.models[command.model] for command in world.under_way() if isinstance(command, SwitchCommand)]
 
 
 def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] | None:
@@ -123,11 +132,12 @@ def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] |
     An overdue one that waits for a GPU which another switch has keeps its other GPUs free meanwhile: small models must
     not starve one that needs them all.
     """
-    first = world.candidates.first()
-    if first is None or view.is_available(first[0]):
-        return first
-    for name in world.candidates:
-        if world.candidates.overdue_at(name) > world.clock.now or view.is_available(name):
+    for name in view.remaining():
+        if view.is_available(name):
+            return name, world.candidates.overdue_at(name)
+        if view.is_dealt_with(name) and not world.gpu_leases:
+            continue
+        if not world.candidates.is_overdue(name, world.clock.now):
             break
         _keep_free(world, view, world.models[name])
     available = view.first_available()
@@ -135,32 +145,24 @@ def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] |
 
 
 def _keep_free(world: World, view: SchedulerView, model: Model) -> None:
-    """Give the GPUs that the model needs to no other one in this decision."""
-    if model.name not in world.switches:
-        view.reserve(model)
+    """Give the GPUs that the model needs to no other one in this decision.
 
-
-def _sample(world: World) -> None:
-    """Bring the estimates that a policy may read up to date, so that the view itself changes nothing.
-
-    These are the estimates of models that share a GPU with a serving model, or wait for one. With nothing serving, no
-    incumbent is shown.
+    Where it waits for the end of a GPU lease, only to no other lease: nobody knows how long that takes.
     """
-    sampled: set[str] = set()
-    for serving in list(world.on_gpu.values()):
-        if isinstance(serving.state, Serving):
-            resident, waiting = sharing(world, serving.awake)
-            for model in (serving, *resident, *waiting):
-                if model.name not in sampled:
-                    sampled.add(model.name)
-                    model.sample()
+    if model.name in world.switches:
+        return
+    if view.is_leased_out(model):
+        view.keep_from_leases(model)
+    elif not view.is_dealt_with(model.name):
+        view.keep_free(model)
+        staying.start_elsewhere(world, model)
 
 
 def _may_leave_at(world: World, plan: Plan) -> Seconds:
     """When every victim has had its minimum time on the GPU."""
     may_leave_at = -math.inf
-    for name in plan.victims:
-        model = world.models[name]
+    for occupant in plan.leaving:
+        model = world.models[occupant.model]
         if not isinstance(model.state, Serving):
             continue
         stays = world.limits.min_active_seconds
@@ -175,16 +177,12 @@ def _quantum_ends_at(world: World, view: SchedulerView, plan: Plan, target: Mode
     """When the policy lets busy victims go, overdue target or not; an operator's command does not wait for that."""
     if world.commands and _is_commanded(world, target):
         return -math.inf
-    busy = [
-        model
-        for model in map(world.models.__getitem__, plan.victims)
-        if isinstance(model.state, Serving) and not model.is_idle
-    ]
-    if busy:
-        _sample(world)
     ends_at = -math.inf
-    for model in busy:
-        assert isinstance(model.state, Serving)
+    for occupant in plan.leaving:
+        model = world.models[occupant.model]
+        if not isinstance(model.state, Serving) or model.is_idle:
+            continue
+        view.sample()
         quantum = world.policy.quantum_seconds(view.incumbent(model), target.name, view, world.clock.now)
         ends_at = max(ends_at, model.state.since + quantum)
     return ends_at
@@ -194,34 +192,93 @@ def _start(world: World, target: Model, plan: Plan) -> None:
     now = world.clock.now
     wanted_at = world.switch_wanted_at.get(target.name, now)
     world.switches[target.name] = Switch(target.name, plan.victims, wanted_at, now, None if plan.victims else now)
+    staying.settle(world)
+    _vacate(world, target, plan)
+
+
+def _vacate(world: World, target: Model, plan: Plan) -> None:
+    if plan.leaving:
+        victims = plan.victims
+        for switch in world.switches.values():
+            if switch.target != target.name:
+                switch.forget(victims)
     vacate(world, plan)
 
 
-def advance(world: World, switch: Switch) -> Seconds:
-    """Take a switch as far as it can go; returns when to try again (infinity: when something happens)."""
+def bring_beside(world: World, target: Model) -> None:
+    """Wake a model for which nobody has to leave, whether anybody asks for it or not."""
+    _start(world, target, Plan())
+    _advance(world, world.switches[target.name])
+
+
+def advance_all(world: World) -> Seconds:
+    """Take every switch as far as it can go; returns when to try again (infinity: when something happens)."""
+    again_at = math.inf
+    for switch in world.switches.values():
+        if switch.wake_began_at is None:
+            again_at = min(again_at, _advance(world, switch))
+    return again_at
+
+
+def _advance(world: World, switch: Switch) -> Seconds:
     target = world.models[switch.target]
-    if switch.is_waking:
-        return math.inf
     leaving = [type(world.models[name].state) for name in switch.victims]
     if leaving.count(Draining) < len(leaving):
         switch.begin_evicting(world.clock.now)
-    if not _LEAVING.isdisjoint(leaving) or not target.can_be_woken:
+    if not LEAVING.isdisjoint(leaving) or not target.can_be_woken:
         return math.inf
-    if fits(target.awake, unreserved(world, target)):
+    if starts_beside(world, target):
+        return math.inf
+    if _fits_now(world, switch, target):
         switch.begin_waking(world.clock.now)
         begin_wake(world, target)
         return math.inf
-    # A victim fell back to a way of leaving that frees less than planned, or another model took the memory. The
+    # A victim fell back to a way of leaving that frees less than planned, or an older switch needs the memory. The
     # policy has chosen already, so that only the minimum time of new victims counts.
-    plan = plan_vacating(world, target)
-    if plan is None:
+    found = _room_for(world, switch).best(target, (target.placement,))
+    if found is None or not found.plan.leaving:
         return math.inf
+    plan = found.plan
     ready_at = _may_leave_at(world, plan)
     if ready_at > world.clock.now:
         return ready_at
     switch.replan(plan.victims)
-    vacate(world, plan)
+    _vacate(world, target, plan)
     return math.inf
+
+
+def _fits_now(world: World, switch: Switch, target: Model) -> bool:
+    """What ``Room.fits_now`` says in the room that older switches leave, which this does not have to make."""
+    needed, expected = lacks(target, target.placement), world.gpus.expected
+    if not fits(needed, world.gpus.free):
+        return False
+    for other in world.switches.values():
+        if other is switch:
+            break
+        if other.wake_began_at is None:
+            if expected is world.gpus.expected:
+                expected = dict(expected)
+            older = world.models[other.target]
+            take(expected, lacks(older, older.placement))
+    return fits(needed, expected) and are_gone(world, world.rules.rivals(target.name))
+
+
+def _room_for(world: World, switch: Switch) -> Room:
+    """What older switches leave for this one."""
+    return Room(world, takewhile(lambda other: other is not switch, world.switches.values()))
+
+
+def starts_beside(world: World, target: Model) -> bool:
+    """Whether an engine would be started on a GPU beside another one that is being woken, or the other way round.
+
+    Seldom: a switch begins only where that is not so, but an engine that had to be stopped meanwhile starts cold.
+    """
+    for other in world.on_gpu.values():
+        if type(other.state) is not Waking or not (other.state.asleep is None or target.starts_cold):
+            continue
+        if not target.awake.keys().isdisjoint(other.awake):
+            return True
+    return False
 
 
 def finish_wake(world: World, model: Model, event: WakeDone) -> bool:
@@ -235,7 +292,8 @@ def finish_wake(world: World, model: Model, event: WakeDone) -> bool:
         if switch is not None:
             report = switch.done(world.clock.now)
             model.last_switch_ended_at, model.last_switch_seconds = world.clock.now, report.total_seconds
-            world.emit(report)
+            if not model.spec.is_gpu_lease:
+                world.emit(report)
         wake_succeeded(world, model, can_freeze=event.can_freeze)
         return False
     lose_frozen(world, model, EngineDied(model.name, event.error))
@@ -249,7 +307,7 @@ def finish_wake(world: World, model: Model, event: WakeDone) -> bool:
 
 
 def _sleeper_to_stop(world: World) -> Model | None:
-    """The sleeping model used longest ago, if possible one without frozen requests.
+    """The sleeping model used longest ago, if possible one without frozen requests; none that is to be woken.
 
     One in an image on disk holds no GPU memory.
     """
@@ -259,14 +317,20 @@ def _sleeper_to_stop(world: World) -> Model | None:
         if isinstance(model.state, Asleep)
         and model.state.eviction.process is not Process.CHECKPOINT
         and model.spec.uses_gpu
+        and model.name not in world.switches
     ]
     return min(sleepers, key=lambda model: (bool(model.frozen), model.last_served_at), default=None)
 
 
 def call_off_unwanted(world: World) -> None:
-    """Call off switches that are no longer wanted and whose wake has not begun. Victims that drain go on serving."""
+    """Call off switches that are no longer wanted and whose wake has not begun. Victims that drain go on serving.
+
+    One that cannot go on where it was to begin is called off too, and decided anew.
+    """
     for switch in list(world.switches.values()):
-        if switch.is_waking or is_wanted(world, world.models[switch.target]):
+        if switch.wake_began_at is not None:
+            continue
+        if is_wanted(world, world.models[switch.target]) and not _is_stranded(world, switch):
             continue
         del world.switches[switch.target]
         commanded_to_sleep = {command.model for command in world.commands.values() if isinstance(command, SleepCommand)}
@@ -274,6 +338,23 @@ def call_off_unwanted(world: World) -> None:
             model = world.models[name]
             if isinstance(model.state, Draining) and name not in commanded_to_sleep:
                 stop_draining(world, model)
+
+
+def _is_stranded(world: World, switch: Switch) -> bool:
+    """Whether there is no room where the target was to be started, nobody there could make any, and other places exist.
+
+    Seldom: a model that stays was pinned, or turned out to need more, after the switch had begun.
+    """
+    target = world.models[switch.target]
+    if not target.starts_cold or len(target.placements) == 1:
+        return False
+    for gpu in target.awake:
+        for model in world.gpus.models_on[gpu].values():
+            if type(model.state) is not Serving:
+                return False
+    if _fits_now(world, switch, target):
+        return False
+    return _room_for(world, switch).best(target, (target.placement,)) is None
 
 
 def abandon_all(world: World) -> None:
@@ -294,11 +375,34 @@ def _is_commanded(world: World, model: Model) -> bool:
     )
 
 
-def occupies_every_gpu(world: World) -> bool:
-    """Whether one switch has every GPU and is under way, so that nothing can be decided before it gets further."""
-    if len(world.switches) != 1 or any(model.name in world.candidates for model in world.without_gpu):
-        return False
-    switch = next(iter(world.switches.values()))
-    if len(world.models[switch.target].awake) < len(world.capacity):
-        return False
-    return switch.is_waking or not _LEAVING.isdisjoint(type(world.models[name].state) for name in switch.victims)
+def occupy_every_gpu(world: World) -> bool:
+    """Whether the switches under way leave no room on any GPU, so that nothing can be decided meanwhile."""
+    if world.rules.staying:
+        return False  # An overdue model may have to be stopped that sleeps where one that stays is.
+    for model in world.without_gpu:
+        if model.name in world.candidates:
+            return False
+    taken: dict[GpuId, int] = {}
+    closed: set[GpuId] = set()
+    for switch in world.switches.values():
+        if switch.wake_began_at is None and not _has_leaving_victim(world, switch):
+            return False
+        target = world.models[switch.target]
+        if closes(target):
+            closed.update(target.placement.awake)
+        else:
+            give(taken, target.placement.awake)
+    least = world.gpus.least_need
+    for gpu, capacity in world.gpus.capacity.items():
+        if gpu in closed or gpu not in least:
+            continue
+        if gpu not in taken or capacity - taken[gpu] >= least[gpu]:
+            return False
+    return True
+
+
+def _has_leaving_victim(world: World, switch: Switch) -> bool:
+    for name in switch.victims:  # noqa: SIM110 - as in placement.fits
+        if type(world.models[name].state) in LEAVING:
+            return True
+    return False

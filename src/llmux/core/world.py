@@ -1,7 +1,7 @@
 """The scheduler's whole state, and the few operations by which it changes."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,9 +10,10 @@ from llmux.core.candidates import CandidateQueue
 from llmux.core.clock import Clock
 from llmux.core.deadlines import Deadlines
 from llmux.core.eviction import Eviction
-from llmux.core.identifiers import GpuId, Seconds
+from llmux.core.gpus import Gpus
+from llmux.core.groups import Group, Rules
+from llmux.core.identifiers import Footprint, GpuId, Seconds
 from llmux.core.model import Model, Transition
-from llmux.core.placement import free_memory, give, take
 from llmux.core.policies.base import Policy
 from llmux.core.request import Request
 from llmux.core.settings import Limits, ModelSpec, Placement
@@ -27,6 +28,7 @@ from llmux.core.states import (
     Draining,
     Failed,
     Mode,
+    Serving,
     State,
     Stuck,
 )
@@ -41,6 +43,13 @@ class SwitchCommand:
     number: int
     model: str
     mode_before: Mode | None
+    kept_before: bool | None = None
+    """Of a pin beside others: whether the model was kept before, as it is again if that fails."""
+
+    @property
+    def sets_mode(self) -> bool:
+        """Whether only its model is served from now on."""
+        return self.mode_before is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class World:
     """
 
     def __init__(
-        self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Mapping[GpuId, int]
+        self, specs: Iterable[ModelSpec], limits: Limits, policy: Policy, capacity: Footprint, groups: Iterable[Group]
     ) -> None:
         self.clock = Clock()
         """The time of the event being handled; shared with every model."""
@@ -83,42 +92,40 @@ class World:
         self.actions: list[Action] = []
         """What the event being handled has led to so far, in order; empty between events."""
         self.models = {spec.name: _fitting(spec, capacity, limits, self.clock) for spec in specs}
-        """Every configured model, in the configuration's order."""
+        """Every configured model, in the configuration's order, and behind them the ``gpu_leases``."""
+        self.gpu_leases: dict[str, Model] = {}
+        """The models that stand for GPU leases; the only ones that are added and removed."""
+        self.default_model: Model | None = None
+        """The one that comes back when nobody needs what is in its way."""
         self.without_gpu = tuple(model for model in self.models.values() if not model.spec.uses_gpu)
         """Those that hold no GPU memory: they are woken at once, beside whatever is on the GPUs."""
-        self.limits = limits
-        self.policy = policy
+        self.rules = Rules(self.models.values(), groups)
+        self.limits, self.policy = limits, policy
         self.costs = SwitchCosts()
 
-        self.capacity = dict(capacity)
-        """Memory of each GPU, in MiB."""
-        self.free = free_memory(capacity, [model.held for model in self.models.values()])
-        """``capacity`` less what every model holds, in MiB; never negative. Switches reserve out of it what their
-        targets need (``switching.unreserved``)."""
-
+        self.gpus = Gpus(capacity, self.models.values())
         self.on_gpu: dict[str, Model] = {}
         """Models in a state of ``ON_GPU``, in the order in which their wakes began."""
         self.draining: dict[str, Model] = {}
         """Models that drain: their deadlines count for the timer."""
-        self.with_residue: dict[str, Model] = {}
-        """Sleeping models that still hold GPU memory, which stopping them would free."""
+        self.in_host_memory: dict[str, Model] = {}
+        """Sleeping models that are known to hold host memory, the one first that has slept so for longest."""
+        self.host_mib = 0
+        """Host memory that sleeping models hold, and those that are leaving will, as far as known."""
+        self.missing: dict[GpuId, int] = {}
+        """GPU memory that idle models are still to give up for other programs, while those lack any."""
         self.backing_off: dict[str, Model] = {}
         """Failed and stuck models whose ``retry_at`` has not come yet: it counts for the timer."""
 
         self.switches: dict[str, Switch] = {}
-        """Switches by target, at most one per GPU. Written by ``switching`` alone. A model is Waking only with a
-        switch, except during shutdown, when there are none."""
+        """By target, oldest first; written by ``switching`` alone. Only at shutdown is a model Waking without one."""
         self.switch_wanted_at: dict[str, Seconds] = {}
         """Targets that a switch is wanted to but whose victims have to stay for now, and since when it is wanted."""
         self.candidates = CandidateQueue()
         """Models with queued or frozen requests that could be woken and that the mode allows."""
-
         self.deadlines = Deadlines()
-        self.queued_requests = 0
-        self.queued_bytes = 0
+        self.queued_requests = self.queued_bytes = self.frozen_requests = 0
         """Totals over all queues, bounded by ``limits``. Only requests that return may exceed the bound."""
-        self.frozen_requests = 0
-
         self.mode: Mode = Auto()
         self.commands: OrderedDict[int, Command] = OrderedDict()
         """The operator's commands, performed one after the other; at most ``limits.commands_max``."""
@@ -133,8 +140,8 @@ class World:
         self.actions.append(action)
 
     def allows(self, name: str) -> bool:
-        """Whether the mode lets requests for the model be served."""
-        return isinstance(self.mode, Auto) or self.mode.allowed == name
+        """Whether the mode, and what stays on the GPUs, let requests for the model be served."""
+        return (isinstance(self.mode, Auto) or self.mode.allowed == name) and name not in self.rules.shut_out
 
     def set_state(self, model: Model, state: State) -> None:
         """Change a model's state, the memory it holds and its place in every index. Raises InvalidTransition."""
@@ -144,23 +151,55 @@ class World:
         model.history.append(Transition(now, self.event_name, before, state))
         if isinstance(before, RESIDENT) and not isinstance(state, RESIDENT):
             model.last_served_at = now
+            model.estimates.stay_seconds = now - (before.since if isinstance(before, Serving) else before.serving_since)
         model.state = state
-        footprint = model.footprint(state)
-        if footprint is not model.held:
-            give(self.free, model.held)
-            take(self.free, footprint)
-            model.held = footprint
+        model.find_placements()
+        self.gpus.hold(model)
+        host_mib = model.sleep.footprint_mib(state)
+        self.host_mib += host_mib - model.sleep.held_mib
+        model.sleep.held_mib = host_mib
         _keep(self.on_gpu, model, isinstance(state, ON_GPU))
         _keep(self.draining, model, isinstance(state, Draining))
-        _keep(self.with_residue, model, isinstance(state, Asleep) and bool(model.held))
+        _keep(self.in_host_memory, model, isinstance(state, Asleep) and host_mib > 0)
         _keep(self.backing_off, model, isinstance(state, BACKING_OFF))
         self.update_candidate(model)
 
     def place(self, model: Model, placement: Placement) -> None:
         """Choose where a model will be started. It must have no engine, and no switch to it may be under way."""
-        assert placement in model.placements
         assert model.name not in self.switches
-        model.placement = placement
+        if placement is not model.placement:
+            assert placement in model.placements
+            model.placement = placement
+            model.find_placements()
+
+    def correct_need(self, model: Model, places: tuple[Placement, ...]) -> None:
+        """A model holds, or would hold, other amounts of memory than was thought, also where its engine is now."""
+        gpus = model.placement.awake.keys()
+        model.set_places(places)
+        self.gpus.find_least_need(self.models.values())
+        self.rules.staying = ()  # Who is shut out is to be found anew.
+        model.placement = next(place for place in places if place.awake.keys() == gpus)
+        model.find_placements()
+        self.gpus.hold(model)
+
+    def add_gpu_lease(self, spec: ModelSpec) -> None:
+        """Enter the model that stands for a lease. Raises ValueError if the lease would never fit."""
+        assert spec.is_gpu_lease
+        assert spec.name not in self.models
+        model = _fitting(spec, self.gpus.capacity, self.limits, self.clock)
+        self.models[spec.name] = self.gpu_leases[spec.name] = model
+        self.gpus.find_least_need(self.models.values())
+        self.rules.staying = ()
+
+    def remove_gpu_lease(self, model: Model) -> None:
+        """Forget a lease that is over: nothing waits for it, and it holds no memory."""
+        assert not (model.held or model.queue or model.in_flight or model.name in self.switches)
+        del self.models[model.name], self.gpu_leases[model.name]
+        self.gpus.find_least_need(self.models.values())
+        self.backing_off.pop(model.name, None)
+        self.aborted.discard(model.name)
+        self.costs.forget(model.name)
+        self.rules.shut_out.pop(model.name, None)
 
     def update_candidate(self, model: Model) -> None:
         """Enter, move or remove a candidate after its queue, its state or the mode changed."""
@@ -198,6 +237,8 @@ class World:
 
     def unfreeze(self, model: Model, request: Request) -> None:
         """A request is not frozen any more: it resumes or ends."""
+        if request.ttft_seconds is not None:
+            request.paused_seconds += self.clock.now - request.waiting_since
         del model.frozen[request]
         self.frozen_requests -= 1
         self.deadlines.stop(request)
@@ -205,11 +246,30 @@ class World:
     def extend_wait(self, request: Request) -> None:
         """Let a queued request that would time out now wait as long again."""
         self.deadlines.stop(request)
-        self.deadlines.start(request, self.clock.now + self.limits.request_timeout_seconds)
+        self._start_deadline(request)
 
     def _begin_waiting(self, request: Request) -> None:
         request.waiting_since = self.clock.now
-        self.deadlines.start(request, self.clock.now + self.limits.request_timeout_seconds)
+        self._start_deadline(request)
+
+    def _start_deadline(self, request: Request) -> None:
+        own = request.timeout_seconds
+        self.deadlines.start(request, self.clock.now + (self.limits.request_timeout_seconds if own is None else own))
+
+    def under_way(self) -> Sequence[Command]:
+        """The operator's commands that may be performed now: the first one, or all wakes up to the first other one.
+
+        Wakes get their places in their order, and do not wait for one another where their models are on other GPUs.
+        """
+        found: list[Command] = []
+        for command in self.commands.values():
+            is_wake = isinstance(command, SwitchCommand) and not command.sets_mode
+            if found and not is_wake:
+                break
+            found.append(command)
+            if not is_wake:
+                break
+        return found
 
     @property
     def has_no_engines(self) -> bool:

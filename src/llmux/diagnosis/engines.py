@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from llmux.config import draining
 from llmux.config.settings import Settings
 from llmux.core.eviction import Drain
-from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
+from llmux.diagnosis.findings import Finding, Level, error, ok, unknown, warning
 from llmux.engines.base import Engine
-from llmux.engines.files import exists, is_directory, is_file
+from llmux.engines.files import exists, hub_cache, hub_folder, hub_home, is_directory, is_file
 
 VERSION_SECONDS = 10.0
 HUB_TRUE = frozenset(("1", "ON", "YES", "TRUE"))
@@ -40,6 +41,8 @@ def check_engines(settings: Settings, environment: Mapping[str, str] = os.enviro
             finding := _weights(settings.engine_of(name), name, {**environment, **settings.models[name].env})
         ) is not None:
             yield finding
+    for drained in draining.drained(settings):
+        yield Finding(Level.OK, "requests at a switch", str(drained), drained.remedy)
 
 
 def _abilities(what: str, found: str, version: str | None, names: list[str], settings: Settings) -> Iterator[Finding]:
@@ -85,9 +88,7 @@ def _weights(engine: Engine, name: str, environment: Mapping[str, str]) -> Findi
     path = engine.options.model_path
     if not engine.needs_model_path or not HUB_ID.fullmatch(path) or exists(path):
         return None
-    home = Path(environment.get("HF_HOME", Path("~/.cache/huggingface").expanduser()))
-    cache = Path(environment.get("HF_HUB_CACHE", home / "hub"))
-    folder = cache / f"models--{path.replace('/', '--')}"
+    home, cache, folder = hub_home(environment), hub_cache(environment), hub_folder(path, environment)
     remedy = f"'hf download {path}' fetches it before the first request has to wait for it"
     if is_directory(folder):
         if any(folder.glob("blobs/*.incomplete")):

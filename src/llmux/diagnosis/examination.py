@@ -131,7 +131,7 @@ def _configuration(
 
 
 def _directories(settings: Settings | None) -> Iterator[Finding]:
-    cache = default_cache_directory() if settings is None else settings.cache_dir or default_cache_directory()
+    cache = default_cache_directory() if settings is None else settings.cache_directory
     remedy = "change its owner, or set cache_dir; without it, compiled kernels and saved prompts are lost"
     # Without it the engines start all the same.
     yield _writable("cache_dir", cache, Level.WARNING, remedy)

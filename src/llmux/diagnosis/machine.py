@@ -1,6 +1,7 @@
 """The host: kernel, limits, memory, clock."""
 
 import ctypes
+import math
 import os
 import platform
 import posixpath
@@ -179,7 +180,8 @@ def _memory(host: Host, settings: Settings | None) -> Finding:
         for name in settings.models
         if _keeps_weights_in_host_memory(settings.eviction_of(name))
     }
-    offloaded = sum(needs.values()) * MIB + settings.host_memory_reserve_mib * MIB
+    held_mib = min(sum(needs.values()), settings.host_memory_max_mib or math.inf)
+    offloaded = (held_mib + settings.host_memory_reserve_mib) * MIB
     unmeasured = [name for name, mib in needs.items() if mib == 0]
     if not needs:
         return ok(what, f"{size}; no model is offloaded into it")

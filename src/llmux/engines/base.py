@@ -15,6 +15,7 @@ from typing import ClassVar
 from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.core.names import ModelName, NameKind
 from llmux.engines.calls import ControlTimeouts, Endpoints, RankCalls
+from llmux.engines.files import WEIGHT_FILES, in_loading_order, snapshot_files
 from llmux.engines.paths import RequestRules
 from llmux.engines.questions import CANARY, Question
 from llmux.engines.steps import DumpProcess, Step, StopProcess, SuspendGpu
@@ -23,9 +24,12 @@ from llmux.errors import Problem, UnsupportedEviction
 DEFAULT_MAX_IN_FLIGHT = 256
 """vLLM's own default on most GPUs; engines that batch less have a smaller one of their own."""
 
+READ_BACK_SHARE = 0.1
+"""To read KV cache back from host memory takes a tenth of its prefill: 128 KiB a token (a model of 8 B parameters) at
+10 GB/s, beside 8,000 tokens a second."""
+
 LOOPBACK = "127.0.0.1"
 HEALTH_PATH = "/health"
-WEIGHT_FILES = frozenset((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +106,13 @@ class Engine(ABC):
     """Whether it is a process that llmux starts and ends."""
     uses_gpu: ClassVar[bool] = True
     """Whether it takes memory of the GPUs that llmux schedules."""
+    suspends_requests: ClassVar[bool] = False
+    """Whether its requests can be suspended with it, by evictions with a step for that. ``find_abilities`` asks the
+    version that runs."""
     can_be_dumped: ClassVar[bool] = True
     """Whether criu can put its processes into an image."""
+    maps_weights: ClassVar[bool] = False
+    """Whether its weights stay in their files, mapped, so that an image of its processes is without them."""
     has_ranks: ClassVar[bool] = False
     """Whether it has a process for each of its GPUs, which must let go of each other before they are suspended."""
     has_rank_calls: ClassVar[bool] = False
@@ -177,6 +186,10 @@ class Engine(ABC):
         """How many GPUs it spreads the model over; raises as ``max_in_flight``."""
         return 1
 
+    def gpus_used(self, gpu_mib: int) -> int | None:
+        """How many GPUs of this size it uses; None: all that it sees. Reads the disk, and raises as ``gpu_count``."""
+        return self.gpu_count if self.has_ranks else None
+
     @property
     def start_share(self) -> float | None:
         """The share of a GPU's memory that must be free at its start; None if its arguments do not tell."""
@@ -240,6 +253,18 @@ class Engine(ABC):
         """What works, but probably not as intended."""
         yield from ()
 
+    def recompute_share(self, eviction: Eviction) -> float:
+        """What requests that were suspended, and left by ``eviction``, compute again: a share of what they had.
+
+        1: all of it; 0: nothing; ``READ_BACK_SHARE`` where it is read back from host memory in place of that.
+        """
+        is_whole = eviction.process in (Process.CUDA_SUSPEND, Process.CHECKPOINT) and eviction.weights is Weights.RETAIN
+        return 0.0 if is_whole else 1.0
+
+    def advice(self, eviction: Eviction) -> Iterator[Problem]:
+        """What would make its requests go on sooner when they have been suspended and it has left by ``eviction``."""
+        yield from ()
+
     # How it is started.
 
     def memory_arguments(self, gpu_total_mib: int) -> tuple[str, ...]:
@@ -274,6 +299,14 @@ class Engine(ABC):
     def weight_files(self) -> Iterator[Path]:
         """Those of its files that hold weights; none where the weights are not local. Reads the disk."""
         return (file for file in self.files() if file.suffix in WEIGHT_FILES)
+
+    def files_to_load(self, environment: Mapping[str, str]) -> Sequence[Path]:
+        """The files that it reads at its start, in that order, as far as they are known. Reads the disk.
+
+        ``environment``: its own; it says where the Hugging Face cache is.
+        """
+        files = list(self.files())
+        return in_loading_order(files or snapshot_files(self.options.model_path, environment))
 
     def refuses_socket(self, lines: Sequence[str]) -> bool:
         """Whether its last lines of output say that it does not know how to listen on a socket."""
@@ -373,6 +406,12 @@ class Engine(ABC):
         """Every eviction that it can leave by."""
         every = (Eviction(weights, process) for process in Process for weights in Weights)
         return tuple(eviction for eviction in every if self.why_not(eviction) is None)
+
+    def can_keep_requests(self, eviction: Eviction) -> bool:
+        """Whether a version of it can leave by ``eviction`` with its requests, to go on with them afterwards."""
+        if not self.suspends_requests or self.why_not(eviction) is not None:
+            return False
+        return any(step.keeps_requests for step in self.steps(eviction, freeze=True))
 
     def frees_memory(self, eviction: Eviction) -> bool:
         """Whether any of its GPU memory is free after it has left by ``eviction``; without a step, it stays there."""

@@ -7,7 +7,7 @@ GPU by ending, and what would be lost with it, the prompts of its slots, is save
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from llmux.engines.files import exists, is_directory, is_file
 from llmux.engines.gguf import MAGIC, GgufModel, GgufUnreadable, read_model
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import JSON, Endpoint, MediaType, RequestRules
-from llmux.engines.prompt_files import PromptFiles, identity_of
+from llmux.engines.prompt_files import PromptFiles, identity_of, prompt_files_in
 from llmux.engines.questions import CANARY, Question
 from llmux.engines.saved_prompts import Report, SavedPrompts
 from llmux.engines.steps import EngineControls, Step, StopProcess, is_suspended
@@ -36,6 +36,9 @@ DEFAULT_SLOTS = 1
 ``-c 8192`` means requests of 8,192 tokens. llama-server's own default shares all of it among four slots, so that
 several long requests at once fail, and keeps the prompt of one slot only."""
 
+BESIDE_WEIGHTS = 1.25
+"""What it takes of a GPU for its weights and KV cache, and by a generous guess for all else: compute buffers, CUDA's
+context, an encoder of images."""
 SAVE_SECONDS = 10.0
 RESTORE_SECONDS = 10.0
 """A switch waits for them. 2 GiB take two to four seconds on an SSD, and reading the prompts again takes longer."""
@@ -91,7 +94,10 @@ _REFUSED_PREFIXES: Mapping[str, tuple[str, str]] = {
 }
 """The same by the beginning of a flag: newer versions have more of them."""
 _READ = frozenset(
-    "ctx-size parallel n-gpu-layers device fit kv-unified cache-type-k cache-type-v lora api-key".split()  # noqa: SIM905
+    """
+    ctx-size parallel n-gpu-layers device split-mode tensor-split model-draft fit kv-unified cache-type-k cache-type-v
+    lora api-key
+    """.split()  # noqa: SIM905
 )
 """Flags that llmux reads in ``extra_args``, and that must not be variables instead."""
 
@@ -153,6 +159,7 @@ class LlamaCpp(Engine):
     """llama-server with one model."""
 
     kind: ClassVar[str] = "llama_cpp"
+    suspends_requests: ClassVar[bool] = True
     default_program: ClassVar[str] = "llama-server"
     keep_alive_seconds: ClassVar[float] = 4.0
     """It closes an idle connection after five."""
@@ -162,6 +169,7 @@ class LlamaCpp(Engine):
     own_keys: ClassVar[frozenset[str]] = frozenset(("adapters", "saved_prompts_mib"))
     version_arguments: ClassVar[tuple[str, ...]] = ("--version",)
     completes_flags: ClassVar[bool] = False
+    maps_weights: ClassVar[bool] = True
     environment_prefixes: ClassVar[tuple[str, ...]] = ("GGML_", "VK_")
     canary: ClassVar[Question] = replace(CANARY, fields={**CANARY.fields, "cache_prompt": False})
     """From the weights, not from a prompt that was read before."""
@@ -226,6 +234,17 @@ class LlamaCpp(Engine):
         else:
             return None
         return cells if self._is_unified else cells // slots
+
+    def gpus_used(self, gpu_mib: int) -> int | None:
+        if self._value("split-mode") == "none":
+            return 1
+        model = self._readable_model()
+        if model is None or any(map(self._value, ("device", "tensor-split", "model-draft"))):
+            return None
+        text = self._value("ctx-size") or "0"
+        cells = model.cells(int(text[:9]) if text.isdecimal() else 0, self.slots, is_unified=self._is_unified)
+        foretold_bytes = model.weights_bytes + model.kv_bytes(cells)
+        return 1 if foretold_bytes * BESIDE_WEIGHTS <= gpu_mib << 20 else None
 
     @property
     def slots(self) -> int:
@@ -356,6 +375,11 @@ class LlamaCpp(Engine):
                 # The scaled ones have a factor after the name of the file.
                 named = [piece.rpartition(":")[0] or piece for piece in given.value.split(",")]
                 yield from (Path(piece) for piece in (*named, *given.value.split(",")) if is_file(piece))
+
+    def files_to_load(self, environment: Mapping[str, str]) -> Sequence[Path]:
+        files, directory = super(LlamaCpp, self).files_to_load(environment), self._prompts_directory
+        # They are restored right after the start.
+        return files if directory is None else (*files, *prompt_files_in(directory))
 
     def prepare_start(self, image_made_at: float | None = None) -> object:
         if image_made_at is None and self._wants_gpu:

@@ -54,6 +54,14 @@ def identity_of(model_files: Iterable[Path], arguments: Sequence[str]) -> str:
     return _digest([files, kept])
 
 
+def prompt_files_in(directory: Path) -> Sequence[Path]:
+    """The files of saved prompts that are there, whatever they are worth. Reads the disk."""
+    try:
+        return sorted(entry for entry in directory.iterdir() if FILE_NAME.fullmatch(entry.name))
+    except OSError:
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class SavedPrompt:
     """One file, which holds the KV cache of one slot."""

@@ -8,6 +8,7 @@ released yet, once, and ``/health``, which generates a token by default, is told
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,10 @@ from llmux.errors import ControlCallFailed, Problem
 
 MAX_IN_FLIGHT = ("--max-running-requests",)
 TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "--tp-size", "--tp")
+PIPELINE_PARALLEL_SIZE = ("--pipeline-parallel-size", "--pp-size")
+DATA_PARALLEL_SIZE = ("--data-parallel-size", "--dp-size", "--dp")
+SHARED_BY_DATA = "--enable-dp-attention"
+"""The ranks of data parallelism are then those of tensor parallelism."""
 GPU_SHARE = ("--mem-fraction-static",)
 MAX_MODEL_LENGTH = ("--context-length",)
 API_KEY = ("--api-key",)
@@ -80,6 +85,7 @@ class Sglang(Engine):
     """
 
     kind: ClassVar[str] = "sglang"
+    suspends_requests: ClassVar[bool] = True
     default_program: ClassVar[str] = "python3"
     keep_alive_seconds: ClassVar[float] = 4.0
     """uvicorn closes an idle connection after 5 s, and SGLang has no flag for it."""
@@ -89,6 +95,8 @@ class Sglang(Engine):
     read_flags: ClassVar[tuple[str, ...]] = (
         *MAX_IN_FLIGHT,
         *TENSOR_PARALLEL_SIZE[:1],
+        *PIPELINE_PARALLEL_SIZE[:1],
+        *DATA_PARALLEL_SIZE[:1],
         *GPU_SHARE,
         *MAX_MODEL_LENGTH,
         *API_KEY,
@@ -145,7 +153,10 @@ class Sglang(Engine):
 
     @property
     def gpu_count(self) -> int:
-        return arguments.number(self.options.extra_args, TENSOR_PARALLEL_SIZE) or 1
+        words = self.options.extra_args
+        sizes = [TENSOR_PARALLEL_SIZE, PIPELINE_PARALLEL_SIZE]
+        sizes += [] if arguments.switched_on(words, SHARED_BY_DATA) else [DATA_PARALLEL_SIZE]
+        return math.prod(arguments.number(words, flags) or 1 for flags in sizes)
 
     @property
     def start_share(self) -> float | None:
@@ -210,8 +221,12 @@ class Sglang(Engine):
 
     def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
         if freezes and not can_retract(version):
-            return "suspend its requests and survive it: it is drained instead"
+            return "suspend its requests and survive it: a switch waits until they have ended"
         return None
+
+    def recompute_share(self, eviction: Eviction) -> float:
+        # To be suspended, requests are retracted, which gives their KV cache up.
+        return 1.0
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
         timeouts = self.options.timeouts

@@ -4,7 +4,7 @@ Sleep mode's endpoints exist only in vLLM's development mode and are not authent
 loopback alone, or on a Unix socket in its own directory.
 """
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.engines import arguments
-from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, Abilities, Engine
+from llmux.engines.base import DEFAULT_MAX_IN_FLIGHT, LOOPBACK, READ_BACK_SHARE, Abilities, Engine
 from llmux.engines.calls import ControlTimeouts, Endpoints, told_max_model_length
 from llmux.engines.identity import digest, file_identity
 from llmux.engines.paths import RequestRules
@@ -28,18 +28,24 @@ from llmux.engines.steps import (
     has_taken,
     is_suspended,
 )
+from llmux.engines.vllm_arguments import (
+    API_KEY,
+    GPU_FACTORS,
+    GPU_SHARE,
+    KV_CACHE_BYTES,
+    KV_CONNECTOR,
+    KV_OFFLOADING_BACKEND,
+    KV_OFFLOADING_SIZE,
+    LORA_MODULES,
+    MAX_IN_FLIGHT,
+    MAX_MODEL_LENGTH,
+    SERVED_NAMES,
+    lora_modules,
+    max_model_length,
+    served_names,
+    unreadable_lora_modules,
+)
 from llmux.errors import ControlCallFailed, Problem
-
-# Flags that llmux reads, with their synonyms.
-TENSOR_PARALLEL_SIZE = ("--tensor-parallel-size", "-tp")
-MAX_IN_FLIGHT = ("--max-num-seqs",)
-GPU_SHARE = ("--gpu-memory-utilization",)
-KV_CACHE_BYTES = ("--kv-cache-memory-bytes", "--kv-cache-memory")
-SERVED_NAMES = ("--served-model-name",)
-LORA_MODULES = ("--lora-modules",)
-MAX_MODEL_LENGTH = ("--max-model-len",)
-API_KEY = ("--api-key",)
-
 
 DEFAULT_GPU_SHARE = 0.92
 """vLLM's default of ``--gpu-memory-utilization``."""
@@ -55,10 +61,6 @@ SERVER_KEEP_ALIVE_SECONDS = 3600
 
 WITHOUT_IO_URING = {"UV_USE_IO_URING": "0", "USE_LIBUV": "0"}
 """Keeps older uvloop and torch's stores from io_uring, which criu cannot dump. Newer uvloop needs the shim's filter."""
-
-_LENGTH = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([kmgtKMGT])?")
-_UNITS = {unit: 1000**power for power, unit in enumerate("kmgt", 1)}
-_UNITS |= {unit: 1024**power for power, unit in enumerate("KMGT", 1)}
 
 _COMPILE_CACHES = {
     "VLLM_CACHE_ROOT": "vllm",
@@ -82,6 +84,11 @@ _LOADERS_THAT_CANNOT_RELOAD = (
 default loader, and those built on it, have ``get_all_weights`` (vllm-project/vllm#57381)."""
 _REMOTE_WEIGHTS = ("s3://", "gs://", "az://")
 """Paths of weights that vLLM reads with a streaming loader."""
+
+KEEP_OFFLOADED_KV = "&clear_connector_cache=false"
+"""Without it, ``/sleep`` and ``/pause`` empty what holds KV cache outside the GPU as well, in case the weights change
+(vllm-project/vllm#57810). Versions that do not know the parameter (0.32) ignore it. Then nothing is left of vLLM's own
+offloading; what an LMCache server holds is kept by all, since its connector cannot empty it (by 0.32's source)."""
 
 FREEZES_FROM = (0, 17)
 """The first version whose ``/sleep`` and ``/pause`` know ``mode=keep``."""
@@ -139,6 +146,7 @@ class Vllm(Engine):
     """vLLM's OpenAI-compatible server in sleep mode."""
 
     kind: ClassVar[str] = "vllm"
+    suspends_requests: ClassVar[bool] = True
     default_program: ClassVar[str] = "vllm"
     takes_socket: ClassVar[bool] = True
     key_variable: ClassVar[str] = "VLLM_API_KEY"
@@ -150,7 +158,7 @@ class Vllm(Engine):
     own_keys: ClassVar[frozenset[str]] = frozenset(("checkpoint_calls",))
     reserved_flags: ClassVar[tuple[str, ...]] = ("--port", "--host", SOCKET_FLAG)
     read_flags: ClassVar[tuple[str, ...]] = (
-        *TENSOR_PARALLEL_SIZE[:1],
+        *(flags[0] for flags in GPU_FACTORS),
         *MAX_IN_FLIGHT,
         *GPU_SHARE,
         *KV_CACHE_BYTES,
@@ -158,6 +166,9 @@ class Vllm(Engine):
         *LORA_MODULES,
         *MAX_MODEL_LENGTH,
         *API_KEY,
+        *KV_OFFLOADING_SIZE,
+        *KV_OFFLOADING_BACKEND,
+        *KV_CONNECTOR,
     )
     environment_prefixes: ClassVar[tuple[str, ...]] = ("VLLM_", "FLASHINFER_")
     temporary_variables: ClassVar[frozenset[str]] = frozenset(("TMPDIR", "VLLM_RPC_BASE_PATH"))
@@ -194,7 +205,12 @@ class Vllm(Engine):
 
     @property
     def gpu_count(self) -> int:
-        return arguments.number(self.options.extra_args, TENSOR_PARALLEL_SIZE) or 1
+        return math.prod(arguments.number(self.options.extra_args, flags) or 1 for flags in GPU_FACTORS)
+
+    @property
+    def offloads_kv(self) -> bool:
+        """Whether its KV cache is held outside the GPU, too, in host memory or by another server."""
+        return bool(arguments.present(self.options.extra_args, (*KV_OFFLOADING_SIZE, *KV_CONNECTOR)))
 
     @property
     def start_share(self) -> float | None:
@@ -256,6 +272,21 @@ class Vllm(Engine):
                 'write NAME=PATH, or \'{"name": "NAME", "path": "PATH"}\'',
             )
 
+    def recompute_share(self, eviction: Eviction) -> float:
+        share = super(Vllm, self).recompute_share(eviction)
+        backend = arguments.value(self.options.extra_args, KV_OFFLOADING_BACKEND)
+        # Whether vLLM's own offloading outlives a sleep depends on its version (``KEEP_OFFLOADED_KV``).
+        return READ_BACK_SHARE if share and eviction.keeps_process and backend == "lmcache" else share
+
+    def advice(self, eviction: Eviction) -> Iterator[Problem]:
+        sleeps = eviction.process is Process.KEEP_RUNNING or eviction.weights is not Weights.RETAIN
+        if eviction.keeps_process and sleeps and not self.offloads_kv:
+            yield Problem(
+                "extra_args",
+                "what frozen requests had computed is lost in a sleep, and computed again",
+                "have the KV cache held outside the GPU, too: docs/residency.md, 'The KV cache over a switch'",
+            )
+
     def command_line(self, port: int, socket_path: Path | None = None) -> tuple[str, ...]:
         # With a socket vLLM ignores the port; a program that ignores the socket instead listens there.
         on_socket = () if socket_path is None else (SOCKET_FLAG, str(socket_path))
@@ -311,7 +342,8 @@ class Vllm(Engine):
     def lacks(self, version: str, eviction: Eviction, *, freezes: bool) -> str | None:
         numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
         if freezes and numbers < FREEZES_FROM:
-            return f"suspend its requests, which vLLM does from {_dotted(FREEZES_FROM)} on: it is drained instead"
+            first = _dotted(FREEZES_FROM)
+            return f"suspend its requests, which vLLM does from {first} on: a switch waits until they have ended"
         is_part = eviction.process is Process.KEEP_RUNNING and eviction.weights is Weights.RETAIN
         if is_part and numbers < RELEASES_KV_CACHE_FROM:
             first = _dotted(RELEASES_KV_CACHE_FROM)
@@ -330,19 +362,19 @@ class Vllm(Engine):
         )
 
     def steps(self, eviction: Eviction, *, freeze: bool = False) -> tuple[Step, ...]:
-        level = _LEVELS.get(eviction.weights)
-        sleep = () if level is None else (Sleep(self.options.timeouts, level, keeps_requests=freeze),)
+        level, timeouts, offloads_kv = _LEVELS.get(eviction.weights), self.options.timeouts, self.offloads_kv
+        sleep = () if level is None else (Sleep(timeouts, level, freeze, offloads_kv),)
         match eviction.process:
             case Process.STOP:
                 return (StopProcess(),)
             case Process.KEEP_RUNNING:
-                return sleep or (ReleaseKvCache(self.options.timeouts, keeps_requests=freeze),)
+                return sleep or (ReleaseKvCache(timeouts, freeze, offloads_kv),)
             case Process.CHECKPOINT | Process.CUDA_SUSPEND:
                 # Frozen at any point. Paused before, the engine does not find its requests timed out after.
-                pause = (PauseRequests(self.options.timeouts),) if freeze and level is None else ()
-                seconds = self.options.timeouts.sleep_seconds
-                ranks = (PrepareRanks(self.options.rank_calls, seconds),) if self._has_several_gpus else ()
-                otherwise = Sleep(self.options.timeouts, SleepLevel.OFFLOAD, keeps_requests=freeze)
+                pause = (PauseRequests(timeouts),) if freeze and level is None else ()
+                calls = PrepareRanks(self.options.rank_calls, timeouts.sleep_seconds)
+                ranks = (calls,) if self._has_several_gpus else ()
+                otherwise = Sleep(timeouts, SleepLevel.OFFLOAD, freeze, offloads_kv)
                 if eviction.process is Process.CUDA_SUSPEND:
                     return (*pause, *sleep, *ranks, SuspendGpu(freeze, otherwise))
                 suspend = SuspendGpu(freeze, otherwise, is_for_dump=True)
@@ -356,6 +388,8 @@ class Sleep:
     timeouts: ControlTimeouts
     level: SleepLevel
     keeps_requests: bool = False
+    offloads_kv: bool = False
+    """Whether KV cache is held outside the GPU, too. It is left there, unless the weights are to be read anew."""
     leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
 
     @property
@@ -373,7 +407,10 @@ class Sleep:
         if self.level is SleepLevel.OFFLOAD and not await engine.fits_into_host_memory():
             engine.note_fallback("the weights are discarded instead of offloaded", "too little host memory for them")
             step = replace(self, level=SleepLevel.DISCARD)
-        call = fall_asleep(engine.endpoints, step.level, step.timeouts, keep_requests=step.keeps_requests)
+        keep_kv = step.offloads_kv and step.level is SleepLevel.OFFLOAD
+        call = fall_asleep(
+            engine.endpoints, step.level, step.timeouts, keep_requests=step.keeps_requests, keep_offloaded_kv=keep_kv
+        )
         await engine.perform(call, "going to sleep")
         return (step,)
 
@@ -391,6 +428,8 @@ class ReleaseKvCache:
 
     timeouts: ControlTimeouts
     keeps_requests: bool = False
+    offloads_kv: bool = False
+    """Whether KV cache is held outside the GPU, too; it is left there."""
     leaves_process: ClassVar[Process] = Process.KEEP_RUNNING
     leaves_weights: ClassVar[Weights] = Weights.RETAIN
 
@@ -400,11 +439,13 @@ class ReleaseKvCache:
     async def apply(self, engine: EngineControls) -> tuple[Step, ...]:
         if _is_asleep(engine) or is_suspended(engine):
             return ()
-        call = release_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
+        call = release_kv_cache(
+            engine.endpoints, self.timeouts, keep_requests=self.keeps_requests, keep_offloaded_kv=self.offloads_kv
+        )
         if await engine.perform(call, "releasing its KV cache"):
             return (self,)
         engine.note_fallback("the weights are offloaded too", "this version cannot release its KV cache alone")
-        return await Sleep(self.timeouts, SleepLevel.OFFLOAD, keeps_requests=self.keeps_requests).apply(engine)
+        return await Sleep(self.timeouts, SleepLevel.OFFLOAD, self.keeps_requests, self.offloads_kv).apply(engine)
 
     async def undo(self, engine: EngineControls) -> None:
         call = restore_kv_cache(engine.endpoints, self.timeouts, keep_requests=self.keeps_requests)
@@ -437,64 +478,23 @@ def _is_asleep(engine: EngineControls) -> bool:
     return has_taken(engine, Sleep, ReleaseKvCache)
 
 
-def served_names(words: Sequence[str]) -> tuple[str, ...]:
-    """The names after ``--served-model-name``."""
-    return arguments.last_values(words, SERVED_NAMES)
-
-
-def lora_modules(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Name and path of each adapter after ``--lora-modules``, written as ``name=path`` or as a JSON object.
-
-    What vLLM does not read either is left out.
-    """
-    words = arguments.last_values(words, LORA_MODULES)
-    return tuple(module for word in words if (module := _lora_module(word)) is not None)
-
-
-def unreadable_lora_modules(words: Sequence[str]) -> tuple[str, ...]:
-    """The words after any ``--lora-modules`` that stand for no adapter."""
-    return tuple(word for word in arguments.every_value(words, LORA_MODULES) if word and _lora_module(word) is None)
-
-
-def _lora_module(word: str) -> tuple[str, str] | None:
-    if "=" in word and "," not in word:
-        name, _, path = word.partition("=")
-        return (name, path) if name else None
-    try:
-        module = json.loads(word)
-    except (ValueError, RecursionError):
-        return None
-    match module:
-        case {"name": str(name), "path": str(path)} if name:
-            return name, path
-        case _:
-            return None
-
-
-def max_model_length(words: Sequence[str]) -> int | None:
-    """The value of ``--max-model-len`` in tokens, read as vLLM does: 8k is 8000, 8K is 8192, 25.6k is 25600.
-
-    None if it is absent, left to the engine (-1, auto), or no such number.
-    """
-    match = _LENGTH.fullmatch((arguments.value(words, MAX_MODEL_LENGTH) or "").strip())
-    if match is None:
-        return None
-    number, unit = match[1], match[2]
-    if "." not in number:
-        return int(number) * (_UNITS[unit] if unit else 1)
-    return int(float(number) * _UNITS[unit]) if unit and unit.islower() else None
-
-
 async def fall_asleep(
-    endpoints: Endpoints, level: SleepLevel, timeouts: ControlTimeouts, *, keep_requests: bool = False
+    endpoints: Endpoints,
+    level: SleepLevel,
+    timeouts: ControlTimeouts,
+    *,
+    keep_requests: bool = False,
+    keep_offloaded_kv: bool = False,
 ) -> None:
     """Put the engine to sleep and read back that it sleeps; raises ControlCallFailed.
 
+    ``keep_offloaded_kv``: leave the KV cache that it holds outside the GPU, which is good only for the same weights.
     After a failure the engine's state is unknown (its scheduler stays paused) and it must be stopped.
     """
     # In the query string: in a body vLLM silently ignores the level.
     mode = "&mode=keep" if keep_requests else ""
-    await endpoints.post(f"/sleep?level={level.value}{mode}", timeouts.sleep_seconds)
+    kept = KEEP_OFFLOADED_KV if keep_offloaded_kv else ""
+    await endpoints.post(f"/sleep?level={level.value}{mode}{kept}", timeouts.sleep_seconds)
     await _read_back(endpoints, asleep=True, timeouts=timeouts)
 
 
@@ -519,7 +519,9 @@ async def wake_up(
     await _read_back(endpoints, asleep=False, timeouts=timeouts)
 
 
-async def release_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False) -> bool:
+async def release_kv_cache(
+    endpoints: Endpoints, timeouts: ControlTimeouts, *, keep_requests: bool = False, keep_offloaded_kv: bool = False
+) -> bool:
     """Have the engine release its KV cache alone, and read back that it is paused; raises ControlCallFailed.
 
     Returns False if its version knows no such call (those before 0.30): then nothing has changed. After a failure the
@@ -535,7 +537,8 @@ async def release_kv_cache(endpoints: Endpoints, timeouts: ControlTimeouts, *, k
         if failure.status != 405:
             raise
     # It asks for a pause that is complete. Requests that are kept are computed again afterwards.
-    await endpoints.post(f"/pause?mode={'keep' if keep_requests else 'abort'}", timeouts.sleep_seconds)
+    mode, kept = "keep" if keep_requests else "abort", KEEP_OFFLOADED_KV if keep_offloaded_kv else ""
+    await endpoints.post(f"/pause?mode={mode}{kept}", timeouts.sleep_seconds)
     await endpoints.post(path, timeouts.sleep_seconds)
     await _read_back(endpoints, asleep=True, timeouts=timeouts)
     return True

@@ -14,6 +14,7 @@ from llmux.errors import (
     ModelNotAllowed,
     ModelNotFound,
     ModelNotLoaded,
+    Overloaded,
     QueueFull,
     QueueTimeout,
     RequestError,
@@ -87,6 +88,7 @@ SHAPES: dict[type[RequestError], ErrorShape] = {
     BadGateway: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "bad_gateway"),
     EngineDied: ErrorShape(HTTPStatus.BAD_GATEWAY, _SERVER, "engine_died"),
     EngineUnavailable: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_unavailable", retry_after_seconds=5),
+    Overloaded: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "overloaded", retry_after_seconds=5),
     ModelNotAllowed: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_not_allowed", retry_after_seconds=10),
     ModelNotLoaded: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model_not_loaded"),
     OutOfDescriptors: ErrorShape(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "out_of_descriptors", retry_after_seconds=1),
@@ -122,6 +124,8 @@ def shape_of(error: RequestError) -> ErrorShape:
 def _message(error: RequestError) -> str:
     """The error's message and, for errors that come from where HTTP is unknown, what the client can do about it."""
     match error:
+        case ModelNotAllowed(stays=True):
+            return f"{error}; use /control/sleep or /control/unpin"
         case ModelNotAllowed():
             return f"{error}; use /control/switch or /control/unpin"
         case ModelNotFound(known=()):
@@ -176,13 +180,15 @@ def error_headers(error: RequestError) -> bytes:
     lines = b"x-llmux-error: 1\r\n"
     retry_after_seconds = shape.retry_after_seconds
     match error:
-        case EngineUnavailable():
+        case EngineUnavailable() | Overloaded():
             retry_after_seconds = max(1, math.ceil(error.retry_after_seconds))
         case (
             QueueTimeout(start=StartProgress(left_seconds=left))
             | ModelNotLoaded(start=StartProgress(left_seconds=left))
         ):
             retry_after_seconds = _START_RETRY_SECONDS if left is None else max(1, math.ceil(left))
+        case QueueFull(forecast_seconds=float() as forecast) | QueueTimeout(forecast_seconds=float() as forecast):
+            retry_after_seconds = max(1, math.ceil(forecast))
         case _:
             pass
     if retry_after_seconds is not None:

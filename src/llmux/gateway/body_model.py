@@ -1,16 +1,17 @@
-"""What the gateway reads in a JSON body, ``model`` and ``stream``, and how the model is replaced in it."""
+"""What the gateway reads in a JSON body, ``model``, ``stream`` and ``keep_alive``, and how ``model`` is replaced."""
 
 import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from llmux.gateway.body_fields import ABSENT, decode_fields
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 
-TRUE = frozenset((b"true", b"1", b"yes", b"on", b"t", b"y"))
+TRUE: Final = frozenset((b"true", b"1", b"yes", b"on", b"t", b"y"))
 """What pydantic, with which engines validate, takes for true in a field of type bool, in lower case."""
 
 _MAX_QUICK_BYTES = 32 * 1024
@@ -28,15 +29,6 @@ class TooLong(Exception):
     """The body is too long for what must be done with it on the event loop: a thread is to read it."""
 
 
-class _Fields(msgspec.Struct):
-    model: str | None = None
-    stream: msgspec.Raw = msgspec.Raw(b"false")
-    """Left unparsed: an engine may accept more than a boolean."""
-
-
-_decoder = msgspec.json.Decoder(_Fields)
-
-
 class JsonBody(NamedTuple):
     """What the gateway reads in a JSON body."""
 
@@ -45,6 +37,8 @@ class JsonBody(NamedTuple):
     """Whether the answer is to come as a stream."""
     text: bytes
     """The body, without a byte order mark."""
+    keep_alive: bytes = b""
+    """How long the model is to stay, as JSON; empty if that is not said."""
 
     def with_model(self, model: str) -> bytes:
         """The body with its top-level ``model`` replaced; raises InvalidJson or TooLong."""
@@ -52,25 +46,36 @@ class JsonBody(NamedTuple):
 
 
 def read_json(body: bytes) -> JsonBody:
-    """Read a body as engines do, whose parser is Python's: NaN, Infinity, lone surrogates and a byte order mark pass.
+    """What ``read_fields`` finds, with names."""
+    return JsonBody(*read_fields(body))
+
+
+def read_fields(body: bytes) -> tuple[str | None, bool, bytes, bytes]:
+    """The fields of ``JsonBody`` as a plain tuple: making a named one would cost each request as much as reading them.
+
+    Read as engines do, whose parser is Python's: NaN, Infinity, lone surrogates and a byte order mark pass.
 
     Of the encodings that Python guesses only UTF-8 does, which RFC 8259 prescribes: no other is read in large bodies.
     Raises InvalidJson, which says what is wrong and where, MalformedRequest or TooLong.
     """
     try:
-        fields = _decoder.decode(body)
+        fields = decode_fields(body)
     except msgspec.ValidationError:
         raise _not_an_object() from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _read_leniently(body)
-    _require_utf8(body)
-    return JsonBody(fields.model, bytes(fields.stream).strip(b'"').lower() in TRUE, body)
+    if not body.isascii():
+        _require_utf8(body)
+    streams = fields.stream is not ABSENT and bytes(fields.stream).strip(b'"').lower() in TRUE
+    keep_alive = b"" if fields.keep_alive is ABSENT else bytes(fields.keep_alive)
+    return fields.model, streams, body, keep_alive
 
 
 def _require_utf8(body: bytes) -> None:
-    """msgspec does not look at what it skips, but engines refuse it, and no model is to be woken for that."""
-    if body.isascii():  # Most are, and decoding would copy them.
-        return
+    """msgspec does not look at what it skips, but engines refuse it, and no model is to be woken for that.
+
+    Most bodies are ASCII, and not worth the copy that decoding makes.
+    """
     try:
         body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
@@ -84,15 +89,16 @@ def refuse_other_encodings(body: bytes) -> None:
         raise _invalid(f"it is encoded as {encoding[:6].upper()}; send it as UTF-8")
 
 
-def _read_leniently(body: bytes) -> JsonBody:
+def _read_leniently(body: bytes) -> tuple[str | None, bool, bytes, bytes]:
     refuse_other_encodings(body)
     if body.startswith(BOM_UTF8):
-        return read_json(body.removeprefix(BOM_UTF8))
+        return read_fields(body.removeprefix(BOM_UTF8))
     fields = _parse(body)
     model, stream = fields.get("model"), fields.get("stream", False)
     if not isinstance(model, str | None):
         raise _not_an_object()
-    return JsonBody(model, str(stream).lower().encode("utf-8", "replace") in TRUE, body)
+    keep_alive = json.dumps(fields["keep_alive"]).encode() if "keep_alive" in fields else b""
+    return model, str(stream).lower().encode("utf-8", "replace") in TRUE, body, keep_alive
 
 
 def require_valid(body: bytes) -> None:
@@ -110,7 +116,8 @@ def require_valid(body: bytes) -> None:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             place = _MSGSPEC_PLACE.fullmatch(str(error))
             raise _invalid(place[1] if place else str(error), int(place[2]) if place else None) from None
-    _require_utf8(body)
+    if not body.isascii():
+        _require_utf8(body)
 
 
 def _decode(body: bytes) -> None:
@@ -128,10 +135,11 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise TooLong
     try:
         fields = json.loads(body)
-    except json.JSONDecodeError as error:
-        raise _invalid(error.msg, len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))) from None
-    except UnicodeDecodeError as error:
-        raise _invalid(f"not {error.encoding}", error.start) from None
+    except json.JSONDecodeError as malformed:
+        at_byte = len(malformed.doc[: malformed.pos].encode("utf-8", "surrogatepass"))
+        raise _invalid(malformed.msg, at_byte) from None
+    except UnicodeDecodeError as undecodable:
+        raise _invalid(f"not {undecodable.encoding}", undecodable.start) from None
     except RecursionError:
         raise _invalid("nested too deeply") from None
     except ValueError as error:  # A number of more digits than Python reads.

@@ -1,13 +1,14 @@
 """The inference paths that llmux knows, beside those with a fixed path: with identifiers, further ones, hints."""
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from llmux.engines.paths import ANY, COMMON_ENDPOINTS, Endpoint
 
-EVENT_STREAMS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
+EVENT_STREAMS: Final = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
 """Where ``"stream": true`` asks for server-sent events."""
 
-ANNOUNCED_STREAMS = frozenset(("/v1/responses", "/v1/messages"))
+ANNOUNCED_STREAMS: Final = frozenset(("/v1/responses", "/v1/messages"))
 """Of these, the ones whose first events come before the first token."""
 
 _RESPONSES = "/v1/responses/"

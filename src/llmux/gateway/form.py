@@ -7,6 +7,7 @@ boundary is what does so for python-multipart, with which most engines read form
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from python_multipart.multipart import parse_options_header
 
@@ -14,7 +15,7 @@ from llmux.gateway import pieces
 from llmux.gateway.body_model import TRUE
 from llmux.gateway.errors import MalformedRequest
 
-LARGE_FORM_BYTES = 256 * 1024
+LARGE_FORM_BYTES: Final = 256 * 1024
 """From this size on a form must be read by a thread."""
 _MAX_MODEL_NAME_BYTES = 1024
 _MAX_PARTS = 256
@@ -133,7 +134,7 @@ def _part(body: bytes, at: int) -> tuple[int, bytes | None]:
             f"the headers of a part of the multipart body do not end within {_MAX_HEADER_BYTES} bytes"
         )
     name: bytes | None = None
-    for line in body[at:end].split(b"\r\n"):
+    for line in body[at : max(at, end)].split(b"\r\n"):
         field, colon, value = line.partition(b":")
         if line and not colon:
             raise MalformedRequest("a part of the multipart body has a malformed header")

@@ -16,10 +16,10 @@ _MAX_REDUCTIONS = 64
 _MAX_KEPT_BYTES = 4096
 _MAX_MEMBERS = 10_000
 """Each takes several microseconds of Python, as little as six bytes of a body, and memory if it is a ``model``."""
-_NAMES = {"model": b'"model"', "stream": b'"stream"'}
+_NAMES = {"model": b'"model"', "stream": b'"stream"', "keep_alive": b'"keep_alive"'}
 _MAX_ESCAPE_BYTES = len("\\u0000")
 """Every character may be written as an escape."""
-_MAX_NAME_BYTES = len('"stream"') * _MAX_ESCAPE_BYTES
+_MAX_NAME_BYTES = len('"keep_alive"') * _MAX_ESCAPE_BYTES
 _MAX_SCALAR_BYTES = 64 * 1024
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -32,7 +32,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class Outline(NamedTuple):
-    """An object that has only those members of another that an engine may read as ``model`` or ``stream``."""
+    """An object that has only those members of another that the gateway reads, as an engine may spell them."""
 
     text: bytes
     model_places: tuple[tuple[int, int], ...]

@@ -10,6 +10,7 @@ import structlog
 from llmux import os_errors
 from llmux.core.names import ModelName
 from llmux.gateway import pieces
+from llmux.gateway.body_fields import decode_fields
 from llmux.gateway.body_model import require_valid
 from llmux.gateway.errors import InvalidJson, MalformedRequest
 from llmux.gateway.form import LARGE_FORM_BYTES
@@ -67,7 +68,7 @@ def read_large(
     if body is None:
         raise BodyDropped
     call = _read_json(head, route, body, names) if not head.is_form else find_model(head, route, body, names)
-    return call if len(call.body) < spool_bytes else call._replace(body=_spooled(call.body))
+    return call if len(call.body) < spool_bytes else call.with_body(_spooled(call.body))
 
 
 def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
@@ -84,11 +85,11 @@ def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
             raise error from None
         if variants is not None and variants.of(call.model).removed is not None:
             raise  # Nobody knows what its engine would find in it.
-        return call._replace(body=body)
+        return call.with_body(body)
     call = find_model(head, route, outline.text, names)
     edits: list[tuple[int, int, bytes]] = []
     added = dict(call.added_fields)
-    if call.body != outline.text and (model := msgspec.json.decode(call.body, type=_Model).model) is not None:
+    if call.body != outline.text and (model := decode_fields(call.body).model) is not None:
         edits += [(start, end, msgspec.json.encode(model)) for start, end in outline.model_places]
         if not edits:
             added["model"] = model
@@ -98,11 +99,7 @@ def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
         # A large object has other members, but for one that has only what is cut out of it, which no engine answers.
         members = msgspec.json.encode(added)[1:-1] + b","
         edits.append((outline.begins_at, outline.begins_at, members))
-    return call._replace(body=pieces.edit(body, sorted(edits)) if edits else body)
-
-
-class _Model(msgspec.Struct):
-    model: str | None = None
+    return call.with_body(pieces.edit(body, sorted(edits)) if edits else body)
 
 
 def _spooled(body: Body) -> Body:

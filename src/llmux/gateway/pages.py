@@ -13,7 +13,7 @@ from llmux.gateway.errors import HostNotAllowed, OriginNotAllowed
 from llmux.gateway.http.request_head import RequestHead
 from llmux.host_names import is_address, is_loopback, split_host
 
-_EXPOSED = b"x-request-id, x-llmux-queue-ms, x-llmux-switch-ms, x-llmux-error, retry-after"
+_EXPOSED = b"x-request-id, x-llmux-queue-ms, x-llmux-switch-ms, x-llmux-forecast-ms, x-llmux-error, retry-after"
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _PREFLIGHT = re.compile(rb"(?:^|\r\n)access-control-request-method:", re.IGNORECASE)
 _REQUESTED_HEADERS = re.compile(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from llmux.core.names import ModelName, NameKind
@@ -14,7 +14,7 @@ from llmux.engines.paths import JSON, Endpoint, MediaType
 from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
 from llmux.gateway import endpoints
-from llmux.gateway.body_model import JsonBody, add_fields, read_json, replace_model
+from llmux.gateway.body_model import JsonBody, add_fields, read_fields, read_json, replace_model
 from llmux.gateway.engine_paths import EngineGroup, EnginePaths, EngineRules, merged
 from llmux.gateway.errors import (
     MalformedRequest,
@@ -102,6 +102,7 @@ _MAX_QUERY_BYTES = 8192
 _MAX_QUERY_FIELDS = 256
 _MODELS_NAMED = 5
 _NAME_SHOWN = 100
+_NO_FIELDS: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 def _shortest(raw: bytes) -> bytes:
@@ -166,7 +167,7 @@ class Router:
         self._never_prefixes = tuple(
             {*NEVER_FORWARDED_PREFIXES, *(prefix for own in rules for prefix in own.never_forwarded_prefixes)}
         )
-        self._cacheable = self._paths.known | _LOCAL.keys()
+        self._cacheable = self._paths.known | frozenset(_LOCAL)
         self._cached: dict[bytes, Route] = {}
 
     def find(self, path: bytes) -> Route:
@@ -339,16 +340,32 @@ def unknown_path(route: Route) -> UnknownPath:
     )
 
 
-class EngineCall(NamedTuple):
-    """What is to be sent to which model."""
+class EngineCall:
+    """What is to be sent to which model. Neither a tuple nor a dataclass: one is made for each request."""
 
-    model: str
-    """The model's key."""
-    body: Body
-    streams: bool
-    """Whether the answer is to come as a stream."""
-    added_fields: Mapping[str, object] = MappingProxyType({})
-    """Fields that a JSON body must have for the engine, and ``body`` may not have yet."""
+    __slots__ = ("added_fields", "body", "keep_alive", "model", "streams")
+
+    def __init__(
+        self,
+        model: str,
+        body: Body,
+        streams: bool,
+        added_fields: Mapping[str, object] = _NO_FIELDS,
+        keep_alive: bytes = b"",
+    ) -> None:
+        self.model = model
+        """The model's key."""
+        self.body: Body = body
+        self.streams = streams
+        """Whether the answer is to come as a stream."""
+        self.added_fields = added_fields
+        """Fields that a JSON body must have for the engine, and ``body`` may not have yet."""
+        self.keep_alive = keep_alive
+        """How long the model is to stay, as the body says it in JSON; empty if it does not."""
+
+    def with_body(self, body: Body) -> "EngineCall":
+        """The same with another body."""
+        return EngineCall(self.model, body, self.streams, self.added_fields, self.keep_alive)
 
 
 def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
@@ -376,13 +393,13 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
         if asked.served != form.model:
             body = form.with_model(asked.served)
         return EngineCall(asked.model, body, form.streams)
-    model, streams, body = read_json(body)
+    model, streams, body, keep_alive = read_fields(body)
     asked_for = names.get(model) if model else None
     if asked_for is None:
         asked_for = _known(model, names)
     if asked_for.served != model:
         body = replace_model(body, asked_for.served)
-    return EngineCall(asked_for.model, body, streams, asked_for.added_fields)
+    return EngineCall(asked_for.model, body, streams, asked_for.added_fields, keep_alive)
 
 
 def _find_among_variants(
@@ -398,7 +415,7 @@ def _find_among_variants(
         return call
     edited = own.removed.without(bytes(call.body))
     # Only what clients' bodies cannot have any more is added, so that an engine finds it once.
-    return call._replace(body=add_fields(edited, call.added_fields) if call.added_fields else edited)
+    return call.with_body(add_fields(edited, call.added_fields) if call.added_fields else edited)
 
 
 def _find_by_more_than_the_body(
@@ -421,7 +438,8 @@ def _find_by_more_than_the_body(
     # A body without a name may stay so, unless the engine would then answer without the adapter.
     is_right = meant.served == read.model or (read.model is None and meant.kind is not NameKind.ADAPTER)
     text = read.text if is_right else read.with_model(meant.served)
-    return EngineCall(asked_for.model, text, read.streams, meant.added_fields)
+    keep_alive = read.keep_alive if isinstance(read, JsonBody) else b""
+    return EngineCall(asked_for.model, text, read.streams, meant.added_fields, keep_alive)
 
 
 def _meant(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelName]) -> ModelName:

@@ -16,7 +16,7 @@ VARIABLE = "LLMUX_GPU_READER"
 
 FindGpus: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], tuple[GpuReader, StartNeed | None] | None]
 """Called with an engine's arguments and environment. Returns a reader of its GPUs and what it needs to start (None if
-unknown), or None for an engine whose GPUs NVML shall read."""
+unknown), or None for an engine whose GPUs NVML shall read. Without arguments it is asked for llmux's own GPUs."""
 
 
 class GpuHookUnusable(LlmuxError):

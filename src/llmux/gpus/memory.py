@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,11 +43,13 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process that holds GPU memory; ``mib`` is None where the driver does not report the amount."""
+    """A process and what it holds of one GPU; ``mib`` is None where the driver does not report the amount."""
 
     pid: int
     name: str
     mib: int | None
+    gpu: str = ""
+    """As ``GpuMemory.gpu``."""
 
     def __str__(self) -> str:
         amount = "unknown" if self.mib is None else f"{self.mib} MiB"
@@ -62,7 +63,7 @@ class GpuReader(Protocol):
         """Memory of each GPU; raises GpusUnreadable."""
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
-        """Processes with memory on these GPUs, largest first; raises GpusUnreadable."""
+        """Processes with memory on these GPUs, largest first, each once for every GPU; raises GpusUnreadable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,12 @@ class GpuHeadroom:
                 self._freed_mib[gpu.gpu] = self._freed_mib.get(gpu.gpu, 0) + freed_mib
 
     async def held_mib(self, is_own: Callable[[int], bool]) -> int | None:
-        """What an engine's processes hold on its GPUs together; None if the driver does not tell.
+        """What an engine's processes hold on its GPUs together; as ``held_by_gpu``."""
+        held = await self.held_by_gpu(is_own)
+        return None if held is None else sum(held.values())
+
+    async def held_by_gpu(self, is_own: Callable[[int], bool]) -> Mapping[str, int] | None:
+        """What an engine's processes hold of each of its GPUs, in MiB; None if the driver does not tell.
 
         ``is_own`` says whether a process is the engine's; it is called in a thread. In a container the driver's
         process numbers may be others than ours: then nothing seems to be held.
@@ -151,16 +157,32 @@ class GpuHeadroom:
             return None
         reader = self.reader
 
-        def read() -> int | None:
-            own = [process.mib for process in reader.read_processes() if is_own(process.pid)]
-            amounts = [mib for mib in own if mib is not None]
-            return sum(amounts) if len(amounts) == len(own) else None
+        def read() -> Mapping[str, int] | None:
+            held: dict[str, int] = {}
+            for process in reader.read_processes():
+                if is_own(process.pid):
+                    if process.mib is None:
+                        return None
+                    held[process.gpu] = held.get(process.gpu, 0) + process.mib
+            return held
 
         try:
             async with asyncio.timeout(READ_LIMIT_SECONDS):
                 return await asyncio.to_thread(read)
         except (GpusUnreadable, TimeoutError):
             return None
+
+    async def settled_by_gpu(self, is_own: Callable[[int], bool]) -> Mapping[str, int] | None:
+        """As ``held_by_gpu``, once it does not change any more; None if it still does when the time is up."""
+        give_up_at = asyncio.get_running_loop().time() + self._wait_seconds
+        before = await self.held_by_gpu(is_own)
+        while before is not None and asyncio.get_running_loop().time() < give_up_at:
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
+            now = await self.held_by_gpu(is_own)
+            if now == before:
+                return now
+            before = now
+        return None
 
     async def holders(self) -> frozenset[int]:
         """The processes that the driver lists on the GPUs, by their numbers; empty if it does not tell."""
@@ -208,6 +230,20 @@ class GpuHeadroom:
             memory = await self.read()
             await self._wait({gpu.gpu: need.on(gpu) for gpu in memory}, memory)
 
+    async def missing_to_start(self) -> str | None:
+        """Wait as ``wait_to_start`` does, for a program that must not be started before: None once it can be.
+
+        Else what is missing in the end, and who has it.
+        """
+        memory = await self.read()
+        need = self._start_need or StartNeed()
+        short = await self._until_free({gpu.gpu: need.on(gpu) for gpu in memory}, memory)
+        if not short:
+            return None
+        missing = "; ".join(f"of GPU {gpu.gpu} {gpu.free_mib} MiB are free, {need.on(gpu)} wanted" for gpu in short)
+        holders = ", ".join(map(str, (await self._processes())[:PROCESSES_SHOWN]))
+        return f"{missing}; held by {holders or 'nobody that the driver names'}"
+
     async def wait_to_wake(self, is_own: Callable[[int], bool] | None = None) -> None:
         """Return when as much is free as the engine released, or when the time is up.
 
@@ -226,23 +262,32 @@ class GpuHeadroom:
         return {gpu: mib * freed_mib // seen_mib for gpu, mib in self._freed_mib.items()}
 
     async def _wait(self, needed_mib: Mapping[str, int], memory: Sequence[GpuMemory]) -> None:
+        if short := await self._until_free(needed_mib, memory):
+            await self._warn(needed_mib, short)
+
+    async def _until_free(self, needed_mib: Mapping[str, int], memory: Sequence[GpuMemory]) -> Sequence[GpuMemory]:
+        """Wait until so much is free; returns the GPUs on which it is not when the time is up."""
         began_at = asyncio.get_running_loop().time()
         while short := [gpu for gpu in memory if gpu.free_mib < needed_mib.get(gpu.gpu, 0)]:
-            waited_seconds = asyncio.get_running_loop().time() - began_at
-            if waited_seconds >= self._wait_seconds:
-                await self._warn(needed_mib, short, waited_seconds)
-                return
+            if asyncio.get_running_loop().time() - began_at >= self._wait_seconds:
+                return short
             await asyncio.sleep(POLL_INTERVAL_SECONDS)
             memory = await self.read()
+        return ()
 
-    async def _warn(self, needed_mib: Mapping[str, int], short: Sequence[GpuMemory], waited_seconds: float) -> None:
-        processes: tuple[GpuProcess, ...] = ()
-        with suppress(GpusUnreadable):
-            processes = await asyncio.to_thread(self.reader.read_processes) if self.reader is not None else ()
+    async def _processes(self) -> Sequence[GpuProcess]:
+        try:
+            async with asyncio.timeout(READ_LIMIT_SECONDS):
+                return () if self.reader is None else await asyncio.to_thread(self.reader.read_processes)
+        except (GpusUnreadable, TimeoutError):
+            return ()
+
+    async def _warn(self, needed_mib: Mapping[str, int], short: Sequence[GpuMemory]) -> None:
+        processes = await self._processes()
         log.warning(
             "GPU memory is not free; the engine is tried all the same",
             model=self._model,
-            waited_seconds=round(waited_seconds, 1),
+            waited_seconds=self._wait_seconds,
             gpus=[f"{gpu.gpu}: {needed_mib[gpu.gpu]} MiB needed, {gpu.free_mib} free" for gpu in short],
             held_by=[str(process) for process in processes[:PROCESSES_SHOWN]],
         )

@@ -22,25 +22,66 @@ class NvmlReader:
 
     def read_memory(self) -> tuple[GpuMemory, ...]:
         with library() as nvml:
-            return tuple(_read(nvml, handle) for handle in self._handles(nvml))
+            return tuple(_read(nvml, handle) for handle in self.handles(nvml))
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
-        # One process may hold memory on several GPUs. If its amount is unknown on one, so is its sum.
-        held: dict[int, int | None] = {}
+        found = []
         with library() as nvml:
-            for handle in self._handles(nvml):
+            for handle in self.handles(nvml):
+                gpu = str(nvml.nvmlDeviceGetUUID(handle))
                 for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    used_bytes, sum_mib = process.usedGpuMemory, held.get(process.pid, 0)
-                    held[process.pid] = None if used_bytes is None or sum_mib is None else sum_mib + used_bytes // MIB
-        found = [GpuProcess(pid, _name(pid), mib) for pid, mib in held.items()]
+                    mib = None if process.usedGpuMemory is None else process.usedGpuMemory // MIB
+                    found.append(GpuProcess(process.pid, _name(process.pid), mib, gpu))
         return tuple(sorted(found, key=lambda process: -(process.mib or 0)))
 
-    def _handles(self, nvml: Any) -> list[Any]:
+    def handles(self, nvml: Any) -> list[Any]:
+        """The GPUs as the initialised library names them; raises its errors."""
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         if self._visible is not None:
             by_uuid = {str(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
             handles = list(_select(self._visible, handles, by_uuid))
         return handles[: self._count]
+
+
+def usable_memory(environment: Mapping[str, str] = os.environ) -> Mapping[str, int]:
+    """What engines can have of each GPU that llmux sees, in MiB, by its number. Raises GpusUnreadable.
+
+    Numbers are what CUDA_VISIBLE_DEVICES must hold: not every engine starts with a UUID there.
+    """
+    found: dict[str, int] = {}
+    with library() as nvml:
+        for handle in NvmlReader(environment).handles(nvml):
+            number = str(nvml.nvmlDeviceGetIndex(handle))
+            if _is_divided(nvml, handle):
+                raise GpusUnreadable(f"GPU {number} is divided into instances (MIG), which llmux does not know")
+            used_bytes = _reserved_bytes(nvml, handle) + _graphics_bytes(nvml, handle)
+            found[number] = (nvml.nvmlDeviceGetMemoryInfo(handle).total - used_bytes) // MIB
+    return found
+
+
+def _is_divided(nvml: Any, handle: Any) -> bool:
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:
+        return False  # Most GPUs cannot be.
+    return bool(current)
+
+
+def _reserved_bytes(nvml: Any, handle: Any) -> int:
+    """What the driver keeps for itself: some hundred MiB, in the total. Drivers before 510 do not tell."""
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).reserved)
+    except nvml.NVMLError:
+        return 0
+
+
+def _graphics_bytes(nvml: Any, handle: Any) -> int:
+    """What a desktop holds of the GPU to which a screen is connected."""
+    try:
+        processes = nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+    except nvml.NVMLError:
+        return 0
+    return sum(process.usedGpuMemory or 0 for process in processes)
 
 
 def gpu_models() -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import resource
 import shutil
 import socket
@@ -38,6 +39,7 @@ LONGEST_SOCKET_NAME_BYTES = 40
 """Engines name their sockets by a UUID (36 characters) at most."""
 
 MIB = 1 << 20
+KIB_PER_MIB = 1 << 10
 
 
 class NoFreePort(LlmuxError):
@@ -156,6 +158,11 @@ def available_mib() -> int:
     return int(psutil.virtual_memory().available) // MIB
 
 
+def total_mib() -> int:
+    """The machine's host memory."""
+    return int(psutil.virtual_memory().total) // MIB
+
+
 def size_mib(files: Iterable[Path]) -> int:
     """The size of files together; 0 if one of them cannot be read."""
     try:
@@ -185,6 +192,15 @@ def held_mib(processes: Iterable[psutil.Process]) -> int:
     return sum(map(_held_bytes, processes)) // MIB
 
 
+def resident_mib(processes: Iterable[psutil.Process]) -> int:
+    """Host memory that ends with the processes: without the pages of files, which the kernel drops when it needs them.
+
+    What several of them share counts for each, unlike in ``held_mib``; but this is a matter of microseconds, however
+    much they hold, and a switch waits for it.
+    """
+    return sum(_resident_kib(process.pid) for process in processes) // KIB_PER_MIB
+
+
 def find_living(processes: Iterable[psutil.Process]) -> list[int]:
     """The pids of those that have not ended; a zombie has."""
     return [process.pid for process in processes if _is_living(process)]
@@ -197,6 +213,15 @@ def _held_bytes(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def _resident_kib(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    # CUDA's pinned memory is shared memory.
+    return sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s*([0-9]+) kB$", status, re.MULTILINE))
 
 
 def _is_living(process: psutil.Process) -> bool:

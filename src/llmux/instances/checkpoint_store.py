@@ -72,6 +72,14 @@ class CheckpointStore:
         """Whether criu suspends processes that use CUDA by itself. Reads the disk."""
         return self._checkpointer.has_cuda_plugin()
 
+    def files_of_engine(self) -> Sequence[Path]:
+        """The files of the image that the engine is in, if it is in one on this machine; reads the disk."""
+        path = self._current
+        try:
+            return [] if path is None else sorted(file for file in path.rglob("*") if file.is_file())
+        except OSError:
+            return []
+
     async def find_reusable(self, fingerprint: str, eviction: Eviction, canary: str | None) -> Path | None:
         """A kept image that equals what a dump would produce now; None if there is none.
 
@@ -114,7 +122,7 @@ class CheckpointStore:
             finally:
                 self._may_start_from_image = False
 
-    async def prefetch(self, fingerprint: str) -> None:
+    async def fetch_for_start(self, fingerprint: str) -> None:
         """When llmux has been started: fetch the image that the first start will be a restore from."""
         if self._current is None:
             await self.find_image_to_start_from(fingerprint)

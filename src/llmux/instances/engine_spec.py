@@ -1,6 +1,7 @@
 """Everything about one model's engine that does not change while llmux runs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.engines.base import Engine
 from llmux.engines.questions import CanaryExtras
 from llmux.gpus.cuda import CudaLimits
-from llmux.hosts.local import available_mib, size_mib
+from llmux.hosts.local import size_mib
 from llmux.instances.process import LaunchCommand
 from llmux.redaction import Redactor
 
@@ -77,9 +78,13 @@ class EngineSpec:
             ignored=engine.temporary_variables,
         )
 
-    def fits_into_host_memory(self) -> bool:
-        """Whether the weights can be offloaded now without touching the reserve; reads the disk."""
-        return available_mib() - size_mib(self.engine.weight_files()) >= self.host_memory_reserve_mib
+    def files_to_load(self) -> Sequence[Path]:
+        """The files that its start reads, in that order, as far as they are known; reads the disk."""
+        return self.engine.files_to_load(os.environ | self.engine.options.environment)
+
+    def weights_mib(self) -> int:
+        """The size of the weights' files; reads the disk."""
+        return size_mib(self.engine.weight_files())
 
     def launch_command(
         self,

@@ -30,7 +30,7 @@ class Health(Enum):
 async def check_health(endpoints: EngineEndpoints, timeout_seconds: float, path: str = HEALTH_PATH) -> Health:
     """Request the engine's path for that once."""
     try:
-        await endpoints.get(path, timeout_seconds)
+        await endpoints.get_apart(path, timeout_seconds)
     except ControlCallFailed as failure:
         return health_after(failure)
     return Health.ALIVE

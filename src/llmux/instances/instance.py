@@ -1,14 +1,15 @@
 """One model's engine through all of its starts and ends: started, put to sleep, woken, stopped."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from llmux.access import Upstream
 from llmux.checkpoints.manifest import GpuIdentity
-from llmux.core.eviction import Eviction, Process
+from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
 from llmux.engines.base import Abilities
 from llmux.engines.steps import is_suspended
@@ -23,8 +24,14 @@ from llmux.errors import (
     SpawnFailed,
 )
 from llmux.gpus.cuda import CudaCheckpoints
-from llmux.gpus.memory import LEAST_SHARE_FREED, LEAST_SHARE_OF_A_PART, GpuHeadroom
-from llmux.hosts.local import create_temporary_directory, is_free, remove_temporary_directory
+from llmux.gpus.memory import LEAST_SHARE_FREED, LEAST_SHARE_OF_A_PART, GpuHeadroom, GpuMemory
+from llmux.hosts.local import (
+    create_temporary_directory,
+    find_descendants,
+    is_free,
+    remove_temporary_directory,
+    resident_mib,
+)
 from llmux.instances.canary import Canary, OutputMismatch
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
@@ -38,7 +45,7 @@ from llmux.instances.health import (
     poll,
     wait_until_healthy,
 )
-from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.instances.outcomes import EvictOutcome, SeenMemory, WakeOutcome
 from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
 from llmux.instances.scope import EngineFailure, EngineScope, reason_of_failure
@@ -72,8 +79,12 @@ class Instance:
         on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
         socketless: SocketlessPrograms | None = None,
         cuda: CudaCheckpoints | None = None,
+        measures_memory: bool = False,
     ) -> None:
-        """``on_leaving`` is called before the process is stopped or dumped, so that connections to it can be closed."""
+        """``on_leaving`` is called before the process is stopped or dumped, so that connections to it can be closed.
+
+        ``measures_memory``: report what the engine was seen to hold of its GPUs.
+        """
         self.spec = spec
         self.abilities = Abilities()
         """What the engine said of itself after its last cold start."""
@@ -84,12 +95,16 @@ class Instance:
         self._on_exit = on_exit
         self._on_leaving = on_leaving
         self._cuda = cuda
+        self._measures_memory = measures_memory
         self._socketless = socketless or SocketlessPrograms()
         self._engine: RunningEngine | None = None
         self._state: object = None
         """What the kind of engine remembers of the cold start that is being made."""
+        self._used_before: Sequence[GpuMemory] = ()
+        """The GPUs' memory before the last cold start."""
         self._scope = EngineScope(lambda: self._process, spec.engine.known_cause)
         self._is_interrupted = False
+        self._has_said_that_it_drains = False
         self._devices: tuple[str, ...] = ()
         """The GPUs that the present engine sees, or the last one."""
         self._may_be_left = True
@@ -147,10 +162,22 @@ class Instance:
         await self._scope.run(found, None, "the search for an image")
         return self._is_in_image
 
-    async def prefetch_image(self) -> None:
+    async def fetch_image(self) -> None:
         """Fetch the image that the first start will be a restore from, if it is in an object store."""
         if self._store is not None and self._engine is None:
-            await self._store.prefetch(await asyncio.to_thread(self.spec.fingerprint))
+            await self._store.fetch_for_start(await asyncio.to_thread(self.spec.fingerprint))
+
+    def files_to_wake(self, asleep: Eviction | None) -> Sequence[Path]:
+        """The files that its way back reads, in that order, after it left by ``asleep``; None: a cold start.
+
+        Empty where it does not read the disk. Reads directories: not to be called on the event loop.
+        """
+        if asleep is None:
+            return self.spec.files_to_load()
+        is_in_image = asleep.process is Process.CHECKPOINT
+        image = self._store.files_of_engine() if is_in_image and self._store is not None else ()
+        reads_weights = asleep.weights is Weights.DISCARD or (is_in_image and self.spec.engine.maps_weights)
+        return (*image, *(self.spec.files_to_load() if reads_weights else ()))
 
     def _missing_reason(self) -> FailureReason | None:
         if self._process is None:
@@ -166,10 +193,12 @@ class Instance:
         canary_seconds_before = self.canary.seconds
         error: FailureReason | None
         is_mismatch = False
+        seen: SeenMemory | None = None
         try:
             if self._engine is None and not self._is_in_image and not await self._finds_image():
                 self._devices = devices
                 await self._start()
+                seen = await self._measure_started()
             else:
                 await self._come_back()
             error = self._missing_reason()
@@ -183,6 +212,7 @@ class Instance:
             is_mismatch=is_mismatch,
             can_freeze=self._engine is not None and self._engine.can_freeze,
             canary_seconds=self.canary.seconds - canary_seconds_before,
+            seen=seen,
         )
 
     async def evict(self, eviction: Eviction, *, freeze: bool = False) -> EvictOutcome:
@@ -195,25 +225,69 @@ class Instance:
         if self._engine is None:
             return EvictOutcome(await self._evict_from_image(eviction))
         engine = self._engine
-        before, held_mib = await asyncio.gather(self._headroom.read(), self._headroom.held_mib(self._is_own))
+        is_asleep = bool(engine.applied)
+        before, held = await asyncio.gather(self._headroom.read(), self._headroom.held_by_gpu(self._is_own))
+        held_mib = None if held is None else sum(held.values())
+        seen = self._seen(engine, held)
         try:
             outcome = await engine.leave(eviction, freeze=freeze)
-            if held_mib and self._sleeps(outcome.residency):
+            # One that slept already has nothing to give back but what it kept on purpose.
+            if held_mib and not is_asleep and self._sleeps(outcome.residency):
                 outcome = await self._stop_unless_freed(engine, outcome, held_mib)
         except ProcessStuck as stuck:
             return EvictOutcome(Cold(), error=FailureReason(str(stuck)))
         residency = outcome.residency
+        outcome = replace(outcome, seen=seen)
         if isinstance(residency, Cold):
             self._forget()
             return outcome
         if residency.eviction.process is Process.CHECKPOINT:
             self._forget()
-        self._headroom.record_freed(before, await self._headroom.read(), held_mib)
+        elif seen is not None:
+            outcome = replace(outcome, seen=await self._measure_residue(engine, residency.eviction, seen))
+        after, host_mib = await asyncio.gather(
+            self._headroom.read(), self._measure_host_memory(residency.eviction, held_mib)
+        )
+        self._headroom.record_freed(before, after, held_mib)
         if (reason := self._missing_reason()) is not None:
             # It died in its sleep: only once it is gone entirely is its memory known to be free.
             await self.end()
             return EvictOutcome(Cold(), outcome.fallback or str(reason))
-        return outcome
+        return replace(outcome, host_mib=host_mib)
+
+    async def _measure_host_memory(self, eviction: Eviction, gpu_mib: int | None) -> int | None:
+        """What the engine's processes hold of it now; ``gpu_mib``: what they held of the GPU before they left it."""
+        if (shim := self.shim_pid) is None or not eviction.stays_in_memory:
+            return None
+        host_mib = await asyncio.to_thread(lambda: resident_mib(find_descendants(shim)))
+        # Whether what the driver keeps for a suspended process counts as the process's own depends on the driver.
+        return max(host_mib, gpu_mib or 0) if eviction.process is Process.CUDA_SUSPEND else host_mib
+
+    async def _measure_started(self) -> SeenMemory | None:
+        """What an engine holds that has just been started; None if that cannot be told."""
+        if not self._measures_memory or self._engine is None:
+            return None
+        held = await self._headroom.held_by_gpu(self._is_own)
+        if held and any(held.values()):
+            return self._seen(self._engine, held)
+        used_before = {gpu.gpu: gpu.used_mib for gpu in self._used_before}
+        grown = {gpu.gpu: gpu.used_mib - used_before.get(gpu.gpu, 0) for gpu in await self._headroom.read()}
+        seen = self._seen(self._engine, grown)
+        return None if seen is None else replace(seen, is_told=False)
+
+    async def _measure_residue(self, engine: RunningEngine, eviction: Eviction, seen: SeenMemory) -> SeenMemory:
+        """Once for each process and way of leaving: it takes as long as the driver needs to free the memory."""
+        if eviction in engine.measured_evictions:
+            return seen
+        held = await self._headroom.settled_by_gpu(self._is_own)
+        if held is None:
+            return seen
+        engine.measured_evictions.add(eviction)
+        return replace(seen, residue_mib=max(held.values(), default=0))
+
+    def _seen(self, engine: RunningEngine, held: Mapping[str, int] | None) -> SeenMemory | None:
+        most_mib = max(held.values(), default=0) if held else 0
+        return SeenMemory(engine.fingerprint, most_mib) if self._measures_memory and most_mib > 0 else None
 
     async def _stop_unless_freed(self, engine: RunningEngine, outcome: EvictOutcome, held_mib: int) -> EvictOutcome:
         """An engine may say that it sleeps, and keep its memory: the next model would not fit. Raises ProcessStuck."""
@@ -251,6 +325,7 @@ class Instance:
 
         After ``interrupt`` it tries only once: llmux is about to exit, and the shim goes on killing without it.
         """
+        await self._endpoints.close_connections()
         while self._process is not None:
             self._process.kill()
             try:
@@ -274,6 +349,7 @@ class Instance:
     async def let_stay(self) -> None:
         """Let the engine outlive llmux, and forget it; raises StayRefused."""
         if self._process is not None:
+            await self._endpoints.close_connections()
             await self._process.stay()
             self._forget()
 
@@ -327,6 +403,7 @@ class Instance:
         self._headroom.move_to(self._devices)
         await self.clear_leftovers()
         await self._scope.run(self._headroom.wait_to_start(), None, "the wait for free memory")
+        self._used_before = await self._headroom.read() if self._measures_memory else ()
         # First of all: it may make directories that the command line names.
         self._state = await asyncio.to_thread(self.spec.engine.prepare_start)
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
@@ -421,24 +498,34 @@ class Instance:
 
     async def _probe_started(self, engine: RunningEngine) -> None:
         """Find out what a started engine can do and what it answers; raises ControlCallFailed."""
-        abilities = await self.spec.engine.find_abilities(self._endpoints, freezes=self.spec.freezes)
-        engine.can_freeze = self.spec.freezes and abilities.keeps_requests
-        if self.spec.freezes and not engine.can_freeze:
-            log.warning("this engine cannot freeze its requests: it is drained instead", model=self.spec.model)
-        self.abilities = abilities
+        self._endpoints.keep_connections()
+        self.abilities = await self._find_abilities(engine)
         await self.canary.record(self._endpoints)
         await self.spec.engine.came_back(self._endpoints, engine.state)
+
+    async def _find_abilities(self, engine: RunningEngine) -> Abilities:
+        """Ask what it can do; that it cannot freeze is logged once. Raises ControlCallFailed."""
+        abilities = await engine.find_abilities()
+        if self.spec.freezes and not engine.can_freeze and not self._has_said_that_it_drains:
+            self._has_said_that_it_drains = True
+            engine.say_that_it_drains(abilities.version)
+        return abilities
 
     async def _come_back(self) -> None:
         """Undo how the engine left, and check its answers; raises EngineFailure, OutputMismatch."""
         await self._scope.run(self._headroom.wait_to_wake(self._is_own), None, "the wait for free memory")
-        if self._engine is None:
+        is_restored = self._engine is None
+        if is_restored:
             await self._scope.run(self._restore(), None, "the restore")
             await self._resume_restored()
             healthy = wait_until_healthy(self._endpoints, path=self.spec.engine.health_path)
             await self._scope.run(healthy, RESTORED_HEALTHY_SECONDS, "the restore")
         engine = self._engine
         assert engine is not None
+        self._endpoints.keep_connections()
+        if is_restored:
+            # By another llmux's image perhaps, which says nothing of what its engine can do.
+            await self._scope.run(self._find_abilities(engine), None, "the restore")
         has_frozen = engine.has_frozen
         await engine.come_back()
         self._headroom.forget_freed()
@@ -478,7 +565,6 @@ class Instance:
         engine.state = await asyncio.to_thread(self.spec.engine.prepare_start, manifest.created_at)
         engine.applied = tuple(map(self.spec.engine.parse_step, manifest.steps))
         engine.suspended = manifest.suspended
-        engine.can_freeze = self.spec.freezes
         self.canary.baseline = manifest.canary or self.canary.baseline
         self._endpoints.move_to(manifest.port)
         log.info("restored", model=self.spec.model, pid=process.pid, port=manifest.port)

@@ -12,6 +12,7 @@ from llmux.checkpoints.dumping import ImageFacts
 from llmux.checkpoints.manifest import GpuIdentity
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.core.states import Asleep, Cold
+from llmux.engines.base import Abilities
 from llmux.engines.steps import Step, residency_after
 from llmux.errors import CriuUnusable, DumpFailed, FailureReason, UnsupportedEviction
 from llmux.gpus.cuda import CudaCallFailed, CudaCheckpoints, CudaUnusable
@@ -59,9 +60,28 @@ class RunningEngine:
     """The processes whose GPU memory is in host memory, or is on its way there or back."""
     _eviction: Eviction = field(init=False)
     """The eviction under way, or the last one."""
+    measured_evictions: set[Eviction] = field(default_factory=set, init=False)
+    """The evictions after which it has been seen what the process still holds of the GPUs."""
     fallback: str | None = field(default=None, init=False)
     """What was done in the last eviction instead of what was asked, and why."""
     _must_suspend: bool | None = field(default=None, init=False)
+    _weights_mib: int | None = field(default=None, init=False)
+    """Read once from the disk: what the engine has loaded does not change."""
+
+    async def find_abilities(self) -> Abilities:
+        """Ask what it can do, and whether that is to freeze its requests. Raises ControlCallFailed."""
+        abilities = await self.spec.engine.find_abilities(self.endpoints, freezes=self.spec.freezes)
+        self.can_freeze = self.spec.freezes and abilities.keeps_requests
+        return abilities
+
+    def say_that_it_drains(self, version: str | None) -> None:
+        """Log what it costs that this version cannot freeze, and what to do."""
+        log.warning(
+            "this engine cannot freeze its requests: a switch waits until they are answered, while others wait",
+            model=self.spec.model,
+            version=version,
+            remedy="'llmux doctor' says which version can; 'drain: wait' says that this is meant",
+        )
 
     async def leave(self, eviction: Eviction, *, freeze: bool) -> EvictOutcome:
         """Take the engine off the GPU; a step that fails is replaced, in the end by stopping it. Raises ProcessStuck.
@@ -103,7 +123,9 @@ class RunningEngine:
     # The controls of the steps.
 
     async def fits_into_host_memory(self) -> bool:
-        return await asyncio.to_thread(self.spec.fits_into_host_memory)
+        if self._weights_mib is None:
+            self._weights_mib = await asyncio.to_thread(self.spec.weights_mib)
+        return available_mib() - self._weights_mib >= self.spec.host_memory_reserve_mib
 
     async def perform(self, work: Coroutine[Any, Any, T], what: str) -> T:
         return await self.scope.run(work, None, what)
@@ -196,6 +218,7 @@ class RunningEngine:
         if self.store is None:
             raise EngineFailure(FailureReason("no images are configured: the section 'checkpoint' is missing"))
         self.on_leaving(self.endpoints.upstream, Process.CHECKPOINT)
+        await self.endpoints.close_connections()
         facts = ImageFacts(
             model=self.spec.model,
             port=self.endpoints.upstream.port,
@@ -220,6 +243,7 @@ class RunningEngine:
 
     async def stop(self) -> None:
         self.on_leaving(self.endpoints.upstream, Process.STOP)
+        await self.endpoints.close_connections()
         seconds = min(self.spec.stop_timeout_seconds, self.spec.engine.max_stop_seconds)
         if self.suspended:
             # Its next use of CUDA, as at its end, would wait for ever.

@@ -1,4 +1,7 @@
-"""The access log: one JSON line for each request for a model. ``llmux simulate`` and ``llmux replay`` read it."""
+"""The access log: one JSON line for each request for a model. ``llmux simulate`` and ``llmux replay`` read it.
+
+So does llmux itself at its start, where it predicts which model will be asked for: ``read_demands``.
+"""
 
 import os
 import stat
@@ -10,6 +13,7 @@ import msgspec
 import structlog
 
 from llmux import os_errors
+from llmux.core.prediction import Demand
 from llmux.observability.background import CLOSE_SECONDS, BackgroundWriter, write_fully
 
 log = structlog.get_logger("llmux.access_log")
@@ -22,6 +26,8 @@ LINE_START = b'{"time":'
 """How every line begins, by which the beginning of one that broke off is recognised."""
 LINE_BYTES_MAX = 1 << 16
 """No line is longer."""
+TAIL_BYTES_MAX = 8 << 20
+"""What is read of the log's end for its demands: some thirty thousand requests, in 50 ms."""
 
 
 class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,3 +135,36 @@ class AccessLog:
     def _report_dropped(self, lines: int) -> bytes:
         log.warning("lines of the access log were dropped", lines=lines, file=str(self._path))
         return b""
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """What is read of a line."""
+
+    time: datetime
+    model: str
+    queue_ms: int
+
+
+def read_demands(path: Path, bytes_max: int = TAIL_BYTES_MAX) -> list[Demand]:
+    """The demands that the end of a log tells of, in their order: requests that had to wait, mostly for their model.
+
+    Lines that cannot be read are passed over; no demands if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - bytes_max))
+            lines = file.read(bytes_max).splitlines()
+    except OSError:
+        return []
+    demands = []
+    decoder = msgspec.json.Decoder(_Line)
+    for line in lines:
+        try:
+            found = decoder.decode(line)
+        except msgspec.MsgspecError:
+            continue
+        if found.queue_ms:
+            demands.append(Demand(found.model, found.time.timestamp()))
+    # A line is written when its request has ended.
+    return sorted(demands, key=lambda demand: demand.at)

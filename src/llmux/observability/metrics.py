@@ -6,14 +6,17 @@ never from requests, so that clients cannot create series.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from llmux.core.actions import SwitchDone, SwitchFailed
+from llmux.core.actions import SteppedDown, SwitchDone, SwitchFailed
+from llmux.core.forecast import Truth, judge
+from llmux.core.request import Priority, Request
 from llmux.core.scheduler import Scheduler
+from llmux.core.target import Targets
 from llmux.observability.histogram import Histogram
 
 WAITED_SECONDS = 0.001
@@ -32,6 +35,22 @@ class CanaryCosts(Protocol):
     @property
     def seconds(self) -> float:
         """The total duration of the checks."""
+
+
+class OverloadEpisodes(Protocol):
+    """Times at which more was asked of the GPUs than they can do."""
+
+    @property
+    def seconds(self) -> float | None:
+        """For how long the present one has lasted; None while there is none."""
+
+    @property
+    def episodes(self) -> int:
+        """How many there have been."""
+
+    @property
+    def offered_load(self) -> float | None:
+        """What is asked of the GPUs, as a multiple of what they can do; None before enough was seen."""
 
 
 class LogMetrics:
@@ -63,16 +82,39 @@ class Stalls:
         self.last = reason
 
 
+class Streams:
+    """How many of one model's streamed answers were on time, by the class of the request.
+
+    Those that were refused or cut off were not. Those whose client left are not counted.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self.on_time: Counter[Priority] = Counter()
+        self.late: Counter[Priority] = Counter()
+
+    def ended(self, request: Request, *, complete: bool) -> None:
+        """Count one more. It is on time by what is known without counting tokens."""
+        ttft_seconds, target = request.ttft_seconds, self._targets.of(request.priority)
+        if complete and ttft_seconds is not None and target.is_met(ttft_seconds, request.paused_seconds):
+            self.on_time[request.priority] += 1
+        else:
+            self.late[request.priority] += 1
+
+
 class RuntimeMetrics:
     """Counts admissions and switches, and is the Prometheus collector for them."""
 
-    def __init__(self, models: Sequence[str], scheduler: Scheduler) -> None:
+    def __init__(self, models: Mapping[str, Targets], scheduler: Scheduler) -> None:
+        """``models`` says of each when its streamed answers are on time."""
         self._scheduler = scheduler
+        self.streams = {model: Streams(targets) for model, targets in models.items()}
         self._queue_wait = {model: Histogram() for model in models}
         self._first_token = {model: Histogram() for model in models}
         self._admitted_at_once: Mapping[str, int] = {}
         self._not_waited = dict.fromkeys(models, 0)
         self._waited = dict.fromkeys(models, 0)
+        self._forecasts: Counter[tuple[str, Truth]] = Counter()
         self._switches: Counter[tuple[str, str]] = Counter()
         self._failures: Counter[str] = Counter()
         self._phases: dict[tuple[str, str], Histogram] = {}
@@ -81,6 +123,9 @@ class RuntimeMetrics:
         self._mismatches: Counter[tuple[str, str]] = Counter()
         self._canaries: Mapping[str, CanaryCosts] = {}
         self._stalls: Mapping[str, Stalls] = {}
+        self._overload: OverloadEpisodes | None = None
+        self._memory_pressures = 0
+        self._steps: Counter[tuple[str, str, str]] = Counter()
 
     def watch_canaries(self, canaries: Mapping[str, CanaryCosts]) -> None:
         """Read these at scrape; keys are models."""
@@ -90,12 +135,19 @@ class RuntimeMetrics:
         """Read these at scrape; keys are models."""
         self._stalls = stalls
 
+    def watch_overload(self, overload: OverloadEpisodes) -> None:
+        """Read this at scrape."""
+        self._overload = overload
+
     def watch_admissions(self, admitted_at_once: Mapping[str, int]) -> None:
         """Read at scrape how many requests per model were admitted without being queued."""
         self._admitted_at_once = admitted_at_once
 
-    def admitted(self, model: str, waited_seconds: float) -> None:
+    def admitted(self, request: Request) -> None:
         """Count a request that was admitted from the queue. Others are counted as ``watch_admissions`` says."""
+        model, waited_seconds = request.model, request.queue_seconds
+        if request.attempts == 1 and request.forecast_seconds is not None:
+            self._forecasts[model, judge(request.forecast_seconds, waited_seconds)] += 1
         self._queue_wait[model].observe(waited_seconds)
         counted = self._waited if waited_seconds > WAITED_SECONDS else self._not_waited
         counted[model] += 1
@@ -103,6 +155,11 @@ class RuntimeMetrics:
     def first_token(self, model: str, seconds: float) -> None:
         """Count the first bytes of a streamed response, ``seconds`` after the request's arrival."""
         self._first_token[model].observe(seconds)
+
+    def ended(self, request: Request, *, complete: bool) -> None:
+        """Count whether a streamed answer was on time, at its end. Call it for no request that is tried again."""
+        if request.streams:
+            self.streams[request.model].ended(request, complete=complete)
 
     def switch_done(self, done: SwitchDone) -> None:
         """Count a switch that brought a model onto the GPU."""
@@ -119,11 +176,28 @@ class RuntimeMetrics:
         if failed.mismatched_eviction is not None:
             self._mismatches[failed.model, str(failed.mismatched_eviction)] += 1
 
+    def stepped_down(self, step: SteppedDown) -> None:
+        """Count a model that keeps less while it is off the GPU, and why."""
+        self._steps[step.model, str(step.eviction), step.reason.value] += 1
+
+    def memory_pressure_began(self) -> None:
+        """Count a time at which other programs took GPU memory that should have stayed free."""
+        self._memory_pressures += 1
+
     def collect(self) -> Iterator[Metric]:
         """All metrics, as Prometheus families."""
         yield from self._collect_switches()
         yield from self._collect_requests()
         yield from self._collect_canaries()
+        yield self._collect_streams()
+        yield self._collect_forecasts()
+        yield from self._collect_overload()
+        yield from self._collect_sleepers()
+        yield CounterMetricFamily(
+            "llmux_gpu_memory_pressures",
+            "Times at which other programs began to hold memory of gpu_memory_reserve.",
+            value=self._memory_pressures,
+        )
         stalls = CounterMetricFamily(
             "llmux_engine_stalls", "Engines that hung and were killed for that.", labels=["model"]
         )
@@ -203,6 +277,67 @@ class RuntimeMetrics:
         yield in_flight
         yield depth
         yield frozen
+
+    def _collect_streams(self) -> Metric:
+        streams = CounterMetricFamily(
+            "llmux_streams",
+            "Streamed answers that have ended, by whether they were on time throughout: first token within the target, "
+            "pauses included.",
+            labels=["model", "class", "on_time"],
+        )
+        for model, counted in self.streams.items():
+            for priority in Priority:
+                streams.add_metric([model, priority.value, "true"], counted.on_time[priority])
+                streams.add_metric([model, priority.value, "false"], counted.late[priority])
+        return streams
+
+    def _collect_forecasts(self) -> Metric:
+        forecasts = CounterMetricFamily(
+            "llmux_wait_forecasts",
+            "Requests that waited and were admitted, by whether the wait that was forecast when they came was right "
+            "(within a fifth, or a second), too short or too long.",
+            labels=["model", "forecast"],
+        )
+        for (model, truth), number in self._forecasts.items():
+            forecasts.add_metric([model, truth.value], number)
+        return forecasts
+
+    def _collect_overload(self) -> Iterator[Metric]:
+        overload = self._overload
+        yield GaugeMetricFamily(
+            "llmux_overload_seconds",
+            "For how long requests have been coming that will probably time out, or are refused; 0: they are not.",
+            value=0.0 if overload is None else overload.seconds or 0.0,
+        )
+        yield CounterMetricFamily(
+            "llmux_overload_episodes",
+            "Times at which more was asked of the GPUs than they can do, for a minute and more.",
+            value=0 if overload is None else overload.episodes,
+        )
+
+        offered_load = None if overload is None else overload.offered_load
+        if offered_load is not None:
+            yield GaugeMetricFamily(
+                "llmux_offered_load",
+                "What is asked of the busiest GPU, as a multiple of what it can do; above 1 queues grow.",
+                value=offered_load,
+            )
+
+    def _collect_sleepers(self) -> Iterator[Metric]:
+        held = GaugeMetricFamily(
+            "llmux_host_memory_bytes", "Host memory that the model holds while it is off the GPU.", labels=["model"]
+        )
+        for record in self._scheduler.models:
+            held.add_metric([record.name], record.sleep.held_mib << 20)
+        yield held
+        steps = CounterMetricFamily(
+            "llmux_steps_down",
+            "Times that a model off the GPU went on to an eviction that keeps less, and why.",
+            labels=["model", "eviction", "reason"],
+        )
+        for labels, number in self._steps.items():
+            steps.add_metric(labels, number)
+        yield steps
 
     def _collect_canaries(self) -> Iterator[Metric]:
         checks = CounterMetricFamily(

@@ -2,25 +2,31 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import Final, assert_never
 
 from llmux.access import Outcome, Progress, RequestHolder
 from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
+from llmux.core.forecast import Outlook
 from llmux.core.names import ModelName, own_names
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
-from llmux.errors import FailureReason
+from llmux.errors import EngineDied, FailureReason, Overloaded, QueueFull, QueueTimeout, RequestError
 from llmux.instances.health import Health
 from llmux.observability.metrics import RuntimeMetrics
 from llmux.runtime.answered import AnsweredRequests
 from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.runtime.forecasts import Forecasts
+from llmux.runtime.overload import Overload
 
 HEALTH_TIMEOUT_SECONDS = 0.2
 """An engine that lives answers /health in milliseconds; a client is waiting for this."""
 
 SECOND_CHECK_SECONDS = 0.15
 """A dying engine answers 500 up to 0.14 s before its /health says so (measured)."""
+
+
+_COMPLETED: Final = Outcome.COMPLETED
 
 
 class Dispatcher:
@@ -39,6 +45,9 @@ class Dispatcher:
     ) -> None:
         self.names = own_names(instances) if names is None else names
         self._scheduler = scheduler
+        self._forecasts = Forecasts(scheduler)
+        self.overload = Overload(scheduler.limits.request_timeout_seconds, controller.now, self._forecasts.offered_load)
+        metrics.watch_overload(self.overload)
         self._controller = controller
         self._instances = instances
         self._metrics = metrics
@@ -63,22 +72,29 @@ class Dispatcher:
         else:
             self._waiting[request] = holder
             self._controller.feed(RequestArrived(request))
+            if request in self._waiting:
+                self._forecasts.note(request, self._now())
+                self.overload.note(request.model, request.forecast_seconds, request.timeout_seconds)
 
     def cancel(self, request: Request) -> None:
         if self._waiting.pop(request, None) is not None:
             self._controller.feed(RequestGone(request))
 
+    def outlook(self, request: Request) -> Outlook | None:
+        return self._forecasts.outlook(request, self._now()) if request in self._waiting else None
+
     def first_token(self, request: Request) -> None:
-        if request.streams:
-            now = self._now()
-            self._scheduler.first_token(request, now)
-            self._metrics.first_token(request.model, now - request.arrived_at)
+        now = self._now()
+        self._scheduler.first_token(request, now)
+        self._metrics.first_token(request.model, now - request.arrived_at)
 
     def end(self, request: Request, outcome: Outcome) -> None:
         if self._leases.pop(request, None) is None:
             return
-        completed = outcome is Outcome.COMPLETED
-        answered = self._answered.get(request.model)
+        completed = outcome is _COMPLETED
+        if request.streams and outcome is not Outcome.CLIENT_GONE:
+            self._metrics.ended(request, complete=completed)
+        answered = self._answered.get(request.model) if self._answered else None
         if answered is None or not request.may_wake:
             self._done(request, completed)
         elif answered.add(request, completed):
@@ -119,12 +135,12 @@ class Dispatcher:
         match action:
             case Admit(instance=instance):
                 self._leases[request] = holder
-                self._metrics.admitted(request.model, request.queue_seconds)
+                self._metrics.admitted(request)
                 holder.admitted(self._instances[instance.model].upstream)
             case Reject(error=error):
-                holder.rejected(error)
+                self._reject(request, holder, error)
             case Revoke(error=error):
-                holder.revoked(error)
+                self._revoke(request, holder, error)
             case Freeze():
                 holder.frozen()
             case Hold():
@@ -133,6 +149,20 @@ class Dispatcher:
                 holder.thawed()
             case _:
                 assert_never(action)
+
+    def _reject(self, request: Request, holder: RequestHolder, error: RequestError) -> None:
+        if isinstance(error, QueueFull | QueueTimeout):
+            error.forecast_seconds = self._forecasts.wait_seconds(request, self._now())
+        if isinstance(error, Overloaded):
+            self.overload.late(request.model, error.forecast_seconds)
+        self._metrics.ended(request, complete=False)
+        holder.rejected(error)
+
+    def _revoke(self, request: Request, holder: RequestHolder, error: RequestError) -> None:
+        # One that has nothing of its answer yet is given back after its engine's death, and tried again.
+        if request.ttft_seconds is not None or not isinstance(error, EngineDied):
+            self._metrics.ended(request, complete=False)
+        holder.revoked(error)
 
     async def _return(self, request: Request, reason: str) -> None:
         """Learn whether the engine lives before the request is queued again: a dead one must not be asked twice."""

@@ -1,18 +1,24 @@
 """The operator's view and commands, as plain values: what the control API renders and calls."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, WakeRequested
+from llmux.core.events import EvictionChanged, ModeChanged, SleepRequested, SwitchRequested, Unpinned, WakeRequested
 from llmux.core.eviction import Eviction, Process
-from llmux.core.model import Transition
+from llmux.core.forecast import Forecast
+from llmux.core.identifiers import GpuId
+from llmux.core.model import Model, Transition
 from llmux.core.names import ModelName, own_names
+from llmux.core.need import Need
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
+from llmux.core.waiting import WaitReason
 from llmux.errors import EvictionRefused, ModelNotFound
-from llmux.observability.metrics import Stalls
+from llmux.observability.metrics import Stalls, Streams
 from llmux.runtime.controller import Controller
+from llmux.runtime.forecasts import Forecasts
 
 _NO_STALLS = Stalls()
 
@@ -37,13 +43,24 @@ class ModelStatus:
     """Where the engine listens; None if none runs."""
     waking_seconds: float | None = None
     """How long it has been on its way onto the GPU; None if it is not."""
+    leaves_in_seconds: float | None = None
+    """When it leaves the GPU if no request comes; None if it stays, is in use, or is not there."""
     stalls: int = 0
     """How often its engine hung and was killed."""
+    streams_on_time: int = 0
+    streams_late: int = 0
+    """Of its streamed answers that have ended, of either class: how many were on time throughout, and the others."""
     last_stall: str | None = None
     """What was seen of the engine that hung last."""
+    is_kept: bool = False
+    """Whether it stays on the GPU while it is there, others beside it: by its pin."""
     uses_gpu: bool = True
     gpu_mib: Mapping[str, int] = field(default_factory=dict)
     """What it holds of each GPU, by its name; empty where models are not placed by memory."""
+    host_mib: int | None = None
+    """What it holds of host memory asleep, or will when it has left; None if none, or not known."""
+    need: Need | None = None
+    """What it needs of that of its GPUs of which it needs most; None where models are not placed by memory."""
     images: Mapping[str, object] | None = None
     """Its images here and in the object store, for people; None without images."""
 
@@ -79,6 +96,16 @@ class Status:
     models: tuple[ModelStatus, ...]
     gpus: tuple[GpuStatus, ...] = ()
     """Empty where models are not placed by memory."""
+    waits: Mapping[str, WaitReason] = field(default_factory=dict)
+    """By model with waiting requests: what they wait for."""
+    prefetch: Mapping[str, object] | None = None
+    """What is being read ahead."""
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+    """By model with waiting requests, when the next one will probably be admitted, where anybody can tell."""
+    overload_seconds: float | None = None
+    """For how long more has been asked of the GPUs than they can do; None if it is not."""
+    offered_load: float | None = None
+    """What is asked of the GPUs, as a multiple of what they can do; None before enough was seen."""
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -120,17 +147,28 @@ class Operations:
         has_images: bool = False,
         names: Mapping[str, ModelName] | None = None,
         stalls: Mapping[str, Stalls] | None = None,
+        streams: Mapping[str, Streams] | None = None,
         describe_images: Callable[[str], Mapping[str, object] | None] = lambda model: None,
+        describe_prefetch: Callable[[], Mapping[str, object] | None] = lambda: None,
+        need_of: Callable[[str, GpuId], Need] | None = None,
+        overload_seconds: Callable[[], float | None] = lambda: None,
     ) -> None:
         """``has_images`` says whether engines can be dumped into images. Models can be called by any of ``names``.
 
-        ``stalls`` are the watch's, by model. ``describe_images`` tells about a model's images.
+        ``stalls`` are the watch's and ``streams`` the metrics', by model. ``describe_images`` tells about a model's
+        images, ``describe_prefetch`` about what is being read ahead. ``need_of``: what a model needs of a GPU, where
+        models are placed by memory. ``overload_seconds``: for how long more has been asked than can be done.
         """
         self.names = own_names(engines) if names is None else names
         self._stalls = stalls or {}
+        self._streams = streams or {}
         self._describe_images = describe_images
+        self._describe_prefetch = describe_prefetch
+        self._need_of = need_of
+        self._overload_seconds = overload_seconds
         self._has_images = has_images
         self._scheduler = scheduler
+        self._forecasts = Forecasts(scheduler)
         self._controller = controller
         self._engines = engines
 
@@ -146,6 +184,11 @@ class Operations:
             self._scheduler.mode,
             tuple(self.model_status(name) for name in self._engines),
             self._gpus(),
+            self._scheduler.wait_reasons(self.now()),
+            self._describe_prefetch(),
+            self._forecasts.of_heads(self.now()),
+            self._overload_seconds(),
+            self._forecasts.offered_load(self.now()),
         )
 
     def _gpus(self) -> tuple[GpuStatus, ...]:
@@ -159,6 +202,8 @@ class Operations:
         record = self._scheduler.model(name)
         engine = self._engines[name]
         stalls = self._stalls.get(name, _NO_STALLS)
+        leaves_at = self._scheduler.leaves_at(name)
+        streams = self._streams.get(name)
         return ModelStatus(
             name,
             in_flight=len(record.in_flight),
@@ -171,12 +216,24 @@ class Operations:
             distrusted_evictions=tuple(sorted(record.distrusted_evictions, key=str)),
             address=engine.address,
             waking_seconds=self.now() - record.state.since if isinstance(record.state, Waking) else None,
+            leaves_in_seconds=None if leaves_at == math.inf else max(leaves_at - self.now(), 0.0),
             stalls=stalls.count,
             last_stall=stalls.last,
+            streams_on_time=0 if streams is None else streams.on_time.total(),
+            streams_late=0 if streams is None else streams.late.total(),
+            is_kept=record.kept,
             uses_gpu=record.spec.uses_gpu,
             gpu_mib={gpu.uuid: mib for gpu, mib in record.held.items()} if self._scheduler.places_by_memory else {},
+            host_mib=record.sleep.held_mib or None,
+            need=self._need(record),
             images=self._describe_images(name),
         )
+
+    def _need(self, record: Model) -> Need | None:
+        if self._need_of is None:
+            return None
+        needs = [self._need_of(record.name, gpu) for gpu in record.awake]
+        return max(needs, key=lambda need: need.mib, default=None)
 
     def history(self, name: str) -> Sequence[Transition]:
         """A model's latest transitions, oldest first. Raises ModelNotFound."""
@@ -197,6 +254,15 @@ class Operations:
         """Bring a model onto the GPU and serve only it. A failure leaves the mode as it was. Raises as ``switch``."""
         name = self._model(name)
         await self._controller.command(lambda number: SwitchRequested(number, name, pin=True))
+
+    async def keep(self, name: str) -> None:
+        """Bring a model onto the GPU and have it stay there, others beside it. Raises as ``switch``."""
+        name = self._model(name)
+        await self._controller.command(lambda number: WakeRequested(number, name, keep=True))
+
+    def unpin(self) -> None:
+        """Remove every pin, those of the configuration too until llmux ends, and let requests switch models."""
+        self._controller.feed(Unpinned())
 
     async def wake(self, name: str) -> None:
         """Bring a model onto the GPU. Raises as ``switch``."""

@@ -4,8 +4,10 @@ import asyncio
 import gc
 import math
 import signal
+from collections import ChainMap
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -13,11 +15,13 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from llmux.access import Upstream
+from llmux.config.draining import drained
 from llmux.config.settings import Settings
 from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
-from llmux.core.events import ShutdownRequested
+from llmux.core.events import DefaultChanged, ShutdownRequested
 from llmux.core.eviction import Process
+from llmux.core.names import ModelName
 from llmux.engines.remote import Remote
 from llmux.errors import FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
@@ -25,7 +29,7 @@ from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
-from llmux.hosts.local import connections_that_fit, url_of
+from llmux.hosts.local import available_mib, connections_that_fit, total_mib, url_of
 from llmux.instances.control_calls import EngineEndpoints, new_control_session
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.hooked import HookedInstance
@@ -36,21 +40,34 @@ from llmux.observability.access_log import AccessLog
 from llmux.observability.background import log_lines_dropped
 from llmux.observability.image_metrics import ImageMetrics
 from llmux.observability.metrics import LogMetrics, RuntimeMetrics
-from llmux.runtime.controller import Controller, ManagedInstance
+from llmux.observability.prefetch_metrics import PrefetchMetrics
+from llmux.runtime.controller import Controller, GpuUser, ManagedInstance
 from llmux.runtime.dispatcher import Dispatcher
+from llmux.runtime.gpu_leases import GpuLeases
+from llmux.runtime.host_memory_watch import HostMemoryWatch
+from llmux.runtime.memory_pressure_watch import MemoryPressureWatch
 from llmux.runtime.operations import Operations
+from llmux.runtime.prefetch import Prefetcher
 from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
     build_checkpoint_stores,
     build_checkpointer,
     build_cuda,
+    build_foreign_uses,
     build_headroom,
     build_image_budget,
+    build_leased_program,
+    build_needs,
+    build_prefetcher,
     build_scheduler,
     build_transfers,
     build_upstream,
+    decide_sharing,
     engine_specs,
+    find_gpus,
+    preload_groups,
 )
+from llmux.server.preload import Preload
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
 
@@ -76,27 +93,31 @@ class Server:
         session: aiohttp.ClientSession,
     ) -> None:
         """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
-        self.settings = settings
+        self.settings = settings = decide_sharing(settings)
         self._spawn = spawn
         self._background: list[asyncio.Task[None]] = []
         """Tasks that go on until the server is closed."""
-        self._scheduler = build_scheduler(settings)
-        self.metrics = RuntimeMetrics(list(settings.models), self._scheduler)
-        self.controller = Controller(self._scheduler, spawn, self.metrics)
+        specs, gpus = engine_specs(settings), find_gpus(settings)
+        self._needs = build_needs(settings, specs, gpus, spawn)
+        self._scheduler = build_scheduler(settings, gpus=gpus, seen=None if self._needs is None else self._needs.seen)
+        self.metrics = RuntimeMetrics({name: settings.targets_of(name) for name in settings.models}, self._scheduler)
+        self.controller = Controller(self._scheduler, spawn, self.metrics, needs=self._needs)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, AnyInstance] = {}
         self._checkpointer = build_checkpointer(settings)
         images_changed = asyncio.Event()
         self._transfers = build_transfers(settings, self._checkpointer, images_changed.set)
-        self._images = build_checkpoint_stores(settings, self._checkpointer, self._transfers, images_changed.set)
+        self._images = build_checkpoint_stores(settings, self._checkpointer, gpus, self._transfers, images_changed.set)
         self._budget = build_image_budget(settings, self._images, images_changed)
         self._cuda = build_cuda(settings)
-        self._add_instances(session)
+        self._add_instances(specs, session)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         names = settings.names()
         self._dispatcher = Dispatcher(self._scheduler, self.controller, instances, self.metrics, names)
-        self.controller.attach(instances, self._dispatcher)
+        self._leases = GpuLeases(self._scheduler, self.controller, partial(build_leased_program, settings))
+        gpu_users: ChainMap[str, GpuUser] = ChainMap(dict(self._instances), self._leases.programs)
+        self.controller.attach(gpu_users, self._dispatcher, self._leases)
         self._stall_watch = StallWatch(
             self._scheduler,
             self.controller,
@@ -105,30 +126,50 @@ class Server:
             settings.engine_stall_seconds,
         )
         self.metrics.watch_stalls(self._stall_watch.stalls)
-        self.operations = Operations(
+        self._prefetcher = self._build_prefetcher()
+        self.operations = self._build_operations(names)
+        self._preparation: WarmUp | Preload | None = None
+        self._is_started = False
+        self._model_list = ModelList(self.operations, self._max_model_length, self._unready_reason)
+        registry = CollectorRegistry()
+        self._control = self._build_control(registry)
+        self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
+        self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
+        self._register_metrics(registry)
+        self.port = 0
+
+    def _build_control(self, registry: CollectorRegistry) -> ControlServer:
+        settings = self.settings
+        return ControlServer(
+            self.operations,
+            self._leases,
+            registry,
+            settings.admin_key.get_secret_value() if settings.admin_key else None,
+            [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
+            PagePolicy(settings.cors_origins, self._own_names()),
+        )
+
+    def _build_prefetcher(self) -> Prefetcher | None:
+        sources = {name: instance for name, instance in self._instances.items() if isinstance(instance, Instance)}
+        prefetcher = build_prefetcher(self.settings, self._scheduler, sources, self.controller.now)
+        if prefetcher is not None:
+            self.controller.watch(prefetcher)
+        return prefetcher
+
+    def _build_operations(self, names: Mapping[str, ModelName]) -> Operations:
+        return Operations(
             self._scheduler,
             self.controller,
             self._instances,
             has_images=self._checkpointer is not None,
             names=names,
             stalls=self._stall_watch.stalls,
+            streams=self.metrics.streams,
             describe_images=self._describe_images,
+            describe_prefetch=self._describe_prefetch,
+            need_of=None if self._needs is None else self._needs.need_of,
+            overload_seconds=lambda: self._dispatcher.overload.seconds,
         )
-        self._warm_up: WarmUp | None = None
-        self._is_started = False
-        self._model_list = ModelList(self.operations, self._max_model_length, self._unready_reason)
-        registry = CollectorRegistry()
-        self._control = ControlServer(
-            self.operations,
-            registry,
-            settings.admin_key.get_secret_value() if settings.admin_key else None,
-            [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
-            PagePolicy(settings.cors_origins, self._own_names()),
-        )
-        self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
-        self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
-        self._register_metrics(registry)
-        self.port = 0
 
     def _register_metrics(self, registry: CollectorRegistry) -> None:
         registry.register(self.metrics)
@@ -136,10 +177,12 @@ class Server:
         registry.register(HttpMetrics(self.gateway.statistics))
         if (transfers := self._transfers) is not None:
             registry.register(ImageMetrics(lambda: transfers.models))
+        if self._prefetcher is not None:
+            registry.register(PrefetchMetrics(self._prefetcher.counts))
 
-    def _add_instances(self, session: aiohttp.ClientSession) -> None:
+    def _add_instances(self, specs: Mapping[str, EngineSpec], session: aiohttp.ClientSession) -> None:
         socketless = SocketlessPrograms()
-        for name, spec in engine_specs(self.settings).items():
+        for name, spec in specs.items():
             if spec.engine.runs_as_process:
                 self._endpoints[name] = EngineEndpoints(
                     session,
@@ -158,6 +201,7 @@ class Server:
                     on_leaving=self._close_connections,
                     socketless=socketless,
                     cuda=self._cuda,
+                    measures_memory=self.settings.places_by_memory,
                 )
             else:
                 upstream = build_upstream(self.settings, spec)
@@ -171,8 +215,9 @@ class Server:
         return HookedInstance(spec, endpoints, headroom=headroom, on_leaving=self._forget_upstream)
 
     async def start(self) -> None:
-        """Listen, and then warm up if configured. Raises LlmuxError."""
+        """Listen, and then do with the models what is configured. Raises LlmuxError."""
         settings = self.settings
+        preload = Preload(self.operations, preload_groups(settings, self._scheduler))
         if self._checkpointer is not None and settings.needs_criu:
             await self._checkpointer.check()
             for images in self._images.values():
@@ -187,6 +232,7 @@ class Server:
         await self._control.start()
         if settings.engine_stall_seconds:
             self._background.append(self._spawn(self._stall_watch.run()))
+        self._watch_memory()
         # Before any engine is started, so that a port that is taken is found at once, and probes are answered.
         if settings.metrics_port:
             await self._control.listen_metrics(settings.host, settings.metrics_port)
@@ -200,33 +246,71 @@ class Server:
         _collect_garbage_rarely()
         if self._budget is not None:
             self._background.append(self._spawn(self._budget.run()))
+        if self._prefetcher is not None:
+            self._background.append(self._spawn(self._prefetcher.run()))
         if self._transfers is not None:
-            self._background += [self._spawn(self._transfers.run()), self._spawn(self._prefetch_images(own))]
+            self._background += [self._spawn(self._transfers.run()), self._spawn(self._fetch_images(own))]
+        for one in drained(settings):
+            log.info(
+                "requests are waited for at a switch", models=one.models, why=one.why, cost=one.cost, remedy=one.remedy
+            )
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
-        if settings.warmup:
-            # A model with an image does not need it: its first start is a restore anyway.
-            # A remote server needs none: it is not ours to warm.
-            cold = [
-                name
-                for name, model in settings.models.items()
-                if model.checkpoint_path is None and self._instances[name].spec.engine.uses_gpu
-            ]
-            asked = {
-                name: self._endpoints[name] for name in cold if self._instances[name].spec.engine.canary is not None
-            }
-            served = {name: self._instances[name].spec.engine.served_names[0] for name in cold}
-            self._warm_up = WarmUp(self.operations, self._dispatcher, asked, served, cold)
-            await self._warm_up.run()
-            log.info("warm-up is over", models=len(cold))
+        await self._prepare_models(preload)
         self._is_started = True
+
+    async def _prepare_models(self, preload: Preload) -> None:
+        """Whatever is to be done with them before the server is ready. Raises WarmupFailed, PreloadFailed."""
+        if self.settings.warmup:
+            await self._warm_up()
+        if self.settings.preload:
+            self._preparation = preload
+            await preload.run()
+        if self.settings.default_model is not None:
+            # Not before: it would come between two models that are warmed up.
+            self.controller.feed(DefaultChanged(self.settings.default_model))
+
+    async def _warm_up(self) -> None:
+        # A model with an image does not need it: its first start is a restore anyway.
+        # A remote server needs none: it is not ours to warm. Nor does one that is about to stay.
+        cold = [
+            name
+            for name, model in self.settings.models.items()
+            if model.checkpoint_path is None
+            and self._instances[name].spec.engine.uses_gpu
+            and name not in self.settings.preload
+        ]
+        asked = {name: self._endpoints[name] for name in cold if self._instances[name].spec.engine.canary is not None}
+        served = {name: self._instances[name].spec.engine.served_names[0] for name in cold}
+        warm_up = WarmUp(self.operations, self._dispatcher, asked, served, cold)
+        if cold:
+            self._preparation = warm_up
+            await warm_up.run()
+        log.info("warm-up is over", models=len(cold))
+
+    def _watch_memory(self) -> None:
+        settings = self.settings
+        if 0 < settings.host_memory_reserve_mib < total_mib():
+            # What the machine could never have is no reason to stop engines.
+            reserve_mib = settings.host_memory_reserve_mib
+            watch = HostMemoryWatch(self._scheduler, self.controller, reserve_mib, available_mib)
+            self._background.append(self._spawn(watch.run()))
+        if settings.gpu_memory_reserve is not None:
+            foreign = build_foreign_uses(self._leases, self._scheduler.gpu_memory())
+            reserve_mib = settings.gpu_memory_reserve >> 20
+            on_begin = self.metrics.memory_pressure_began
+            pressure = MemoryPressureWatch(self._scheduler, self.controller, reserve_mib, foreign.read, on_begin)
+            self._background.append(self._spawn(pressure.run()))
 
     def _describe_images(self, model: str) -> Mapping[str, object] | None:
         return self._images[model].describe() if model in self._images else None
 
-    async def _prefetch_images(self, instances: Sequence[Instance]) -> None:
+    def _describe_prefetch(self) -> Mapping[str, object] | None:
+        return None if self._prefetcher is None else self._prefetcher.describe()
+
+    async def _fetch_images(self, instances: Sequence[Instance]) -> None:
         """One after the other: a wake that needs its own at once fetches it itself."""
         for instance in instances:
-            await instance.prefetch_image()
+            await instance.fetch_image()
 
     async def _listen(self, host: str, port: int) -> int:
         try:
@@ -274,7 +358,7 @@ class Server:
             return "shutting down"
         if self._is_started:
             return None
-        return "starting" if self._warm_up is None else self._warm_up.progress
+        return "starting" if self._preparation is None else self._preparation.progress
 
     def _max_model_length(self, model: str) -> int | None:
         # The engine's word counts: it may take less than its arguments say, and without them what its weights allow.
@@ -354,9 +438,10 @@ async def _run(server: Server, stopper: "_Stopper", on_ready: Callable[[Server],
 
 
 def _collect_garbage_rarely() -> None:
-    # Objects made until now live as long as the server; frozen, they are not traversed by every collection.
-    gc.collect()
+    # Objects made until now live as long as the server; frozen, they are not traversed by every collection. The garbage
+    # among them stays: to look for it takes a tenth of the time of a start, and finds some hundred KiB.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 

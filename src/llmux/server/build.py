@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import math
 import mimetypes
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import assert_never
@@ -13,12 +14,22 @@ from llmux.access import Upstream
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings
 from llmux.checkpoints.image_transfers import ImageTransfers
 from llmux.checkpoints.object_store import ObjectStore, StoreAddress, StoreUnusable, open_store
-from llmux.config.model import ModelSettings
-from llmux.config.placement import THIS_HOST, declared_gpus, placements
+from llmux.config import preloading
+from llmux.config.groups import groups_of
+from llmux.config.model import ModelSettings, Pin
+from llmux.config.placement import THIS_HOST, declared_gpus, leaves_sharing_open, placements
 from llmux.config.policy import PolicySettings, PolicyType
-from llmux.config.settings import CanaryMode, CheckpointSettings, Compression, ObjectStoreSettings, Settings
+from llmux.config.settings import (
+    CanaryMode,
+    CheckpointSettings,
+    Compression,
+    ObjectStoreSettings,
+    PrefetchedModels,
+    Settings,
+)
 from llmux.core.eviction import Drain, Eviction, Process, Weights
-from llmux.core.identifiers import ALL_OF_IT, VISIBLE_GPUS, GpuId
+from llmux.core.identifiers import ALL_OF_IT, EVERY_GPU, VISIBLE_GPUS, GpuId
+from llmux.core.need import SeenNeed
 from llmux.core.policies.adaptive import Adaptive
 from llmux.core.policies.base import Policy
 from llmux.core.policies.cost_aware import CostAware
@@ -34,26 +45,43 @@ from llmux.gpus.cuda import CudaLimits
 from llmux.gpus.cuda_choice import ChosenCuda
 from llmux.gpus.cuda_driver import CudaDriver
 from llmux.gpus.cuda_program import CudaProgram
+from llmux.gpus.foreign import ForeignUses
 from llmux.gpus.hook import FindGpus, load_gpu_hook
 from llmux.gpus.memory import GpuHeadroom, GpuReader, StartNeed
-from llmux.gpus.nvml import NvmlReader, gpu_models
-from llmux.hosts.local import choose_ports
+from llmux.gpus.nvml import NvmlReader, gpu_models, usable_memory
+from llmux.gpus.remembered import NeedStore, identity_of, key_of
+from llmux.hosts.local import choose_ports, find_descendants
 from llmux.instances.addresses import upstream_of
 from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.image_budget import ImageBudget
+from llmux.instances.leased_program import LeasedProgram
+from llmux.observability.access_log import read_demands
 from llmux.redaction import Redactor, secrets_in
+from llmux.runtime.controller import Spawn
+from llmux.runtime.gpu_leases import GpuLeases, LeaseRequest
+from llmux.runtime.prefetch import FileSource, Prefetcher, PrefetchLimits
+from llmux.server.needs import Needs
 
 CANARY_EVERY = {CanaryMode.OFF: None, CanaryMode.SAMPLED: 10, CanaryMode.ALWAYS: 1}
 """Every how many wakes the canary is checked; None: never."""
+LEAST_FREE_SHARE = 0.8
+"""Of a GPU that a GPU lease wants all of: drivers, desktops and sleeping engines always have some of it."""
 
 
-def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Scheduler:
-    """The scheduler for the configured models. Reads the GPUs where models are placed by memory and none is declared.
+def build_scheduler(
+    settings: Settings,
+    own_policy: Policy | None = None,
+    gpus: Mapping[GpuId, int] | None = None,
+    seen: Mapping[str, SeenNeed] | None = None,
+) -> Scheduler:
+    """The scheduler for the configured models. Raises ConfigError.
 
-    ``own_policy`` replaces the configured one, for comparing policies in virtual time. Raises ConfigError.
+    ``own_policy`` replaces the configured one, for comparing policies in virtual time. ``gpus``: what ``find_gpus``
+    finds, and found by it if it is not given. ``seen``: by model, what engines were seen to hold of them.
     """
-    gpus = find_gpus(settings)
+    gpus, seen = find_gpus(settings) if gpus is None else gpus, seen or {}
+    policy = settings.policy
     specs = [
         ModelSpec(
             name,
@@ -63,22 +91,52 @@ def build_scheduler(settings: Settings, own_policy: Policy | None = None) -> Sch
             begins_asleep=_image_eviction(settings, name),
             weight=settings.models[name].weight,
             max_wait_seconds=settings.models[name].max_wait_seconds,
+            refuse_after=policy.refuse_after(settings.models[name]),
             idle_seconds=settings.idle_seconds_of(name),
-            placements=placements(settings, name, gpus),
+            ladder=settings.ladder_of(name),
+            placements=placements(settings, name, gpus, seen.get(name)),
+            keep=settings.models[name].pin is Pin.KEEP,
         )
         for name in settings.models
     ]
-    policy = settings.policy
     limits = Limits(
         request_timeout_seconds=policy.request_timeout_seconds,
         request_timeout_covers_starts="request_timeout_seconds" in policy.model_fields_set,
         min_active_seconds=policy.effective_min_active_seconds,
         max_wait_seconds=policy.max_wait_seconds,
         drain_timeout_seconds=settings.drain_timeout_seconds,
+        host_memory_max_mib=settings.host_memory_max_mib,
+        sleep_deeper_after_seconds=policy.sleep_deeper_after_seconds or math.inf,
         queue_limit_requests=settings.queue_limit_requests,
         queue_limit_bytes=settings.queue_limit_bytes,
     )
-    return Scheduler(specs, own_policy or build_policy(policy), limits, gpus)
+    return Scheduler(specs, own_policy or build_policy(policy), limits, gpus, groups_of(settings))
+
+
+def decide_sharing(settings: Settings) -> Settings:
+    """The same settings; where they leave it to the machine whether models share GPUs, with ``share_gpus`` as it is.
+
+    Raises GpuHookUnusable.
+    """
+    if not leaves_sharing_open(settings):
+        return settings
+    try:
+        can_share = bool(_read_gpus())
+    except GpusUnreadable:
+        can_share = False
+    return settings.model_copy(update={"share_gpus": can_share})
+
+
+def _read_gpus() -> Mapping[str, int]:
+    """What engines can have of each GPU, in MiB, as CUDA_VISIBLE_DEVICES names it; raises GpusUnreadable."""
+    gpu_hook = load_gpu_hook()
+    if gpu_hook is None:
+        return usable_memory()
+    found = gpu_hook((), os.environ)
+    sizes = [] if found is None else [gpu.total_mib for gpu in found[0].read_memory()]
+    visible = os.environ.get(VISIBLE_GPUS, "")
+    names = visible.split(",") if visible else map(str, range(len(sizes)))
+    return dict(zip(names, sizes, strict=False))
 
 
 def find_gpus(settings: Settings) -> Mapping[GpuId, int]:
@@ -91,13 +149,47 @@ def find_gpus(settings: Settings) -> Mapping[GpuId, int]:
     if settings.gpus:
         return declared_gpus(settings)
     try:
-        found = NvmlReader().read_memory()
+        found = _read_gpus()
     except GpusUnreadable as error:
         message, remedy = f"the GPUs cannot be read: {error}", "declare them, as gpus: [{memory: 24GiB}]"
         raise ConfigError([Problem("gpus", message, remedy)]) from error
     if not found:
         raise ConfigError([Problem("gpus", "this machine has no GPU", "declare one, as gpus: [{memory: 24GiB}]")])
-    return {GpuId(THIS_HOST, gpu.gpu): gpu.total_mib for gpu in found}
+    return {GpuId(THIS_HOST, device): mib for device, mib in found.items()}
+
+
+def preload_groups(settings: Settings, scheduler: Scheduler) -> Sequence[Sequence[str]]:
+    """The models to preload, those together that are started at the same time. Raises ConfigError if they are too many.
+
+    Only here are the GPUs known where they were read and not declared.
+    """
+    places = {name: scheduler.model(name).spec.placements for name in settings.preload}
+    return preloading.groups(places, {gpu: total_mib for gpu, (total_mib, _) in scheduler.gpu_memory().items()})
+
+
+def build_needs(
+    settings: Settings, specs: Mapping[str, EngineSpec], gpus: Mapping[GpuId, int], spawn: Spawn
+) -> Needs | None:
+    """What the models need of the GPUs; None where they are not placed by memory. Reads the disk."""
+    if not settings.places_by_memory:
+        return None
+    return Needs(settings, specs, gpus, _need_store(settings), gpu_models(), spawn)
+
+
+def remembered_needs(settings: Settings) -> Mapping[str, SeenNeed]:
+    """What engines were seen to hold on GPUs like these, by a llmux that served the same models. Reads the disk.
+
+    Empty where models are not placed by memory. Raises ConfigError.
+    """
+    if not settings.places_by_memory:
+        return {}
+    store, gpus = _need_store(settings), identity_of(gpu_models(), find_gpus(settings))
+    specs = engine_specs(settings).items()
+    return {name: store.read(key_of(spec.fingerprint(), gpus)) for name, spec in specs if spec.engine.uses_gpu}
+
+
+def _need_store(settings: Settings) -> NeedStore:
+    return NeedStore(settings.cache_directory / "needs")
 
 
 def _image_eviction(settings: Settings, name: str) -> Eviction | None:
@@ -121,7 +213,7 @@ def build_policy(settings: PolicySettings) -> Policy:
         case PolicyType.TIME_SLICE:
             return TimeSlice(settings.tick_interval_seconds)
         case PolicyType.ADAPTIVE:
-            return Adaptive(settings.switch_share_max)
+            return Adaptive()
         case _:
             assert_never(settings.policy_type)
 
@@ -211,6 +303,33 @@ def build_headroom(settings: Settings, name: str) -> GpuHeadroom:
         wait_seconds=wait_seconds,
         reader_of=lambda devices: NvmlReader({VISIBLE_GPUS: ",".join(devices)}),
     )
+
+
+def build_leased_program(settings: Settings, request: LeaseRequest) -> LeasedProgram:
+    """What waits until a GPU lease's memory is free, read as that of an engine's GPUs. Raises GpuHookUnusable."""
+    need = StartNeed(share=LEAST_FREE_SHARE) if request.memory_mib is None else StartNeed(mib=request.memory_mib)
+    headroom = GpuHeadroom(
+        request.command, _reader_of(()), need, wait_seconds=settings.memory_wait_seconds, reader_of=_reader_of
+    )
+    return LeasedProgram(headroom, settings.stop_timeout_seconds)
+
+
+def _reader_of(devices: tuple[str, ...]) -> GpuReader:
+    """Reads GPUs whatever uses them; without names, all that llmux sees. Raises GpuHookUnusable."""
+    environment = {**os.environ, **({VISIBLE_GPUS: ",".join(devices)} if devices else {})}
+    gpu_hook = load_gpu_hook()
+    found = gpu_hook((), environment) if gpu_hook is not None else None
+    return NvmlReader(environment) if found is None else found[0]
+
+
+def build_foreign_uses(leases: GpuLeases, gpus: Iterable[GpuId]) -> ForeignUses:
+    """What tells processes that are not ours from our engines', and from the programs of leases."""
+    readers = {gpu: _reader_of(() if gpu == EVERY_GPU else (gpu.uuid,)) for gpu in gpus}
+
+    def own() -> Collection[int]:
+        return [process.pid for process in find_descendants(os.getpid())]
+
+    return ForeignUses(readers, leases.is_leased, own)
 
 
 def _hooked_reader(
@@ -322,10 +441,11 @@ def build_image_budget(
 def build_checkpoint_stores(
     settings: Settings,
     checkpointer: Checkpointer | None,
+    gpus: Mapping[GpuId, int],
     transfers: ImageTransfers | None = None,
     on_change: Callable[[], None] = lambda: None,
 ) -> dict[str, CheckpointStore]:
-    """Each model's store of images; none without a checkpointer."""
+    """Each model's store of images; none without a checkpointer. ``gpus``: what ``find_gpus`` has found."""
     if checkpointer is None or settings.checkpoint is None:
         return {}
     keep = settings.checkpoint.keep_images
@@ -337,9 +457,28 @@ def build_checkpoint_stores(
             configured=model.checkpoint_path,
             transfers=transfers,
             # An image comes back on the GPUs that it was made on, and a first start where the scheduler has made room.
-            starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT
-            and not settings.places_by_memory,
+            starts_from_image=settings.eviction_of(name).process is Process.CHECKPOINT and len(gpus) == 1,
             on_change=on_change,
         )
         for name, model in settings.models.items()
     }
+
+
+def build_prefetcher(
+    settings: Settings, scheduler: Scheduler, sources: Mapping[str, FileSource], now: Callable[[], float]
+) -> Prefetcher | None:
+    """What reads the files of ``sources``, by model, ahead of their wakes; None where nothing is to be read ahead.
+
+    ``now`` is the scheduler's clock.
+    """
+    prefetch, access_log = settings.prefetch, settings.access_log
+    if prefetch.models is PrefetchedModels.NONE:
+        return None
+    limits = PrefetchLimits(
+        predicts=prefetch.models is PrefetchedModels.PREDICTED,
+        bytes_per_second=prefetch.rate_max,
+        memory_max_bytes=prefetch.memory_max,
+        memory_reserve_mib=settings.host_memory_reserve_mib,
+    )
+    past = partial(read_demands, access_log) if access_log is not None else tuple
+    return Prefetcher(scheduler, sources, limits, now, read_past_demands=past)

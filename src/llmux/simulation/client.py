@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import aiohttp
 
+from llmux.simulation.on_time import Progress
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
 _COMMON_WORDS = (
@@ -20,6 +21,9 @@ WORDS = _COMMON_WORDS.split()
 
 DONE = b"data: [DONE]"
 ERROR = b'data: {"error"'
+EVENT = b"data:"
+PAUSE_SECONDS = 1.0
+"""Shorter gaps between two tokens are the engine's."""
 PROBLEM_CHARACTERS_MAX = 200
 QUEUE_HEADER = "x-llmux-queue-ms"
 WITHOUT_COMMENTS = {"Accept": "*/*, text/event-stream;q=0"}
@@ -148,9 +152,9 @@ class Client:
     async def _read_stream(self, content: aiohttp.StreamReader, outcome: RequestOutcome) -> str:
         """Read an event stream to its end. Events are parsed only if their text is to be compared."""
         text, rest, is_complete = "", b"", False
+        pauses = Pauses(outcome)
         async for piece in content.iter_any():
-            if outcome.first_token_at is None:
-                outcome.first_token_at = self.now()
+            pauses.received(self.now(), piece.count(EVENT))
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 if line.startswith(ERROR):
@@ -165,6 +169,27 @@ class Client:
         if not is_complete:
             raise ResponseBroken("the stream ended without [DONE]")
         return text
+
+
+class Pauses:
+    """Notes in an outcome when its first token came, and how far the answer was before and after each longer pause."""
+
+    def __init__(self, outcome: RequestOutcome) -> None:
+        self._outcome = outcome
+        self._progress: list[Progress] = []
+        self._latest = Progress(0.0, 0)
+
+    def received(self, now: float, tokens: int) -> None:
+        """A piece of the stream has arrived, with some tokens: one in each event."""
+        outcome, latest = self._outcome, self._latest
+        if outcome.first_token_at is None:
+            outcome.first_token_at = now
+        elif now - latest.at > PAUSE_SECONDS:
+            self._progress += (latest, Progress(now, latest.tokens + 1))
+            # An engine may put more into its answer than it was asked for: its last events carry no token.
+            most = outcome.request.output_tokens
+            outcome.progress = tuple(Progress(one.at, min(one.tokens, most)) for one in self._progress)
+        self._latest = Progress(now, latest.tokens + tokens)
 
 
 def _text_of(choice: Mapping[str, Any], message: Mapping[str, Any] | None) -> str:

@@ -4,8 +4,10 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from llmux.core.target import DEFAULT_TARGET, Target
+from llmux.simulation.on_time import punctuality
 from llmux.simulation.residency import Shares
 from llmux.simulation.traffic import Ending, RequestOutcome
 
@@ -32,7 +34,11 @@ class Distribution:
     @classmethod
     def of(cls, durations: Iterable[float]) -> "Distribution":
         """Summarise durations, in any order."""
-        ordered = sorted(durations)
+        return cls.of_sorted(sorted(durations))
+
+    @classmethod
+    def of_sorted(cls, ordered: Sequence[float]) -> "Distribution":
+        """Summarise durations, the shortest first."""
         mean = math.fsum(ordered) / len(ordered) if ordered else None
         p50, p90, p99, longest = (percentile(ordered, percent) for percent in (50, 90, 99, 100))
         return cls(mean, p50, p90, p99, longest)
@@ -44,12 +50,20 @@ class Figures:
 
     requests: int
     unserved: int
+    refused: int
+    """How many of the unserved were refused when they came, for the wait that was expected."""
     wait: Distribution
     ttft: Distribution
     """Time to first token."""
     latency: Distribution
     within: Mapping[int, float]
     """By seconds: the share of all requests, unserved ones included, with a first token within that time."""
+    tokens_on_time: float
+    """The share of all tokens, those of unserved requests included, that came when their model's target asks."""
+    requests_on_time: float
+    """The share of all requests, unserved ones included, of which every token did."""
+    stall: Distribution
+    """How long readers had nothing to read after their first token."""
     switches: int
     share: Shares | None
     """None if it is not known."""
@@ -59,11 +73,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class LowerBound:
-    """What no policy can be below. ``durations`` is the least time to first token of each request, in no order."""
+    """What no policy can be below. Of one request there is none: what it waits can be moved to another."""
 
-    ttft: Distribution
-    within: Mapping[int, float]
-    durations: Sequence[float]
+    ttft_mean: float | None
+    """Seconds to the first token; None without requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,53 +93,129 @@ def run_figures(
     outcomes: Sequence[RequestOutcome],
     switches: Counter[str],
     share_of: Callable[[str | None], Shares | None],
+    target_of: Callable[[str], Target] = lambda model: DEFAULT_TARGET,
 ) -> RunFigures:
     """The figures of a run from its outcomes and its switches to each model.
 
-    ``share_of`` returns the shares of the time of one model, or of all for None.
+    ``share_of`` returns the shares of the time of one model, or of all for None, ``target_of`` a model's target.
     """
     own: dict[str, list[RequestOutcome]] = {}
     for outcome in outcomes:
         own.setdefault(outcome.request.model, []).append(outcome)
-    models = {model: _figures(some, switches[model], share_of(model), starvation(some)) for model, some in own.items()}
-    longest = max((figures.starvation for figures in models.values()), default=0.0)
-    return RunFigures(name, _figures(outcomes, switches.total(), share_of(None), longest), models)
+    tallies = {model: _Tally.of(some, target_of(model)) for model, some in own.items()}
+    starved = {model: starvation(some) for model, some in own.items()}
+    models = {
+        model: tally.figures(switches[model], share_of(model), starved[model]) for model, tally in tallies.items()
+    }
+    total = _Tally.merged(list(tallies.values()))
+    return RunFigures(name, total.figures(switches.total(), share_of(None), max(starved.values(), default=0.0)), models)
 
 
-def _figures(outcomes: Sequence[RequestOutcome], switches: int, share: Shares | None, starved: float) -> Figures:
-    served = [outcome for outcome in outcomes if outcome.ending is Ending.ANSWERED]
-    ttfts = sorted(one.first_token_at - one.arrived_at for one in served if one.first_token_at is not None)
-    return Figures(
-        requests=len(outcomes),
-        unserved=len(outcomes) - len(served),
-        wait=Distribution.of(one.admitted_at - one.arrived_at for one in served if one.admitted_at is not None),
-        ttft=Distribution.of(ttfts),
-        latency=Distribution.of(one.ended_at - one.arrived_at for one in served if one.ended_at is not None),
-        within=within_of(ttfts, len(outcomes)),
-        switches=switches,
-        share=share,
-        starvation=starved,
-    )
+@dataclass(slots=True)
+class _Tally:
+    """What the figures of some requests are made of. Durations are sorted, those of all models from each model's."""
 
+    requests: int
+    refused: int
+    tokens: int
+    """Of all requests, unserved ones included."""
+    served: int = 0
+    tokens_on_time: int = 0
+    requests_on_time: int = 0
+    waits: list[float] = field(default_factory=list)
+    ttfts: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    stalls: list[float] = field(default_factory=list)
 
-def within_of(ordered: Sequence[float], requests: int) -> dict[int, float]:
-    """The shares of ``requests`` with a first token within some times, from their sorted times to first token."""
-    return {seconds: bisect_right(ordered, seconds) / max(1, requests) for seconds in WITHIN_SECONDS}
+    @classmethod
+    def of(cls, outcomes: Sequence[RequestOutcome], target: Target) -> "_Tally":
+        """Of the requests of one model."""
+        tokens = sum([outcome.request.output_tokens for outcome in outcomes])
+        tally = cls(len(outcomes), sum([outcome.refused for outcome in outcomes]), tokens)
+        for outcome in outcomes:
+            if outcome.ending is Ending.ANSWERED:
+                tally._add(outcome, target)
+        for durations in tally.durations():
+            durations.sort()
+        return tally
+
+    @classmethod
+    def merged(cls, tallies: Sequence["_Tally"]) -> "_Tally":
+        """Of the requests of all models together."""
+        whole = cls(0, 0, 0)
+        for tally in tallies:
+            whole.requests += tally.requests
+            whole.refused += tally.refused
+            whole.tokens += tally.tokens
+            whole.served += tally.served
+            whole.tokens_on_time += tally.tokens_on_time
+            whole.requests_on_time += tally.requests_on_time
+            for all_of_them, some in zip(whole.durations(), tally.durations(), strict=True):
+                all_of_them.extend(some)
+        for durations in whole.durations():
+            durations.sort()  # Takes sorted parts as they are, and merges them.
+        return whole
+
+    def durations(self) -> tuple[list[float], ...]:
+        """All of them, as lists that can be changed."""
+        return self.waits, self.ttfts, self.latencies, self.stalls
+
+    def _add(self, outcome: RequestOutcome, target: Target) -> None:
+        """Add a request that was served."""
+        arrived_at, began_at, ended_at = outcome.arrived_at, outcome.first_token_at, outcome.ended_at
+        self.served += 1
+        if outcome.admitted_at is not None:
+            self.waits.append(outcome.admitted_at - arrived_at)
+        if began_at is not None:
+            self.ttfts.append(began_at - arrived_at)
+        if ended_at is not None:
+            self.latencies.append(ended_at - arrived_at)
+        if began_at is None or ended_at is None:
+            return  # It is not known when its tokens came.
+        tokens = outcome.request.output_tokens
+        found = punctuality(arrived_at, began_at, outcome.progress, ended_at, tokens, target)
+        self.tokens_on_time += found.tokens_on_time
+        self.requests_on_time += found.tokens_on_time >= tokens
+        self.stalls.append(found.stall_seconds)
+
+    def figures(self, switches: int, share: Shares | None, starved: float) -> Figures:
+        """The figures of these requests."""
+        return Figures(
+            requests=self.requests,
+            unserved=self.requests - self.served,
+            refused=self.refused,
+            wait=Distribution.of_sorted(self.waits),
+            ttft=Distribution.of_sorted(self.ttfts),
+            latency=Distribution.of_sorted(self.latencies),
+            within={seconds: bisect_right(self.ttfts, seconds) / max(1, self.requests) for seconds in WITHIN_SECONDS},
+            tokens_on_time=self.tokens_on_time / max(1, self.tokens),
+            requests_on_time=self.requests_on_time / max(1, self.requests),
+            stall=Distribution.of_sorted(self.stalls),
+            switches=switches,
+            share=share,
+            starvation=starved,
+        )
 
 
 def starvation(outcomes: Iterable[RequestOutcome]) -> float:
     """The longest time in which requests waited for the one model of these requests and none was admitted to it."""
-    changes: list[tuple[float, int, bool]] = []
+    arrivals: list[float] = []
+    departures: list[tuple[float, bool]] = []
+    """When each request's wait ended, and whether by its admission."""
     for outcome in outcomes:
         left_at = outcome.admitted_at if outcome.admitted_at is not None else outcome.ended_at
         if left_at is not None and left_at > outcome.arrived_at:
-            changes += [(outcome.arrived_at, 1, False), (left_at, -1, outcome.admitted_at is not None)]
-    longest, waiting, since = 0.0, 0, 0.0
-    for at, change, is_admission in sorted(changes):
-        if not waiting:
-            since = at
-        waiting += change
-        if change < 0 and (is_admission or not waiting):
+            arrivals.append(outcome.arrived_at)
+            departures.append((left_at, outcome.admitted_at is not None))
+    arrivals.sort()
+    departures.sort()
+    longest, arrived, since = 0.0, 0, 0.0
+    for left, (at, is_admission) in enumerate(departures):
+        if arrived == left:
+            since = arrivals[arrived]
+        while arrived < len(arrivals) and arrivals[arrived] < at:
+            arrived += 1
+        if is_admission or arrived == left + 1:
             longest = max(longest, at - since)
             since = at
     return longest

@@ -34,9 +34,9 @@ class LedgerReader:
         return tuple(GpuMemory(str(path), one.capacity_mib, one.used_mib) for path, one in snapshots)
 
     def read_processes(self) -> tuple[GpuProcess, ...]:
-        held = [one for path in self.paths for one in _snapshot(path).allocations if one.mib]
-        held.sort(key=lambda allocation: -allocation.mib)
-        return tuple(GpuProcess(one.pid, one.model or _name(one.pid), one.mib) for one in held)
+        held = [(path, one) for path in self.paths for one in _snapshot(path).allocations if one.mib]
+        held.sort(key=lambda found: -found[1].mib)
+        return tuple(GpuProcess(one.pid, one.model or _name(one.pid), one.mib, str(path)) for path, one in held)
 
 
 def _snapshot(path: Path) -> LedgerSnapshot:

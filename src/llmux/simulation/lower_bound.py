@@ -1,23 +1,27 @@
-"""The lower bound of a trace: times to first token that no policy can be below, a clairvoyant one included.
+"""The lower bound of a trace: the mean time to first token that no policy can be below, not even a clairvoyant one.
 
-Per request, the bound is its time to first token on a GPU of the model's own (``alone``). To the mean, the least
-waiting is added that two sides cause each other by taking turns on the GPU (``least_waiting``): a side that has left at
+No request can be below its time to first token on a GPU of the model's own (``alone``). To the mean of that, the least
+waiting is added that models cause each other by taking turns on the GPU: the greater of two bounds. One is for all of
+them at once (``priced_turns``). The other is for two sides (``least_waiting``): a side that has left at
 ``x`` is back at ``z`` at the earliest, with a residence of the other side in between, and its requests of that time
 wait until ``z``. The cheapest sequence of turns is a shortest path over the times at which residences end. Its costs
 are Monge, as longer absences cost over-proportionally, so the best next end moves monotonically: O(n log n), not O(n²).
+The second costs more, so it is computed only where a coarse solution does not say already that it is the lesser one.
 """
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heappush, heapreplace
 from itertools import accumulate, repeat
+from operator import itemgetter
 
 from llmux.core.identifiers import ALL_OF_IT, Footprint, Seconds
 from llmux.core.placement import fits, free_memory
 from llmux.core.settings import ModelSpec
-from llmux.simulation.figures import Distribution, LowerBound, within_of
+from llmux.simulation.figures import LowerBound
+from llmux.simulation.priced_turns import Visitor, least_waiting_of_all
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
@@ -27,6 +31,10 @@ SIDES_MAX = 4
 STEPS_MAX = 30_000
 """Of the grid of times; bounds the work for long traces."""
 STEP_SECONDS_MIN = 0.01
+ROUNDING = 1e-9
+"""Of a step: keeps an exact multiple from being rounded to the next."""
+TOLERATED_SHARE = 0.001
+"""Of the time to first token: how far the bound for all models at once may stay below its best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +84,41 @@ def lower_bound(
     speed: EngineSpeed,
     residence_seconds_min: Seconds,
     capacity: Footprint = ALL_OF_IT,
+    unasked: Collection[str] = (),
 ) -> LowerBound:
-    """Times to first token; no policy is below any of these numbers as long as it serves every request.
+    """The least mean time to first token of any policy that serves every request.
 
-    The percentiles are those of models that never have to leave; the mean includes the least cost of taking turns.
+    ``unasked`` are models that may be on the GPU before their first request.
     """
     by_name = {spec.name: spec for spec in specs}
     own: dict[str, list[TrafficRequest]] = {}
     for request in requests:
         own.setdefault(request.model, []).append(request)
     earliest = {
-        name: alone(some, speed, by_name[name].max_in_flight, costs[name].least_wake) for name, some in own.items()
+        name: alone(some, speed, by_name[name].max_in_flight, 0.0 if name in unasked else costs[name].least_wake)
+        for name, some in own.items()
     }
-    durations = sorted(entry.first_token_at - entry.arrived_at for entries in earliest.values() for entry in entries)
-    ttft = Distribution.of(durations)
-    if ttft.mean is not None:
-        waiting = _waiting_for_turns(earliest, by_name, costs, residence_seconds_min, capacity)
-        ttft = replace(ttft, mean=ttft.mean + waiting / len(requests))
-    return LowerBound(ttft, within_of(durations, len(requests)), durations)
+    if not requests:
+        return LowerBound(None)
+    waiting_alone = math.fsum(one.first_token_at - one.arrived_at for some in earliest.values() for one in some)
+    for_others = _waiting_of_all(earliest, by_name, costs, capacity, unasked, TOLERATED_SHARE * waiting_alone)
+    pairs = _pairs_of_sides(earliest, by_name, costs, residence_seconds_min, capacity)
+    for most, first, second in sorted(
+        ((most_waiting(*pair), *pair) for pair in pairs), key=itemgetter(0), reverse=True
+    ):
+        if most > for_others:
+            for_others = max(for_others, least_waiting(first, second))
+    return LowerBound((waiting_alone + for_others) / len(requests))
 
 
-def _waiting_for_turns(
+def _pairs_of_sides(
     earliest: Mapping[str, Sequence[Earliest]],
     specs: Mapping[str, ModelSpec],
     costs: Mapping[str, SwitchCost],
     residence_seconds_min: Seconds,
     capacity: Footprint,
-) -> Seconds:
-    """The highest of the bounds for each of the busiest models against all others."""
+) -> Iterator[tuple["Side", "Side"]]:
+    """Each of the busiest models against all others, as far as it can be on the GPUs with none of them."""
 
     def side(names: Sequence[str], others: Sequence[str]) -> Side:
         """Some models together, as if switching among them took no time."""
@@ -115,13 +130,34 @@ def _waiting_for_turns(
         return Side(ready_at, leaving + waking, residence_seconds_min, prefills)
 
     busiest = sorted(earliest, key=lambda name: len(earliest[name]), reverse=True)[:SIDES_MAX]
-    most = 0.0
     # Of two models, each against the other is the same pair of sides.
     for name in busiest if len(earliest) > 2 else busiest[:1]:
         others = [other for other in earliest if other != name]
         if others and not any(_fit_together(specs[name], specs[other], capacity) for other in others):
-            most = max(most, least_waiting(side([name], others), side(others, [name])))
-    return most
+            yield side([name], others), side(others, [name])
+
+
+def _waiting_of_all(
+    earliest: Mapping[str, Sequence[Earliest]],
+    specs: Mapping[str, ModelSpec],
+    costs: Mapping[str, SwitchCost],
+    capacity: Footprint,
+    unasked: Collection[str],
+    tolerance_seconds: Seconds,
+) -> Seconds:
+    """The bound for the busiest models of which no two can be on the GPUs together; others do not count."""
+    apart: list[str] = []
+    for name in sorted(earliest, key=lambda name: len(earliest[name]), reverse=True):
+        if not any(_fit_together(specs[name], specs[other], capacity) for other in apart):
+            apart.append(name)
+    return least_waiting_of_all(
+        [
+            Visitor([entry.prefill_at for entry in earliest[name]], costs[name].least_wake + costs[name].evict)
+            for name in apart
+        ],
+        sum(costs[name].least_wake for name in apart if name in unasked),
+        tolerance_seconds,
+    )
 
 
 def _fit_together(one: ModelSpec, other: ModelSpec, capacity: Footprint) -> bool:
@@ -147,77 +183,90 @@ class Side:
 
 
 def least_waiting(first: Side, second: Side) -> Seconds:
-    """The least seconds of waiting, summed over all requests of both sides, of any sequence of turns."""
+    """The least seconds of waiting, summed over all requests of both sides, of any sequence of turns.
+
+    Leaves are rounded up and returns down to a grid, which only shortens absences, so the result stays a bound. It
+    costs at most one step on either side.
+    """
+    return _on_grid(first, second, STEPS_MAX, lambda seconds, step: math.floor(seconds / step + ROUNDING), 1)
+
+
+def most_waiting(first: Side, second: Side) -> Seconds:
+    """What ``least_waiting`` does not exceed: the cost of some sequence of turns, at a twentieth of the effort."""
+    return _on_grid(first, second, STEPS_MAX // 20, lambda seconds, step: math.ceil(seconds / step - ROUNDING), 0)
+
+
+def _on_grid(
+    first: Side, second: Side, steps_max: int, in_steps: Callable[[Seconds, Seconds], int], shortened: int
+) -> Seconds:
+    """The waiting of the best sequence of turns that leave at steps of a grid, with returns this much too early."""
     if not first.ready_at or not second.ready_at:
         return 0.0
-    end = max(max(first.ready_at), max(second.ready_at))
-    step = _step_seconds(first, second, end)
-    margin = max(_steps(side.switch_seconds + side.residence_seconds_min, step) for side in (first, second)) + 2
+    sides = (first, second)
+    end = max(max(side.ready_at) for side in sides)
+    step = _step_seconds(min(side.switch_seconds for side in sides), end, steps_max)
+    switches = [in_steps(side.switch_seconds, step) for side in sides]
+    turns = [in_steps(side.switch_seconds + side.residence_seconds_min, step) for side in sides]
+    margin = max(turns) + 2
     size = math.ceil(end / step) + 2 * margin + 2
-    return _Turns(
-        _Absence(first, step, margin, size),
-        _Absence(second, step, margin, size),
-        (_steps(first.switch_seconds, step), _steps(second.switch_seconds, step)),
-        (
-            _steps(first.switch_seconds + first.residence_seconds_min, step),
-            _steps(second.switch_seconds + second.residence_seconds_min, step),
-        ),
-    ).solve()
+    one = _Side(_Absence(first, step, margin, size), switches[0] - shortened, max(1, turns[1]))
+    other = _Side(_Absence(second, step, margin, size), switches[1] - shortened, max(1, turns[0]))
+    return _least_on_grid(one, other) * step
 
 
-def _step_seconds(first: Side, second: Side, end: Seconds) -> Seconds:
+def _step_seconds(shortest: Seconds, end: Seconds, steps_max: int) -> Seconds:
     """A step of which the shortest switch is a multiple if possible, so that rounding does not shorten switches."""
-    step = max(STEP_SECONDS_MIN, end / STEPS_MAX)
-    shortest = min(first.switch_seconds, second.switch_seconds)
+    step = max(STEP_SECONDS_MIN, end / steps_max)
     return shortest / math.floor(shortest / step) if shortest >= step else step
 
 
-def _steps(seconds: Seconds, step: Seconds) -> int:
-    """Whole steps within a duration; the small term keeps an exact multiple from being rounded down."""
-    return math.floor(seconds / step + 1e-9)
-
-
 class _Absence:
-    """The cost of a side's absence, from prefix sums over its requests up to each step of the grid."""
+    """The cost of a side's absence, from prefix sums over its requests up to each step of the grid.
 
-    __slots__ = ("counts", "moments", "prefills", "queued", "step")
+    Requests that become ready between ``left`` and ``back`` wait for the return, and for the prefills before theirs:
+    ``cost_of_return(back) + cost_of_leaving(left) - counts[left] * back - prefills[left] * count(back)`` steps.
+    """
+
+    __slots__ = ("_moments", "_queued", "counts", "prefills", "step")
 
     def __init__(self, side: Side, step: Seconds, margin: int, size: int) -> None:
         """The trace begins ``margin`` steps after the grid."""
         self.step = step
-        self.counts = [0] * size
-        self.moments = [0.0] * size
-        self.prefills = [0.0] * size
-        """Total prefill time of the requests up to a step."""
-        self.queued = [0.0] * size
-        """The total prefill time of the requests before each request, summed over the requests."""
+        counts, moments, prefills, queued = [0] * size, [0.0] * size, [0.0] * size, [0.0] * size
         before = 0.0
         for at, seconds in zip(side.ready_at, side.prefill_seconds or repeat(0.0), strict=False):
             place = at / step + margin
             index = math.ceil(place)
-            self.counts[index] += 1
-            self.moments[index] += place
-            self.prefills[index] += seconds / step
-            self.queued[index] += before
+            counts[index] += 1
+            moments[index] += place
+            prefills[index] += seconds / step
+            queued[index] += before
             before += seconds / step
-        self.counts = list(accumulate(self.counts))
-        for sums in (self.moments, self.prefills, self.queued):
-            sums[:] = accumulate(sums)
+        self.counts = list(accumulate(counts))
+        self.prefills = list(accumulate(prefills))
+        """Total prefill time of the requests up to a step."""
+        self._moments = list(accumulate(moments))
+        self._queued = list(accumulate(queued))
+        """The total prefill time of the requests before each request, summed over the requests."""
 
-    def cost(self, left: int, back: int) -> float:
-        """The waiting, in steps, of requests that become ready in between: for the return, and for earlier prefills."""
-        if back <= left:
-            return 0.0
+    def count(self, back: int) -> int:
+        """How many requests have become ready by a step, which may be after the grid."""
+        return self.counts[min(back, len(self.counts) - 1)]
+
+    def cost_of_return(self, back: int) -> float:
+        """The part of the cost that is the same whenever the side left."""
         last = min(back, len(self.counts) - 1)
-        count = self.counts[last] - self.counts[left]
-        away = count * back - (self.moments[last] - self.moments[left])
-        return away + self.queued[last] - self.queued[left] - count * self.prefills[left]
+        return self.counts[last] * back - self._moments[last] + self._queued[last]
+
+    def cost_of_leaving(self, left: int) -> float:
+        """The part of the cost that is the same whenever the side is back."""
+        return self._moments[left] - self._queued[left] + self.counts[left] * self.prefills[left]
 
 
 class _Side:
     """The least future cost when this side leaves at each step, and the candidates for the other side's next leave."""
 
-    __slots__ = ("absence", "ahead", "best", "return_steps", "takeovers", "turn_steps")
+    __slots__ = ("_best", "_takeovers", "_until", "absence", "ahead", "return_steps", "turn_steps")
 
     def __init__(self, absence: _Absence, return_steps: int, turn_steps: int) -> None:
         self.absence = absence
@@ -225,64 +274,68 @@ class _Side:
         self.turn_steps = turn_steps
         """From this side's leave to the earliest end of the other one's residence."""
         self.ahead = [0.0] * len(absence.counts)
-        self.best: deque[int] = deque()
-        self.takeovers: deque[int] = deque()
+        self._until = [0.0] * (len(absence.counts) + turn_steps)
+        """By end of the other side's residence: the cost of the return after it, and of all that comes then."""
+        self._best: deque[int] = deque()
+        self._takeovers: deque[int] = deque()
         """For each candidate, the last step at which it is no worse than the one before it."""
 
-
-class _Turns:
-    def __init__(self, first: _Absence, second: _Absence, arriving: tuple[int, int], turns: tuple[int, int]) -> None:
-        # Leaves are rounded up and returns down to the grid, which only shortens absences, so the result stays a
-        # bound; it costs at most one step on either side.
-        self._first = _Side(first, arriving[0] - 1, max(1, turns[1]))
-        self._second = _Side(second, arriving[1] - 1, max(1, turns[0]))
-
-    def solve(self) -> Seconds:
-        size = len(self._first.ahead)
-        for step in range(size - 1, -1, -1):
-            self._settle(self._first, self._second, step)
-            self._settle(self._second, self._first, step)
-        return min(self._first.ahead[0], self._second.ahead[0]) * self._first.absence.step
-
-    def _settle(self, side: _Side, other: _Side, step: int) -> None:
-        """Compute the least future cost if ``side`` leaves at ``step``."""
-        self._offer(side, other, step + side.turn_steps, step)
-        if side.absence.counts[step] == side.absence.counts[-1]:
+    def settle(self, other: "_Side", step: int) -> None:
+        """Compute the least future cost if this side leaves at ``step``; later steps have been settled."""
+        absence, best, takeovers = self.absence, self._best, self._takeovers
+        end = step + self.turn_steps
+        ahead = other.ahead[end] if end < len(other.ahead) else 0.0
+        self._until[end] = absence.cost_of_return(end + self.return_steps) + ahead
+        self._offer(end, step)
+        if absence.counts[step] == absence.counts[-1]:
             return
-        best, takeovers = side.best, side.takeovers
         while len(best) > 1 and takeovers[1] >= step:
             best.popleft()
             takeovers.popleft()
-        side.ahead[step] = _total(side, other, step, best[0])
+        back = best[0] + self.return_steps
+        waited_for = absence.counts[step] * back + absence.prefills[step] * absence.count(back)
+        self.ahead[step] = self._until[best[0]] + absence.cost_of_leaving(step) - waited_for
 
-    def _offer(self, side: _Side, other: _Side, end: int, step: int) -> None:
+    def _offer(self, end: int, step: int) -> None:
         """Add the candidate that the other side's residence ends at ``end``."""
-        best, takeovers = side.best, side.takeovers
+        best, takeovers = self._best, self._takeovers
         while best:
-            takeover = _takeover(side, other, best[-1], end, step)
-            if takeover < takeovers[-1]:
-                if takeover >= 0:
-                    best.append(end)
-                    takeovers.append(takeover)
-                return
-            best.pop()
-            takeovers.pop()
+            last = takeovers[-1]
+            if last > step:
+                last = step + 1
+            elif self._takeover(best[-1], end, last, last + 1) == last:
+                best.pop()
+                takeovers.pop()
+                continue
+            takeover = self._takeover(best[-1], end, 0, last)
+            if takeover >= 0:
+                best.append(end)
+                takeovers.append(takeover)
+            return
         best.append(end)
-        takeovers.append(len(side.ahead))
+        takeovers.append(len(self.ahead))
+
+    def _takeover(self, later: int, earlier: int, low: int, high: int) -> int:
+        """The last step from ``low`` to before ``high`` at which the earlier end is no worse; ``low - 1`` if none is.
+
+        What is equal for both ends is left out. The rest grows with the step, which is why there is a last one.
+        """
+        absence, counts, prefills = self.absence, self.absence.counts, self.absence.prefills
+        steps = later - earlier
+        count = absence.count(later + self.return_steps) - absence.count(earlier + self.return_steps)
+        gained = self._until[later] - self._until[earlier]
+        while low < high:
+            middle = (low + high) // 2
+            if counts[middle] * steps + prefills[middle] * count <= gained:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1
 
 
-def _total(side: _Side, other: _Side, left: int, end: int) -> float:
-    ahead = other.ahead[end] if end < len(other.ahead) else 0.0
-    return side.absence.cost(left, end + side.return_steps) + ahead
-
-
-def _takeover(side: _Side, other: _Side, later: int, earlier: int, step: int) -> int:
-    """The last step, up to ``step``, at which the earlier end is no worse; -1 if it is never."""
-    low, high = -1, step
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _total(side, other, middle, earlier) <= _total(side, other, middle, later):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _least_on_grid(first: _Side, second: _Side) -> float:
+    """The least waiting, in steps, from the beginning of the grid, with either side there."""
+    for step in range(len(first.ahead) - 1, -1, -1):
+        first.settle(second, step)
+        second.settle(first, step)
+    return min(first.ahead[0], second.ahead[0])

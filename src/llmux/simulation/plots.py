@@ -15,9 +15,10 @@ from typing import Any
 
 from llmux.errors import LlmuxError
 from llmux.simulation.figures import RunFigures
+from llmux.simulation.gpu_tables import GPU_NOTE, gpu_rows
 from llmux.simulation.residency import OFF_GPU, Phase
-from llmux.simulation.tables import NOTE, Rows, rest_rows, wait_rows
-from llmux.simulation.virtual.scenario import PlottedRun, Study
+from llmux.simulation.tables import NOTE, Rows, on_time_rows, rest_rows, wait_rows
+from llmux.simulation.virtual.study import PlottedRun, Study
 
 SUFFIXES = (".html", ".svg", ".png")
 MODELS_SHOWN = 40
@@ -46,9 +47,9 @@ PHASE_COLOURS = {
     Phase.LEAVING: "#D55E00",
 }
 PHASE_LABELS = {Phase.WAKING: "waking or starting", Phase.IDLE: "on the GPU, idle"}
+LEASE_STYLE: dict[str, Any] = {"facecolor": "none", "edgecolor": "#6E7781", "hatch": "///", "linewidth": 0}
 CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CURVE_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))
-BOUND_COLOUR = "#6E7781"
 STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -170,6 +171,10 @@ def _draw_residency(figure: Any, report: Report) -> None:
         for row, model in enumerate(models):
             for phase, spans in _spans(run, model, end, unit_seconds).items():
                 axes.broken_barh(spans, (row - 0.4, 0.8), color=PHASE_COLOURS[phase], linewidth=0)
+        for lease in run.leases:
+            if lease.held_at is not None:
+                ended_at = run.end if lease.ended_at is None else lease.ended_at
+                axes.axvspan(lease.held_at / unit_seconds, ended_at / unit_seconds, **LEASE_STYLE)
         axes.set_yticks(range(len(models)), [_short(model) for model in models])
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_xlim(0, end / unit_seconds)
@@ -178,6 +183,8 @@ def _draw_residency(figure: Any, report: Report) -> None:
         axes.set_axisbelow(True)
     all_axes[-1].set_xlabel(f"time since the trace began ({unit})")
     handles = [Patch(color=colour, label=PHASE_LABELS.get(phase, phase)) for phase, colour in PHASE_COLOURS.items()]
+    if any(run.leases for run in plotted):
+        handles.append(Patch(label="a GPU lease is held", **LEASE_STYLE))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=1.0)
 
 
@@ -204,7 +211,7 @@ def _headline(figures: RunFigures) -> str:
 
 def _draw_first_tokens(figure: Any, report: Report, panels: int) -> None:
     """A panel for all models and for each of some; in each, a curve per policy on common axes."""
-    plotted, bound = report.study.plotted, report.study.bound
+    plotted = report.study.plotted
     figure.suptitle("Time to first token", x=0.01, ha="left", fontweight="bold")
     finite = [one for run in plotted for some in run.ttfts.values() for one in some if one < math.inf]
     longest = max(10 * SHORTEST_SECONDS, *finite) if finite else 10 * SHORTEST_SECONDS
@@ -222,14 +229,12 @@ def _draw_first_tokens(figure: Any, report: Report, panels: int) -> None:
         for run, colour, style in styles:
             durations = [one for name, some in run.ttfts.items() if model in (None, name) for one in some]
             (lines[run.name],) = axes.plot(*_curve(durations, longest), color=colour, linestyle=style, linewidth=1.6)
-        if model is None and bound.durations:
-            curve = _curve(bound.durations, longest)
-            (lines["lower bound"],) = axes.plot(*curve, color=BOUND_COLOUR, linewidth=1.0)
         axes.set_xscale("log")
         axes.set_xlim(SHORTEST_SECONDS, longest)
         axes.set_ylim(0, 102)
         axes.set_yticks((0, 25, 50, 75, 90, 100))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")  # Over less than a decade they would have labels too, in math.
         axes.grid(color="#E6E8EB", linewidth=0.6)
         axes.tick_params(labelbottom=number + columns >= panels)
         if number + columns >= panels:
@@ -256,9 +261,14 @@ def _page(report: Report, svg: str) -> str:
     """One HTML page that loads nothing else."""
     study = report.study
     parts = [f"<h1>{escape(report.title)}</h1>", *(f"<p>{escape(fact)}</p>" for fact in report.facts)]
+    parts += _table(on_time_rows(study.runs))
     parts += _table(wait_rows(study.runs, study.bound))
     parts += _table(rest_rows(study.runs))
-    parts += [f"<p>{escape(NOTE)}</p>", svg[svg.index("<svg") :]]
+    parts.append(f"<p>{escape(NOTE)}</p>")
+    if study.uses:
+        parts += _table(gpu_rows([run.name for run in study.runs], study.uses))
+        parts.append(f"<p>{escape(GPU_NOTE)}</p>")
+    parts.append(svg[svg.index("<svg") :])
     head = f'<meta charset="utf-8"><title>{escape(report.title)}</title><style>{PAGE_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 

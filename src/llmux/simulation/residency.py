@@ -40,8 +40,10 @@ def phase_of(state: State, *, is_busy: bool) -> Phase:
             return Phase.WAKING
         case Draining():
             return Phase.DRAINING
-        case Evicting():
+        case Evicting(asleep=None):
             return Phase.LEAVING
+        case Evicting():
+            return Phase.ASLEEP  # It goes deeper asleep, or is stopped: it has left the GPU already.
         case Asleep():
             return Phase.ASLEEP
         case Cold():
@@ -152,17 +154,26 @@ class _Departure:
 
 
 class SwitchLog:
-    """Assembles switches from growing histories, which must be read before they drop what is new in them."""
+    """Assembles switches from growing histories, which must be read before they drop what is new in them.
+
+    On several GPUs a model comes in the place of those that left the same GPUs before it; of several, the last counts.
+    """
 
     def __init__(self) -> None:
         self.switches: list[Switch] = []
+        self._gpus: dict[str, Sequence[str]] = {}
+        """By model: the GPUs on which it was last."""
         self._read: dict[str, Transition] = {}
         """By model: the last transition that has been read."""
         self._draining_since: dict[str, float] = {}
-        self._departure: _Departure | None = None
+        self._departures: dict[str, _Departure] = {}
+        """By GPU: the latest, until another model has come."""
 
-    def read(self, histories: Mapping[str, Sequence[Transition]]) -> None:
-        """Take in what is new in the models' histories."""
+    def read(
+        self, histories: Mapping[str, Sequence[Transition]], gpus: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """Take in what is new in the models' histories. ``gpus``: where models are; without it, all are on one GPU."""
+        self._gpus |= {model: names for model, names in (gpus or {}).items() if names}
         added: list[tuple[str, Transition]] = []
         for model, history in histories.items():
             first = len(history)
@@ -181,16 +192,19 @@ class SwitchLog:
                     self._draining_since[model] = since
                 case Evicting(since=since, asleep=None), _:
                     drain_seconds = since - self._draining_since.pop(model, since)
-                    self._departure = _Departure(model, drain_seconds, transition.at - since)
+                    departure = _Departure(model, drain_seconds, transition.at - since)
+                    self._departures |= dict.fromkeys(self._gpus_of(model), departure)
                 case Waking() as waking, Serving():
                     self._arrived(model, transition.at, waking)
                 case _:
                     pass
 
     def _arrived(self, model: str, at: float, waking: Waking) -> None:
-        left, self._departure = self._departure, None
-        if left is None or left.model == model:
-            left = _Departure("", 0.0, 0.0)
+        found = [departure for gpu in self._gpus_of(model) if (departure := self._departures.pop(gpu, None))]
+        left = next((departure for departure in reversed(found) if departure.model != model), _Departure("", 0.0, 0.0))
         self.switches.append(
             Switch(left.model, model, at, waking.from_cold, left.drain_seconds, left.evict_seconds, at - waking.since)
         )
+
+    def _gpus_of(self, model: str) -> Sequence[str]:
+        return self._gpus.get(model, ("",))

@@ -13,7 +13,7 @@ from llmux.simulation.figures import WITHIN_SECONDS, Distribution, Figures, Lowe
 DIGITS = 6
 """Of seconds and shares in JSON."""
 
-WAIT_HEADS = ("first token", "calls", "lost", "mean", "p50", "p90", "p99", "max")
+WAIT_HEADS = ("first token", "requests", "lost", "mean", "p50", "p90", "p99", "max")
 REST_HEADS = (
     "last token",
     "mean",
@@ -28,9 +28,13 @@ REST_HEADS = (
     "drain",
     "idle",
 )
+ON_TIME_HEADS = ("on time", "tokens", "requests", "stall mean", "p99")
 NOTE = (
-    "In seconds from the request's arrival. lost: not served. starved: the longest time in which requests waited for a "
-    "model and none was admitted to it. serving … idle: shares of the GPU's time."
+    "In seconds from the request's arrival. on time: the first token within ttft_target_seconds, and the rest at "
+    "reading_tokens_per_second from then on; requests: with all of their tokens. stall: how long a reader of that "
+    "speed had nothing to read after the first token. lost: not served; refused: of these, by refuse_after_seconds. "
+    "starved: the longest time in which requests waited for a model and none was admitted to it. serving … idle: "
+    "shares of the GPU's time."
 )
 
 
@@ -43,16 +47,25 @@ class Rows:
 
 
 def render(runs: Sequence[RunFigures], bound: LowerBound | None) -> RenderableType:
-    """Two tables: times to first token; and latencies, switches and shares of time."""
-    return Group(_table(wait_rows(runs, bound)), Text(), _table(rest_rows(runs)), Text(), Text(NOTE, style="dim"))
+    """Three tables: what was on time; times to first token; and latencies, switches and shares of time."""
+    tables = (on_time_rows(runs), wait_rows(runs, bound), rest_rows(runs))
+    parts = [part for rows in tables for part in (_table(rows), Text())]
+    return Group(*parts, Text(NOTE, style="dim"))
+
+
+def on_time_rows(runs: Sequence[RunFigures]) -> Rows:
+    """The objective: what was on time, and the stalls of readers."""
+    return Rows(ON_TIME_HEADS, tuple((is_whole, _on_time(name, figures)) for is_whole, name, figures in _parts(runs)))
 
 
 def wait_rows(runs: Sequence[RunFigures], bound: LowerBound | None) -> Rows:
-    """Times to first token; the lower bound comes last."""
+    """Times to first token; the lower bound of the mean comes last."""
+    heads = (*WAIT_HEADS, *(f"≤{seconds} s" for seconds in WITHIN_SECONDS))
     rows = [(is_whole, _waits(name, figures)) for is_whole, name, figures in _parts(runs)]
     if bound is not None:
-        rows.append((False, ("lower bound", "", "", *_cells(bound.ttft), *_within(bound.within))))
-    return Rows((*WAIT_HEADS, *(f"≤{seconds} s" for seconds in WITHIN_SECONDS)), tuple(rows))
+        known = ("lower bound", "", "", seconds_text(bound.ttft_mean))
+        rows.append((False, known + ("",) * (len(heads) - len(known))))
+    return Rows(heads, tuple(rows))
 
 
 def rest_rows(runs: Sequence[RunFigures]) -> Rows:
@@ -86,8 +99,14 @@ def _table(rows: Rows) -> Table:
     return table
 
 
+def _on_time(name: str, figures: Figures) -> tuple[str, ...]:
+    shares = (f"{figures.tokens_on_time:.1%}", f"{figures.requests_on_time:.1%}")
+    return (name, *shares, seconds_text(figures.stall.mean), seconds_text(figures.stall.p99))
+
+
 def _waits(name: str, figures: Figures) -> tuple[str, ...]:
-    return (name, str(figures.requests), str(figures.unserved), *_cells(figures.ttft), *_within(figures.within))
+    lost = f"{figures.unserved} ({figures.refused} refused)" if figures.refused else str(figures.unserved)
+    return (name, str(figures.requests), lost, *_cells(figures.ttft), *_within(figures.within))
 
 
 def _rest(name: str, figures: Figures) -> tuple[str, ...]:
@@ -119,7 +138,7 @@ def document(
         for run in runs
     }
     if bound is not None:
-        result["lower_bound"] = {"ttft": _rounded(bound.ttft)}
+        result["lower_bound"] = {"ttft": {"mean": _rounded_one(bound.ttft_mean)}}
     return result
 
 
@@ -129,9 +148,15 @@ def _figures_document(figures: Figures) -> dict[str, Any]:
     return {
         "requests": figures.requests,
         "unserved": figures.unserved,
+        "refused": figures.refused,
         "wait": _rounded(figures.wait),
         "ttft": _rounded(figures.ttft),
         "latency": _rounded(figures.latency),
+        "on_time": {
+            "tokens": round(figures.tokens_on_time, DIGITS),
+            "requests": round(figures.requests_on_time, DIGITS),
+        },
+        "stall": _rounded(figures.stall),
         "within": {str(seconds): round(part, DIGITS) for seconds, part in figures.within.items()},
         "switches": figures.switches,
         "share": None if share is None else {name: round(getattr(share, name), DIGITS) for name in names},
@@ -140,4 +165,8 @@ def _figures_document(figures: Figures) -> dict[str, Any]:
 
 
 def _rounded(distribution: Distribution) -> dict[str, float | None]:
-    return {name: None if seconds is None else round(seconds, DIGITS) for name, seconds in asdict(distribution).items()}
+    return {name: _rounded_one(seconds) for name, seconds in asdict(distribution).items()}
+
+
+def _rounded_one(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, DIGITS)

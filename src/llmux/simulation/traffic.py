@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from llmux.errors import LlmuxError
+from llmux.simulation.on_time import Progress
 
 MERGE_GAP_SECONDS_MAX = 24 * 3600.0
 """Traces that are further apart were hardly recorded together, so their clocks cannot be combined."""
@@ -75,6 +76,10 @@ class RequestOutcome:
     ending: Ending = Ending.LOST
     problem: str = ""
     """Why it was lost or wrong."""
+    refused: bool = False
+    """Whether it was lost because llmux refused it when it came, for the wait that it expected."""
+    progress: Sequence[Progress] = ()
+    """How far its answer was before and after each pause that is known of; in between, tokens come evenly."""
 
     @property
     def wait_seconds(self) -> float | None:

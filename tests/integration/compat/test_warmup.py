@@ -10,6 +10,7 @@ import pytest
 from llmux.simulation.ledger import Ledger
 from tests.support.bench import DISCARD, OFFLOAD, STOP, eventually, serving, with_flags
 from tests.support.server import SIMULATED_ENGINE, WARM, ended_early, simulated_config
+from tests.support.simulated_engine import gated_engine
 
 
 async def test_all_models_end_asleep_and_none_is_active(tmp_path: Path) -> None:
@@ -57,14 +58,6 @@ async def test_a_model_that_cannot_sleep_is_stopped_instead(tmp_path: Path) -> N
     ) as bench:
         assert await bench.process_state("a") == "not_started"
         await bench.expect("a")
-
-
-def gated_engine(directory: Path) -> tuple[str, Path]:
-    """The simulated engine, which starts once a file exists; and that file."""
-    program, gate = directory / "gated", directory / "gate"
-    program.write_text(f'#!/bin/sh\nuntil [ -e "{gate}" ]; do sleep 0.02; done\nexec "{SIMULATED_ENGINE}" "$@"\n')
-    program.chmod(0o755)
-    return str(program), gate
 
 
 async def test_it_listens_first_and_says_how_far_it_is(tmp_path: Path) -> None:

@@ -214,3 +214,24 @@ async def test_a_missing_criu_is_reported_at_the_start(tmp_path: Path) -> None:
     code, log = await ended_early(config, tmp_path)
     assert code == 1
     assert "criu cannot be used" in log and "install criu 4.2" in log
+
+
+async def test_a_sleeper_that_nobody_asks_for_goes_into_an_image(tmp_path: Path) -> None:
+    policy = {"policy_type": "fifo", "min_active_seconds": 0.0, "idle_seconds": 0.2, "sleep_deeper_after_seconds": 0.2}
+    models = {"a": with_flags(OFFLOAD, "--sim-hold-memory", "64")}
+    async with serving(models, tmp_path, policy=policy, checkpoint=section(tmp_path / "images")) as bench:
+        await bench.expect("a")
+        await bench.until_model("a", process_state="checkpointed", host_mib=None, pid=None)
+        await bench.expect("a", "back from the image")
+        assert (bench.starts("a"), restores(bench)) == (1, 1)
+
+
+async def test_a_sleeper_that_cannot_be_put_into_an_image_is_stopped_next(small_disk: Path, tmp_path: Path) -> None:
+    policy = {"policy_type": "fifo", "min_active_seconds": 0.0, "idle_seconds": 0.2, "sleep_deeper_after_seconds": 0.2}
+    models = {"a": with_flags(OFFLOAD, "--sim-hold-memory", "64")}
+    async with serving(models, tmp_path, policy=policy, checkpoint=section(small_disk)) as bench:
+        await bench.expect("a")
+        await bench.until_model("a", process_state="not_started", host_mib=None)
+        assert bench.server.find_in_log("no image was made")
+        assert bench.server.find_in_log(r"eviction=retain\+stop model=a reason=idle")
+        await bench.expect("a", "cold")

@@ -40,7 +40,7 @@ class Migrated:
     """Each is in the command's output: what it leaves to a person, and what behaves differently."""
 
 
-GROUPS, PRELOAD = "llmux has no groups", "warmup: true"
+GROUPS, WARMUP = "llmux decides by memory", "warmup: true"
 FILES = {
     "swap_minimal.json": Migrated(("a", "b"), told=("port: 8080",)),
     "swap_macros.yaml": Migrated(
@@ -50,10 +50,10 @@ FILES = {
     ),
     "swap_groups.yaml": Migrated(
         ("coder", "writer", "embed"),
-        told=(f"groups.chats: {GROUPS}", f"groups.forever: {GROUPS}", "coder: filters.stripParams: ", PRELOAD),
+        told=(f"groups.chats: {GROUPS}", f"groups.forever: {GROUPS}", "coder: filters.stripParams: ", "preload: ["),
     ),
     "swap_engines.yaml": Migrated(("big", "small", "own"), {"tiny": "small"}, ("big: useModelName: ",)),
-    "presets_common.ini": Migrated(("chat", "writer"), {"gpt-4o": "writer", "o1": "writer"}, (PRELOAD,)),
+    "presets_common.ini": Migrated(("chat", "writer"), {"gpt-4o": "writer", "o1": "writer"}, (WARMUP,)),
     "presets_plain.ini": Migrated(
         ("a", "embed"),
         told=("Only as a comment: found-by-the-router", "Set model_path to the file and remove the #"),

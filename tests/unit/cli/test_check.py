@@ -21,7 +21,8 @@ def good(tmp_path: Path) -> Path:
     file = tmp_path / "good.yaml"
     store = "{endpoint: 'http://x', bucket: b, access_key: k, secret_key: s}"
     file.write_text(
-        "models: {a: {model_path: x, eviction: retain+cuda_suspend}, b: {model_path: y}}\nmax_sleeping: 1\n"
+        "models: {a: {model_path: x, eviction: retain+cuda_suspend}, b: {model_path: y, drain: wait}}\n"
+        "max_sleeping: 1\n"
         f"policy: {{policy_type: cost_aware}}\ncheckpoint: {{object_store: {store}}}\nvllm_command: {sys.executable}\n"
     )
     return file
@@ -49,6 +50,15 @@ def test_a_single_model_is_counted_in_the_singular() -> None:
     first, note = CliRunner().invoke(APP, ["-c", str(file)]).stdout.splitlines()
     assert first == f"{file}: OK, 1 model, policy adaptive"
     assert note.startswith("  warning: vllm_command: the program '/opt/engines/bin/vllm' does not exist")
+
+
+def test_models_that_cannot_freeze_are_advised_and_pass_with_strict(tmp_path: Path) -> None:
+    file = tmp_path / "llmux.yaml"
+    file.write_text(f"models: {{a: {{model_path: x}}, b: {{model_path: y}}}}\nvllm_command: {sys.executable}\n")
+    result = CliRunner().invoke(APP, ["-c", str(file), "--strict"])
+    assert result.exit_code == 0
+    (advice,) = [line for line in result.stdout.splitlines() if "advice: " in line]
+    assert "a, b: retain+stop cannot keep its requests" in advice and "drain: wait" in advice
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -83,6 +93,7 @@ def test_json_of_a_usable_file(good: Path) -> None:
     data = json.loads(result.stdout)
     assert result.exit_code == 0
     assert [problem["path"] for problem in data.pop("warnings")] == ["max_sleeping"]
+    assert data.pop("advice") == []
     assert data == {"file": str(good), "ok": True, "models": ["a", "b"], "policy": "cost_aware", "problems": []}
 
 
@@ -101,3 +112,30 @@ def test_the_schema_is_printed_unchanged() -> None:
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     assert result.stdout == render()
+
+
+@pytest.mark.parametrize(
+    ("model", "is_advised"),
+    [
+        ("drain: freeze, eviction: offload+keep_running", True),
+        ("drain: freeze, eviction: discard+checkpoint", True),
+        ("drain: freeze, eviction: retain+checkpoint", False),
+        ("drain: wait, eviction: offload+keep_running", False),
+        ("drain: freeze, eviction: offload+keep_running, extra_args: [--kv-offloading-size, '8']", False),
+        ("drain: freeze, engine: sglang, eviction: offload+keep_running", False),
+    ],
+)
+def test_to_keep_the_kv_cache_of_frozen_requests_is_advised_and_not_demanded(
+    model: str, is_advised: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "llmux.yaml"
+    file.write_text(
+        f"models: {{a: {{model_path: x, command: {sys.executable}, {model}}}, b: {{model_path: x, drain: wait}}}}\n"
+        f"checkpoint: {{images_dir: {tmp_path}}}\n"
+    )
+    result = CliRunner().invoke(APP, ["-c", str(file), "--json"])
+    assert result.exit_code == 0
+    advice = json.loads(result.stdout)["advice"]
+    assert [each["path"] for each in advice] == (["models.a.extra_args"] if is_advised else [])
+    printed = CliRunner().invoke(APP, ["-c", str(file)]).stdout
+    assert ("  advice: models.a.extra_args: what frozen requests had computed is lost" in printed) is is_advised

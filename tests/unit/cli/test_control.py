@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from llmux.cli import control
+from llmux.core.need import Need, NeedSource
 from llmux.core.settings import Limits
 from tests.support.control import HOST, ControlApi, control_api
 from tests.support.scripted import model
@@ -48,11 +50,36 @@ async def test_status_as_a_table_and_as_json() -> None:
         assert json.loads((await llmux(api, "status", "--json")).stdout) == await api.status()
 
 
+async def test_status_says_what_each_model_needs_and_how_that_is_known() -> None:
+    needs = {
+        "a": Need(300, NeedSource.DECLARED),
+        "b": Need(420, NeedSource.MEASURED, 200),
+    }
+    async with control_api(model("a"), model("b"), need_of=lambda name, gpu: needs[name]) as api:
+        shown = await llmux(api, "status")
+        lines = shown.stdout.splitlines()
+        assert lines[1].split()[:3] == ["Model", "State", "Needs"]
+        assert "300 MiB (declared)" in lines[2]
+        assert "420 MiB (measured, more than the 200 MiB that were said)" in lines[3]
+
+
+async def test_status_says_what_is_waited_for() -> None:
+    async with control_api(model("a"), model("b")) as api:
+        api.runtime.engines["a"].wake_gate.clear()
+        api.runtime.ask("a")
+        await api.until(lambda: api.runtime.engines["a"].calls == ["wake"])
+        shown = await llmux(api, "status")
+        assert shown.exit_code == 0
+        assert re.fullmatch(r"a, \d+ s so far, expected in \d+ s: is starting for \d+ s", shown.stdout.splitlines()[-1])
+        api.runtime.engines["a"].wake_gate.set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("switch", "a"), "'a' is active"),
         (("pin", "a"), "'a' is active and pinned"),
+        (("pin", "a", "--keep"), "'a' is on the GPU and stays there; others are served beside it"),
         (("unpin",), "no model is pinned, mode is auto"),
         (("mode", "manual"), "mode is manual"),
         (("wake", "a"), "'a' is awake"),
@@ -141,3 +168,24 @@ async def test_a_server_that_is_not_llmux_is_reported() -> None:
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
     assert invoke(arguments).exit_code == 2
+
+
+async def test_status_says_what_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with control_api(model("a")) as api:
+        assert "reading ahead" not in (await llmux(api, "status")).stdout
+        now = {"model": "[b]", "reason": "queued", "done_mib": 1, "total_mib": 4096}
+        monkeypatch.setattr(api.runtime.operations, "_describe_prefetch", lambda: now)
+        assert "reading ahead [b] (queued): 1 of 4096 MiB" in (await llmux(api, "status")).stdout.splitlines()
+
+
+@pytest.mark.parametrize(("load", "said"), [(1.42, " (1.4 times as much)"), (None, "")])
+async def test_status_says_how_much_more_is_asked_than_can_be_done(
+    load: float | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_api(model("a")) as api:
+        operations = api.runtime.operations
+        monkeypatch.setattr(operations, "_overload_seconds", lambda: 90.0)
+        monkeypatch.setattr(operations._forecasts, "offered_load", lambda now: load)
+        line = f"more is asked of the GPUs than they can do{said}, for 90 s: requests will time out"
+        assert line in (await llmux(api, "status")).stdout.splitlines()
+        assert (await api.status())["offered_load"] == load

@@ -53,8 +53,8 @@ def ended(directory: Path, ending: Ending, interrupted_by: signal.Signals | None
     monitor.sample()
     request = TrafficRequest(0.0, "llama", 1, 3, RequestKind.CHAT, "Hi")
     outcome = RequestOutcome(request, 0.0, ending=ending)
-    summary = summarise(["llama"], [outcome], [], Shares(0.0, 0.0, 0.0, 0.0), ledger.snapshot(), 1.0)
-    return EndedRun(summary, DemoState(CHATS, "http://x", monitor, ledger, 1.0), interrupted_by)
+    summary = summarise(["llama"], [outcome], [], Shares(0.0, 0.0, 0.0, 0.0), [ledger.snapshot()], 1.0)
+    return EndedRun(summary, DemoState(CHATS, "http://x", monitor, [ledger], 1.0), interrupted_by)
 
 
 def exit_code(run: Any, *, serve: bool = False, as_json: bool = False) -> int:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from llmux import __version__, how_built
 from llmux.cli.main import COMMANDS, CommandEntry, application, load_command, translate
 
 
@@ -48,13 +49,34 @@ def test_each_command_shows_its_own_options(entry: CommandEntry) -> None:
     assert entry.summary.split(" ")[0] in shown.output
 
 
-def test_help_and_version_import_no_more_than_they_need() -> None:
+def test_the_list_shows_every_command_with_its_whole_summary_under_its_panel() -> None:
+    shown = CliRunner().invoke(application, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    words = " ".join(shown.split())
+    panels = list(dict.fromkeys(entry.panel for entry in COMMANDS))
+    places = [words.index(f"{panel}:") for panel in panels]
+    assert places == sorted(places)
+    for entry in COMMANDS:
+        begin = words.index(f" {entry.name} {entry.summary}")
+        assert sum(place < begin for place in places) == panels.index(entry.panel) + 1
+
+
+HEAVY = {"aiohttp", "llmux.config", "markdown_it", "msgspec", "prometheus_client", "psutil", "pydantic", "pygments"}
+HEAVY |= {"rich", "structlog", "uvloop", "yaml"}
+"""Modules that take ten milliseconds or more to import, with what they import themselves."""
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_no_more_than_they_need(option: str) -> None:
     script = (
-        "import sys\n"
+        "import atexit, sys\n"
         "from llmux.cli.main import application\n"
-        "application(sys.argv[1:], standalone_mode=False)\n"
-        "print(sorted({'aiohttp', 'pydantic', 'structlog', 'prometheus_client', 'uvloop'} & set(sys.modules)))\n"
+        f"atexit.register(lambda: print(sorted({HEAVY} & set(sys.modules))))\n"
+        "application(sys.argv[1:])\n"
     )
-    for arguments in (["--help"], ["--version"]):
-        result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-        assert result.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", script, option], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_says_which_build_runs() -> None:
+    shown = CliRunner().invoke(application, ["--version"]).output
+    assert shown == f"llmux {__version__} ({how_built()})\n"

@@ -390,6 +390,23 @@ def test_adapters_in_both_notations_are_no_slips() -> None:
     assert list(checks.warnings(settings({"a": {"extra_args": words}}))) == []
 
 
+@pytest.mark.parametrize(
+    ("policy", "own", "paths"),
+    [
+        ({"refuse_after_seconds": 900}, {}, []),
+        ({"refuse_after_seconds": 901}, {}, ["policy.refuse_after_seconds"]),
+        ({}, {"batch_refuse_after_seconds": 901}, ["models.a.batch_refuse_after_seconds"]),
+        ({"refuse_after_seconds": 60}, {"refuse_after_seconds": 86400}, []),
+    ],
+)
+def test_a_limit_that_no_forecast_reaches_is_warned_of_where_it_spares_no_model(
+    policy: dict[str, Any], own: dict[str, Any], paths: list[str]
+) -> None:
+    found = list(checks.warnings(settings({"a": own}, policy=policy)))
+    assert [problem.path for problem in found] == paths
+    assert all(problem.remedy for problem in found)
+
+
 def test_a_key_of_two_kinds_is_a_warning_without_the_key() -> None:
     keys = {"api_keys": ["one-secret", "two-secret"], "batch_api_keys": ["two-secret"], "admin_key": "one-secret"}
     found = list(checks.warnings(settings({"a": {}}, **keys)))
@@ -462,3 +479,18 @@ def test_a_key_that_travels_in_clear_is_warned_of(url: str, warned: bool) -> Non
         warning for warning in checks.warnings(not_ours(**REMOTE | {"url": url})) if warning.path == "models.m.url"
     ]
     assert [("in clear" in str(warning)) for warning in found] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "access_log", "expected"),
+    [
+        ({}, None, []),
+        ({"models": "none"}, None, []),
+        ({"models": "none", "rate_max": "1GiB", "memory_max": "1GiB"}, None, ["memory_max", "rate_max"]),
+        ({"models": "predicted", "memory_max": "1GiB"}, "log.jsonl", []),
+        ({"models": "predicted"}, None, ["models"]),
+    ],
+)
+def test_what_of_prefetch_has_no_effect(prefetch: dict[str, Any], access_log: str | None, expected: list[str]) -> None:
+    found = checks.warnings(settings({"a": {}}, prefetch=prefetch, access_log=access_log))
+    assert [warning.path for warning in found] == [f"prefetch.{key}" for key in expected]

@@ -42,7 +42,7 @@ def test_there_is_nothing_to_warn_about(kind: str) -> None:
 
 def test_example() -> None:
     settings = loaded("example").settings
-    assert differences(settings) == {"models", "policy", "admin_port", "checkpoint"}
+    assert differences(settings) == {"models", "policy", "admin_port", "checkpoint", "share_gpus"}
     assert settings.policy.policy_type is PolicyType.FIFO, "the file says so"
     assert settings.admin_port == 3001
     assert {name: (m.model_path, m.port, m.extra_args) for name, m in settings.models.items()} == {
@@ -66,7 +66,8 @@ def test_example() -> None:
 def test_six_models() -> None:
     result = loaded("six_models_24gb")
     settings, policy = result.settings, result.settings.policy
-    assert differences(settings) == {"models", "policy", "start_timeout_seconds"}
+    assert differences(settings) == {"models", "policy", "start_timeout_seconds", "share_gpus"}
+    assert settings.share_gpus is False, "one model at a time, as there"
     assert list(settings.models) == [f"model-{letter}" for letter in "fedcba"]
     assert [model.port for model in settings.models.values()] == [*range(8001, 8007)]
     assert {settings.engine_of(name).gpu_count for name in settings.models} == {4}

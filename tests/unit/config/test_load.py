@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmux.config.load import FILE_BYTES_MAX, load, loads, removed, replaced, value_at
+from llmux.core.eviction import Drain
 from llmux.errors import ConfigError, Problem
 
 MINIMAL = "models: {a: {model_path: x}}\n"
@@ -38,18 +40,39 @@ models:
   b:
     model_path: y
     env: {A: 1}
-policy: {policy_type: cost_aware, tick_interval_ms: 250}
+policy: {policy_type: cost_aware, tick_interval_ms: 250, drain_before_switch: true}
 admin_port: null
+share_gpus: true
 """
     data = {
         "models": {
             "a": {"model_path": "x", "port": 8001, "extra_args": ["--seed", "1.10"], "eviction": 1},
             "b": {"model_path": "y", "env": {"A": "1"}},
         },
-        "policy": {"policy_type": "cost_aware", "tick_interval_seconds": 0.25},
+        "policy": {"policy_type": "cost_aware", "tick_interval_seconds": 0.25, "drain_before_switch": True},
         "admin_port": None,
+        "share_gpus": True,
     }
     assert loads(yaml) == loads(json.dumps(data)) == loads(json.dumps(data, indent="\t"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({}, Drain.FREEZE),
+        ({"max_wait_secs": 20}, Drain.WAIT),
+        ({"max_wait_secs": 20, "drain_before_switch": False}, Drain.ABORT),
+    ],
+)
+def test_with_keys_of_077_a_switch_waits_for_requests_as_there(policy: dict[str, Any], expected: Drain) -> None:
+    data = {"models": {"a": {"model_path": "x", "eviction": "offload+keep_running"}}, "policy": policy}
+    assert loads(json.dumps(data)).settings.drain_of("a") is expected
+
+
+def test_what_a_model_says_of_its_own_drain_holds_with_keys_of_077_too() -> None:
+    model = {"model_path": "x", "sleep_level": 1, "drain": "freeze", "gpu_memory": "1GiB"}
+    loaded = loads(json.dumps({"models": {"a": model, "b": model | {"drain": None}}}))
+    assert [loaded.settings.drain_of(name) for name in "ab"] == [Drain.FREEZE, Drain.WAIT]
 
 
 def test_secrets_come_from_the_environment() -> None:

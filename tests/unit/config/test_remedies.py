@@ -47,7 +47,7 @@ def remedy_of(model: dict[str, Any] | None = None, **top: Any) -> str:
         ({}, {"models": {"a": "model_path:x"}}, "write a blank after model_path:"),
         # Keys in the wrong place.
         ({}, {"aliases": {"gpt-4": "a"}}, "it belongs below each model"),
-        ({}, {"switch_share_max": 0.5}, "it belongs below policy"),
+        ({}, {"amortization_factor": 0.5}, "it belongs below policy"),
         ({"warmup": True}, {}, "it belongs to the top level"),
         ({}, {"policy": {"canary": "off"}}, "it belongs to the top level"),
         ({}, {"bind": "::"}, "`llmux schema` lists all keys"),

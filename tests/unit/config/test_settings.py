@@ -1,5 +1,6 @@
 """Defaults, fall-backs, and what the runtime asks."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,17 @@ from pydantic import ValidationError
 
 from llmux.config.load import with_overrides
 from llmux.config.policy import PolicyType
-from llmux.config.settings import CanaryMode, CheckpointSettings, LogLevel, ObjectStoreSettings, Settings
+from llmux.config.settings import (
+    CanaryMode,
+    CheckpointSettings,
+    LogLevel,
+    ObjectStoreSettings,
+    PrefetchedModels,
+    Settings,
+)
 from llmux.core.eviction import STOP, Drain
+from llmux.core.settings import RefuseAfter
+from llmux.core.target import Target, Targets
 from llmux.errors import ConfigError
 
 
@@ -51,7 +61,13 @@ def test_every_default_of_the_top_level() -> None:
     assert values.pop("models").keys() == {"a"}
     assert values.pop("engines") == {}
     assert values.pop("policy").policy_type is PolicyType.ADAPTIVE
+    assert dict(values.pop("prefetch")) == {
+        "models": PrefetchedModels.QUEUED,
+        "rate_max": 1 << 30,
+        "memory_max": None,
+    }
     assert values == {
+        "share_gpus": None,
         "host": "127.0.0.1",
         "port": 3000,
         "metrics_port": 9090,
@@ -62,6 +78,8 @@ def test_every_default_of_the_top_level() -> None:
         "vllm_command": "vllm",
         "checkpoint": None,
         "warmup": False,
+        "preload": (),
+        "default_model": None,
         "start_timeout_seconds": 1800,
         "engine_stall_seconds": 60,
         "drain_timeout_seconds": 120,
@@ -78,9 +96,12 @@ def test_every_default_of_the_top_level() -> None:
         "cache_dir": None,
         "inference_paths": (),
         "gpus": (),
+        "groups": {},
+        "gpu_memory_reserve": None,
         "cors_origins": (),
         "allowed_hosts": (),
         "host_memory_reserve_mib": 1024,
+        "host_memory_max": None,
         "max_body_bytes": 128 * 1024 * 1024,
         "max_receiving_bytes": 1 << 30,
         "spool_bytes": 8 << 20,
@@ -97,15 +118,20 @@ def test_every_default_of_the_policy() -> None:
     assert settings().policy.model_dump(mode="json") == {
         "policy_type": "adaptive",
         "request_timeout_seconds": 300,
-        "drain_before_switch": True,
+        "drain_before_switch": None,
         "eviction": {"weights": "retain", "process": "stop"},
         "min_active_seconds": None,
         "coalesce_window_seconds": 2,
         "amortization_factor": 0.5,
         "max_wait_seconds": 15,
+        "refuse_after_seconds": None,
+        "batch_refuse_after_seconds": None,
         "tick_interval_seconds": 0.5,
-        "switch_share_max": 0.25,
         "idle_seconds": None,
+        "ttft_target_seconds": 10,
+        "batch_ttft_target_seconds": 300,
+        "reading_tokens_per_second": 5,
+        "sleep_deeper_after_seconds": None,
         "min_quantum_seconds": 2,
     }
 
@@ -116,6 +142,26 @@ def test_every_default_of_the_policy() -> None:
 )
 def test_the_default_of_min_active_seconds_depends_on_the_policy(policy: dict[str, object], seconds: float) -> None:
     assert settings(policy=policy).policy.effective_min_active_seconds == seconds
+
+
+def test_a_model_may_have_targets_of_its_own() -> None:
+    policy = {"ttft_target_seconds": 20, "reading_tokens_per_second": 8}
+    both = settings(policy=policy, models={"a": {"ttft_target_seconds": 2}, "b": {"reading_tokens_per_second": 30}})
+    assert both.targets_of("a") == Targets(Target(2, 8), Target(300, 8))
+    assert both.targets_of("b") == Targets(Target(20, 30), Target(300, 30))
+
+
+def refuse_after(found: Settings, model: str) -> RefuseAfter:
+    return found.policy.refuse_after(found.models[model])
+
+
+def test_a_model_may_refuse_sooner_or_later_than_the_others() -> None:
+    policy = {"refuse_after_seconds": 60, "batch_refuse_after_seconds": 600}
+    models: dict[str, dict[str, object]] = {"a": {"refuse_after_seconds": 20}, "b": {"batch_refuse_after_seconds": 900}}
+    both = settings(policy=policy, models=models)
+    assert refuse_after(both, "a") == RefuseAfter(20, 600)
+    assert refuse_after(both, "b") == RefuseAfter(60, 900)
+    assert refuse_after(settings(), "a") == RefuseAfter(math.inf, math.inf)
 
 
 def test_every_default_of_a_model() -> None:
@@ -134,8 +180,14 @@ def test_every_default_of_a_model() -> None:
         "idle_seconds": None,
         "gpu_memory": None,
         "gpus": None,
+        "pin": None,
         "weight": 1.0,
         "max_wait_seconds": None,
+        "refuse_after_seconds": None,
+        "batch_refuse_after_seconds": None,
+        "ttft_target_seconds": None,
+        "batch_ttft_target_seconds": None,
+        "reading_tokens_per_second": None,
         "engine": "vllm",
         "canary_adapter": None,
         "canary_image": None,
@@ -184,6 +236,14 @@ def test_settings_cannot_be_changed() -> None:
         settings().port = 1
 
 
+def test_a_copy_derives_everything_anew() -> None:
+    first = settings(vllm_command="vllm-1")
+    assert first.engine_of("a").options.program == "vllm-1"
+    copy = first.model_copy(update={"vllm_command": "vllm-2"})
+    assert copy.engine_of("a").options.program == "vllm-2"
+    assert first.engine_of("a") is first.engine_of("a")
+
+
 def test_the_order_of_the_models_is_kept() -> None:
     names = ["z", "a", "m", "b"]
     assert list(Settings.model_validate({"models": {n: {"model_path": n} for n in names}}).models) == names
@@ -200,7 +260,12 @@ def test_eviction_falls_back_to_the_policy_and_then_to_stop() -> None:
 @pytest.mark.parametrize(
     ("policy", "own", "expected"),
     [
-        ({}, None, Drain.WAIT),
+        ({}, None, Drain.FREEZE),
+        ({"drain_before_switch": True}, None, Drain.WAIT),
+        ({"policy_type": "fifo"}, None, Drain.WAIT),
+        ({"policy_type": "cost_aware"}, "freeze", Drain.FREEZE),
+        ({}, "wait", Drain.WAIT),
+        ({"drain_before_switch": True}, "freeze", Drain.FREEZE),
         ({"drain_before_switch": False}, None, Drain.ABORT),
         ({"drain_before_switch": False}, "wait", Drain.WAIT),
         ({}, "abort", Drain.ABORT),
@@ -209,7 +274,27 @@ def test_eviction_falls_back_to_the_policy_and_then_to_stop() -> None:
     ],
 )
 def test_drain(policy: dict[str, Any], own: str | None, expected: Drain) -> None:
-    assert settings(models={"a": {"model_path": "x", "drain": own}}, policy=policy).drain_of("a") is expected
+    model = {"model_path": "x", "drain": own, "eviction": "offload+keep_running"}
+    assert settings(models={"a": model}, policy=policy).drain_of("a") is expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"eviction": "retain+stop"}, Drain.WAIT),
+        ({"eviction": "retain+keep_running"}, Drain.FREEZE),
+        ({"eviction": "discard+checkpoint"}, Drain.FREEZE),
+        ({"engine": "llama_cpp"}, Drain.WAIT),
+        ({"engine": "llama_cpp", "eviction": "retain+checkpoint"}, Drain.FREEZE),
+        ({"engine": "sglang", "eviction": "discard+keep_running"}, Drain.FREEZE),
+        ({"engine": "hooks", "wake_command": "true", "sleep_command": "true", "url": "http://x"}, Drain.WAIT),
+        ({"engine": "command", "command": "x", "eviction": "retain+checkpoint"}, Drain.WAIT),
+    ],
+)
+def test_requests_are_frozen_by_default_where_engine_and_eviction_can_keep_them(
+    model: dict[str, Any], expected: Drain
+) -> None:
+    assert settings(models={"a": {"model_path": "x"} | model}).drain_of("a") is expected
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import Asleep, Auto, Cold, Draining, Manual, Serving
 from llmux.errors import ModelNotAllowed
 from tests.support.core_driver import CoreDriver
-from tests.support.core_scenarios import CHECKPOINT, DISCARD, NEVER_LEAVES, OFFLOAD, SUSPEND
+from tests.support.core_scenarios import CHECKPOINT, DISCARD, GPUS, NEVER_LEAVES, OFFLOAD, SUSPEND
 from tests.support.core_truth import evicted
 from tests.support.playbook import performed, play, serving
 
@@ -294,3 +294,42 @@ def test_commands_go_one_after_the_other():
     assert sleep in driver.command_errors
     driver.finish_wake("b")
     assert wake in driver.command_errors
+
+
+def on_two_gpus() -> CoreDriver:
+    places = [Placement({gpu: 10}) for gpu in GPUS[:2]]
+    specs = [ModelSpec(name, OFFLOAD, placements=tuple(places)) for name in "abc"]
+    return play(*specs, capacity=dict.fromkeys(GPUS[:2], 10))
+
+
+def test_wakes_on_different_gpus_go_along_with_each_other_in_their_order():
+    driver = on_two_gpus()
+    first, second, third = (driver.command(WakeRequested, name) for name in "abc")
+    assert performed(driver) == ["wake a#1", "wake b#1"]
+    driver.finish_wake("b")
+    assert (second in driver.command_errors, first in driver.command_errors) == (True, False)
+    driver.finish_wake("a")
+    driver.run_until(5.0)
+    assert performed(driver)[-1] == "evict a offload+keep_running", "the third has to wait for the least time"
+    driver.finish_evict("a")
+    driver.finish_wake("c")
+    assert third in driver.command_errors
+
+
+def test_nothing_goes_along_with_a_command_that_is_more_than_a_wake():
+    driver = on_two_gpus()
+    driver.command(WakeRequested, "a")
+    driver.command(SwitchRequested, "b", pin=True)
+    driver.command(WakeRequested, "c")
+    assert performed(driver) == ["wake a#1"]
+    driver.finish_wake("a")
+    assert performed(driver)[-2:] == ["command done", "wake b#1"]
+
+
+def test_a_wake_that_fails_leaves_those_beside_it_alone():
+    driver = on_two_gpus()
+    first, second = (driver.command(WakeRequested, name) for name in "ab")
+    driver.finish_wake("a", "exit code 1")
+    assert driver.command_errors == {first: "exit code 1"}
+    driver.finish_wake("b")
+    assert driver.command_errors[second] is None

@@ -68,6 +68,27 @@ def test_a_model_stays_as_long_as_its_wake_took_so_that_frozen_requests_progress
     assert request.place is Place.FROZEN
 
 
+def test_it_is_known_how_long_an_answer_has_paused_since_its_first_token():
+    driver = play(FREEZING, ModelSpec("b", STOP))
+    serving(driver, "a")
+    begun, unread = driver.arrive("a", streams=True), driver.arrive("a", streams=True)
+    driver.run_until(5.0)
+    driver.answer(begun)
+    assert begun.record.ttft_seconds == 5.0 - begun.record.arrived_at
+    driver.run_until(6.0)
+    driver.arrive("b")
+    driver.finish_evict("a")
+    driver.finish_wake("b")
+    driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
+    driver.run_until(20.0)
+    driver.finish_evict("b")
+    driver.run_until(21.0)
+    driver.finish_wake("a")
+    assert begun.place is unread.place is Place.IN_FLIGHT
+    assert (begun.record.paused_seconds, unread.record.paused_seconds) == (21.0 - 6.0, 0.0)
+    assert unread.record.ttft_seconds is None
+
+
 def test_frozen_requests_alone_bring_their_model_back():
     driver, request = frozen_under(ModelSpec("b", STOP))
     driver.complete(driver.in_place(Place.IN_FLIGHT)[0])

@@ -1,14 +1,19 @@
-"""What a policy sees: who waits for a first token, and what models ask of a GPU together."""
+"""What a policy sees: who waits for a first token, how long requests take, and who waits for the GPU."""
 
 import pytest
 
-from llmux.core.policies.base import Incumbent
+from llmux.core.eviction import Drain
+from llmux.core.groups import Group
+from llmux.core.policies.base import Candidate, Incumbent, Waiting, WaitingModel
 from llmux.core.policy_view import SchedulerView
-from llmux.core.settings import ModelSpec, Placement
+from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.states import Draining, Serving
 from tests.support.core_driver import CoreDriver
 from tests.support.core_scenarios import GPUS, OFFLOAD
+from tests.support.core_truth import Place
 from tests.support.playbook import play, serving
+
+FREEZING = ModelSpec("a", OFFLOAD, drain=Drain.FREEZE)
 
 
 def incumbent(driver: CoreDriver, name: str) -> Incumbent:
@@ -17,17 +22,11 @@ def incumbent(driver: CoreDriver, name: str) -> Incumbent:
     world.clock.now = driver.now
     for model in world.models.values():
         model.sample()
-    return SchedulerView(world, set()).incumbent(driver.scheduler.model(name))
+    return SchedulerView(world).incumbent(driver.scheduler.model(name))
 
 
-def assume(driver: CoreDriver, name: str, *, rate: float, prefill_seconds: float, residence_seconds: float) -> None:
-    """Set a model's estimates."""
-    estimates = driver.scheduler.model(name).estimates
-    estimates.sample(driver.now)
-    estimates.arrivals_per_second = rate
-    for mean, seconds in ((estimates._prefill, prefill_seconds), (estimates._residence, residence_seconds)):
-        mean.new_count, mean.new_seconds = 100, 100 * seconds
-        mean.fade(0.0)
+def waiting_for(driver: CoreDriver, name: str) -> Waiting:
+    return SchedulerView(driver.scheduler._world).waiting_for(name)
 
 
 def serve(driver: CoreDriver, name: str, *, decode_seconds: float, streams: bool = True) -> None:
@@ -60,26 +59,35 @@ def test_prefill_and_residence_times_are_estimated_from_first_tokens_and_ends():
     assert seen.prefill_seconds == pytest.approx(0.5, rel=0.1)
 
 
-def test_demand_counts_serving_and_waiting_models():
-    driver = play(ModelSpec("a", OFFLOAD), ModelSpec("b"), ModelSpec("c"))
+def test_all_that_waits_for_the_gpu_is_counted_by_its_weight():
+    driver = play(FREEZING, ModelSpec("b", weight=3.0), ModelSpec("c"))
     serving(driver, "a")
-    assume(driver, "a", rate=1.0, prefill_seconds=0.3, residence_seconds=2.0)
-    assume(driver, "b", rate=3.0, prefill_seconds=0.1, residence_seconds=6.0)
-    assume(driver, "c", rate=9.0, prefill_seconds=0.1, residence_seconds=1.0)
-    alone = incumbent(driver, "a").demand
-    assert (alone.load, alone.residence_seconds, alone.waiting_models) == pytest.approx((0.3, 2.0, 0))
+    assert waiting_for(driver, "a") == Waiting()
+    for name in ("b", "b", "c"):
+        driver.arrive(name)
+    waiting = waiting_for(driver, "a")
+    assert (waiting.models, waiting.requests) == (2, 3.0 + 3.0 + 1.0)
+
+
+def test_it_is_known_for_how_long_requests_have_been_frozen():
+    driver = play(FREEZING, ModelSpec("b", weight=2.0), limits=Limits())
+    serving(driver, "a")
+    serving_since = driver.now
+    driver.arrive("a")
+    driver.run_until(6.0)
     driver.arrive("b")
-    both = incumbent(driver, "a").demand
-    assert (both.load, both.residence_seconds, both.waiting_models) == pytest.approx((0.6, 5.0, 1))
-
-
-def test_models_on_other_gpus_are_no_demand():
-    specs = [ModelSpec(name, OFFLOAD, placements=(Placement({gpu: 1}),)) for name, gpu in zip("ab", GPUS, strict=False)]
-    driver = play(*specs, capacity=dict.fromkeys(GPUS, 1))
-    for name in "ab":
-        serving(driver, name)
-        assume(driver, name, rate=1.0, prefill_seconds=0.3, residence_seconds=2.0)
-    assert incumbent(driver, "a").demand.load == pytest.approx(0.3)
+    frozen_at = driver.now
+    driver.finish_evict("a")
+    driver.finish_wake("b")
+    waiting = waiting_for(driver, "b")
+    assert (waiting.models, waiting.requests) == (1, 1.0), "what is frozen waits too"
+    stay = frozen_at - serving_since
+    assert waiting.each == (WaitingModel(frozen_at, Limits().request_timeout_seconds, stay),)
+    driver.complete(driver.in_place(Place.IN_FLIGHT)[0])
+    driver.run_until(20.0)
+    driver.finish_evict("b")
+    driver.finish_wake("a")
+    assert incumbent(driver, "a").pause_seconds == driver.now - frozen_at
 
 
 def test_requests_queued_behind_a_drain_do_not_count_as_prefill():
@@ -142,7 +150,7 @@ def test_models_that_wait_for_another_gpu_are_not_counted():
         driver.arrive(spec.name)
     driver.answer(driver.arrive("a"))
     assert len(driver.scheduler._world.candidates) == 8
-    assert incumbent(driver, "a").demand.waiting_models == 0
+    assert waiting_for(driver, "a") == Waiting()
 
 
 def test_estimates_survive_long_idleness():
@@ -153,4 +161,18 @@ def test_estimates_survive_long_idleness():
         driver.run_until(driver.now + 300.0)
     seen = incumbent(driver, "a")
     assert seen.prefill_seconds == pytest.approx(0.5, rel=0.05)
-    assert seen.demand.load < 0.02
+
+
+def test_a_rival_is_in_the_way_of_one_model_and_not_of_another_that_needs_the_same():
+    models = {"a": 3, "rival": 4, "other": 4}
+    driver = play(
+        *(ModelSpec(name, OFFLOAD, placements=(Placement({GPUS[0]: size}),)) for name, size in models.items()),
+        capacity={GPUS[0]: 10},
+        groups=(Group(("a", "rival"), exclusive=True),),
+    )
+    serving(driver, "a")
+    view = SchedulerView(driver.scheduler._world)
+    in_the_way = {
+        name: [one.model for one in view.in_the_way(Candidate(name, 0.0, 1))] for name in ("other", "rival", "other")
+    }
+    assert in_the_way == {"other": [], "rival": ["a"]}

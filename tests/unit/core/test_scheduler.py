@@ -8,6 +8,7 @@ from llmux.core.actions import Admit, SetTimer
 from llmux.core.eviction import Drain
 from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
+from llmux.core.policy_view import CANDIDATES_MAX
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import WITHOUT_GPU, Limits, ModelSpec, Placement
 from llmux.core.states import Draining
@@ -134,3 +135,31 @@ def test_the_bound_grows_with_the_number_of_models():
     for count, bound in ((1, 25.0), (2, 160.0), (4, 430.0)):
         specs = [ModelSpec(str(number)) for number in range(count)]
         assert Scheduler(specs, Fifo(), limits).wait_bound(10.0) == bound
+
+
+def test_models_wait_for_their_wake_until_it_begins_the_one_on_its_way_first():
+    driver = play(ModelSpec("a"), ModelSpec("b"), ModelSpec("c"))
+    assert driver.scheduler.is_settled
+    request = driver.arrive("a")
+    assert driver.scheduler.awaiting_wake() == [], "it is being woken"
+    assert driver.scheduler.is_waking
+    assert not driver.scheduler.is_settled
+    driver.finish_wake("a")
+    assert driver.scheduler.is_settled
+    driver.arrive("b")
+    driver.arrive("c")
+    driver.run_until(6.0)
+    assert driver.scheduler.switching() == ("a", "b"), "a drains"
+    assert driver.scheduler.awaiting_wake() == ["b", "c"]
+    assert not driver.scheduler.is_waking
+    driver.complete(request)
+    driver.finish_evict("a")
+    assert driver.scheduler.awaiting_wake() == ["c"]
+    assert driver.scheduler.is_waking
+
+
+def test_only_the_first_models_that_wait_are_named():
+    driver = play(*(ModelSpec(str(number)) for number in range(CANDIDATES_MAX + 5)))
+    for number in range(CANDIDATES_MAX + 5):
+        driver.arrive(str(number))
+    assert driver.scheduler.awaiting_wake() == [str(number) for number in range(1, CANDIDATES_MAX + 1)]

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.support.core_scenarios import POLICIES, SCENARIOS, Walk
+from tests.support.core_scenarios import KEEP_ALIVES, POLICIES, SCENARIOS, Walk
 from tests.support.examples import examples
 
 PROFILE = settings(
@@ -40,6 +40,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(model=models, count=st.integers(1, 3))
     def arrive_as_batch(self, model, count):
         self.walk.arrive(model, count, batch=True)
+
+    @rule(model=models, keep_alive=st.sampled_from(KEEP_ALIVES))
+    def arrive_with_a_wish(self, model, keep_alive):
+        self.walk.arrive(model, keep_alive_seconds=keep_alive)
+
+    @rule(pick=picks)
+    def change_default(self, pick):
+        self.walk.default(pick)
 
     @rule(pick=picks)
     def leave(self, pick):
@@ -77,6 +85,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def stale_outcome(self, model, kind):
         self.walk.stale_outcome(model, kind)
 
+    @rule(model=models, mib=st.integers(1, 10), residue_mib=st.integers(0, 3))
+    def engine_is_measured(self, model, mib, residue_mib):
+        self.walk.measure(model, mib, residue_mib)
+
     @rule(model=models)
     def engine_exits(self, model):
         self.walk.exit(model)
@@ -101,6 +113,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def wake(self, model):
         self.walk.wake(model)
 
+    @rule(model=models)
+    def pin_beside_others(self, model):
+        self.walk.keep(model)
+
+    @rule()
+    def unpin(self):
+        self.walk.unpin()
+
     @rule(model=models, kind=st.integers(0, 6))
     def sleep(self, model, kind):
         self.walk.sleep(model, kind)
@@ -108,6 +128,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(model=models, kind=st.integers(0, 4))
     def override_eviction(self, model, kind):
         self.walk.override(model, kind)
+
+    @rule(missing=st.integers(1, 12))
+    def host_memory_short(self, missing):
+        self.walk.host_memory_short(missing)
+
+    @rule(pick=models, count=st.integers(1, 3), timeout=st.sampled_from((0.0, 3.0, 20.0, float("inf"))))
+    def lease(self, pick, count, timeout):
+        self.walk.lease(pick, count=count, timeout_seconds=timeout)
+
+    @rule(pick=picks)
+    def memory_pressure(self, pick):
+        self.walk.memory_pressure(pick)
+
+    @rule(pick=picks)
+    def end_lease(self, pick):
+        self.walk.end_lease(pick)
 
     @precondition(lambda self: len(self.walk.driver.requests) > 15)
     @rule(drain_seconds=st.sampled_from((0.0, 5.0, 20.0)))

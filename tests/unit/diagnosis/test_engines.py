@@ -32,8 +32,14 @@ def findings(configured: Settings, **environment: str) -> list[Finding]:
 
 def test_the_version_is_read_beside_the_program(tmp_path: Path) -> None:
     program = installed(tmp_path, "vllm", "0.32.0+cpu", "vllm")
-    (one,) = findings(settings(a={"command": program}, b={"command": program}))
+    one, _ = findings(settings(a={"command": program}, b={"command": program}))
     assert one == Finding(Level.OK, "vllm (a, b)", f"{program}, version 0.32.0+cpu")
+
+
+def test_models_that_are_drained_because_they_cannot_freeze_are_named(tmp_path: Path) -> None:
+    *_, one = findings(settings(a={"command": "no-such-program"}, b={"command": "no-such-program"}))
+    assert one.level is Level.OK and one.what == "requests at a switch"
+    assert one.found.startswith("a, b: retain+stop cannot keep its requests")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,7 @@ def test_the_version_is_read_beside_the_program(tmp_path: Path) -> None:
     [
         ("0.16.0", {"drain": "freeze"}, "suspend its requests, which vLLM does from 0.17 on"),
         ("0.17.0", {"drain": "freeze"}, None),
+        ("0.16.0", {"eviction": "offload+keep_running"}, "suspend its requests, which vLLM does from 0.17 on"),
         ("0.29.1", {"eviction": "retain+keep_running"}, "release its KV cache alone, which vLLM does from 0.30 on"),
         ("0.30.0", {"eviction": "retain+keep_running"}, None),
         ("0.29.1", {"eviction": "offload+keep_running"}, None),

@@ -97,6 +97,8 @@ def test_offloaded_weights_must_fit_into_host_memory(
     one = finding(host, "host memory", offloaded)
     assert one.level is level
     assert "take 3.0 GiB" in one.found
+    bounded = offloaded.model_copy(update={"host_memory_max": 1536 << 20})
+    assert "take 2.5 GiB" in finding(host, "host memory", bounded).found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llmux.engines import arguments, vllm
+from llmux.engines import arguments, vllm_arguments
+from llmux.engines.vllm import Vllm
 
 
 @pytest.mark.parametrize(
@@ -20,19 +21,19 @@ from llmux.engines import arguments, vllm
     ],
 )
 def test_tensor_parallel_size_in_every_spelling(words: list[str], expected: int | None) -> None:
-    assert arguments.number(words, vllm.TENSOR_PARALLEL_SIZE) == expected
+    assert arguments.number(words, vllm_arguments.GPU_FACTORS[0]) == expected
 
 
 @pytest.mark.parametrize("word", ["two", "", "0", "-1", "1.5", "²"])
 def test_an_invalid_number_is_reported_with_the_flag_and_the_word(word: str) -> None:
     with pytest.raises(ValueError, match="--max-num-seqs needs a whole number of at least 1") as caught:
-        arguments.number([f"--max-num-seqs={word}"], vllm.MAX_IN_FLIGHT)
+        arguments.number([f"--max-num-seqs={word}"], vllm_arguments.MAX_IN_FLIGHT)
     assert repr(word) in str(caught.value)
 
 
 def test_a_flag_at_the_end_without_its_value_is_no_number() -> None:
     with pytest.raises(ValueError, match="not ''"):
-        arguments.number(["--max-num-seqs"], vllm.MAX_IN_FLIGHT)
+        arguments.number(["--max-num-seqs"], vllm_arguments.MAX_IN_FLIGHT)
 
 
 def test_negative_numbers_are_values() -> None:
@@ -56,7 +57,7 @@ def test_switched_on(words: list[str], expected: bool) -> None:
 
 
 def test_present_finds_both_spellings() -> None:
-    assert arguments.present(["--port=1", "--uds", "/x"], vllm.Vllm.reserved_flags) == ("--port", "--uds")
+    assert arguments.present(["--port=1", "--uds", "/x"], Vllm.reserved_flags) == ("--port", "--uds")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_present_finds_both_spellings() -> None:
     ],
 )
 def test_adapters(words: list[str], modules: list[tuple[str, str]]) -> None:
-    assert list(vllm.lora_modules(words)) == modules
+    assert list(vllm_arguments.lora_modules(words)) == modules
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,13 @@ def test_adapters(words: list[str], modules: list[tuple[str, str]]) -> None:
     ],
 )
 def test_lengths_are_read_as_vllm_reads_them(text: str, tokens: int | None) -> None:
-    assert vllm.max_model_length(["--max-model-len", text]) == tokens
-    assert vllm.max_model_length([f"--max_model_len={text}"]) == tokens
-    assert vllm.max_model_length(["--seed", "1"]) is None
+    assert vllm_arguments.max_model_length(["--max-model-len", text]) == tokens
+    assert vllm_arguments.max_model_length([f"--max_model_len={text}"]) == tokens
+    assert vllm_arguments.max_model_length(["--seed", "1"]) is None
 
 
 def test_several_served_names_are_read_and_can_be_removed() -> None:
     words = ["--seed", "1", "--served-model-name", "a", "b", "--enforce-eager", "--served_model_name=c"]
-    assert vllm.served_names(words[:6]) == ("a", "b")
-    assert vllm.served_names(words) == ("c",)
-    assert arguments.without(words, vllm.SERVED_NAMES) == ("--seed", "1", "--enforce-eager")
+    assert vllm_arguments.served_names(words[:6]) == ("a", "b")
+    assert vllm_arguments.served_names(words) == ("c",)
+    assert arguments.without(words, vllm_arguments.SERVED_NAMES) == ("--seed", "1", "--enforce-eager")

@@ -11,6 +11,7 @@ from llmux.core.eviction import STOP, Eviction, Process, Weights
 from llmux.engines.base import EngineOptions
 from llmux.engines.calls import Endpoints
 from llmux.engines.llama_cpp import DEFAULT_SLOTS, LlamaCpp, NoGpu, Prompts, SavePrompts
+from llmux.engines.prompt_files import PromptFiles
 from llmux.engines.registry import KINDS
 from llmux.engines.saved_prompts import Report
 from llmux.engines.steps import DumpProcess, Step, StopProcess, SuspendGpu
@@ -469,3 +470,15 @@ def test_what_clients_may_reach() -> None:
 
 def test_the_canary_reads_the_weights_and_not_a_cached_prompt() -> None:
     assert LlamaCpp.canary.fields["cache_prompt"] is False
+
+
+def test_saved_prompts_are_loaded_after_the_weights(model_file: Path) -> None:
+    engine = saving(model_file)
+    assert list(engine.files_to_load({})) == [model_file]
+    directory = engine._prompts_directory
+    assert directory is not None
+    files = PromptFiles(directory, 1000)
+    files.open("model")
+    saved = directory / files.new_name()
+    saved.write_bytes(b"x")
+    assert list(engine.files_to_load({})) == [model_file, saved]

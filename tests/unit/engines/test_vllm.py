@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +239,61 @@ async def test_a_prefix_cache_that_cannot_be_reset_is_no_failure_of_a_wake() -> 
     assert "/reset_prefix_cache" in refusing.asked
     with pytest.raises(ControlCallFailed):
         await vllm.wake_up(Refusing("/collective_rpc"), SleepLevel.DISCARD, TIMEOUTS)
+
+
+class Recorded:
+    """An engine that does what it is told, and remembers the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.asleep = False
+
+    async def post(self, path: str, timeout_seconds: float, document: object = None) -> None:
+        self.calls.append(path)
+        self.asleep = not path.startswith("/wake_up")
+
+    async def get(self, path: str, timeout_seconds: float) -> dict[str, bool]:
+        if path == "/release_kv_cache_memory":
+            raise ControlCallFailed("GET", "status 405", status=405)
+        return {"is_sleeping": self.asleep}
+
+
+@pytest.mark.parametrize("flags", [("--kv-offloading-size", "8"), ("--kv-transfer-config", '{"kv_connector": "X"}')])
+def test_an_engine_with_a_connector_keeps_kv_cache_outside_the_gpu(flags: tuple[str, str]) -> None:
+    assert vllm_engine("a", *flags).offloads_kv
+    assert not vllm_engine("a").offloads_kv
+
+
+@pytest.mark.parametrize(
+    ("eviction", "expected"),
+    [
+        ("offload+keep_running", "/sleep?level=1&mode=keep&clear_connector_cache=false"),
+        ("retain+keep_running", "/pause?mode=keep&clear_connector_cache=false"),
+        # The weights are read from their files again, which may be others by then.
+        ("discard+keep_running", "/sleep?level=2&mode=keep"),
+    ],
+)
+async def test_offloaded_kv_cache_is_left_where_it_is_while_the_weights_stay_the_same(
+    eviction: str, expected: str
+) -> None:
+    for flags, call in ((("--kv-offloading-size", "8"), expected), ((), expected.removesuffix(vllm.KEEP_OFFLOADED_KV))):
+        endpoints = Recorded()
+        controls: Any = Controls(endpoints)
+        for step in vllm_engine("a", *flags).steps(Eviction.parse(eviction), freeze=True):
+            await step.apply(controls)
+        assert endpoints.calls[0] == call
+
+
+class Controls:
+    """The controls of an engine that has taken no step yet, on a host with memory enough."""
+
+    applied = ()
+
+    def __init__(self, endpoints: Recorded) -> None:
+        self.endpoints = endpoints
+
+    async def fits_into_host_memory(self) -> bool:
+        return True
+
+    async def perform(self, work: Coroutine[Any, Any, object], what: str) -> object:
+        return await work

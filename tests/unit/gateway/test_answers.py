@@ -11,6 +11,7 @@ from llmux.errors import (
     ModelNotAllowed,
     ModelNotFound,
     ModelNotLoaded,
+    Overloaded,
     QueueFull,
     QueueTimeout,
     RequestError,
@@ -64,6 +65,11 @@ def test_body_is_openais_envelope() -> None:
             "llmux is in manual mode: the model 'b' was requested, the active model is 'a'; "
             "use /control/switch or /control/unpin",
         ),
+        (
+            ModelNotAllowed("b", "a", stays=True),
+            "the model 'b' cannot be served beside 'a', which stays on the GPUs: they do not fit together, or their "
+            "group is exclusive; use /control/sleep or /control/unpin",
+        ),
     ],
 )
 def test_what_the_client_can_do_is_added_to_the_schedulers_errors(error: RequestError, message: str) -> None:
@@ -113,6 +119,11 @@ def test_all_others_get_openais(path: bytes) -> None:
     assert set(json.loads(error_body(MissingModel(), path))["error"]) == {"message", "type", "param", "code"}
 
 
+def with_forecast(error: QueueFull | QueueTimeout, seconds: float) -> RequestError:
+    error.forecast_seconds = seconds
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -121,7 +132,11 @@ def test_all_others_get_openais(path: bytes) -> None:
         (QueueTimeout("m", 300.0, StartProgress(300.0, left_seconds=47.5)), b"retry-after: 48\r\n"),
         (QueueTimeout("m", 300.0, StartProgress(300.0)), b"retry-after: 10\r\n"),
         (ModelNotLoaded("m", StartProgress(1.0, left_seconds=0.1)), b"retry-after: 1\r\n"),
+        (Overloaded("m", 140.2, 60.0, batch_waits=True), b"retry-after: 81\r\n"),
         (QueueFull("10000 requests"), b"retry-after: 5\r\n"),
+        (with_forecast(QueueFull("10000 requests"), 41.2), b"retry-after: 42\r\n"),
+        (with_forecast(QueueTimeout("m", 300.0), 0.0), b"retry-after: 1\r\n"),
+        (with_forecast(QueueTimeout("m", 300.0, StartProgress(300.0, 47.5)), 99.0), b"retry-after: 48\r\n"),
         (InvalidApiKey(), b"www-authenticate: "),
         (MethodNotAllowed("POST", "/health", ("GET", "HEAD")), b"allow: GET, HEAD\r\n"),
     ],

@@ -135,7 +135,7 @@ def test_utf16_and_utf32_are_refused_whatever_their_size(encoding: str, characte
 
 def test_a_byte_order_mark_is_stripped() -> None:
     found = read_json(b'\xef\xbb\xbf{"model":"m","stream":true}')
-    assert found == ("m", True, b'{"model":"m","stream":true}')
+    assert found == ("m", True, b'{"model":"m","stream":true}', b"")
 
 
 def test_replacing_the_model_keeps_the_spelling_of_all_other_values() -> None:

@@ -22,12 +22,12 @@ def _piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text())
 VALUES = st.recursive(PLAIN, lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)), max_leaves=8)
-KEYS = st.one_of(st.sampled_from(["model", "stream", "Model", "mod\\el", 'mod"el', "{", "]"]), st.text())
+KEYS = st.one_of(st.sampled_from(["model", "stream", "keep_alive", "Model", "mod\\el", 'mod"el', "{", "]"]), st.text())
 INDENTS = st.sampled_from([None, 0, 1])
 
 
 def read(text: bytes) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(text).items() if key in ("model", "stream")}
+    return {key: value for key, value in json.loads(text).items() if key in ("model", "stream", "keep_alive")}
 
 
 def same(one: Any, other: Any) -> bool:

@@ -173,3 +173,29 @@ async def test_whether_an_engine_that_says_so_has_released_its_memory(
 async def test_of_an_engine_that_keeps_its_weights_a_hundredth_is_enough(held_mib: int, kept_mib: int | None) -> None:
     headroom = GpuHeadroom("m", Releasing(held_mib), None, wait_seconds=0.02)
     assert await headroom.wait_until_freed(lambda pid: True, 300, LEAST_SHARE_OF_A_PART) == kept_mib
+
+
+@pytest.mark.parametrize(
+    ("held_mib", "wait_seconds", "settled"),
+    [
+        pytest.param([300, 120, 40, 40, 90], 60.0, {"": 40}, id="in-the-end"),
+        pytest.param([300, None], 60.0, None, id="unknown"),
+        pytest.param([40], 0.0, None, id="not-waited-for"),
+    ],
+)
+async def test_what_is_still_held_when_it_changes_no_more(
+    held_mib: list[int | None], wait_seconds: float, settled: dict[str, int] | None
+) -> None:
+    headroom = GpuHeadroom("m", Releasing(*held_mib), None, wait_seconds=wait_seconds)
+    assert await headroom.settled_by_gpu(lambda pid: True) == settled
+
+
+async def test_what_is_held_of_each_gpu() -> None:
+    class Two(Gpus):
+        def read_processes(self) -> tuple[GpuProcess, ...]:
+            rows = ((17, 300, "a"), (18, 200, "a"), (17, 100, "b"), (19, 900, "b"))
+            return tuple(GpuProcess(pid, "python", mib, gpu) for pid, mib, gpu in rows)
+
+    headroom = GpuHeadroom("m", Two(0), None)
+    assert await headroom.held_by_gpu(lambda pid: pid != 19) == {"a": 500, "b": 100}
+    assert await headroom.held_mib(lambda pid: pid != 19) == 600

@@ -9,7 +9,7 @@ import pytest
 from llmux.errors import GpusUnreadable
 from llmux.gpus import nvml
 from llmux.gpus.memory import GpuMemory, GpuProcess
-from llmux.gpus.nvml import NvmlReader, gpu_models
+from llmux.gpus.nvml import NvmlReader, gpu_models, usable_memory
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 Install = Callable[[object], None]
@@ -64,20 +64,20 @@ def test_only_gpus_visible_to_the_engine_are_read(
     assert names(NvmlReader(environment, count)) == seen
 
 
-def test_processes_are_named_and_their_memory_summed_over_gpus(install: Install) -> None:
+def test_processes_are_named_and_listed_once_for_each_gpu(install: Install) -> None:
     first, second = FakeGpu("GPU-a", processes={0: 300, 4_194_304: 500}), FakeGpu("GPU-b", processes={0: 400})
     install(FakeNvml(first, second))
-    ours, other = NvmlReader({}).read_processes()
-    assert (ours.pid, ours.mib) == (os.getpid(), 700)
-    assert ours.name
-    assert other == GpuProcess(4_194_304, "unknown", 500)
+    other, *ours = NvmlReader({}).read_processes()
+    assert [(one.pid, one.mib, one.gpu) for one in ours] == [(os.getpid(), 400, "GPU-b"), (os.getpid(), 300, "GPU-a")]
+    assert all(one.name for one in ours)
+    assert other == GpuProcess(4_194_304, "unknown", 500, "GPU-a")
     assert str(other) == "unknown (pid 4194304, 500 MiB)"
 
 
 def test_a_process_whose_memory_the_driver_does_not_report(install: Install) -> None:
     install(FakeNvml(FakeGpu("GPU-a", processes={0: None}), FakeGpu("GPU-b", processes={0: 400})))
-    (process,) = NvmlReader({}).read_processes()
-    assert process.mib is None
+    known, process = NvmlReader({}).read_processes()
+    assert (known.mib, process.mib) == (400, None)
     assert "unknown" in str(process)
 
 
@@ -95,3 +95,18 @@ def test_a_driver_that_fails_later(install: Install) -> None:
     library.failure = "GPU is lost"
     with pytest.raises(GpusUnreadable, match="GPU is lost"):
         NvmlReader({}).read_memory()
+
+
+def test_what_engines_can_have_of_each_gpu_is_told_by_its_number(install: Install) -> None:
+    """Without what the driver keeps for itself and what a desktop holds, where the driver tells."""
+    second = FakeGpu("GPU-b", 2000, reserved_mib=300, graphics_mib=200, is_divided=False)
+    install(FakeNvml(FakeGpu("GPU-a", 1000), second, FakeGpu("GPU-c", reserved_mib=None)))
+    assert usable_memory({}) == {"0": 1000, "1": 1500, "2": 1000}
+    assert usable_memory({"CUDA_VISIBLE_DEVICES": "GPU-c,1"}) == {"2": 1000, "1": 1500}
+
+
+def test_instances_of_a_divided_gpu_are_not_taken_for_the_whole(install: Install) -> None:
+    install(FakeNvml(FakeGpu("GPU-a"), FakeGpu("GPU-b", is_divided=True)))
+    with pytest.raises(GpusUnreadable, match="GPU 1 is divided"):
+        usable_memory({})
+    assert usable_memory({"CUDA_VISIBLE_DEVICES": "0"}) == {"0": 1000}

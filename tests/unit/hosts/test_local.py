@@ -168,3 +168,21 @@ def test_memory_of_processes_while_they_live_and_after() -> None:
 
 def test_a_process_that_does_not_exist_has_no_descendants() -> None:
     assert local.find_descendants(4_194_304) == []
+
+
+def test_what_a_process_holds_is_counted_without_the_files_that_it_has_mapped(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(48 << 20))
+    script = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ);"
+        "mapped[::4096]; shared = mmap.mmap(-1, 32 << 20); shared.write(b'x' * (32 << 20));"
+        "held = bytearray(b'x') * (64 << 20); print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        found = [one for one in local.find_descendants(os.getpid()) if one.pid == process.pid]
+        assert 96 <= local.resident_mib(found) < 128 < local.held_mib(found)
+        process.kill()
+        process.wait()
+        assert local.resident_mib(found) == 0

@@ -79,3 +79,15 @@ async def test_an_image_that_the_engine_is_dumped_into_meanwhile_is_not_deleted(
     await store.delete_all()
     assert checkpointer.deleted == [IMAGE.with_name("frozen")]
     assert store.holds_engine
+
+
+async def test_the_files_of_an_image_count_only_while_the_engine_is_in_it(tmp_path: Path) -> None:
+    store = store_over(ScriptedCheckpointer())
+    (tmp_path / "shm").mkdir()
+    for name in ("pages-1.img", "shm/segment"):
+        (tmp_path / name).write_bytes(b"x")
+    assert list(store.files_of_engine()) == []
+    store.set_current(tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in store.files_of_engine()] == ["pages-1.img", "shm/segment"]
+    store.set_current(tmp_path / "gone")
+    assert list(store.files_of_engine()) == []

@@ -106,7 +106,8 @@ async def test_an_engine_on_a_socket_does_all_that_one_on_a_port_does() -> None:
         assert instance.upstream.address == f"unix:{path}"
         assert await instance.check_health(5.0) is Health.ALIVE
         assert psutil.Process(instance.pid).net_connections("inet") == [], "no port is open"
-        assert await instance.evict(OFFLOAD) == EvictOutcome(Asleep(OFFLOAD))
+        outcome = await instance.evict(OFFLOAD)
+        assert outcome == EvictOutcome(Asleep(OFFLOAD), host_mib=outcome.host_mib)
         assert (await instance.wake()).canary_seconds > 0
         assert await instance.evict(STOP) == EvictOutcome(Cold())
         assert not path.parent.exists()

@@ -15,7 +15,7 @@ class Starting:
     def __init__(self, refusals: int) -> None:
         self.left: Iterator[int] = iter(range(refusals))
 
-    async def get(self, path: str, timeout_seconds: float) -> None:
+    async def get_apart(self, path: str, timeout_seconds: float) -> None:
         if next(self.left, None) is not None:
             raise ControlCallFailed(f"GET {path}", "connection refused")
 

@@ -7,10 +7,13 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -25,7 +28,7 @@ from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import Health
 from llmux.instances.instance import Instance
-from llmux.instances.outcomes import EvictOutcome, WakeOutcome
+from llmux.instances.outcomes import EvictOutcome, SeenMemory, WakeOutcome
 from llmux.instances.process import EngineProcess
 from llmux.redaction import Redactor
 from tests.support.engines import vllm_engine
@@ -40,10 +43,11 @@ async def instance_of(
     *flags: str,
     headroom: GpuHeadroom | None = None,
     on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
+    measures_memory: bool = False,
     **fields: Any,
 ) -> AsyncIterator[Instance]:
     program = fields.pop("program", str(Path(sys.executable).with_name("llmux-sim-engine")))
-    options = {key: fields.pop(key) for key in ("environment", "timeouts", "api_key") if key in fields}
+    options = {key: fields.pop(key) for key in ("environment", "timeouts", "api_key", "model_path") if key in fields}
     spec = EngineSpec(
         vllm_engine("m", "--latency-ms", "0", *flags, program=program, **options),
         port=choose_ports(1)[0],
@@ -52,12 +56,50 @@ async def instance_of(
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         endpoints = EngineEndpoints(session, spec.port)
-        instance = Instance(spec, endpoints, lambda reason: None, headroom=headroom, on_leaving=on_leaving)
+        instance = Instance(
+            spec,
+            endpoints,
+            lambda reason: None,
+            headroom=headroom,
+            on_leaving=on_leaving,
+            measures_memory=measures_memory,
+        )
         try:
             yield instance
         finally:
             instance.interrupt("the test is over")
             await instance.end()
+
+
+async def test_no_connection_is_open_when_the_engine_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some engines do not end while a client is connected."""
+    seen = []
+    stop, kill = EngineProcess.stop, EngineProcess.kill
+
+    async def stop_seen(process: EngineProcess, *seconds: float) -> None:
+        seen.append(connections_to(process.pid))
+        await stop(process, *seconds)
+
+    def kill_seen(process: EngineProcess) -> None:
+        seen.append(connections_to(process.pid))
+        kill(process)
+
+    async with instance_of(canary_every=1) as instance:
+        assert (await instance.wake()).error is None
+        assert connections_to(instance.pid) == 1, "kept since the canary"
+        with monkeypatch.context() as patch:
+            patch.setattr(EngineProcess, "stop", stop_seen)
+            await instance.evict(STOP)
+        assert (await instance.wake()).error is None
+        with monkeypatch.context() as patch:
+            patch.setattr(EngineProcess, "kill", kill_seen)
+            await instance.end()
+    assert seen == [0, 0]
+
+
+def connections_to(pid: int | None) -> int:
+    found = psutil.Process(pid).net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED for one in found)
 
 
 async def test_start_sleep_wake_and_stop() -> None:
@@ -66,7 +108,9 @@ async def test_start_sleep_wake_and_stop() -> None:
         started = await instance.wake()
         assert started.error is None and started.can_freeze and started.canary_seconds > 0
         assert await instance.check_health(5.0) is Health.ALIVE
-        assert await instance.evict(OFFLOAD) == EvictOutcome(Asleep(OFFLOAD))
+        outcome = await instance.evict(OFFLOAD)
+        assert outcome == EvictOutcome(Asleep(OFFLOAD), host_mib=outcome.host_mib)
+        assert outcome.host_mib, "an interpreter at least"
         woken = await instance.wake()
         assert woken.error is None and woken.can_freeze and woken.canary_seconds > 0
         assert await instance.evict(STOP) == EvictOutcome(Cold())
@@ -300,3 +344,93 @@ async def test_an_engine_that_is_to_keep_its_weights_may_give_back_little(evicti
         outcome = await instance.evict(eviction)
         assert outcome.residency == (Asleep(eviction) if sleeps else Cold())
         assert instance.has_engine is sleeps
+
+
+@pytest.mark.parametrize(
+    ("asleep", "found"),
+    [
+        (None, ["weights"]),
+        ("discard+keep_running", ["weights"]),
+        ("discard+cuda_suspend", ["weights"]),
+        ("offload+keep_running", []),
+        ("retain+checkpoint", ["image"]),
+        ("discard+checkpoint", ["image", "weights"]),
+    ],
+)
+async def test_the_files_that_a_way_back_reads(asleep: str | None, found: list[str], tmp_path: Path) -> None:
+    for name in ("model.safetensors", "pages-1.img"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"x")
+    files = {
+        "weights": tmp_path / "model.safetensors" / "model.safetensors",
+        "image": tmp_path / "pages-1.img" / "pages-1.img",
+    }
+    store: Any = SimpleNamespace(files_of_engine=lambda: [files["image"]])
+    async with instance_of(model_path=str(tmp_path / "model.safetensors")) as made:
+        made._store = store
+        eviction = None if asleep is None else Eviction.parse(asleep)
+        assert list(made.files_to_wake(eviction)) == [files[name] for name in found]
+        made._store = None
+
+
+class TwoGpus:
+    """Two GPUs, and what the driver says that the engine's processes hold of each, one reading after the other."""
+
+    instance: Instance
+    is_in_container = False
+    """Whether the driver calls processes by other numbers than llmux does."""
+
+    def __init__(self, *held_mib: tuple[int, int]) -> None:
+        self.held_mib = list(held_mib)
+        self.used_mib = [(50, 50), (650, 350)]
+
+    def read_memory(self) -> tuple[GpuMemory, ...]:
+        first, second = self.used_mib[0] if self.instance.pid is None else self.used_mib[1]
+        return (GpuMemory("GPU-a", 1000, first), GpuMemory("GPU-b", 1000, second))
+
+    def read_processes(self) -> tuple[GpuProcess, ...]:
+        first, second = self.held_mib.pop(0) if len(self.held_mib) > 1 else self.held_mib[0]
+        pid = 4_194_304 if self.is_in_container else self.instance.pid or 0
+        return (GpuProcess(pid, "engine", first, "GPU-a"), GpuProcess(pid, "engine", second, "GPU-b"))
+
+
+@asynccontextmanager
+async def measured_instance(gpus: TwoGpus) -> AsyncIterator[Instance]:
+    async with instance_of(headroom=GpuHeadroom("m", gpus, None), measures_memory=True) as instance:
+        gpus.instance = instance
+        yield instance
+
+
+async def test_what_a_started_engine_holds_of_its_fullest_gpu_is_reported() -> None:
+    async with measured_instance(TwoGpus((300, 700))) as instance:
+        assert (await instance.wake()).seen == SeenMemory(instance.spec.fingerprint(), 700)
+
+
+async def test_where_the_driver_has_other_process_numbers_it_is_what_the_used_memory_grew_by() -> None:
+    gpus = TwoGpus((300, 700))
+    gpus.is_in_container = True
+    async with measured_instance(gpus) as instance:
+        assert (await instance.wake()).seen == SeenMemory(instance.spec.fingerprint(), 600, is_told=False)
+        assert (await instance.evict(OFFLOAD)).seen is None
+
+
+async def test_what_an_engine_held_and_keeps_is_reported_when_it_leaves() -> None:
+    """At its start, before it leaves, and then until it has given back all that it does."""
+    gpus = TwoGpus((700, 100), (750, 100), (300, 100), (200, 100), (60, 40))
+    async with measured_instance(gpus) as instance:
+        await instance.wake()
+        seen = (await instance.evict(OFFLOAD)).seen
+        assert seen == SeenMemory(instance.spec.fingerprint(), 750, residue_mib=60)
+        await instance.wake()
+        gpus.held_mib = [(800, 100), (90, 40)]
+        assert (await instance.evict(OFFLOAD)).seen == replace(seen, awake_mib=800, residue_mib=None), "once a process"
+        await instance.wake()
+        assert (await instance.evict(STOP)).seen is not None
+
+
+async def test_without_placement_by_memory_nothing_is_measured() -> None:
+    gpus = TwoGpus((700, 100))
+    async with instance_of(headroom=GpuHeadroom("m", gpus, None, wait_seconds=0.0)) as instance:
+        gpus.instance = instance
+        assert (await instance.wake()).seen is None
+        assert (await instance.evict(STOP)).seen is None

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from llmux.observability import background
-from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog, FinishedRequest
+from llmux.observability.access_log import BATCH_LINES_MAX, AccessLog, FinishedRequest, read_demands
 from llmux.simulation.traces import read_trace
 from tests.support.processes import wait_until
 
@@ -165,3 +165,27 @@ def test_the_simulator_reads_the_access_log(tmp_path: Path) -> None:
     access_log.close()
     requests = read_trace(str(file)).requests
     assert [(one.model, one.prompt_tokens, one.output_tokens) for one in requests] == [("a", 100, 10), ("b", 100, 10)]
+
+
+def test_turns_are_the_requests_that_waited_in_the_order_of_their_arrival(tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    access_log = AccessLog(file)
+    for model, queue_seconds, seconds in (("b", 2.0, 3.0), ("a", 1.0, 60.0), ("b", 0.0, 1.0)):
+        access_log.add(replace(finished(model), queue_seconds=queue_seconds, seconds=seconds))
+    access_log.close()
+    with file.open("a") as broken:
+        broken.write('{"time":"yesterday","model":"c","queue_ms":9}\n{"time":')
+    first, second = read_demands(file)
+    assert (first.model, second.model) == ("a", "b")
+    assert second.at - first.at == pytest.approx(57.0, abs=0.5)
+
+
+def test_only_the_end_of_a_log_is_read_for_its_demands(tmp_path: Path) -> None:
+    file = tmp_path / "access.jsonl"
+    access_log = AccessLog(file)
+    for number in range(10):
+        access_log.add(finished(f"m{number}"))
+    access_log.close()
+    line_bytes = file.stat().st_size // 10
+    assert [demand.model for demand in read_demands(file, bytes_max=2 * line_bytes + 10)] == ["m8", "m9"]
+    assert read_demands(tmp_path / "none") == []

@@ -1,4 +1,5 @@
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 
@@ -121,7 +122,7 @@ async def test_shutdown_gives_up_a_start_and_refuses_its_waiters() -> None:
 async def test_an_error_in_the_scheduler_itself_ends_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted_runtime(model("a")) as runtime:
         with monkeypatch.context() as patch:
-            patch.setattr(runtime.scheduler, "handle", lambda event, now: 1 / 0)
+            patch.setattr(runtime.controller, "_scheduler", Mock(handle=Mock(side_effect=ZeroDivisionError)))
             with pytest.raises(ZeroDivisionError):
                 runtime.ask("a")
             with pytest.raises(ZeroDivisionError):

@@ -3,12 +3,15 @@ import asyncio
 import pytest
 
 from llmux.access import Outcome
+from llmux.core.forecast import Forecaster
 from llmux.core.settings import Limits
-from llmux.errors import EngineDied, FailureReason, ModelNotLoaded, QueueTimeout
+from llmux.core.switch_costs import UNKNOWN_SECONDS
+from llmux.errors import EngineDied, FailureReason, ModelNotLoaded, QueueFull, QueueTimeout
 from llmux.instances.health import Health
 from llmux.runtime import answered as answered_requests
 from tests.support.processes import until
 from tests.support.scripted import Holder, Runtime, model, scripted_runtime
+from tests.support.skips import replaces_compiled_code
 
 
 async def admitted(runtime: Runtime, name: str, **more: object) -> Holder:
@@ -32,6 +35,64 @@ async def test_a_lease_after_a_switch_carries_its_cost() -> None:
         request = (await admitted(runtime, "a")).request
         assert request.switch_seconds is not None
         assert 0 <= request.switch_seconds <= request.queue_seconds
+
+
+async def test_a_request_that_is_queued_carries_how_long_that_was_expected_to_take() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        first = (await admitted(runtime, "a")).request
+        # Nothing was known of its starts.
+        assert first.forecast_seconds == pytest.approx(UNKNOWN_SECONDS, abs=1.0)
+        assert (await admitted(runtime, "a")).request.forecast_seconds is None
+        families = {family.name: family for family in runtime.metrics.collect()}
+        [sample] = families["llmux_wait_forecasts"].samples
+        assert (sample.labels, sample.value) == ({"model": "a", "forecast": "too_long"}, 1)
+
+
+async def test_who_waits_is_told_the_position_until_the_lease() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        runtime.engines["a"].wake_gate.clear()
+        first, second = runtime.ask("a"), runtime.ask("a")
+        found = [runtime.access.outlook(holder.request) for holder in (first, second)]
+        assert [one and one.position for one in found] == [1, 2]
+        assert all(one is not None and one.seconds is not None for one in found)
+        runtime.engines["a"].wake_gate.set()
+        await first.wait("admitted")
+        assert runtime.access.outlook(first.request) is None
+
+
+@replaces_compiled_code
+async def test_a_fault_in_the_forecast_costs_no_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(Forecaster, "_forecast", fail)
+    async with scripted_runtime(model("a"), limits=Limits(queue_limit_requests=2)) as runtime:
+        runtime.engines["a"].wake_gate.clear()
+        waiting = [runtime.ask("a") for _ in range(2)]
+        assert runtime.access.outlook(waiting[0].request) is None
+        refused = runtime.ask("a")
+        assert isinstance(refused.error, QueueFull)
+        assert refused.error.forecast_seconds is None
+        assert runtime.operations.status().forecasts == {}
+        runtime.engines["a"].wake_gate.set()
+        for holder in waiting:
+            await holder.wait("admitted")
+            assert holder.request.forecast_seconds is None
+    # Once where requests are served, and once where the status is asked for.
+    assert capsys.readouterr().out.count("a forecast failed") == 2
+
+
+async def test_what_is_refused_for_want_of_room_says_when_there_may_be_some() -> None:
+    async with scripted_runtime(model("a"), limits=Limits(queue_limit_requests=1)) as runtime:
+        runtime.engines["a"].wake_gate.clear()
+        runtime.ask("a")
+        error = runtime.ask("a").error
+        assert isinstance(error, QueueFull)
+        assert error.forecast_seconds is not None
+        assert 0 < error.forecast_seconds <= UNKNOWN_SECONDS
+        runtime.engines["a"].wake_gate.set()
 
 
 async def test_a_client_that_leaves_while_waiting_is_no_demand() -> None:
@@ -65,20 +126,43 @@ async def test_the_first_token_of_a_streamed_answer_is_reported(at_once: bool) -
         assert request in record.in_flight
 
 
-async def test_an_answer_in_one_piece_has_no_first_token() -> None:
-    async with scripted_runtime(model("a")) as runtime:
-        holder = await admitted(runtime, "a")
-        assert not runtime.scheduler.model("a").awaiting_first_token
-        runtime.access.first_token(holder.request)
-        assert first_tokens(runtime) == 0
-
-
 async def test_a_streaming_request_that_is_tried_again_waits_for_its_first_token_again() -> None:
     async with scripted_runtime(model("a")) as runtime:
         holder = await admitted(runtime, "a", streams=True)
         runtime.give_back(holder, "connection refused")
         await holder.wait("admitted", "admitted")
         assert runtime.scheduler.model("a").awaiting_first_token == {holder.request}
+
+
+def streams(runtime: Runtime) -> tuple[int, int]:
+    """How many were on time, and how many were not."""
+    shown = runtime.operations.model_status("a")
+    return shown.streams_on_time, shown.streams_late
+
+
+@pytest.mark.parametrize(
+    ("outcome", "counted"),
+    [(Outcome.COMPLETED, (1, 0)), (Outcome.BROKEN, (0, 1)), (Outcome.CLIENT_GONE, (0, 0))],
+)
+async def test_whether_a_stream_was_on_time_is_counted_at_its_end(outcome: Outcome, counted: tuple[int, int]) -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        holder = await admitted(runtime, "a", streams=True)
+        runtime.access.first_token(holder.request)
+        assert streams(runtime) == (0, 0)
+        runtime.access.end(holder.request, outcome)
+        assert streams(runtime) == counted
+
+
+async def test_a_stream_that_is_tried_again_is_counted_once() -> None:
+    async with scripted_runtime(model("a")) as runtime:
+        holder = await admitted(runtime, "a", streams=True)
+        runtime.engines["a"].health = Health.DEAD
+        runtime.give_back(holder, "connection refused")
+        await holder.wait("admitted", "admitted")
+        assert streams(runtime) == (0, 0)
+        runtime.give_back(holder, "connection refused")
+        await holder.wait("admitted", "admitted", "rejected")
+        assert streams(runtime) == (0, 1)
 
 
 async def test_leases_end_once() -> None:

@@ -65,8 +65,8 @@ async def test_deadlines_that_fell_into_a_stop_are_moved_by_it() -> None:
     limits = Limits(min_active_seconds=0.0, request_timeout_seconds=0.4)
     async with scripted_runtime(model("a"), limits=limits) as runtime:
         runtime.engines["a"].wake_gate.clear()
-        holder = runtime.ask("a")
         began = runtime.controller.now()
+        holder = runtime.ask("a")
         stopped_seconds = 600.0
         for _ in range(5):
             await asyncio.sleep(0)

@@ -14,6 +14,10 @@ from llmux.instances.health import Health
 from llmux.runtime.loop_clock import LoopClock
 from llmux.runtime.stall_watch import StallWatch
 from tests.support.scripted import DEADLINE_SECONDS, Holder, Runtime, ScriptedEngine, model, scripted_runtime
+from tests.support.skips import replaces_compiled_code
+
+pytestmark = replaces_compiled_code
+"""The clock: a test's own cannot be derived from a compiled one."""
 
 LIMIT_SECONDS = 60.0
 LOOK_SECONDS = 10.0

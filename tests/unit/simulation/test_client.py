@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from llmux.simulation.client import Client, Expectation, LoadGenerator, ResponseBroken, http_request, workflow
+from llmux.simulation.client import Client, Expectation, LoadGenerator, Pauses, ResponseBroken, http_request, workflow
 from llmux.simulation.engine.text import expected_text
+from llmux.simulation.on_time import Progress
 from llmux.simulation.traffic import Ending, RequestKind, RequestOutcome, TrafficRequest
 
 
@@ -187,6 +188,18 @@ async def test_a_stream_is_put_together() -> None:
     async with server(streamed(chunk(RIGHT[:9]), chunk(RIGHT[9:]), chunk(None, "length"))) as session:
         outcome = await perform(session, STREAM)
     assert outcome.ending is Ending.ANSWERED
+
+
+def test_only_a_long_pause_between_tokens_is_noted() -> None:
+    outcome = RequestOutcome(STREAM, 0.0)
+    pauses = Pauses(outcome)
+    for at, tokens in ((1.0, 1), (1.5, 1), (2.4, 2), (9.0, 1), (9.1, 2)):
+        pauses.received(at, tokens)
+    assert outcome.first_token_at == 1.0
+    # The last piece is the engine's note of why it ended, and [DONE]: beyond the six tokens that were asked for.
+    assert outcome.progress == (Progress(2.4, 4), Progress(9.0, 5))
+    pauses.received(20.0, 2)
+    assert outcome.progress[2:] == (Progress(9.1, 6), Progress(20.0, 6))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from llmux.core.target import Target
 from llmux.simulation.figures import Distribution, Figures, percentile, run_figures, starvation
+from llmux.simulation.on_time import Progress
 from llmux.simulation.residency import Shares
 from llmux.simulation.traffic import Ending, RequestOutcome, TrafficRequest
 
@@ -38,6 +40,27 @@ def test_durations_are_those_of_served_requests_from_their_arrival() -> None:
 def test_unserved_requests_have_no_first_token_in_time() -> None:
     late = replace(SERVED, first_token_at=18.0)
     assert figures_of([SERVED, late, LOST, LOST]).within == {5: 0.25, 10: 0.5, 30: 0.5}
+
+
+def test_what_is_on_time_counts_every_token_those_of_unserved_requests_too() -> None:
+    long = replace(REQUEST, output_tokens=11)
+    prompt = RequestOutcome(long, 0.0, 0.0, 9.5, 11.9, Ending.ANSWERED)
+    paused = replace(prompt, progress=(Progress(10.4, 6), Progress(11.9, 7)))
+    stalled = replace(prompt, progress=(Progress(10.4, 6), Progress(20.0, 7)), ended_at=20.4)
+    lost = RequestOutcome(long, 0.0, ended_at=300.0)
+    figures = figures_of([prompt, paused, stalled, lost])
+    # At 5 tokens a second from 10 s on, the seventh is due at 11.2 s and the eleventh at 12 s.
+    assert figures.requests_on_time == 1 / 4
+    assert figures.tokens_on_time == (11 + 7 + 6) / 44
+    # A reader who began at 9.5 s has read six tokens at 10.7 s.
+    assert figures.stall.max == pytest.approx(20.0 - 10.7)
+
+
+def test_a_model_has_a_target_of_its_own() -> None:
+    outcomes = [SERVED, replace(SERVED, request=replace(REQUEST, model="b"))]
+    strict = {"a": Target(2.9), "b": Target(3.0)}
+    run = run_figures("run", outcomes, Counter(), lambda model: None, strict.__getitem__)
+    assert {name: figures.requests_on_time for name, figures in run.models.items()} == {"a": 0.0, "b": 1.0}
 
 
 def test_no_requests() -> None:

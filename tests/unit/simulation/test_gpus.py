@@ -17,7 +17,7 @@ def test_the_ledger_is_read(tmp_path: Path) -> None:
     ledger.allocate(os.getppid(), 0, "b")
     reader = LedgerReader((ledger.path,))
     assert reader.read_memory() == (GpuMemory(str(ledger.path), 1000, 300),)
-    assert reader.read_processes() == (GpuProcess(os.getpid(), "a", 300),)
+    assert reader.read_processes() == (GpuProcess(os.getpid(), "a", 300, str(ledger.path)),)
 
 
 def test_a_ledger_that_is_not_there(tmp_path: Path) -> None:

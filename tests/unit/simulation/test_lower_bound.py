@@ -1,18 +1,28 @@
+import math
 import random
 
 import pytest
 
 from llmux.core.identifiers import GpuId
 from llmux.core.settings import ModelSpec, Placement
-from llmux.simulation.lower_bound import STEP_SECONDS_MIN, Side, alone, least_waiting, lower_bound
+from llmux.simulation import lower_bound as module
+from llmux.simulation.lower_bound import STEP_SECONDS_MIN, Side, alone, least_waiting, lower_bound, most_waiting
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
+from tests.support.skips import replaces_compiled_code
 
 SPEED = EngineSpeed(prefill=1000.0, decode_alone=40.0, decode_full=20.0)
 COSTS = dict.fromkeys("abc", SwitchCost(1.0, 1.0, 9.0))
 COUNT = 50
 REQUESTS = [TrafficRequest(float(number), "ab"[number % 2], 100, 10) for number in range(COUNT)]
+
+
+def alone_mean(requests: list[TrafficRequest]) -> float:
+    """Of models that never have to leave."""
+    own = ([request for request in requests if request.model == name] for name in "abc")
+    found = [entry for some in own for entry in alone(some, SPEED, 256, COSTS["a"].least_wake)]
+    return sum(entry.first_token_at - entry.arrived_at for entry in found) / len(requests)
 
 
 def cost(side: Side, left: int, back: int) -> float:
@@ -62,6 +72,7 @@ def test_it_is_below_the_best_sequence_of_turns_but_not_far(seed: int) -> None:
     # Switches may begin between whole seconds too, so the best on the grid may be a little above the very best.
     assert bound <= best + 1e-6
     assert bound >= 0.75 * best - 25 * 2 * 2 * STEP_SECONDS_MIN
+    assert bound <= most_waiting(first, second) <= 1.1 * best + 0.1  # its steps do not divide whole seconds
 
 
 def test_a_side_alone_does_not_wait() -> None:
@@ -98,33 +109,31 @@ def test_the_batch_limit_holds_and_a_full_batch_is_as_fast_as_a_lone_request() -
 
 def test_no_requests() -> None:
     assert alone([], SPEED, 2, 0.0) == []
+    assert lower_bound([], [ModelSpec("a")], COSTS, SPEED, 5.0).ttft_mean is None
 
 
 def test_one_model_never_leaves() -> None:
     bound = lower_bound([TrafficRequest(0.0, "a", 100, 10)], [ModelSpec("a")], COSTS, SPEED, 5.0)
-    assert bound.ttft.mean == bound.ttft.max == pytest.approx(1.1)
-    assert bound.within == {5: 1.0, 10: 1.0, 30: 1.0}
+    assert bound.ttft_mean == pytest.approx(1.1)
 
 
-def test_taking_turns_adds_to_the_mean_alone() -> None:
-    bound = lower_bound(REQUESTS, [ModelSpec("a"), ModelSpec("b")], COSTS, SPEED, 5.0)
-    own = sum(bound.durations) / COUNT
-    assert bound.ttft.mean is not None and bound.ttft.mean > own + 1.0
-    assert bound.ttft.max == max(bound.durations)
+def test_taking_turns_adds_to_the_mean() -> None:
+    bound = lower_bound(REQUESTS, [ModelSpec("a"), ModelSpec("b")], COSTS, SPEED, 5.0).ttft_mean
+    assert bound is not None and bound > alone_mean(REQUESTS) + 1.0
 
 
 def test_models_that_fit_together_take_no_turns() -> None:
     gpu = GpuId("local", "0")
     specs = [ModelSpec(name, placements=(Placement({gpu: 40}),)) for name in "ab"]
-    apart, together = (lower_bound(REQUESTS, specs, COSTS, SPEED, 5.0, {gpu: size}) for size in (79, 80))
-    assert together.ttft.mean == pytest.approx(sum(together.durations) / COUNT)
-    assert apart.ttft.mean is not None and together.ttft.mean is not None and apart.ttft.mean > together.ttft.mean
+    apart, together = (lower_bound(REQUESTS, specs, COSTS, SPEED, 5.0, {gpu: size}).ttft_mean for size in (79, 80))
+    assert together == pytest.approx(alone_mean(REQUESTS))
+    assert apart is not None and together is not None and apart > together
 
 
 def test_longer_residences_and_switches_cost_more() -> None:
     specs = [ModelSpec("a"), ModelSpec("b")]
     means = [
-        lower_bound(REQUESTS, specs, dict.fromkeys("ab", cost), SPEED, turn).ttft.mean or 0.0
+        lower_bound(REQUESTS, specs, dict.fromkeys("ab", cost), SPEED, turn).ttft_mean or 0.0
         for cost, turn in ((COSTS["a"], 0.0), (COSTS["a"], 5.0), (SwitchCost(2.0, 4.0, 9.0), 5.0))
     ]
     assert means == sorted(means) and means[0] < means[1] < means[2]
@@ -132,5 +141,24 @@ def test_longer_residences_and_switches_cost_more() -> None:
 
 def test_each_of_three_models_is_one_side_against_the_rest() -> None:
     requests = [TrafficRequest(float(number), "abc"[number % 3], 100, 10) for number in range(COUNT)]
-    bound = lower_bound(requests, [ModelSpec(name) for name in "abc"], COSTS, SPEED, 5.0)
-    assert bound.ttft.mean is not None and bound.ttft.mean > sum(bound.durations) / COUNT
+    bound = lower_bound(requests, [ModelSpec(name) for name in "abc"], COSTS, SPEED, 5.0).ttft_mean
+    assert bound is not None and bound > alone_mean(requests)
+
+
+@replaces_compiled_code
+def test_sides_are_only_looked_into_where_they_can_raise_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight models that take turns all together, one against seven that need no switches is far below."""
+    requests = [TrafficRequest(float(number), "abcdefgh"[number % 8], 100, 10) for number in range(400)]
+    specs = [ModelSpec(name) for name in "abcdefgh"]
+    costs = dict.fromkeys("abcdefgh", SwitchCost(2.0, 2.0, 9.0))
+    pairs: list[Side] = []
+
+    def looked_into(first: Side, second: Side) -> float:
+        pairs.append(first)
+        return least_waiting(first, second)
+
+    monkeypatch.setattr(module, "least_waiting", looked_into)
+    bound = lower_bound(requests, specs, costs, SPEED, 0.0).ttft_mean
+    assert bound is not None and not pairs
+    monkeypatch.setattr(module, "most_waiting", lambda first, second: math.inf)
+    assert lower_bound(requests, specs, costs, SPEED, 0.0).ttft_mean == bound and pairs

@@ -6,13 +6,15 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from llmux.simulation.figures import Distribution, LowerBound, run_figures
+from llmux.simulation.figures import LowerBound, run_figures
+from llmux.simulation.occupancy import LeaseTimes
 from llmux.simulation.plots import (
     CURVE_COLOURS,
     PHASE_COLOURS,
@@ -26,13 +28,13 @@ from llmux.simulation.plots import (
 )
 from llmux.simulation.residency import Phase, Shares, Timeline
 from llmux.simulation.traffic import Ending, RequestOutcome, TrafficRequest
-from llmux.simulation.virtual.scenario import PlottedRun, Study
+from llmux.simulation.virtual.study import PlottedRun, Study
 
 TIMELINE = Timeline({"a": [(0.0, Phase.STARTING), (20.0, Phase.SERVING)], "<b>": []})
 TTFTS = {"a": [1.0, 10.0, 100.0, math.inf], "<b>": []}
 SERVED = RequestOutcome(TrafficRequest(0.0, "a", 1, 1), 0.0, 1.0, 2.0, 3.0, Ending.ANSWERED)
 OTHER = RequestOutcome(TrafficRequest(0.0, "<b>", 1, 1), 0.0, 1.0, 2.0, 3.0, Ending.ANSWERED)
-BOUND = LowerBound(Distribution.of([0.5]), {5: 1.0, 10: 1.0, 30: 1.0}, [0.5])
+BOUND = LowerBound(0.5)
 
 
 def report(*policies: str, models: tuple[str, ...] = ("a", "<b>"), seconds: float = 100.0) -> Report:
@@ -73,12 +75,33 @@ def test_every_policy_has_rows_and_curves_of_its_own_on_common_axes() -> None:
     assert [panel.get_title("left") for panel in (whole, *panels)] == ["all models", "a", "<b>"]
     assert {panel.get_xlim() for panel in (whole, *panels)} == {whole.get_xlim()}
     assert [line.get_color() for line in whole.lines][:2] == list(CURVE_COLOURS[:2])
-    assert len(whole.lines) == 3, "and the lower bound"
+    assert len(whole.lines) == 2, "of a bound there is no distribution"
     assert len({str(line.get_linestyle()) for line in panels[0].lines}) == 2, "policies differ not only in colour"
     assert all(panel.get_xlabel() == "time to first token (s)" for panel in (whole, *panels))
     legends = [[text.get_text() for text in part.legends[0].get_texts()] for part in figure.subfigs]
-    assert legends[1] == ["fifo", "adaptive", "lower bound"]
+    assert legends[1] == ["fifo", "adaptive"]
     assert legends[0] == ["waking or starting", "serving", "on the GPU, idle", "draining", "leaving"]
+
+
+def test_the_axis_of_first_tokens_has_legible_labels_however_short_they_were() -> None:
+    drawn = report()
+    plotted = [replace(run, ttfts={"a": [0.5, 2.0]}) for run in drawn.study.plotted]
+    figure = _figure(replace(drawn, study=replace(drawn.study, plotted=plotted)))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in axes_of(figure)[1].get_xticklabels(which="both")]
+    assert {"0.1", "1"} <= {*labels}
+    assert not [label for label in labels if "$" in label]
+
+
+def test_the_time_of_a_gpu_lease_is_marked() -> None:
+    drawn = report()
+    leases = (LeaseTimes("GPU lease 1", 5.0, 10.0, 60.0), LeaseTimes("2", 70.0), LeaseTimes("3", 70.0, 90.0))
+    plotted = [replace(run, leases=leases) for run in drawn.study.plotted]
+    figure = _figure(replace(drawn, study=replace(drawn.study, plotted=plotted)))
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes_of(figure)[0].patches]
+    assert spans == [(10.0, 60.0), (90.0, 100.0)], "from when it was held until its end or that of the run"
+    (legend,) = figure.subfigs[0].legends
+    assert legend.get_texts()[-1].get_text() == "a GPU lease is held"
 
 
 def test_a_curve_ends_at_the_share_that_was_served() -> None:

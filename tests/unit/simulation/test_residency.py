@@ -1,5 +1,7 @@
 """Phases add up to shares of time and to strips, and histories to switches."""
 
+from dataclasses import asdict
+
 import pytest
 
 from llmux.core.eviction import STOP, Eviction
@@ -24,13 +26,13 @@ def test_spans_end_at_the_end() -> None:
 
 
 def test_switching_takes_precedence_over_what_other_models_do() -> None:
-    assert TIMELINE.shares(10.0) == Shares(switching=0.6, draining=0.0, serving=pytest.approx(0.2), idle=0.2)
+    shares = TIMELINE.shares(10.0)
+    assert asdict(shares) == pytest.approx({"switching": 0.6, "draining": 0.0, "serving": 0.2, "idle": 0.2})
 
 
 def test_shares_of_one_model() -> None:
-    assert TIMELINE.shares(10.0, ["a"]) == Shares(
-        switching=pytest.approx(0.3), draining=0.0, serving=pytest.approx(0.3), idle=pytest.approx(0.4)
-    )
+    shares = TIMELINE.shares(10.0, ["a"])
+    assert asdict(shares) == pytest.approx({"switching": 0.3, "draining": 0.0, "serving": 0.3, "idle": 0.4})
 
 
 def test_no_time_at_all() -> None:
@@ -89,6 +91,7 @@ def test_a_strip_of_a_part_of_the_time() -> None:
         (Serving(1.0), 0, Phase.IDLE),
         (Draining(1.0, 0.0, 9.0, OFFLOAD), 1, Phase.DRAINING),
         (Evicting(1.0, OFFLOAD), 0, Phase.LEAVING),
+        (Evicting(1.0, STOP, asleep=OFFLOAD), 0, Phase.ASLEEP),
         (Failed(FailureReason("x"), 9.0, True), 0, Phase.FAILED),
         (Stuck(FailureReason("x"), 9.0), 0, Phase.FAILED),
     ],
@@ -130,6 +133,25 @@ def test_a_switch_is_drain_and_evict_of_one_model_and_wake_of_another() -> None:
     assert (switch.previous, switch.model, switch.from_cold) == ("a", "b", False)
     assert (switch.drain_seconds, switch.evict_seconds, switch.wake_seconds) == (1.0, 0.5, 0.75)
     assert switch.total_seconds == 2.25
+
+
+def test_on_several_gpus_a_model_comes_for_one_that_left_the_same_gpu() -> None:
+    """Both GPUs switch at the same time: a leaves for b, c for d, and then both b and d for e, which needs both."""
+
+    def leaves(at: float) -> list[Transition]:
+        evicting = Evicting(at, OFFLOAD)
+        return [transition(at, Serving(0.0), evicting), transition(at + 1, evicting, Asleep(OFFLOAD))]
+
+    def comes(at: float) -> list[Transition]:
+        waking = Waking(at, OFFLOAD)
+        return [transition(at, Asleep(OFFLOAD), waking), transition(at + 1, waking, Serving(at + 1))]
+
+    log = SwitchLog()
+    gpus = {"a": ["0"], "b": ["0"], "c": ["1"], "d": ["1"], "e": ["0", "1"]}
+    b, d = comes(2.0), comes(1.5)
+    log.read({"a": leaves(0.0), "c": leaves(0.5), "d": d, "b": b}, gpus)
+    log.read({"b": [*b, *leaves(5.0)], "d": [*d, *leaves(5.5)], "e": comes(7.0)}, {"a": [], "e": ["0", "1"]})
+    assert [(switch.previous, switch.model) for switch in log.switches] == [("c", "d"), ("a", "b"), ("d", "e")]
 
 
 def test_a_sleeping_model_that_is_stopped_did_not_leave_the_gpu() -> None:

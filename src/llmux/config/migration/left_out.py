@@ -2,7 +2,7 @@
 
 _LIST = "llmux's model list has no such field"
 _LOADING = "clients of a stream that waits get comment lines instead (wait_comments_after_seconds)"
-_GROUPS = "llmux has no groups: it decides by itself which models are on the GPU"
+_GROUPS = "llmux decides by memory which models are on the GPUs together"
 _LOGS = "llmux logs to standard error in one format"
 _HISTORY = "llmux keeps no history of requests; access_log writes one JSON line for each"
 _TIMEOUTS = "llmux has no timeouts of its own for an engine's connections; request_timeout_seconds limits the wait"
@@ -55,16 +55,12 @@ OF_THE_FILE = {
 }
 """Keys of the file, by name."""
 
-GROUP_SWAPS = f"{_GROUPS}. Members that replace each other are the usual case, for which nothing has to be done"
-GROUP_SHARES = (
-    f"{_GROUPS}. Members that were on the GPU together may have to take turns; docs/residency.md says how to make "
-    "that quick"
-)
-GROUP_PERSISTS = (
-    f"{_GROUPS}, and none is kept there for good. A server that must always run can be started outside llmux, and "
-    "be a model with 'engine: remote' and its 'url'"
+GROUP = f"{_GROUPS}, and no group is needed for that"
+GROUPS = (
+    "for those who want llama-swap's rules nevertheless, these are llmux's: exclusive, at most one of them at a time "
+    "though more would fit; persistent, they leave for each other only, for which their 'gpu_memory' should be known"
 )
 MATRIX = f"{_GROUPS}. Sets and costs of eviction are not needed; 'weight' says which model's requests count more"
 SCHEDULER = "llmux's policies have no order of models; 'weight' of a model says how much its requests count"
-PRELOAD = "llmux can start every model once and put it to sleep:"
+PRELOAD = "llmux refuses models that cannot be on the GPUs together; if they can, and these are their keys:"
 UNKNOWN = "llmux's converter does not know this key"

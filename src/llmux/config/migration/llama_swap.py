@@ -1,7 +1,7 @@
 """From a configuration of llama-swap (YAML) to a draft of llmux's."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +10,7 @@ from llmux.config.migration.draft import FileDraft, ModelDraft, Note
 from llmux.config.migration.engines import Command, draft_model, set_idle_seconds
 from llmux.config.migration.macros import Macros
 from llmux.config.migration.source import YamlSource, plain, read_yaml
+from llmux.config.migration.writing import flow_list, flow_text
 from llmux.config.position import Path
 
 _ENVIRONMENT = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
@@ -262,12 +263,15 @@ class _File:
         routing = self._source.mapping(data.get("routing"), ("routing",))
         router = self._source.mapping(routing.get("router"), ("routing", "router"))
         settings = self._source.mapping(router.get("settings"), ("routing", "router", "settings"))
+        rules: list[str] = []
         for path, value in (
             (("groups",), data.get("groups")),
             (("routing", "router", "settings", "groups"), settings.get("groups")),
         ):
             for name, group in self._source.mapping(value, path).items():
-                self._group(f"{'.'.join(path)}.{name}", self._source.mapping(group, (*path, name)), (*path, name))
+                rules += self._group(name, self._source.mapping(group, (*path, name)), (*path, name))
+        if rules:
+            self._draft.note("", Note("groups", left_out.GROUPS, suggested=("groups:", *rules)))
         for about, value in (
             ("matrix", data.get("matrix")),
             ("routing.router.settings.matrix", settings.get("matrix")),
@@ -277,23 +281,26 @@ class _File:
         for key in _others(routing, ("router", "scheduler")):
             _leave_out(self._draft, f"routing.{key}", left_out.UNKNOWN, routing[key])
 
-    def _group(self, about: str, group: Mapping[str, Any], path: Path) -> None:
-        members = ", ".join(self._source.texts(group.get("members"), (*path, "members")))
-        if _is_true(group.get("persistent")):
-            text = left_out.GROUP_PERSISTS
-        elif group.get("swap") is False or group.get("exclusive") is False:
-            text = left_out.GROUP_SHARES
-        else:
-            text = left_out.GROUP_SWAPS
-        self._draft.note("", Note(about, text, members))
+    def _group(self, name: str, group: Mapping[str, Any], path: Path) -> Iterator[str]:
+        """Leave the group out; returns the line that would be the like of it in llmux's own groups, if there is one."""
+        about = ".".join(map(str, path))
+        members = self._source.texts(group.get("members"), (*path, "members"))
+        self._draft.note("", Note(about, left_out.GROUP, ", ".join(members)))
         for key in _others(group, ("swap", "exclusive", "persistent", "members")):
             _leave_out(self._draft, f"{about}.{key}", left_out.UNKNOWN, group[key])
+        # Members of which one at a time is there are so by 'swap', which is the default. 'exclusive' is about others.
+        is_exclusive = group.get("swap") is not False and len(members) > 1
+        rules = {"exclusive": is_exclusive, "persistent": _is_true(group.get("persistent"))}
+        if held := [f"{rule}: true" for rule, is_held in rules.items() if is_held]:
+            yield f"  {flow_text(name)}: {{models: {flow_list(members)}, {', '.join(held)}}}"
 
     def _hooks(self) -> None:
         hooks = self._source.mapping(self._source.data.get("hooks"), ("hooks",))
         on_startup = self._source.mapping(hooks.get("on_startup"), ("hooks", "on_startup"))
         if preload := self._source.texts(on_startup.get("preload"), ("hooks", "on_startup", "preload")):
-            note = Note("hooks.on_startup.preload", left_out.PRELOAD, ", ".join(preload), ("warmup: true",))
+            note = Note(
+                "hooks.on_startup.preload", left_out.PRELOAD, ", ".join(preload), (f"preload: {flow_list(preload)}",)
+            )
             self._draft.note("", note)
         _leave_out(self._draft, "hooks.on_startup.profile", left_out.OF_THE_FILE["profiles"], on_startup.get("profile"))
         for section, prefix, known in ((hooks, "hooks", "on_startup"), (on_startup, "hooks.on_startup", "preload")):

@@ -98,9 +98,19 @@ def _text_entry(key: str, text: str) -> Iterator[str]:
         yield line
 
 
+def flow_text(text: str) -> str:
+    """A text as it stands in a list or mapping on one line."""
+    return _text(words.written(text), _PLAIN_IN_LIST)
+
+
+def flow_list(items: Sequence[str]) -> str:
+    """A list of texts on one line, as ``[a, b]``."""
+    return f"[{', '.join(map(flow_text, items))}]"
+
+
 def _list_entry(key: str, items: Sequence[str]) -> Iterator[str]:
-    written = [_text(words.written(item), _PLAIN_IN_LIST) for item in items]
-    line = f"{key}: [{', '.join(written)}]"
+    written = list(map(flow_text, items))
+    line = f"{key}: {flow_list(items)}"
     if len(line) <= WIDTH:
         yield line
         return

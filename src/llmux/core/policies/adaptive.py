@@ -1,54 +1,41 @@
-"""Quanta long enough to pay for the switch and for what it interrupts, and no longer.
+"""Two rules for when a busy model leaves: one where its requests can be frozen, one where they must end first.
 
-docs/scheduling.md derives the rules. The constants were chosen on bench/policies (Azure 2023 traces, seeds 1 to 4);
-most of them can be changed by a fifth to a third without moving more than one row of its table.
+docs/scheduling.md derives them; bench/policies has what each constant is worth.
 """
 
 import math
 from dataclasses import dataclass
 
 from llmux.core.identifiers import Seconds
-from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, PolicyView, Stay
+from llmux.core.policies.base import Bring, Candidate, Choice, Incumbent, PolicyView, Stay, Waiting
 from llmux.core.switch_costs import UNKNOWN_SECONDS
 
-SPARE_SHARE, SPARE_SHARE_MAX = 0.7, 0.55
-"""The share of the time left over by demand that may be spent switching, and the most of all time."""
+FREEZING_STAY_MAX_SECONDS: Seconds = 240.0
+DRAINING_STAY_MAX_SECONDS: Seconds = 120.0
+STAY_MAX_SWITCHES = 3
+"""No model stays longer while others wait, or than so many switches take if that is longer. They enter the wait bound:
+a model that must drain may take as long again for that (``drain_timeout_seconds``)."""
 
-SHORT_ANSWERS_SHARE = 0.7
-"""The part of that share where answers are short against a switch: interrupting them wins little."""
+STAY_PER_LEAVE = 8
+"""Where models must drain, at most a ninth of the GPU's time goes into leaving: a stay is so many times as long."""
 
-ANSWERS_PER_ROUND = 1.5
-"""The least quantum, in residence times, where many models wait: an interrupted answer resumes only after a round."""
+WAITING_SHARE = 0.5
+"""What a second means to a request that waits, compared with a second of a pause in an answer that somebody reads: less
+makes first tokens later and answers smoother."""
 
-FREEZING_QUANTA_MAX, ANSWERS_MAX, ANSWERS_MIN_SECONDS = 4, 3, 20.0
-"""The most that a model which can freeze stays, in quanta, in residence times and in seconds, whichever is longest."""
+PATIENCE_SHARE = 0.9
+"""Within this share of its time-out each that waits is to be served; the rest is for errors in how long others stay."""
 
-DRAINING_QUANTA_MAX = 10
-"""The most that a model which must drain stays, in quanta: longer, because its leaving stalls the GPU."""
-
-NEARLY_IDLE_MAX = 1.5
-"""A model with no more than this in flight on average is soon idle by itself: Poisson, P(idle) = e^-1.5 = 0.22."""
-
-CATCHING_UP_MAX_SECONDS: Seconds = 120.0
-CATCHING_UP_MAX_QUANTA = 3
-"""No model stays longer than either, whichever is longer, while others wait. Part of the wait bound."""
-
-RECOMPUTE_SHARE = 0.35
-"""Staying a second must save this much recompute (answers end that would otherwise be frozen) to be worth it."""
-
-CHECK_INTERVAL_SECONDS: Seconds = 0.25
-"""How often a model that is behind is checked again: first tokens and ends of answers cause no decision themselves."""
+LOOK_AGAIN_SECONDS_MIN: Seconds = 0.05
+"""Bounds how often a decision is made for the sake of first tokens alone, which take milliseconds in small models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """Preempts after a quantum in proportion to the switch's cost, and later where the model is behind.
+    """Lets a busy model stay for as long as that serves more than it delays.
 
-    A model stays until every request for it has had its first token, since prefill is serial and others wait for it.
-    Then it stays as long as that saves more recompute than it delays others.
+    Nothing is polled: what keeps a model is expected to be over at some time, and is looked at again then.
     """
-
-    switch_share_max: float = 0.25
 
     def choose(self, view: PolicyView, now: Seconds) -> Choice:
         earliest, best, wanted = math.inf, -math.inf, ""
@@ -58,35 +45,33 @@ class Adaptive:
             if due_at > now:
                 earliest = min(earliest, due_at)
                 continue
-            cost = max((_cost(view, leaving, candidate.model) for leaving in incumbents), default=0.0)
+            cost = max((_switch_seconds(view, leaving, candidate.model) for leaving in incumbents), default=0.0)
             value = _value(candidate, cost, now)
             if value > best:
                 best, wanted = value, candidate.model
         return Bring(wanted) if wanted else Stay(earliest)
 
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
-        quantum = self._quantum(_cost(view, leaving, coming), leaving)
-        most = max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * quantum)
-        quantum = max(quantum, min(CATCHING_UP_MAX_SECONDS, _round_of_answers(leaving)))
-        # A draining model goes on working while others wait: its drain is a part of its quantum.
-        least = quantum if leaving.can_freeze else max(0.0, quantum - leaving.drain_seconds)
-        longest = min(most, _catching_up(quantum, leaving))
-        # Compared as the caller does: (since + least) - since need not equal least in floating point.
-        if now < leaving.since + least or now >= leaving.since + longest or not _is_behind(leaving):
-            return least
-        return min(longest, now - leaving.since + CHECK_INTERVAL_SECONDS)
+        switch = _switch_seconds(view, leaving, coming)
+        most = _most(switch, can_freeze=leaving.can_freeze)
+        if not leaving.can_freeze:
+            return min(most, STAY_PER_LEAVE * (switch + _drain_seconds(leaving)))
+        residence = leaving.residence_seconds
+        if residence is None:
+            # Answers that take longer than it has been here have not been seen to end.
+            residence = max(UNKNOWN_SECONDS, now - leaving.since)
+        turn = min(most, max(residence, math.sqrt(2 * residence * switch)))
+        # Compared as the caller does: (since + turn) - since need not equal turn in floating point.
+        if now < leaving.since + turn:
+            return turn
+        worth = _worth_staying_seconds(leaving, view, residence, switch)
+        if worth > 0 and not leaving.queue_depth:
+            # One with more requests than places has too much to do: whom leaving saves, it costs others of its own.
+            most = min(most, _leaves_in_time_at(view.waiting_for(leaving.model), switch) - leaving.since)
+        return max(turn, min(most, now - leaving.since + worth))
 
-    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
-        longest_quantum = max(longest_switch_seconds, UNKNOWN_SECONDS) * _quantum_per_switch(self.switch_share_max)
-        return max(CATCHING_UP_MAX_SECONDS, CATCHING_UP_MAX_QUANTA * longest_quantum)
-
-    def _quantum(self, cost: Seconds, leaving: Incumbent) -> Seconds:
-        """The quantum with which switching takes its share of the time: cost / (quantum + cost) = share."""
-        demand = leaving.demand
-        spare = min(SPARE_SHARE_MAX, SPARE_SHARE * (1 - demand.load)) / max(1, demand.waiting_models)
-        if demand.residence_seconds < cost:
-            spare *= SHORT_ANSWERS_SHARE + (1 - SHORT_ANSWERS_SHARE) * demand.residence_seconds / cost
-        return cost * _quantum_per_switch(max(self.switch_share_max, spare))
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds, *, can_freeze: bool) -> Seconds:
+        return _most(longest_switch_seconds, can_freeze=can_freeze)
 
     def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
         if leaving.idle_since is not None:
@@ -94,44 +79,56 @@ class Adaptive:
         return leaving.since + self.quantum_seconds(leaving, candidate.model, view, now)
 
 
-def _round_of_answers(leaving: Incumbent) -> Seconds:
-    """The quantum with which few answers are interrupted for a whole round of the waiting models."""
-    if not leaving.can_freeze or leaving.residence_seconds is None or leaving.demand.waiting_models < 2:
-        return 0.0
-    return ANSWERS_PER_ROUND * (1 - 1 / leaving.demand.waiting_models) * leaving.residence_seconds
+def _most(switch: Seconds, *, can_freeze: bool) -> Seconds:
+    return max(FREEZING_STAY_MAX_SECONDS if can_freeze else DRAINING_STAY_MAX_SECONDS, STAY_MAX_SWITCHES * switch)
 
 
-def _catching_up(quantum: Seconds, leaving: Incumbent) -> Seconds:
-    """How long a model that is behind may stay."""
-    if not leaving.can_freeze:
-        return DRAINING_QUANTA_MAX * quantum
-    answers = ANSWERS_MAX * (leaving.residence_seconds or 0.0)
-    return max(FREEZING_QUANTA_MAX * quantum, answers, ANSWERS_MIN_SECONDS)
+def _drain_seconds(leaving: Incumbent) -> Seconds:
+    """How long its requests would take to end: the longest of n times, each with a mean of the residence time."""
+    residence = UNKNOWN_SECONDS if leaving.residence_seconds is None else leaving.residence_seconds
+    return residence * math.log1p(leaving.in_flight)
 
 
-def _is_behind(leaving: Incumbent) -> bool:
-    """Whether staying pays: for first tokens, to save recompute, or to become idle without a drain."""
-    if leaving.awaiting_first_token + leaving.queue_depth > 0:
-        return True
-    residence_seconds = leaving.residence_seconds
-    if not residence_seconds:
-        return False
-    if not leaving.can_freeze:
-        return leaving.arrivals_per_second * residence_seconds <= NEARLY_IDLE_MAX
-    recompute = leaving.in_flight * (leaving.prefill_seconds or 0.0) / residence_seconds
-    return recompute > RECOMPUTE_SHARE
+def _leaves_in_time_at(waiting: Waiting, switch: Seconds) -> Seconds:
+    """Until when a model can stay so that nobody who waits times out, if each of them stays as long as last time."""
+    latest, until_served = math.inf, switch
+    for one in waiting.each:
+        latest = min(latest, one.since + PATIENCE_SHARE * one.patience_seconds - until_served)
+        until_served += one.last_stay_seconds + switch
+    return latest
 
 
-def _quantum_per_switch(share: float) -> float:
-    return 1 / share - 1
+def _worth_staying_seconds(leaving: Incumbent, view: PolicyView, residence: Seconds, switch: Seconds) -> Seconds:
+    """For how long from now staying probably pays; negative infinity if it does not.
+
+    It does while anybody waits for a first token, because prefill is serial and others wait for it. Then it does while
+    the answers in flight get fewer, so that leaving interrupts fewer of them, and that saves more than it costs others.
+    """
+    prefill = leaving.prefill_seconds or 0.0
+    unread = leaving.awaiting_first_token + leaving.queue_depth
+    if unread:
+        return max(unread * prefill, LOOK_AGAIN_SECONDS_MIN)
+    waiting, pause = view.waiting_for(leaving.model), leaving.pause_seconds
+    if pause is None:
+        pause = waiting.models * UNKNOWN_SECONDS + (waiting.models + 1) * switch
+    # Of n in flight, n / residence end per second, and new ones come. Each one fewer saves its own pause, and its
+    # recompute for everybody who waits; each second costs everybody who waits a second.
+    saved_by_each = leaving.weight * pause + prefill * waiting.requests
+    pays_per_second = WAITING_SHARE * waiting.requests / saved_by_each if saved_by_each else math.inf
+    least = residence * (leaving.arrivals_per_second + pays_per_second)
+    if leaving.in_flight <= least:
+        return -math.inf
+    # n falls towards the rate of arrivals by the factor e in every residence time: until then it may not be above.
+    falls = math.log(leaving.in_flight / least) if least else 1.0
+    return max(residence * falls, residence / leaving.in_flight)
 
 
-def _cost(view: PolicyView, leaving: Incumbent, coming: str) -> Seconds:
+def _switch_seconds(view: PolicyView, leaving: Incumbent, coming: str) -> Seconds:
     """The switch's cost; 0 while unknown, because only switching tells."""
     return view.known_cost(leaving.model, coming) or 0.0
 
 
-def _value(candidate: Candidate, cost: Seconds, now: Seconds) -> float:
+def _value(candidate: Candidate, switch: Seconds, now: Seconds) -> float:
     """Weighted work per second of switching, growing with the head's age. The added seconds avoid zeros."""
     waited = now - candidate.head_arrived_at
-    return candidate.weight * candidate.queue_depth * (waited + 1) / (cost + 1)
+    return candidate.weight * candidate.queue_depth * (waited + 1) / (switch + 1)

@@ -18,20 +18,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What the models on a GPU, and those that wait for it, ask of it together.
+class WaitingModel:
+    """One that waits: since when, how long its oldest request does before it times out, and how long it stays."""
 
-    ``load``: the share of an engine's time that arrivals need until their first tokens, summed over the models; a model
-    of which that is unknown counts as 1. ``residence_seconds``: how long requests are in flight on average; 0 while
-    unknown. ``waiting_models``: how many wait for the GPU.
+    since: Seconds
+    patience_seconds: Seconds
+    last_stay_seconds: Seconds
+    """How long it was on the GPU the last time; 0 if it has not been there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Who waits for the GPUs on which a model is: how many models, and how many requests, each counted by its weight.
+
+    Bounded as the candidates are.
     """
 
-    load: float
-    residence_seconds: Seconds
-    waiting_models: int = 1
-
-
-NO_DEMAND = Demand(0.0, 0.0)
+    models: int = 0
+    requests: float = 0.0
+    each: tuple[WaitingModel, ...] = ()
+    """The models in the order in which they are overdue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,8 @@ class Incumbent:
     """A serving model that would have to leave. ``idle_since`` is None while it has work.
 
     ``awaiting_first_token``: how many of the requests in flight wait for their first token. ``prefill_seconds``: the
-    engine time that a request takes until then; ``residence_seconds``: how long it is in flight. None: unknown.
-    ``drain_seconds``: moving average of its drains.
+    engine time that a request takes until then; ``residence_seconds``: how long it is in flight; ``pause_seconds``: for
+    how long its requests were frozen lately. None: unknown.
     """
 
     model: str
@@ -49,12 +55,12 @@ class Incumbent:
     queue_depth: int
     idle_since: Seconds | None
     can_freeze: bool = False
+    weight: float = 1.0
     awaiting_first_token: int = 0
     arrivals_per_second: float = 0.0
     residence_seconds: Seconds | None = None
     prefill_seconds: Seconds | None = None
-    drain_seconds: Seconds = 0.0
-    demand: Demand = NO_DEMAND
+    pause_seconds: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,9 @@ class PolicyView(Protocol):
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
         """The models that would have to leave; empty if the candidate fits beside them."""
 
+    def waiting_for(self, leaving: str) -> Waiting:
+        """Who waits for the GPUs on which a serving model is."""
+
     def cost(self, leaving: str, coming: str) -> Seconds:
         """The expected time of a switch between the two; a guess while unknown."""
 
@@ -105,8 +114,11 @@ class Policy(Protocol):
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         """How long a busy model stays on the GPU at least, overdue candidates or not; asked at every decision."""
 
-    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
-        """The longest quantum, if no switch takes longer than ``longest_switch_seconds``. Enters the wait bound."""
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds, *, can_freeze: bool) -> Seconds:
+        """The longest quantum of a model that can freeze, or of one that must drain, if no switch takes longer.
+
+        Enters the wait bound.
+        """
 
 
 class NoQuantum:
@@ -117,5 +129,5 @@ class NoQuantum:
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
         return 0.0
 
-    def quantum_max_seconds(self, longest_switch_seconds: Seconds) -> Seconds:
+    def quantum_max_seconds(self, longest_switch_seconds: Seconds, *, can_freeze: bool) -> Seconds:
         return 0.0

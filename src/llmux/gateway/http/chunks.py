@@ -20,14 +20,15 @@ class _State(Enum):
 
 
 # Bound once, for speed: see the docstring of llmux.gateway.
-_SIZE, _, _, _, _FINISHED = _State
+_SIZE: Final = _State.SIZE
+_FINISHED: Final = _State.FINISHED
 
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _MAX_SIZE_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 16 * 1024
-_MAX_SIZE_DIGITS = 15
-_MAX_CACHED_SIZES = 4096
-_SMALL_CHUNK_BYTES = 4096
+_MAX_SIZE_DIGITS: Final = 15
+_MAX_CACHED_SIZES: Final = 4096
+_SMALL_CHUNK_BYTES: Final = 4096
 
 _TRAILER = re.compile(
     rb"(?!(?i:transfer-encoding|content-length):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*"

@@ -1,8 +1,16 @@
 """Recognising a head that repeats an earlier one in everything but its Content-Length."""
 
-_LENGTH_FIELD = b"\r\ncontent-length:"
-_MAX_LENGTH_DIGITS = 15
+from typing import Final
+
+_LENGTH_FIELD: Final = b"\r\ncontent-length:"
+_MAX_LENGTH_DIGITS: Final = 15
 """A longer number is left to the full parser, which decides whether it is a length at all."""
+_MAX_CACHED_LENGTHS: Final = 4096
+"""Most bodies and answers have a few KiB, so that most lengths are among the first thousands; all take half a MiB."""
+
+_cached_lengths: Final[dict[bytes, int]] = {}
+"""Digits already read, for all connections: reading them costs several times the look-up. Never more than
+_MAX_CACHED_LENGTHS."""
 
 
 class RepeatedHead:
@@ -12,11 +20,14 @@ class RepeatedHead:
     that equals one already validated need not be parsed again.
     """
 
-    __slots__ = ("_after", "_before")
+    __slots__ = ("_after", "_after_bytes", "_before", "_before_bytes")
 
     def __init__(self) -> None:
         self._before = b""
+        self._before_bytes = 0
+        """The length of that; 0 if there is nothing to compare with."""
         self._after = b""
+        self._after_bytes = 0
 
     def remember(self, head: bytes) -> None:
         """Take ``head``, whole and validated, as the one to compare with; it must have exactly one Content-Length."""
@@ -25,19 +36,32 @@ class RepeatedHead:
         start = end - len(head[at:end].lstrip())
         # A value with trailing blanks could not be compared digit by digit below.
         self._before = head[:start] if head[start:end].isdigit() else b""
+        self._before_bytes = len(self._before)
         self._after = head[end:]
+        self._after_bytes = len(self._after)
 
     def forget(self) -> None:
         """Match nothing until the next ``remember``."""
-        self._before = b""
+        self._before_bytes = 0
 
-    def length_of(self, head: bytes) -> int:
-        """The Content-Length of a whole head that repeats the remembered one; -1 if it does not."""
-        before = self._before
-        if not before or not head.startswith(before):
+    def length_of(self, data: bytes, head_end: int) -> int:
+        """The Content-Length of the whole head at the beginning of ``data``; -1 if it does not repeat the remembered
+        one."""
+        start = self._before_bytes
+        if not start or not data.startswith(self._before):
             return -1
-        end = head.find(b"\r\n", len(before))
-        digits = head[len(before) : end]
-        if head[end:] != self._after or not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
+        end = head_end - self._after_bytes
+        if start >= end or not data.startswith(self._after, end):
             return -1
-        return int(digits)
+        digits = data[start:end]
+        length = _cached_lengths.get(digits)
+        return _read_length(digits) if length is None else length
+
+
+def _read_length(digits: bytes) -> int:
+    if len(digits) > _MAX_LENGTH_DIGITS or not digits.isdigit():
+        return -1
+    length = int(digits)
+    if len(_cached_lengths) < _MAX_CACHED_LENGTHS:
+        _cached_lengths[digits] = length
+    return length

@@ -33,6 +33,7 @@ _NOT_FORWARDED = frozenset(
         b"model-override",
         b"expect",
         b"x-request-id",
+        b"x-llmux-keep-alive",
         b"x-llmux-priority",
     )
 )
@@ -80,6 +81,7 @@ class RequestHead:
         "is_form",
         "keep_alive",
         "method",
+        "model_keep_alive",
         "model_override",
         "origin",
         "priority",
@@ -100,13 +102,13 @@ class RequestHead:
         self.url = b""
         self.method = b""
         self._kept.clear()
-        self._hosts: list[bytes] = []
+        self._hosts: tuple[bytes, ...] = ()
         self.origin: bytes | None = None
         self.fetch_site: bytes | None = None
         self._complete = False
         self.repeated.forget()
         self._connection = b""
-        self._transfer_encodings: list[bytes] = []
+        self._transfer_encodings: tuple[bytes, ...] = ()
         self._upgrade = b""
         self._content_length: bytes | None = None
         self.content_length: int | None = None
@@ -120,6 +122,8 @@ class RequestHead:
         self.authorization: bytes | None = None
         self.x_api_key: bytes | None = None
         self.model_override: bytes | None = None
+        self.model_keep_alive: bytes | None = None
+        """How long the model is to stay on the GPU, where ``keep_alive`` is about the connection."""
         self.priority: bytes | None = None
         self.request_id: bytes | None = None
         self.session: str | None = None
@@ -147,7 +151,7 @@ class RequestHead:
             case b"content-length":
                 self._content_length = value
             case b"host":
-                self._hosts.append(value)
+                self._hosts += (value,)
             case b"origin":
                 self.origin = value
             case b"sec-fetch-site":
@@ -165,13 +169,15 @@ class RequestHead:
             case b"connection":
                 self._connection = self._connection + b"," + value if self._connection else value
             case b"transfer-encoding":
-                self._transfer_encodings.append(value)
+                self._transfer_encodings += (value,)
             case b"upgrade":
                 self._upgrade = value
             case b"model-override":
                 self.model_override = value
             case b"x-llmux-priority":
                 self.priority = value
+            case b"x-llmux-keep-alive":
+                self.model_keep_alive = value
             case b"x-session-id":
                 self.session = value.decode("latin-1")
             case b"expect":
@@ -227,6 +233,7 @@ class RequestHead:
             self._read_connection()
         self.is_form = media_type(self.content_type) is MediaType.FORM
         self.forwarded = b"".join(self._kept)
+        self._kept.clear()  # Not by the next head only: an idle stream would keep it all twice.
         # With an identifier of the client's own, which changes with every request, no head would match.
         if self._content_length is not None and method == b"POST" and self.request_id is None:
             self.repeated.remember(head)

@@ -2,6 +2,7 @@
 
 import re
 from enum import Enum, auto
+from typing import Final
 
 from llmux.gateway.http import engine_addresses
 from llmux.gateway.http.chunks import FramingError
@@ -36,7 +37,13 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
-_NOT_PASSED_ON = _HOP_BY_HOP | {b"x-request-id", b"x-llmux-queue-ms", b"x-llmux-switch-ms", b"x-llmux-error"}
+_NOT_PASSED_ON = _HOP_BY_HOP | {
+    b"x-request-id",
+    b"x-llmux-queue-ms",
+    b"x-llmux-switch-ms",
+    b"x-llmux-forecast-ms",
+    b"x-llmux-error",
+}
 
 
 class Framing(Enum):
@@ -49,7 +56,8 @@ class Framing(Enum):
 
 
 # Bound once, for speed: see the docstring of llmux.gateway.
-_WITHOUT_BODY, _BY_LENGTH, _, _ = Framing
+_WITHOUT_BODY: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
 
 
 class ResponseHead:
@@ -60,8 +68,22 @@ class ResponseHead:
 
     __slots__ = ("content_length", "fields", "framing", "has_addresses", "reusable", "status", "status_line")
 
-    def __init__(self, head: bytes, *, to_head_request: bool) -> None:
-        """Parse a whole head, the empty line included; raises FramingError."""
+    def __init__(
+        self, head: bytes, *, to_head_request: bool, repeated: "ResponseHead | None" = None, content_length: int = 0
+    ) -> None:
+        """Parse a whole head, the empty line included; raises FramingError.
+
+        ``repeated``: one that this head differs from in nothing but its ``content_length``.
+        """
+        if repeated is not None:
+            self.status: int = repeated.status
+            self.reusable = True
+            self.has_addresses = False
+            self.status_line: bytes = repeated.status_line
+            self.fields = head[len(repeated.status_line) : -2]
+            self.content_length = content_length
+            self.framing = _BY_LENGTH if content_length else _WITHOUT_BODY
+            return
         line_end = head.find(b"\r\n") + 2
         status = _COMMON_STATUSES.get(head[:13])
         lower = head.lower()
@@ -167,32 +189,31 @@ class ResponseHead:
 class ResponseHeadReader:
     """Parses the heads of one engine's answers; one that repeats the last, but for its length, is not parsed again."""
 
-    __slots__ = ("_last", "_repeated")
+    __slots__ = ("_last", "_last_bytes", "_pattern", "_repeated")
 
     def __init__(self) -> None:
-        self._repeated = RepeatedHead()
+        self._last_bytes = b""
         self._last: ResponseHead | None = None
+        """The parsed form of those bytes. The answers that begin with them share it: a thousand streams keep one."""
+        self._repeated = RepeatedHead()
+        self._pattern: ResponseHead | None = None
         """The parsed form of the remembered head."""
 
     def read(self, head: bytes, *, to_head_request: bool) -> ResponseHead:
         """Parse a whole head, the empty line included; raises FramingError."""
-        length = -1 if to_head_request else self._repeated.length_of(head)
+        if to_head_request:
+            return ResponseHead(head, to_head_request=True)
+        if self._last is not None and head == self._last_bytes:
+            return self._last
+        length = self._repeated.length_of(head, len(head))
         if length >= 0:
-            last = self._last
-            assert last is not None
-            read = ResponseHead.__new__(ResponseHead)
-            read.status = last.status
-            read.reusable = True
-            read.has_addresses = False
-            read.status_line = last.status_line
-            read.fields = head[len(last.status_line) : -2]
-            read.content_length = length
-            read.framing = _BY_LENGTH if length else _WITHOUT_BODY
-            return read
-        read = ResponseHead(head, to_head_request=to_head_request)
+            return ResponseHead(head, to_head_request=False, repeated=self._pattern, content_length=length)
+        read = ResponseHead(head, to_head_request=False)
+        if read.has_addresses:
+            return read  # Its fields are going to be changed.
+        self._last_bytes, self._last = head, read
         # Only a head that is passed on whole can be rebuilt from its bytes, as above.
-        is_whole = read.status_line + read.fields == head[:-2] and not read.has_addresses
-        if read.framing is _BY_LENGTH and read.reusable and is_whole:
+        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head[:-2]:
             self._repeated.remember(head)
-            self._last = read
+            self._pattern = read
         return read

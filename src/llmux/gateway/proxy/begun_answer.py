@@ -5,9 +5,11 @@ Or the head is that of an engine that died before the first byte of its body: en
 What does not fit becomes an error event; where the client expects no events, nothing can be told.
 """
 
+import math
 from collections.abc import Callable
 from enum import Enum, auto
 
+from llmux.core.forecast import Outlook
 from llmux.errors import RequestError
 from llmux.gateway.answers import engine_error_event, error_event
 from llmux.gateway.errors import BadGateway
@@ -16,13 +18,20 @@ from llmux.gateway.http.response_head import Framing, ResponseHead
 ERROR_BODY_BYTES_MAX = 64 * 1024
 """So much of an engine's refusal is kept for the event; engines send a few hundred bytes."""
 
-_WAITING = b": waiting\n\n"
 _EVENT_STREAM = b"text/event-stream"
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _MAX_ACCEPTED = 64
 """Browsers send about ten; 60 KiB of commas would take milliseconds."""
 _ACCEPTED = (b"text/event-stream", b"text/*", b"*/*", b"application/json")
 """The last because openai's and anthropic's libraries send it, whatever they ask for."""
+
+
+def _waiting(outlook: Outlook | None) -> bytes:
+    """A comment for a client that waits."""
+    if outlook is None:
+        return b": waiting\n\n"
+    to_go = b"" if outlook.seconds is None else b", about %d s to go" % math.ceil(outlook.seconds)
+    return b": waiting, position %d%b\n\n" % (outlook.position, to_go)
 
 
 def accepts_comments(header_lines: bytes) -> bool:
@@ -105,9 +114,9 @@ class BegunAnswer:
         connection = b"" if keep_alive else b"connection: close\r\n"
         self._write(_HEAD + framing + connection + cors_fields + b"x-request-id: " + self._request_id + b"\r\n\r\n")
 
-    def comment(self) -> None:
+    def comment(self, outlook: Outlook | None) -> None:
         """Write a comment; only where events are expected, and before the first byte of an answer's event."""
-        self._write(self.frame(_WAITING))
+        self._write(self.frame(_waiting(outlook)))
 
     def frame(self, data: bytes) -> bytes:
         """The bytes that put some data into the body between two chunks of llmux's own."""

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
@@ -22,6 +22,7 @@ from llmux.gateway.errors import (
 )
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.request_head import RequestHead
+from llmux.gateway.keep_alive import requested_keep_alive
 from llmux.gateway.keys import requested_priority
 from llmux.gateway.proxy import own_answers, turns
 from llmux.gateway.proxy.client_phase import Phase
@@ -33,20 +34,25 @@ from llmux.gateway.proxy.handover import hand_over
 from llmux.gateway.proxy.intake import Intake
 from llmux.gateway.proxy.model_search import ModelSearch
 from llmux.gateway.proxy.receiving import ReceivedBody
+from llmux.gateway.proxy.requesting_client import RequestingClient
 from llmux.gateway.refusals import check_head, find_route
 from llmux.gateway.routing import Destination, EngineCall, Route, explain, request_line
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
 
-_NEVER = math.inf
+_NEVER: Final = math.inf
 
 # Bound once, for speed: see the docstring of llmux.gateway.
-_HEAD, _BODY, _ANSWERING, _LINGERING, _OVER = Phase
-_TO_ENGINE = Destination.ENGINE
+_HEAD: Final = Phase.HEAD
+_BODY: Final = Phase.BODY
+_ANSWERING: Final = Phase.ANSWERING
+_LINGERING: Final = Phase.LINGERING
+_OVER: Final = Phase.OVER
+_TO_ENGINE: Final = Destination.ENGINE
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(RequestingClient):
     """Reads requests with keep-alive and bounded pipelining; answers strictly in order."""
 
     __slots__ = (
@@ -62,14 +68,7 @@ class ClientConnection(asyncio.Protocol):
         "_search",
         "_state",
         "_transport",
-        "cors_fields",
-        "counts",
         "deadline",
-        "head",
-        "is_full",
-        "request_line",
-        "started_at",
-        "write",
     )
 
     def __init__(self, state: GatewayState) -> None:
@@ -77,10 +76,9 @@ class ClientConnection(asyncio.Protocol):
         self.head = RequestHead()
         self._phase = _HEAD
         self._transport: asyncio.Transport | None = None
-        self.write: Callable[[bytes], None] = write_nowhere
+        self.write = write_nowhere
         """The transport's own ``write``."""
         self.is_full = False
-        """Whether the client reads more slowly than it is written to."""
         self.deadline = _NEVER
         self._intake = Intake(state)
         self._body: ReceivedBody | None = None
@@ -94,10 +92,9 @@ class ClientConnection(asyncio.Protocol):
         self._allowed_priority = Priority.INTERACTIVE
         """The highest that the key of the current request allows."""
         self._repeatable = False
-        """Whether a head that repeats the last one leads to the same route, with the same key."""
+        """Whether a head that repeats the last one leads to the same route, with the same key, and none has begun."""
         self.request_line = b""
         self.cors_fields = b""
-        """Header lines about CORS for the answer to the current request."""
         self.counts = state.statistics.of(b"", "other")
         self.started_at = 0.0
 
@@ -279,10 +276,10 @@ class ClientConnection(asyncio.Protocol):
         Returns False if that is not so; nothing has been consumed then.
         """
         end = data.find(b"\r\n\r\n") + 4
-        if end < 4 or self._intake.has_part_of_head:
+        if end < 4:
             return False
         head = self.head
-        length = head.repeated.length_of(data[:end])
+        length = head.repeated.length_of(data, end)
         options = self._state.options
         if length != len(data) - end or end > options.max_head_bytes or length > options.max_body_bytes:
             return False
@@ -301,8 +298,8 @@ class ClientConnection(asyncio.Protocol):
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
-        except HeadTooLarge as error:
-            self._refuse_and_close(error)
+        except HeadTooLarge as refusal:
+            self._refuse_and_close(refusal)
             return
         if head:
             self._repeatable = False
@@ -311,6 +308,7 @@ class ClientConnection(asyncio.Protocol):
             self.started_at = time.monotonic()
             self._parse_head(head)
         elif begins and intake.has_part_of_head:
+            self._repeatable = False
             self.deadline = time.monotonic() + options.head_timeout_seconds
 
     def _parse_head(self, head_bytes: bytes) -> None:
@@ -321,11 +319,11 @@ class ClientConnection(asyncio.Protocol):
             self._open_request(head_bytes)
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
-        except RequestError as error:
-            if head.chunked or head.content_length or isinstance(error, UpgradeRefused | TooManyHeaders):
-                self._refuse_and_close(error)
+        except RequestError as refusal:
+            if head.chunked or head.content_length or isinstance(refusal, UpgradeRefused | TooManyHeaders):
+                self._refuse_and_close(refusal)
             else:
-                self._answer_error(error)
+                self._answer_error(refusal)
 
     def _open_request(self, head_bytes: bytes) -> None:
         """Decide by the head alone how the request goes on; raises RequestError."""
@@ -361,8 +359,8 @@ class ClientConnection(asyncio.Protocol):
         except FramingError as error:
             self._refuse_and_close(MalformedRequest(str(error)))
             return
-        except (RequestTooLarge, QueueFull) as error:
-            self._refuse_and_close(error)
+        except (RequestTooLarge, QueueFull) as refusal:
+            self._refuse_and_close(refusal)
             return
         if not body.finished:
             self.deadline = body.deadline
@@ -380,16 +378,16 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
-            if route.destination is Destination.CONTROL:
-                self._hand_over(body)
-            elif route.destination is not _TO_ENGINE:
-                self._answer_locally(route)
-            else:
+            if route.destination is _TO_ENGINE:
                 call = self._search.begin(self, route, body, self._body)
                 if call is not None:
                     self._ask_for_model(route, call)
                 else:
                     self._body = None  # The search releases it.
+            elif route.destination is Destination.CONTROL:
+                self._hand_over(body)
+            else:
+                self._answer_locally(route)
         except RequestError as error:
             self._answer_error(error)
 
@@ -398,8 +396,8 @@ class ClientConnection(asyncio.Protocol):
             self._ask_for_model(route, result())
         except asyncio.CancelledError:
             self.abort()
-        except RequestError as error:
-            self._answer_error(error)
+        except RequestError as refusal:
+            self._answer_error(refusal)
         except Exception as error:
             self._fail(error)
         finally:
@@ -408,7 +406,7 @@ class ClientConnection(asyncio.Protocol):
     def _ask_for_model(self, route: Route, call: EngineCall) -> None:
         """Ask for a lease on the model; raises RequestError."""
         state, head = self._state, self.head
-        model, body, streams, _ = call
+        model, body, streams, keep_alive = call.model, call.body, call.streams, call.keep_alive
         if route.variants is not None:
             # A head that repeats this one may be for a model whose engine calls the path otherwise.
             route = route.variants.of(model)
@@ -416,6 +414,9 @@ class ClientConnection(asyncio.Protocol):
         priority = self._allowed_priority
         if head.priority is not None:
             priority = requested_priority(head.priority, priority)
+        keep_alive_seconds = None
+        if keep_alive or head.model_keep_alive is not None:
+            keep_alive_seconds = requested_keep_alive(head.model_keep_alive, keep_alive)
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
@@ -427,6 +428,7 @@ class ClientConnection(asyncio.Protocol):
             may_wake=route.may_wake and head.method == b"POST",
             size_bytes=len(body) + len(head.forwarded),
             session=head.session,
+            keep_alive_seconds=keep_alive_seconds,
         )
         if streams:
             self.deadline = self.started_at + state.options.wait_comments_after_seconds
@@ -504,10 +506,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.client_keep_alive_seconds
-        if not self._intake.is_busy:
-            self._intake.renew_budget()
-            if self._intake.pending_bytes or self._departure.half_closed:
-                self._go_on()
+        if not self._intake.is_busy and (self._intake.renew_budget() or self._departure.half_closed):
+            self._go_on()
 
     def _close(self) -> None:
         """Close when everything written has been sent."""

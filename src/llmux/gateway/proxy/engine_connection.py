@@ -2,9 +2,10 @@
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.chunks import ChunkReader, FramingError
@@ -12,13 +13,13 @@ from llmux.gateway.http.response_head import Framing, ResponseHead, ResponseHead
 from llmux.gateway.proxy.flow_control import FlowControl
 from llmux.gateway.proxy.turns import Turns
 
-_MAX_HEAD_BYTES = 64 * 1024
-_LARGE_REQUEST_BYTES = 64 * 1024
+_MAX_HEAD_BYTES: Final = 64 * 1024
+_LARGE_REQUEST_BYTES: Final = 64 * 1024
 """Bodies from this size on are written by themselves: copying them behind the head would cost more than a write."""
 _HEAD_TOO_LARGE = "the head of the engine's answer is too large"
-_MAX_INTERIM_ANSWERS = 16
+_MAX_INTERIM_ANSWERS: Final = 16
 """Before one answer. Engines send one, if any; a hundred thousand held up the loop for seconds."""
-_TURN_LINES = 512
+_TURN_LINES: Final = 512
 """A read with more lines of chunk framing than that is relayed piece by piece, so that other connections get a turn."""
 _PIECES_BYTES = (32 * 1024, 8 * 1024, 2 * 1024)
 """The largest without too many lines is taken, or the smallest."""
@@ -31,7 +32,7 @@ class AnswerReceiver(Protocol):
         """The head of the final answer has arrived; the receiver calls ``relay`` now or later, or ``abort``."""
 
     def first_bytes(self, data: bytes) -> bool:
-        """The first bytes of the answer's body have arrived, and are about to be relayed.
+        """The first bytes of the answer's body have arrived, and are about to be relayed, if ``relay`` asked for that.
 
         Returns whether to be called with the next ones, too.
         """
@@ -43,21 +44,27 @@ class AnswerReceiver(Protocol):
         """The connection broke, or what it received is malformed; it is closed."""
 
 
-class ConnectionOwner(Protocol):
+class ConnectionOwner(ABC):
     """Keeps the connections to one engine; each reports to it what concerns all of them."""
+
+    __slots__ = ("heads", "turns")
 
     heads: ResponseHeadReader
     turns: Turns
 
+    @abstractmethod
     def opened(self, engine: "EngineConnection") -> None:
         """A connection was made."""
 
+    @abstractmethod
     def closed(self, engine: "EngineConnection") -> None:
         """A connection was closed, whether idle or in use."""
 
+    @abstractmethod
     def put(self, engine: "EngineConnection") -> None:
         """A connection has become idle."""
 
+    @abstractmethod
     def discard(self, engine: "EngineConnection") -> None:
         """An idle connection cannot be used any more."""
 
@@ -74,8 +81,16 @@ class _Phase(Enum):
 
 
 # Bound once, for speed: see the docstring of llmux.gateway.
-_IDLE, _AWAITING_HEAD, _HEAD_REPORTED, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _CLOSED = _Phase
-_WITHOUT_BODY, _BY_LENGTH, _BY_CHUNKS, _ = Framing
+_IDLE: Final = _Phase.IDLE
+_AWAITING_HEAD: Final = _Phase.AWAITING_HEAD
+_HEAD_REPORTED: Final = _Phase.HEAD_REPORTED
+_LENGTH: Final = _Phase.LENGTH
+_CHUNKED: Final = _Phase.CHUNKED
+_UNTIL_CLOSE: Final = _Phase.UNTIL_CLOSE
+_CLOSED: Final = _Phase.CLOSED
+_WITHOUT_BODY: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
+_BY_CHUNKS: Final = Framing.CHUNKED
 
 
 def write_nowhere(_data: Body) -> None:
@@ -173,7 +188,6 @@ class EngineConnection(asyncio.Protocol):
         self._receiver = receiver
         self._phase = _AWAITING_HEAD
         self._to_head_request = to_head_request
-        self._awaits_first_bytes = True
         self.has_answered = False
         if len(body) < _LARGE_REQUEST_BYTES:
             self._is_large_request = False
@@ -183,10 +197,13 @@ class EngineConnection(asyncio.Protocol):
             self._send_bytes(head)
             self._send_bytes(body)
 
-    def relay(self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool) -> None:
+    def relay(
+        self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool = False, reports_first_bytes: bool = True
+    ) -> None:
         """Write ``head`` and then the answer's body as it arrives; ``unchunk`` decodes a chunked body."""
         assert self._head is not None
         answer = self._head
+        self._awaits_first_bytes = reports_first_bytes
         framing = answer.framing
         body, self._unread = self._unread, b""
         if framing is _BY_LENGTH:

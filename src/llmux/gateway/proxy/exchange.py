@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 from urllib.parse import quote
 
 import structlog
@@ -49,15 +49,23 @@ class _Phase(Enum):
 
 
 # Bound once, for speed: see the docstring of llmux.gateway.
-_QUEUED, _CONNECTING, _AWAITING_THAW, _SENT, _RELAYING, _OVER = _Phase
-_, _, _CHUNKED, _UNTIL_CLOSE = Framing
+_QUEUED: Final = _Phase.QUEUED
+_SENT: Final = _Phase.SENT
+_RELAYING: Final = _Phase.RELAYING
+_OVER: Final = _Phase.OVER
+_BY_LENGTH: Final = Framing.LENGTH
+_BY_CHUNKS: Final = Framing.CHUNKED
+_UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
+_COMPLETED: Final = Outcome.COMPLETED
 
-_NOT_QUEUED = b"\r\nx-llmux-queue-ms: 0\r\n"
-_COMMENT = b": keep-alive\n\n"
+_NOT_QUEUED: Final = b"\r\nx-llmux-queue-ms: 0\r\n"
+_COMMENT: Final = b": keep-alive\n\n"
 
 
 def _waiting_times(request: Request) -> bytes:
     lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (request.queue_seconds * 1000)
+    if request.forecast_seconds is not None:
+        lines += b"x-llmux-forecast-ms: %d\r\n" % (request.forecast_seconds * 1000)
     if request.switch_seconds is not None:
         lines += b"x-llmux-switch-ms: %d\r\n" % (request.switch_seconds * 1000)
     return lines
@@ -154,7 +162,7 @@ class Exchange:
         if engine is not None:
             engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
             self._guard(self._relay_withheld, engine)
-        elif self._phase is _AWAITING_THAW and upstream is not None:
+        elif self._phase is _Phase.AWAITING_THAW and upstream is not None:
             self._guard(self._begin, upstream)
 
     def progress(self) -> Progress | None:
@@ -200,7 +208,7 @@ class Exchange:
             begun = self._begin_stream()
         if begun is None or not begun.takes_events:
             return math.inf
-        begun.comment()
+        begun.comment(self._state.access.outlook(self._request) if self._phase is _QUEUED else None)
         return now + self._state.options.keepalive_seconds
 
     def client_gone(self) -> None:
@@ -293,7 +301,7 @@ class Exchange:
         if self._begun is not None and self._begun.passes_nothing:
             return False
         self._body = b""
-        if self._upstream is None or self._answer is None or self._answer.status >= 400:
+        if not self._request.streams or self._upstream is None or self._answer is None or self._answer.status >= 400:
             return False
         if self._output_finder is not None and not self._output_finder.find(data):
             return True
@@ -317,7 +325,7 @@ class Exchange:
         assert self._answer is not None
         self._finish(self._answer.status, engine.body_bytes)
         # First the lease, so that a pipelined request finds the place in the engine free.
-        self._state.access.end(self._request, Outcome.COMPLETED)
+        self._state.access.end(self._request, _COMPLETED)
         self._client.answered(keep_alive=self._keep_alive)
 
     def engine_lost(self, reason: str) -> None:
@@ -334,7 +342,7 @@ class Exchange:
             self._retried = True
             self._state.statistics.engine_retries += 1
             if self._last_comment_at is not None:
-                self._phase = _AWAITING_THAW
+                self._phase = _Phase.AWAITING_THAW
             else:
                 self._connect(self._state.pools.of(upstream))
         else:
@@ -360,23 +368,23 @@ class Exchange:
 
     def connected(self, engine: EngineConnection, attempt: int) -> bool:
         upstream = self._upstream
-        if self._phase is not _CONNECTING or self._request.attempts != attempt or upstream is None:
+        if self._phase is not _Phase.CONNECTING or self._request.attempts != attempt or upstream is None:
             return False
         if self._last_comment_at is not None:
-            self._phase = _AWAITING_THAW
+            self._phase = _Phase.AWAITING_THAW
             return False
         self._guard(self._send, engine, self._state.pools.of(upstream))
         return True
 
     def connect_failed(self, reason: str, attempt: int) -> None:
-        if self._phase is _CONNECTING and self._request.attempts == attempt:
+        if self._phase is _Phase.CONNECTING and self._request.attempts == attempt:
             self._give_back(reason)
 
     def connect_shortage(self, reason: str, attempt: int) -> None:
-        if self._phase is not _CONNECTING or self._request.attempts != attempt:
+        if self._phase is not _Phase.CONNECTING or self._request.attempts != attempt:
             return
         if self._last_comment_at is not None:
-            self._phase = _AWAITING_THAW
+            self._phase = _Phase.AWAITING_THAW
             return
         self._end_lease()
         self._refuse(OutOfDescriptors(reason))
@@ -399,7 +407,7 @@ class Exchange:
             self._connect(pool)
 
     def _connect(self, pool: EnginePool) -> None:
-        self._phase = _CONNECTING
+        self._phase = _Phase.CONNECTING
         self._state.spawn(self._run(pool.connect(self, self._request.attempts)))
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -418,7 +426,7 @@ class Exchange:
             tail = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id, len(body))
         else:
             tail = b"x-request-id: %b\r\n\r\n" % self._request_id
-        head_bytes = client.request_line + pool.fixed_headers + head.forwarded + tail
+        head_bytes = b"".join((client.request_line, pool.fixed_headers, head.forwarded, tail))
         engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD")
 
     def _relay_withheld(self, engine: EngineConnection) -> None:
@@ -464,7 +472,7 @@ class Exchange:
         self._phase = _RELAYING
         self._answer = head
         if request.streams and client.counts.endpoint in ANNOUNCED_STREAMS and head.is_event_stream:
-            self._output_finder = OutputFinder(is_chunked=head.framing is _CHUNKED)
+            self._output_finder = OutputFinder(is_chunked=head.framing is _BY_CHUNKS)
         begun = self._begun
         if begun is not None:
             if not begun.takes_events and not begun.fits(head):
@@ -477,9 +485,9 @@ class Exchange:
             return
         if head.has_addresses and not self._hide_addresses(head):
             return
-        fields = head.fields
-        keep_alive = client.head.keep_alive and head.framing is not _UNTIL_CLOSE and not self._state.stopping
-        unchunk = client.head.http10 and head.framing is _CHUNKED
+        fields, framing = head.fields, head.framing
+        keep_alive = client.head.keep_alive and framing is not _UNTIL_CLOSE and not self._state.stopping
+        unchunk = client.head.http10 and framing is _BY_CHUNKS
         if unchunk:
             fields = head.without_transfer_encoding()
         times = _NOT_QUEUED
@@ -490,11 +498,15 @@ class Exchange:
         self._keep_alive = keep_alive
         if client.is_full:
             engine.flow.pause(PauseReason.CLIENT_FULL)
-        own_fields = b"x-request-id: " + self._request_id + times
-        if client.cors_fields:
-            own_fields += client.cors_fields
+        if cors_fields := client.cors_fields:
             fields = without_cors(fields)
-        engine.relay(head.status_line + own_fields + fields + b"\r\n", client.write, unchunk=unchunk)
+        reports = request.streams or framing is not _BY_LENGTH
+        if not reports:  # It will not be sent again.
+            self._body = b""
+        head_bytes = b"".join(
+            (head.status_line, b"x-request-id: ", self._request_id, times, cors_fields, fields, b"\r\n")
+        )
+        engine.relay(head_bytes, client.write, unchunk=unchunk, reports_first_bytes=reports)
 
     def _hide_addresses(self, head: ResponseHead) -> bool:
         """Make the engine's references to itself lead through llmux; the answer is refused where that cannot be."""

@@ -1,7 +1,7 @@
 """When a connection is read from: always, unless there is a reason not to."""
 
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class PauseReason(Enum):
@@ -17,6 +17,10 @@ class PauseReason(Enum):
     """Client side: more than enough pipelined requests are waiting for their turn."""
     OTHERS_TURN = auto()
     """Client side: enough of what it sent has been worked off for now; other connections are served in between."""
+
+
+_NONE: Final[frozenset[PauseReason]] = frozenset()
+"""Shared by all connections: a set of its own, even an empty one, takes 216 bytes, and few ever have a reason."""
 
 
 class Source(Protocol):
@@ -43,7 +47,7 @@ class FlowControl:
 
     def __init__(self) -> None:
         self._source: Source | None = None
-        self.reasons: set[PauseReason] = set()
+        self.reasons = _NONE
         """Those in force; for others to read only."""
 
     def attach(self, source: Source) -> None:
@@ -58,12 +62,12 @@ class FlowControl:
         # asyncio's and uvloop's transports refuse both calls once they are closing.
         if not self.reasons and source is not None and not source.is_closing():
             source.pause_reading()
-        self.reasons.add(reason)
+        self.reasons |= {reason}
 
     def resume(self, reason: PauseReason) -> None:
         """Lift a reason, if it is in force; reading goes on if it was the last."""
         if reason in self.reasons:
-            self.reasons.remove(reason)
+            self.reasons = (self.reasons - {reason}) or _NONE
             if not self.reasons:
                 self._resume_reading()
 
@@ -77,7 +81,7 @@ class FlowControl:
     def clear(self) -> None:
         """Lift every reason: the connection's next request begins with none."""
         if self.reasons:
-            self.reasons.clear()
+            self.reasons = _NONE
             self._resume_reading()
 
     def _resume_reading(self) -> None:

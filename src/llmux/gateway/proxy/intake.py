@@ -75,9 +75,10 @@ class Intake:
         self.flow.resume(PauseReason.OTHERS_TURN)
         self.renew_budget()
 
-    def renew_budget(self) -> None:
-        """The next steps are those of another turn."""
+    def renew_budget(self) -> bool:
+        """The next steps are those of another turn. Returns whether there is anything to work off."""
         self._steps_left = turns.STEPS_PER_TURN
+        return self._inbox.pending_bytes > 0
 
     def spend(self, steps: int) -> None:
         """Count steps that what was taken has cost beside the taking."""

@@ -10,7 +10,7 @@ from llmux.access import Remote, Upstream
 from llmux.gateway.http.engine_addresses import EngineAddress, RemoteAddress
 from llmux.gateway.http.response_head import ResponseHeadReader
 from llmux.gateway.options import GatewayOptions
-from llmux.gateway.proxy.engine_connection import EngineConnection, SievingConnection
+from llmux.gateway.proxy.engine_connection import ConnectionOwner, EngineConnection, SievingConnection
 from llmux.gateway.proxy.remote_connection import RemoteConnection
 from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
@@ -34,7 +34,7 @@ class ConnectionSeeker(Protocol):
         """No connection could be made for ``attempt``, because llmux itself lacked the means for too long."""
 
 
-class EnginePool:
+class EnginePool(ConnectionOwner):
     """The connections to one upstream.
 
     ``heads`` serves all of them: the heads of one engine's answers repeat each other across its connections.
@@ -51,8 +51,6 @@ class EnginePool:
         "_statistics",
         "address",
         "fixed_headers",
-        "heads",
-        "turns",
         "upstream",
     )
 

@@ -3,17 +3,18 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 _TURN_SECONDS = 0.001
 """How long the connections that have put something off may work in one iteration of the event loop."""
 
-STEPS_PER_TURN = 500
+STEPS_PER_TURN: Final = 500
 """How much of what a client sends is worked off before others are served; a step takes about a microsecond."""
-_STEPS_PER_ITERATION = 2_000
+_STEPS_PER_ITERATION: Final = 2_000
 """Of all connections together, beside what was put off: many at once must not add up."""
-STEPS_OF_A_HEAD = 50
-STEPS_OF_A_PIECE = 5
-HEAD_BYTES_PER_STEP = 64
+STEPS_OF_A_HEAD: Final = 50
+STEPS_OF_A_PIECE: Final = 5
+HEAD_BYTES_PER_STEP: Final = 64
 _JSON_BYTES_PER_STEP = 512
 _FORM_BYTES_PER_STEP = 4
 """A form may have a part in every 50 bytes, which take some 10 microseconds."""

@@ -83,13 +83,13 @@ class Demo:
                     self._work.cancel()
                 await asyncio.wait({self._work})
                 state.monitor.sample()
-                # Everything but the GPU is summed up now: the server's shutdown is not part of the run.
+                # Everything but the GPUs is summed up now: the server's shutdown is not part of the run.
                 summarise_run = _summary_until_now(state)
                 state.is_stopping = True
                 self._server.begin_shutdown(DRAIN_SECONDS)
                 await asyncio.wait({server_task})
                 watcher.cancel()
-            self.summary = summarise_run(gpu=setup.ledger.snapshot())
+            self.summary = summarise_run(gpus=[ledger.snapshot() for ledger in setup.ledgers])
 
     async def _serve(self, setup: DemoSetup) -> None:
         try:
@@ -131,7 +131,7 @@ class Demo:
                 time_limit_seconds=TIME_LIMIT_SECONDS,
             )
         url = f"http://{setup.settings.host}:{server.port}"
-        state = DemoState(options.scenario, url, monitor, setup.ledger, options.seconds, traffic)
+        state = DemoState(options.scenario, url, monitor, setup.ledgers, options.seconds, traffic)
         self.display.announce(state)
         return state
 
@@ -156,7 +156,7 @@ async def _work(state: DemoState) -> None:
 
 
 def _summary_until_now(state: DemoState) -> "partial[Summary]":
-    """``summarise`` with all arguments but the GPU's."""
+    """``summarise`` with all arguments but the GPUs'."""
     seconds = state.monitor.elapsed_seconds
     return partial(
         summarise,

@@ -58,6 +58,8 @@ class DemoModel:
     asleep_mib: int
     engine: Behaviour
     kinds: Mapping[RequestKind, float]
+    gpus: int = 1
+    """How many it needs, and so much memory of each."""
 
     @property
     def name_on_gpu(self) -> str:
@@ -67,12 +69,16 @@ class DemoModel:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """The models of one demo. No two of them fit on the GPU at the same time, with the residue of sleeping ones."""
+    """The models of one demo, and how many GPUs of ``CAPACITY_MIB`` they share.
+
+    On a single one, no two of them fit at the same time, with the residue of sleeping ones.
+    """
 
     title: str
     models: tuple[DemoModel, ...]
     example: str
     """The model of the request that is shown for people to try."""
+    gpus: int = 1
 
     def traffic(self, seed: int, seconds: float) -> Iterator[TrafficRequest]:
         """Requests in order of arrival for this long, each with another prompt; the same for the same seed."""
@@ -149,3 +155,17 @@ MIXED = Scenario(
     example="chat",
 )
 """Three kinds of engines."""
+
+FLEET = Scenario(
+    "five models on two GPUs, one on both",
+    (
+        DemoModel("llama", "offload+keep_running", 0.3, 12 << 10, 256, OFFLOADED, TEXT),
+        DemoModel("qwen", "offload+keep_running", 0.27, 11 << 10, 256, OFFLOADED, TEXT),
+        DemoModel("coder", "offload+keep_running", 0.2, 10 << 10, 256, OFFLOADED, TEXT),
+        DemoModel("mini", "retain+stop", 0.2, 8 << 10, 256, Vllm(0.5, stop_seconds=0.1), TEXT),
+        DemoModel("large", "offload+keep_running", 0.03, 20 << 10, 256, OFFLOADED, TEXT, gpus=2),
+    ),
+    example="qwen",
+    gpus=2,
+)
+"""The four small ones fit beside each other, two on each GPU; the large one needs most of both."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from llmux.config.settings import Settings
+from llmux.core.identifiers import VISIBLE_GPUS
 from llmux.errors import LlmuxError
 from llmux.simulation.demo.scenarios import CAPACITY_MIB, DemoModel, EmbeddingServer, ImageServer, Scenario, Vllm
 from llmux.simulation.engine.kinds import VARIABLE as KIND_VARIABLE
-from llmux.simulation.ledger import Ledger
+from llmux.simulation.ledger import Ledger, visible_ledgers
 
 ENGINE_PROGRAM = "llmux-sim-engine"
 FIRST_TOKEN_SECONDS = 0.06
@@ -33,22 +34,24 @@ class EngineMissing(LlmuxError):
 
 @dataclass(frozen=True, slots=True)
 class DemoSetup:
-    """The server's settings, the virtual GPU of its engines, and where pictures are written."""
+    """The server's settings, the virtual GPUs of its engines, and where pictures are written."""
 
     settings: Settings
-    ledger: Ledger
+    ledgers: tuple[Ledger, ...]
     pictures: Path
 
 
 def build_setup(
     scenario: Scenario, directory: Path, port: int = 0, changes: Mapping[str, Any] | None = None
 ) -> DemoSetup:
-    """Create the virtual GPU in this directory, and settings that use it; raises EngineMissing.
+    """Create the virtual GPUs in this directory, and settings that use them; raises EngineMissing.
 
     ``changes`` replaces top-level keys of the configuration.
     """
-    ledger = Ledger(directory / "gpu.json").create(CAPACITY_MIB)
-    place = _Place(find_engine(), directory, ledger)
+    place = _Place(find_engine(), directory, places_models=scenario.gpus > 1)
+    ledgers = visible_ledgers(str(place.ledger), {VISIBLE_GPUS: ",".join(map(str, range(scenario.gpus)))})
+    for ledger in ledgers:
+        ledger.create(CAPACITY_MIB)
     place.pictures.mkdir(parents=True)
     (place.comfyui / "main.py").write_text(COMFYUI_PROGRAM)
     settings = Settings.model_validate(
@@ -57,14 +60,16 @@ def build_setup(
             "vllm_command": place.engine_program,
             "port": port,
             "metrics_port": 0,
+            "cache_dir": str(directory / "cache"),
             "policy": {"policy_type": "fifo", "min_active_seconds": MIN_ACTIVE_SECONDS, "max_wait_seconds": 10.0},
             "start_timeout_seconds": 30.0,
             "shutdown_timeout_seconds": 2.0,
             "stop_timeout_seconds": 2.0,
+            **({"gpus": [{"memory": CAPACITY_MIB << 20}] * scenario.gpus} if place.places_models else {}),
             **(changes or {}),
         }
     )
-    return DemoSetup(settings, ledger, place.pictures)
+    return DemoSetup(settings, ledgers, place.pictures)
 
 
 def find_engine() -> str:
@@ -82,7 +87,13 @@ class _Place:
 
     engine_program: str
     directory: Path
-    ledger: Ledger
+    places_models: bool
+    """Whether there are several GPUs, on which llmux places the models by what they need."""
+
+    @property
+    def ledger(self) -> Path:
+        """The file of the GPU, or a pattern of the files of several."""
+        return self.directory / ("gpu-{gpu}.json" if self.places_models else "gpu.json")
 
     @property
     def comfyui(self) -> Path:
@@ -105,13 +116,14 @@ def _model_settings(model: DemoModel, place: _Place) -> dict[str, Any]:
             assert_never(model.engine)
     flags |= {
         "--startup-delay-ms": _milliseconds(model.engine.start_seconds),
-        "--sim-gpu-ledger": place.ledger.path,
+        "--sim-gpu-ledger": place.ledger,
         "--sim-gpu-memory": model.memory_mib,
         "--sim-residue": model.asleep_mib,
     }
     # Arguments, not words of a start_command: the hook that reads the GPU is not given the latter.
     words = [word for flag, value in flags.items() for word in (flag, str(value))]
-    return {"eviction": model.eviction, **settings, "extra_args": words}
+    needs = {"gpu_memory": model.memory_mib << 20, "gpus": model.gpus} if place.places_models else {}
+    return {"eviction": model.eviction, **needs, **settings, "extra_args": words}
 
 
 def _vllm(engine: Vllm, model: DemoModel) -> tuple[dict[str, Any], dict[str, object]]:

@@ -37,6 +37,8 @@ class ModelSample:
     in_flight: int
     waiting: int
     oldest_wait_seconds: float
+    gpus: tuple[str, ...] = ()
+    """The GPUs on which it is, by their names; empty where models are not placed by memory."""
 
 
 class Monitor:
@@ -65,7 +67,8 @@ class Monitor:
         """Sample all models. Must be called before a history drops transitions that are new since the last call."""
         now, status = self._operator.now(), self._operator.status()
         histories = {model.name: self._operator.history(model.name) for model in status.models}
-        self._log.read(histories)
+        gpus = {model.name: tuple(model.gpu_mib) if model.on_gpu else () for model in status.models}
+        self._log.read(histories, gpus)
         samples = []
         for model in status.models:
             history = histories[model.name]
@@ -74,7 +77,11 @@ class Monitor:
             self.timeline.enter(model.name, phase, now - self.started_at)
             since = history[-1].at if history else self.started_at
             samples.append(
-                ModelSample(model.name, phase, since, model.in_flight, model.queue_depth, model.oldest_wait_seconds)
+                ModelSample(
+                    *(model.name, phase, since),
+                    *(model.in_flight, model.queue_depth, model.oldest_wait_seconds),
+                    gpus[model.name],
+                )
             )
         self.models, self.sampled_at = tuple(samples), now
         return self.models
@@ -96,7 +103,7 @@ class DemoState:
     scenario: Scenario
     url: str
     monitor: Monitor
-    ledger: Ledger
+    ledgers: Sequence[Ledger]
     seconds: float
     traffic: LoadGenerator | None = None
     is_stopping: bool = False

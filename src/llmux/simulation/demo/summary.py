@@ -45,7 +45,7 @@ class Summary:
     wait: Distribution
     shares: Shares
     models: tuple[ModelSummary, ...]
-    gpu: LedgerSnapshot
+    gpus: tuple[LedgerSnapshot, ...]
     problems: tuple[str, ...]
 
     @property
@@ -54,8 +54,12 @@ class Summary:
 
     @property
     def is_good(self) -> bool:
-        """Whether no request was lost or answered wrongly, and the GPU was never double-booked."""
-        return not (self.endings[Ending.LOST] or self.endings[Ending.WRONG] or self.gpu.refused)
+        """Whether no request was lost or answered wrongly, and no GPU was ever double-booked."""
+        return not (self.endings[Ending.LOST] or self.endings[Ending.WRONG] or self.over_commitments)
+
+    @property
+    def over_commitments(self) -> int:
+        return sum(len(gpu.refused) for gpu in self.gpus)
 
     def as_data(self) -> dict[str, Any]:
         """For ``--json``: times in seconds, shares from 0 to 1. Switching includes draining."""
@@ -82,11 +86,10 @@ class Summary:
                 "idle": round(shares.idle, 4),
                 "draining": round(shares.draining, 4),
             },
-            "gpu": {
-                "capacity_mib": self.gpu.capacity_mib,
-                "peak_mib": self.gpu.peak_mib,
-                "over_commitments": len(self.gpu.refused),
-            },
+            "gpus": [
+                {"capacity_mib": gpu.capacity_mib, "peak_mib": gpu.peak_mib, "over_commitments": len(gpu.refused)}
+                for gpu in self.gpus
+            ],
             "models": {
                 model.name: {
                     "requests": model.requests,
@@ -105,13 +108,14 @@ def summarise(
     outcomes: Sequence[RequestOutcome],
     switches: Sequence[Switch],
     shares: Shares,
-    gpu: LedgerSnapshot,
+    gpus: Sequence[LedgerSnapshot],
     seconds: float,
 ) -> Summary:
     """The figures of a run."""
     problems = [f"{one.request.model}, {one.request.kind}: {one.problem}" for one in outcomes if one.problem]
     problems += [
         f"{refusal.model or 'an engine'} wanted {refusal.wanted_mib} MiB of the GPU when {refusal.free_mib} were free"
+        for gpu in gpus
         for refusal in gpu.refused
     ]
     return Summary(
@@ -122,7 +126,7 @@ def summarise(
         wait=wait_of(outcomes),
         shares=shares,
         models=tuple(_model_summary(name, outcomes, switches) for name in models),
-        gpu=gpu,
+        gpus=tuple(gpus),
         problems=tuple(problems[:PROBLEMS_SHOWN]),
     )
 
@@ -173,18 +177,19 @@ def render_summary(summary: Summary, state: DemoState, width: int) -> Renderable
 def _verdict(summary: Summary) -> Text:
     endings = summary.endings
     if summary.is_good:
+        gpus = "one GPU" if len(summary.gpus) == 1 else f"{len(summary.gpus)} GPUs"
         verdict = "interrupted, none lost until then" if endings[Ending.CUT_SHORT] else "no request lost"
         return Text.assemble(
             ("llmux demo: ", "bold"),
             (verdict, "bold green"),
             (
-                f", {summary.requests} requests, {len(summary.models)} models, one GPU, {duration(summary.seconds)}",
+                f", {summary.requests} requests, {len(summary.models)} models, {gpus}, {duration(summary.seconds)}",
                 "bold",
             ),
         )
     faults = [f"{endings[ending]} {ending}" for ending in (Ending.LOST, Ending.WRONG) if endings[ending]]
-    if summary.gpu.refused:
-        faults.append(f"the GPU over-committed {len(summary.gpu.refused)} times")
+    if summary.over_commitments:
+        faults.append(f"GPU memory over-committed {summary.over_commitments} times")
     return Text.assemble(("llmux demo: ", "bold"), (", ".join(faults), "bold red"), f" of {summary.requests} requests")
 
 
@@ -192,7 +197,7 @@ def _figures_table(summary: Summary) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(width=NAME_CELLS - 2, style="dim")
     table.add_column()
-    endings, shares, gpu = summary.endings, summary.shares, summary.gpu
+    endings, shares = summary.endings, summary.shares
     shown = [ending for ending in Ending if endings[ending] or ending is not Ending.CUT_SHORT]
     counts = [Text(f"{endings[ending]} {ending}", style=_style(ending, endings[ending])) for ending in shown]
     table.add_row("requests", joined([*counts, f"{summary.streamed} streamed"]))
@@ -207,9 +212,10 @@ def _figures_table(summary: Summary) -> Table:
     note = (f" (in {shares.draining:.0%} answers still ran)", "dim")
     idle = f"{shares.idle:.0%} idle"
     table.add_row("time", joined([f"{shares.serving:.0%} serving", Text.assemble(switching, note), idle]))
-    memory = f"at most {gibibytes(gpu.peak_mib)} of {gibibytes(gpu.capacity_mib)} GiB held"
-    refused = (f"{len(gpu.refused)} over-commitments", "bold red" if gpu.refused else "green")
-    table.add_row("GPU", joined([memory, refused]))
+    for number, gpu in enumerate(summary.gpus):
+        memory = f"at most {gibibytes(gpu.peak_mib)} of {gibibytes(gpu.capacity_mib)} GiB held"
+        refused = (f"{len(gpu.refused)} over-commitments", "bold red" if gpu.refused else "green")
+        table.add_row("GPU" if len(summary.gpus) == 1 else f"GPU {number}", joined([memory, refused]))
     return table
 
 

@@ -17,7 +17,7 @@ from llmux.simulation.ledger import LedgerSnapshot
 from llmux.simulation.residency import OFF_GPU, Phase, Timeline
 from llmux.simulation.traffic import Ending
 
-COLOURS = ("cyan", "magenta", "yellow")
+COLOURS = ("cyan", "magenta", "yellow", "green", "blue")
 """Of the models, in their order."""
 SIGNS = {
     Phase.NOT_STARTED: "·",
@@ -38,8 +38,10 @@ AXIS_CELLS_MIN = 8
 NAME_CELLS = 9
 WIDTH_MAX = 118
 WIDE = 100
-FIXED_LINES = 20
-"""Lines of the view other than the switches, which fill the rest of the terminal."""
+FIXED_LINES = 13
+"""Lines of the view, but for a line for each GPU, two for each model, and the switches, which fill the rest of the
+terminal; with four blank ones, if there is room for them and two switches."""
+BLANK_LINES = 4
 SERVE_SECONDS_SHOWN = 30.0
 TAIL_SECONDS = 5.0
 """Of the time axis after the last arrival, for the last answers."""
@@ -144,17 +146,19 @@ def line(state: DemoState) -> str:
 def render(state: DemoState, width: int, height: int) -> RenderableType:
     """The live view, for a terminal of this size."""
     width = min(width, WIDTH_MAX) - 2
+    left = height - FIXED_LINES - 2 * len(state.scenario.models) - len(state.ledgers) - 1
+    blank = [Text()] if left >= 2 else []
     lines: list[RenderableType] = [
         _title(state, width),
         Text("─" * width, style="dim"),
         _models(state, width),
-        Text(),
-        _memory(state, state.ledger.snapshot(), width),
-        Text(),
+        *blank,
+        *_memory(state, width),
+        *blank,
         *_strips(state, width),
-        Text(),
-        _switches(state, max(1, height - FIXED_LINES - 1), width),
-        Text(),
+        *blank,
+        _switches(state, max(1, left if blank else left + BLANK_LINES), width),
+        *blank,
         *_footer(state),
     ]
     grid = Table.grid(padding=(0, 1))
@@ -188,11 +192,15 @@ def _models(state: DemoState, width: int) -> Table:
     table.add_column(width=11, justify="right")
     if wide:
         table.add_column()
-    heads = ["", "", "for", "in flight", "waiting", "oldest wait", *(["leaves by"] if wide else [])]
+    if several := len(state.ledgers) > 1:
+        table.add_column(width=3)
+    heads = ["", "", "for", "in flight", "waiting", "oldest wait"]
+    heads += (["leaves by"] if wide else []) + (["GPU"] if several else [])
     table.add_row(*(Text(head, style="dim") for head in heads))
     for sample, model in zip(monitor.models, state.scenario.models, strict=True):
         row = _model_row(sample, colours[model.name], monitor.sampled_at, cells)
-        table.add_row(*row, *([Text(model.eviction, style="dim")] if wide else []))
+        row += (Text(model.eviction, style="dim"),) if wide else ()
+        table.add_row(*row, *([Text("+".join(sample.gpus))] if several else []))
     return table
 
 
@@ -209,12 +217,20 @@ def _model_row(sample: ModelSample, colour: str, now: float, cells: int) -> tupl
     )
 
 
-def _memory(state: DemoState, gpu: LedgerSnapshot, width: int) -> Text:
+def _memory(state: DemoState, width: int) -> list[Text]:
+    """Who holds how much of each GPU."""
+    names = ["GPU"] if len(state.ledgers) == 1 else [f"GPU {number}" for number in range(len(state.ledgers))]
+    return [
+        _memory_of(state, name, ledger.snapshot(), width) for name, ledger in zip(names, state.ledgers, strict=True)
+    ]
+
+
+def _memory_of(state: DemoState, name: str, gpu: LedgerSnapshot, width: int) -> Text:
     colours = colours_of(state.scenario)
     holders = {model.name_on_gpu: colours[model.name] for model in state.scenario.models}
     text = f"  {gibibytes(gpu.used_mib)} of {gibibytes(gpu.capacity_mib)} GiB"
     cells = max(10, min(60, width - NAME_CELLS - len(text)))
-    row = Text.assemble(("GPU".ljust(NAME_CELLS), "dim"))
+    row = Text.assemble((name.ljust(NAME_CELLS), "dim"))
     used = 0
     for allocation in gpu.allocations:
         end = used + allocation.mib

@@ -1,6 +1,7 @@
 """The simulated engine's scheduler: requests, tokens, pauses and death. What a kind of engine adds is in its module."""
 
 import asyncio
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from llmux.simulation.ledger import LedgerFull
 
 CATCH_UP_SECONDS_MAX = 0.05
 """Tokens delayed by the event loop by up to this much are caught up; after a longer delay the rate starts anew."""
+
+OFFLOADED_SHARE = 0.1
+"""What it takes to read KV cache back from host memory, as a share of its prefill."""
 
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 
@@ -64,6 +68,8 @@ class Counters:
     tokens: int = 0
     sleeps: int = 0
     wakes: int = 0
+    recomputed_tokens: int = 0
+    """What suspended requests had to prefill again; what is read back from host memory counts as the share of it."""
     peak_running: int = 0
     asked_while_stopped: int = 0
     """Calls and requests that reach it while its workers are stopped, as by a CUDA suspend: a mistake."""
@@ -345,13 +351,19 @@ class SimulatedEngine:
         for generation in list(self._generations):
             generation.interrupt()
 
-    def _discard_kv_cache(self) -> None:
-        """Suspended requests must recompute their prompts and what they have generated."""
+    def _discard_kv_cache(self, *, is_offloaded: bool = False) -> None:
+        """Suspended requests must recompute their prompts and what they have generated.
+
+        ``is_offloaded``: what had been computed is in host memory, too, and is read back from there.
+        """
         self._discards += 1
         self._prefilled_at = 0.0
         self._decoding.clear()
         for generation in self._generations:
-            generation.prefill_tokens = generation.prompt_tokens + generation.produced
+            share = OFFLOADED_SHARE if is_offloaded and generation.produced else 1.0
+            tokens = math.ceil(share * (generation.prompt_tokens + generation.produced))
+            generation.prefill_tokens = tokens
+            self.counters.recomputed_tokens += tokens
 
     def lives(self) -> bool:
         """Whether the engine core still runs."""

@@ -17,7 +17,7 @@ from llmux.simulation.engine.core import SimulatedEngine, log, log_out_of_memory
 from llmux.simulation.engine.faults import Fault, Faults
 from llmux.simulation.engine.kind import Kind, Parts, Service
 from llmux.simulation.engine.kinds import choose
-from llmux.simulation.engine.memory import TAGS, EngineMemory
+from llmux.simulation.engine.memory import TAGS, EngineMemory, read_weights
 from llmux.simulation.engine.options import EngineOptions, Timings
 from llmux.simulation.ledger import LedgerError, LedgerFull
 
@@ -72,6 +72,10 @@ def _start(kind: Kind, options: EngineOptions, faults: Faults, worker_pids: tupl
     memory = EngineMemory(options, *(worker_pids or (os.getpid(),)))
     memory.hold(frozenset() if kind.loads_at_start else frozenset(TAGS))
     time.sleep(options.startup_delay_seconds)
+    if options.reads_weights and kind.loads_at_start:
+        began_at = time.monotonic()
+        read_weights(options.model)
+        log(f"Loading weights took {time.monotonic() - began_at:.2f} seconds")
     if Fault.START_EXIT in faults:
         log("ERROR EngineCore failed to start: injected failure of the start")
         sys.exit(int(faults.argument(Fault.START_EXIT, "1")))

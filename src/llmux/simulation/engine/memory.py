@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Set
+from pathlib import Path
 
 from llmux.simulation.engine.options import EngineOptions
 from llmux.simulation.ledger import process_started, visible_ledgers
@@ -10,6 +11,17 @@ WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
 TAGS = (WEIGHTS, KV_CACHE)
 """The parts that sleep and wake separately, in the order in which a wake allocates them."""
+READ_BYTES = 4 << 20
+
+
+def read_weights(model: str) -> None:
+    """Read a model's files from their beginning to their end, if it has any here: one file, or those of a directory."""
+    path, buffer = Path(model), bytearray(READ_BYTES)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb", buffering=0) as opened:
+                while opened.readinto(buffer):
+                    pass
 
 
 class EngineMemory:

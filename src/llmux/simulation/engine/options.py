@@ -76,6 +76,8 @@ class EngineOptions:
     stays_when_dead: bool = False
     max_running: int = 256
     max_model_tokens: int = 131072
+    kv_offloading_gib: float = 0.0
+    """More than 0: the KV cache is in host memory, too. How much of it there is, is not looked at."""
     keep_alive_seconds: float = 5.0
     shutdown_timeout_seconds: float = 0.0
     startup_delay_seconds: float = 0.0
@@ -85,6 +87,8 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.92
     residue_mib: int = 0
     hold_memory_mib: int = 0
+    reads_weights: bool = False
+    """Whether the model's files are read when its weights are loaded, as a real engine does."""
     worker: bool = False
     ranks: int = 1
     """Worker processes, each with its part of the memory; more than one make ``worker`` true."""
@@ -160,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     vllm.add_argument("--enable-sleep-mode", dest="sleep_mode", action=argparse.BooleanOptionalAction, default=False)
     vllm.add_argument("--max-num-seqs", type=positive, default=256, dest="max_running", metavar="N")
     vllm.add_argument("--max-model-len", type=_length, default=131072, dest="max_model_tokens", metavar="N")
+    vllm.add_argument("--kv-offloading-size", type=float, default=0.0, dest="kv_offloading_gib", metavar="GIB")
     share_flags = ("--gpu-memory-utilization", "--device-memory-utilization")
     vllm.add_argument(*share_flags, type=float, default=0.92, metavar="SHARE")
     vllm.add_argument("--shutdown-timeout", type=float, default=0.0, dest="shutdown_timeout_seconds", metavar="S")

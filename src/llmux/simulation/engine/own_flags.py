@@ -64,6 +64,13 @@ class OwnFlags:
         held = "real memory held while awake; half at sleep level 1 (0)"
         self.add("--sim-hold-memory", "hold_memory_mib", "MIB", "0", held)
         self.add("--sim-stop-delay-ms", "stop_delay_seconds", "MS", "0", "time from SIGTERM to the exit (0)")
+        self._group.add_argument(
+            "--sim-read-weights",
+            dest="reads_weights",
+            action="store_true",
+            default=self._environment.get("LLMUX_SIM_READ_WEIGHTS") == "1",
+            help="read the model's files at the start, and when vLLM reloads its weights",
+        )
         known = f"a fault to inject, repeatable; one of {', '.join(Fault)}"
         self._group.add_argument("--sim-fault", action="append", metavar="FAULT[:ARGUMENT][@PATH]", help=known)
 

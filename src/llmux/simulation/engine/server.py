@@ -104,7 +104,9 @@ def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
         level = request.query.get("level", "1")
         if level not in ("0", "1", "2"):
             raise Refused(400, "BadRequestError", f"Invalid sleep level {level}: must be 0, 1 or 2")
-        return await perform(engine.sleep(int(level), _pause_mode(request)))
+        return await perform(
+            engine.sleep(int(level), _pause_mode(request), clears_connector=_clears_connector(request))
+        )
 
     async def release_kv_cache_memory(_: web.Request) -> web.Response:
         return await perform(engine.release_kv_cache())
@@ -119,7 +121,7 @@ def _lifecycle(engine: SimulatedVllm, spawn: Spawn) -> dict[str, Endpoint]:
         return await perform(engine.call_workers(method))
 
     async def pause(request: web.Request) -> web.Response:
-        await engine.pause(_pause_mode(request))
+        await engine.suspend(_pause_mode(request), clears_connector=_clears_connector(request))
         return web.json_response({"status": "paused"})
 
     async def resume(_: web.Request) -> web.Response:
@@ -158,6 +160,11 @@ def _pause_mode(request: web.Request) -> PauseMode:
         return PauseMode(request.query.get("mode", "abort"))
     except ValueError:
         raise Refused(400, "BadRequestError", "Invalid mode: must be abort, wait or keep") from None
+
+
+def _clears_connector(request: web.Request) -> bool:
+    """As vllm-project/vllm#57810 has it; to versions without that, the parameter means nothing."""
+    return request.query.get("clear_connector_cache", "true") != "false"
 
 
 VLLM = Kind(parse, build, binds_first=True, worker_name="VLLM::Worker")

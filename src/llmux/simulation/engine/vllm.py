@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from llmux.simulation.engine.core import DEAD, ILLEGAL_ACCESS, Answer, PauseMode, SimulatedEngine, failure, log
 from llmux.simulation.engine.faults import Fault
-from llmux.simulation.engine.memory import KV_CACHE, TAGS, WEIGHTS
+from llmux.simulation.engine.memory import KV_CACHE, TAGS, WEIGHTS, read_weights
 from llmux.simulation.ledger import LedgerFull
 
 KNOWN_RPC_METHODS = frozenset(
@@ -19,14 +19,20 @@ class SimulatedVllm(SimulatedEngine):
     """A simulated engine with vLLM's controls."""
 
     level = 0
+    _keeps_offloaded_kv = False
 
-    async def sleep(self, level: int, mode: PauseMode) -> Answer:
+    async def suspend(self, mode: PauseMode, *, clears_connector: bool) -> None:
+        """``POST /pause``. ``clears_connector``: KV cache that is in host memory, too, is lost with that of the GPU."""
+        self._keeps_offloaded_kv = self.options.kv_offloading_gib > 0 and not clears_connector
+        await self.pause(mode)
+
+    async def sleep(self, level: int, mode: PauseMode, *, clears_connector: bool = True) -> Answer:
         """``POST /sleep``. The memory is free when this returns."""
         if not self.lives():
             return DEAD
         if self._generations and mode is not PauseMode.KEEP:
             self.counters.slept_under_requests += 1
-        await self.pause(mode)
+        await self.suspend(mode, clears_connector=clears_connector)
         await self._reach_workers()
         await asyncio.sleep(self.timings.sleep_seconds)
         if not self.lives():
@@ -37,7 +43,7 @@ class SimulatedVllm(SimulatedEngine):
             self.counters.sleeps += 1
             self._asleep = set(TAGS)
             self.level = level
-            self._discard_kv_cache()
+            self._discard_kv_cache(is_offloaded=self._keeps_offloaded_kv)
             if self.options.sleep_mode:
                 self._weights_valid = self._weights_valid and level == 1
                 self._memory.hold(self._asleep, keep_weights=level == 1)
@@ -58,7 +64,7 @@ class SimulatedVllm(SimulatedEngine):
             return failure("injected failure of release_kv_cache_memory")
         self.counters.sleeps += 1
         self._asleep = {KV_CACHE}
-        self._discard_kv_cache()
+        self._discard_kv_cache(is_offloaded=self._keeps_offloaded_kv)
         if self.options.sleep_mode:
             self._memory.hold(self._asleep)
         return Answer(200, {"status": "kv_cache_released"})
@@ -103,6 +109,8 @@ class SimulatedVllm(SimulatedEngine):
                 self.die(ILLEGAL_ACCESS)
                 return DEAD
             await asyncio.sleep(self.timings.reload_seconds)
+            if self.options.reads_weights:
+                await asyncio.to_thread(read_weights, self.options.model)
             self._weights_valid = True
         return Answer(200, {"results": [None]})
 

@@ -18,7 +18,7 @@ WITH_VALUE = """
     --gdn-prefill-backend --generation-config --grpc-port --h11-max-header-count --h11-max-incomplete-event-size
     --hf-config-path --hf-overrides --hf-token --io-processor-plugin --ir-op-priority --jit-monitor-mode
     --kda-decode-backend --kda-prefill-backend --kernel-config --kv-cache-dtype --kv-cache-memory-bytes
-    --kv-cache-metrics-sample --kv-events-config --kv-offloading-backend --kv-offloading-size --kv-transfer-config
+    --kv-cache-metrics-sample --kv-events-config --kv-offloading-backend --kv-transfer-config
     --limit-mm-per-prompt --linear-backend --load-format --log-config-file --log-level --logging-config
     --logprobs-mode --long-prefill-token-threshold --lora-dtype --mamba-backend --mamba-block-size
     --mamba-cache-dtype --mamba-cache-mode --mamba-cache-philox-rounds --mamba-ssm-cache-dtype

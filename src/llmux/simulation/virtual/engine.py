@@ -18,6 +18,9 @@ class EngineSpeed:
     prefill: float = 8_000.0
     decode_alone: float = 40.0
     decode_full: float = 20.0
+    recompute_share: float | None = None
+    """What the recompute of a frozen request takes, as a share of its prefill: 1 where the KV cache is lost, about 0.1
+    where it is read back from host memory. None: by model, as ``SwitchCost`` says."""
 
     def decode_rates(self, batch_limit: int) -> list[float]:
         """The rate of each answer by the size of the batch; falls linearly to ``decode_full`` at the limit."""
@@ -69,7 +72,7 @@ class VirtualEngine:
         """Whether one more request would be scheduled at once."""
         return len(self._to_decode) + len(self._marks) < self._batch_limit
 
-    def admit(self, request: int, prefill_tokens: int, output_tokens: int, now: Seconds) -> None:
+    def admit(self, request: int, prefill_tokens: float, output_tokens: int, now: Seconds) -> None:
         begins_at = self._prefills[-1][0] if self._prefills else now
         prefilled_at = begins_at + prefill_tokens * self._prefill_seconds
         self._prefills.append((prefilled_at, request))

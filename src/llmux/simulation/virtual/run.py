@@ -4,23 +4,29 @@ import heapq
 import itertools
 import math
 from array import array
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from dataclasses import dataclass, replace
+from typing import TypeAlias, assert_never
 
 from llmux.core import actions, events
 from llmux.core.identifiers import InstanceId, Seconds
 from llmux.core.model import Model
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
-from llmux.core.states import Asleep, Cold, Serving, State
+from llmux.core.states import Serving, State
+from llmux.errors import Overloaded
+from llmux.simulation.occupancy import LeaseTimes, Occupancy, ReadAheadFigures, SwitchCauses
+from llmux.simulation.on_time import Progress
 from llmux.simulation.residency import OFF_GPU, Phase, Timeline, phase_of
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed, VirtualEngine
+from llmux.simulation.virtual.leases import PlannedLease, VirtualLeases
+from llmux.simulation.virtual.preparation import Preparation, evicted, prepare
+from llmux.simulation.virtual.read_ahead import ReadAheadLimits, VirtualPrefetcher
 
 PROGRESS_EVERY = 4096
+NOTHING_PREPARED = Preparation()
 STANDSTILL_SECONDS: Seconds = 21_600.0
 """If no request arrives or ends for this long, the remaining ones never will."""
 
@@ -43,9 +49,21 @@ class RunResult:
     ended_at: Sequence[float]
     """When the last token was out, or the request was given up."""
     served: Sequence[bool]
+    refused: Sequence[bool]
+    """Whether it was refused when it came, because it would have had to wait for too long."""
     switches: Sequence[actions.SwitchDone]
     timeline: Timeline
+    occupancy: Occupancy
+    causes: SwitchCauses
+    host_memory: Sequence[tuple[Seconds, int]]
+    """What sleepers held of host memory from when on, in MiB, as far as it was estimated."""
+    steps_down: int
+    leases: Sequence[LeaseTimes]
+    read_ahead: ReadAheadFigures | None
     end: Seconds
+    progress: Mapping[int, Sequence[Progress]]
+    """Of each request that was frozen after its first token: how far its answer was at each freeze, and each time that
+    it went on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +71,14 @@ class _EngineAwake:
     """An engine is on the GPU again and recomputes its frozen requests; its wake is done only after the canary."""
 
     instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class _FilesRead:
+    """What was being read ahead may have been read."""
+
+
+_Outcome: TypeAlias = events.Event | _EngineAwake | _FilesRead
 
 
 class VirtualModel:
@@ -67,6 +93,7 @@ class VirtualModel:
         "name",
         "phase",
         "phases",
+        "recompute_share",
         "record",
         "state",
     )
@@ -77,6 +104,8 @@ class VirtualModel:
         self.state: State = record.state
         """The state of ``record`` that ``phase`` belongs to."""
         self.engine = VirtualEngine(speed, record.spec.max_in_flight)
+        share = speed.recompute_share
+        self.recompute_share = cost.recompute_share if share is None else share
         self.cost = cost
         self.frozen: dict[int, int] = {}
         """By frozen request: how many tokens it has yet to decode."""
@@ -96,8 +125,10 @@ class VirtualModel:
         self.state = self.record.state
         self.enter(phase_of(self.state, is_busy=not self.engine.is_idle), now)
 
-    def freeze(self, request: int, now: Seconds) -> None:
-        self.frozen[request] = self.engine.remove(request, now)
+    def freeze(self, request: int, now: Seconds) -> int:
+        """Returns how many tokens the request has yet to decode."""
+        left = self.frozen[request] = self.engine.remove(request, now)
+        return left
 
     def give_up(self, request: int, now: Seconds) -> None:
         if self.frozen.pop(request, None) is None and self.held_back.pop(request, None) is not True:
@@ -108,7 +139,10 @@ class VirtualModel:
         """Recompute the prompts and the output so far of all frozen requests, then ask the canary."""
         for number, left in self.frozen.items():
             request = requests[number]
-            self.engine.admit(number, request.prompt_tokens + request.output_tokens - left, left, now)
+            decoded = request.output_tokens - left
+            # A prompt whose prefill had not ended is prefilled from the beginning.
+            share = self.recompute_share if decoded else 1.0
+            self.engine.admit(number, share * (request.prompt_tokens + decoded), left, now)
         self.frozen.clear()
         self._canary_is_due = True
         self._ask_canary(now)
@@ -139,11 +173,13 @@ class VirtualRun:
         costs: Mapping[str, SwitchCost],
         speed: EngineSpeed | None = None,
         *,
-        warm: bool = False,
+        preparation: Preparation = NOTHING_PREPARED,
         measured: MeasuredSwitches | None = None,
         progress: Callable[[float], None] | None = None,
+        leases: Sequence[PlannedLease] = (),
+        read_ahead: ReadAheadLimits | None = None,
     ) -> None:
-        """``warm``: with llmux's warm-up before the trace. ``progress`` is called with the number of arrivals."""
+        """``progress`` is called with the number of arrivals. Raises LeaseImpossible."""
         self._scheduler = scheduler
         self._trace = requests
         self._progress = progress
@@ -151,9 +187,9 @@ class VirtualRun:
         measured = measured or MeasuredSwitches()
         self._evictions, self._wakes = iter(measured.evictions), iter(measured.wakes)
         self._canary_seconds = canary_seconds(speed)
+        prepare(scheduler, costs, preparation)
+        self._default_model = preparation.default_model
         self._models = {model.name: VirtualModel(model, costs[model.name], speed) for model in scheduler.models}
-        if warm:
-            warm_up(scheduler, costs)
         self._on_gpu = [model for model in self._models.values() if isinstance(model.record.state, Serving)]
         self._arrived = 0
         self._open = len(requests)
@@ -161,19 +197,37 @@ class VirtualRun:
         self._progressed_at: Seconds = 0.0
         self._timer_at: Seconds = math.inf
         self._outcome_at: Seconds = math.inf
-        self._outcomes: list[tuple[Seconds, int, events.Event | _EngineAwake]] = []
+        self._outcomes: list[tuple[Seconds, int, _Outcome]] = []
         """A heap of what wakes and evictions under way result in; the number keeps their order at equal times."""
         self._numbers = itertools.count()
         self._requests: dict[int, Request] = {}
         """Requests that have arrived and not ended."""
         self._switches: list[actions.SwitchDone] = []
+        self._left_for_another: dict[str, bool] = {}
+        """By model that has left the GPU: whether another one needed its memory."""
+        self._causes = SwitchCauses()
+        self._host_memory = [(0.0, scheduler.host_mib)]
+        self._steps_down = 0
+        self._occupancy = Occupancy({gpu: total for gpu, (total, _) in scheduler.gpu_memory().items()})
+        for model in self._models.values():
+            self._occupancy.hold(model.name, model.record.held, 0.0)
+        for model in self._on_gpu:
+            model.update(0.0)
+        self._leases = VirtualLeases(scheduler, self._occupancy, leases, self._schedule) if leases else None
+        self._prefetcher = None if read_ahead is None else VirtualPrefetcher(scheduler, costs, read_ahead)
+        self._read_at: Seconds = math.inf
+        """When what is being read ahead will have been, as far as that is among the outcomes."""
         nothing = [math.nan] * len(requests)
         self._admitted_at, self._first_token_at, self._ended_at = (array("d", nothing) for _ in range(3))
-        self._served = bytearray(len(requests))
+        self._served = [False] * len(requests)
+        self._refused = [False] * len(requests)
+        self._progress_of: dict[int, list[Progress]] = {}
 
     def run(self) -> RunResult:
         """Let virtual time pass until every request has ended."""
         trace, count = self._trace, len(self._trace)
+        if self._default_model is not None:
+            self._handle(events.DefaultChanged(self._default_model))
         arrives_at = trace[0].at_seconds if trace else math.inf
         while self._open:
             at, earliest = arrives_at, None
@@ -193,10 +247,18 @@ class VirtualRun:
             self._admitted_at,
             self._first_token_at,
             self._ended_at,
-            [bool(served) for served in self._served],
+            self._served,
+            self._refused,
             self._switches,
             Timeline({name: model.phases for name, model in self._models.items()}),
+            self._occupancy,
+            self._causes,
+            self._host_memory,
+            self._steps_down,
+            () if self._leases is None else self._leases.times(self._now),
+            None if self._prefetcher is None else self._prefetcher.figures,
             self._now,
+            self._progress_of,
         )
 
     def _arrive(self) -> None:
@@ -240,6 +302,8 @@ class VirtualRun:
         if math.isnan(self._first_token_at[number]):
             self._first_token_at[number] = self._now
             self._scheduler.first_token(self._requests[number], self._now)
+        elif not has_ended:
+            self._progress_of[number].append(Progress(self._now, self._progress_of[number][-1].tokens + 1))
         if has_ended:
             self._ended_at[number] = self._progressed_at = self._now
             self._served[number] = True
@@ -248,6 +312,8 @@ class VirtualRun:
     def _deliver(self) -> None:
         """Deliver the timer or the outcome that is due."""
         now = self._now = max(self._now, min(self._timer_at, self._outcome_at))
+        if self._leases is not None and self._leases.are_held():
+            self._progressed_at = now
         if now > self._progressed_at + STANDSTILL_SECONDS and self._arrived == len(self._trace):
             self._stand_still()
             return
@@ -259,36 +325,63 @@ class VirtualRun:
             self._outcome_at = self._outcomes[0][0] if self._outcomes else math.inf
             if isinstance(outcome, _EngineAwake):
                 self._models[outcome.instance.model].resume(self._trace, now)
+            elif isinstance(outcome, _FilesRead):
+                self._look_ahead()
             else:
                 self._handle(outcome)
 
     def _handle(self, event: events.Event) -> None:
-        now = self._now
+        now, leases = self._now, self._leases
         for action in self._scheduler.handle(event, now):
-            self._perform(action)
+            if leases is None or not leases.perform(action, now):
+                self._perform(action)
         has_left = False
         for model in self._on_gpu:
             if model.record.state is not model.state:
-                model.update(now)
+                self._update(model)
                 has_left |= model.phase in OFF_GPU
         if has_left:
             self._on_gpu = [model for model in self._on_gpu if model.phase not in OFF_GPU]
+        if isinstance(event, events.EvictDone) and event.instance.model in self._models:
+            # A sleeper that went deeper asleep, or was stopped, is not among those on the GPU.
+            self._update(self._models[event.instance.model])
+        if self._prefetcher is not None:
+            self._look_ahead()
 
-    def _perform(self, action: actions.Action) -> None:
+    def _look_ahead(self) -> None:
+        """Have the prefetcher look at what the scheduler has decided."""
+        assert self._prefetcher is not None
+        at = self._prefetcher.look(self._now)
+        if at != self._read_at:
+            self._read_at = at
+            if at != math.inf:
+                self._schedule(at - self._now, _FilesRead())
+
+    def _update(self, model: VirtualModel) -> None:
+        """Take over what the scheduler has decided about a model."""
+        model.update(self._now)
+        self._occupancy.hold(model.name, model.record.held, self._now)
+        if (host_mib := self._scheduler.host_mib) != self._host_memory[-1][1]:
+            self._host_memory.append((self._now, host_mib))
+
+    def _perform(self, action: actions.Action) -> None:  # noqa: C901 - a dispatch table
         match action:
             case actions.Admit(request, instance):
                 self._begin(request.id, self._models[instance.model])
             case actions.SetTimer(at):
                 self._timer_at = at
-            case actions.Reject(request, _):
+            case actions.Reject(request, error):
+                self._refused[request.id] = isinstance(error, Overloaded)
                 self._give_up(request.id)
             case actions.Revoke(request, _):
                 self._models[request.model].give_up(request.id, self._now)
                 self._give_up(request.id)
             case actions.Freeze(request):
-                self._models[request.model].freeze(request.id, self._now)
+                self._freeze(request.id, self._models[request.model])
             case actions.Hold():
                 pass  # Nothing is relayed while a model is waking.
+            case actions.SteppedDown():
+                self._steps_down += 1
             case actions.Thaw(request):
                 self._thaw(request)
             case actions.Wake():
@@ -296,7 +389,7 @@ class VirtualRun:
             case actions.Evict():
                 self._evict(action)
             case actions.SwitchDone():
-                self._switches.append(action)
+                self._switched(action)
             case (
                 actions.AbortWake()
                 | actions.AbortEvict()
@@ -307,6 +400,22 @@ class VirtualRun:
                 raise RuntimeError(f"{action} in a simulation, which has no operator and in which no engine fails")
             case _:
                 assert_never(action)
+
+    def _switched(self, report: actions.SwitchDone) -> None:
+        self._switches.append(report)
+        causes = self._causes
+        match self._left_for_another.get(report.model):
+            case None:
+                self._causes = replace(causes, first=causes.first + 1)
+            case True:
+                self._causes = replace(causes, forced=causes.forced + 1)
+            case False:
+                self._causes = replace(causes, unforced=causes.unforced + 1)
+
+    def _freeze(self, number: int, model: VirtualModel) -> None:
+        tokens = self._trace[number].output_tokens - model.freeze(number, self._now)
+        if not math.isnan(self._first_token_at[number]):
+            self._progress_of.setdefault(number, []).append(Progress(self._now, tokens))
 
     def _thaw(self, request: Request) -> None:
         has_ended = self._models[request.model].held_back.pop(request.id, None)
@@ -331,10 +440,13 @@ class VirtualRun:
         model = self._models[action.instance.model]
         self._on_gpu.append(model)
         done = events.WakeDone(action.instance, can_freeze=True)
+        seconds = model.cost.coming(action.asleep)
+        if self._prefetcher is not None:
+            seconds -= self._prefetcher.wake_begins(model.name, action.asleep, self._now)
         if action.asleep is None:
-            self._schedule(model.cost.cold, done)
+            self._schedule(seconds, done)
             return
-        seconds = next(self._wakes, model.cost.wake)
+        seconds = next(self._wakes, seconds)
         if model.frozen:
             self._schedule(max(0.0, seconds - self._canary_seconds), _EngineAwake(action.instance))
         else:
@@ -342,39 +454,10 @@ class VirtualRun:
 
     def _evict(self, action: actions.Evict) -> None:
         model = self._models[action.instance.model]
-        self._schedule(next(self._evictions, model.cost.evict), _evicted(action))
+        if model.phase not in OFF_GPU:
+            self._left_for_another[model.name] = self._scheduler.leaving_for(model.name) is not None
+        self._schedule(next(self._evictions, model.cost.evict), evicted(action, model.cost))
 
-    def _schedule(self, seconds: Seconds, outcome: events.Event | _EngineAwake) -> None:
+    def _schedule(self, seconds: Seconds, outcome: _Outcome) -> None:
         heapq.heappush(self._outcomes, (self._now + seconds, next(self._numbers), outcome))
         self._outcome_at = self._outcomes[0][0]
-
-
-def _evicted(action: actions.Evict) -> events.EvictDone:
-    return events.EvictDone(action.instance, Asleep(action.eviction) if action.eviction.keeps_process else Cold())
-
-
-def warm_up(scheduler: Scheduler, costs: Mapping[str, SwitchCost]) -> None:
-    """Do what llmux's warm-up does: start and evict each model that no image restores, so that the last ends at 0."""
-    names = [model.name for model in scheduler.models if isinstance(model.state, Cold)]
-    now: Seconds = -sum(costs[name].cold + costs[name].evict for name in names)
-    numbers = itertools.count(1)
-    for name in names:
-        for event in (events.WakeRequested(next(numbers), name), events.SleepRequested(next(numbers), name, None)):
-            now = _handle_to_end(scheduler, event, costs, now)
-
-
-def _handle_to_end(scheduler: Scheduler, event: events.Event, costs: Mapping[str, SwitchCost], now: Seconds) -> Seconds:
-    """Handle an event and the outcomes of all actions that follow from it; returns the time at the end."""
-    pending: deque[actions.Action] = deque(scheduler.handle(event, now))
-    while pending:
-        match pending.popleft():
-            case actions.Wake(instance):
-                # The sum of the steps may exceed the total before it by rounding, and the trace begins at 0.
-                now = min(0.0, now + costs[instance.model].cold)
-                pending += scheduler.handle(events.WakeDone(instance, can_freeze=True), now)
-            case actions.Evict() as action:
-                now = min(0.0, now + costs[action.instance.model].evict)
-                pending += scheduler.handle(_evicted(action), now)
-            case _:
-                pass
-    return now

@@ -8,17 +8,22 @@ from typing import Any
 
 from llmux.config.policy import PolicyType
 from llmux.config.settings import Settings
-from llmux.core.identifiers import Seconds
-from llmux.core.policies.base import Bring, Choice, NoQuantum, PolicyView, Stay
+from llmux.core.need import SeenNeed
+from llmux.core.policies.base import Policy
 from llmux.core.scheduler import Scheduler
+from llmux.core.target import DEFAULT_TARGET
 from llmux.errors import LlmuxError
-from llmux.server.build import build_scheduler
+from llmux.server.build import build_scheduler, preload_groups
 from llmux.simulation.figures import LowerBound, RunFigures, run_figures
 from llmux.simulation.lower_bound import lower_bound
-from llmux.simulation.residency import Timeline
+from llmux.simulation.occupancy import GpuUse, Sleepers, gpu_use
 from llmux.simulation.traffic import Ending, RequestOutcome, TrafficRequest
-from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost, default_cost, parse_costs
+from llmux.simulation.virtual.costs import CostError, MeasuredSwitches, SwitchCost, default_cost, parse_costs
 from llmux.simulation.virtual.engine import EngineSpeed
+from llmux.simulation.virtual.host_memory import file_bytes, host_memory, steps_down
+from llmux.simulation.virtual.leases import PlannedLease
+from llmux.simulation.virtual.preparation import Preparation
+from llmux.simulation.virtual.read_ahead import ReadAheadLimits, read_ahead_limits
 from llmux.simulation.virtual.run import RunResult, VirtualRun
 
 
@@ -34,19 +39,35 @@ class Scenario:
     costs: Mapping[str, SwitchCost]
     speed: EngineSpeed = field(default_factory=EngineSpeed)
     measured: MeasuredSwitches | None = None
+    seen: Mapping[str, SeenNeed] = field(default_factory=dict)
+    """What engines were seen to hold of the GPUs, by which models are placed where nothing else says it."""
+    leases: Sequence[PlannedLease] = ()
+    """Other programs that will ask for GPU memory."""
+    disk_bytes_per_second: float | None = None
+    """Without it, nothing is read ahead."""
+
+    @property
+    def read_ahead(self) -> ReadAheadLimits | None:
+        """What may be read ahead of wakes; None: nothing."""
+        return read_ahead_limits(self.settings, self.disk_bytes_per_second)
+
+    def scheduler(self, own_policy: Policy | None = None, **policy_changes: Any) -> Scheduler:
+        """The scheduler that would serve, with keys of the section ``policy`` changed. Raises ConfigError."""
+        return build_scheduler(with_policy(self.settings, **policy_changes), own_policy, seen=self.seen)
 
 
 def build_scenario(
     settings: Settings,
     costs: Sequence[str] = (),
     speed: EngineSpeed | None = None,
-    *,
     batch_limit: int | None = None,
     request_timeout_seconds: float | None = None,
+    seen: Mapping[str, SeenNeed] | None = None,
+    disk_bytes_per_second: float | None = None,
 ) -> Scenario:
     """The scenario of a configuration, with some settings overridden; raises ``CostError``.
 
-    ``request_timeout_seconds`` 0 means that requests wait for ever.
+    ``request_timeout_seconds`` 0 means that requests wait for ever. Without a rate of the disk nothing is read ahead.
     """
     if batch_limit is not None:
         models = {
@@ -54,9 +75,39 @@ def build_scenario(
         }
         settings = settings.model_copy(update={"models": models})
     if request_timeout_seconds is not None:
-        settings = _with_policy(settings, request_timeout_seconds=request_timeout_seconds or math.inf)
-    defaults = {name: default_cost(settings.eviction_of(name)) for name in settings.models}
-    return Scenario(settings, parse_costs(costs, defaults), speed or EngineSpeed())
+        settings = with_policy(settings, request_timeout_seconds=request_timeout_seconds or math.inf)
+    return Scenario(
+        settings,
+        costs_of(settings, costs, disk_bytes_per_second),
+        speed or EngineSpeed(),
+        seen=seen or {},
+        disk_bytes_per_second=disk_bytes_per_second,
+    )
+
+
+def costs_of(
+    settings: Settings, costs: Sequence[str], disk_bytes_per_second: float | None = None
+) -> dict[str, SwitchCost]:
+    """What switches of each model cost: what ``--costs`` says, else published figures. Raises ``CostError``.
+
+    Where nothing else says it, reading takes as long as the disk needs for the model's files.
+    """
+    evictions = {name: settings.eviction_of(name) for name in settings.models}
+    rate = disk_bytes_per_second
+    reading = {name: 0.0 if rate is None else file_bytes(settings, name) / rate for name in settings.models}
+    defaults = {name: replace(default_cost(evictions[name]), read=reading[name]) for name in settings.models}
+    deeper = {name: steps_down(settings, name) for name in settings.models}
+    seconds = parse_costs(costs, defaults, evictions, deeper)
+    if rate is None and any(cost.read for cost in seconds.values()):
+        raise CostError("--costs says how long reading takes (read=…); say with --disk-rate how fast the disk is, too")
+    return {
+        name: replace(
+            cost,
+            host_mib=host_memory(settings, name),
+            recompute_share=settings.engine_of(name).recompute_share(evictions[name]),
+        )
+        for name, cost in seconds.items()
+    }
 
 
 def by_key(settings: Settings, requests: Sequence[TrafficRequest]) -> list[TrafficRequest]:
@@ -80,124 +131,108 @@ def simulate(
     policy: PolicyType,
     progress: Callable[[float], None] | None = None,
 ) -> RunResult:
-    """Run the trace under one policy."""
-    scheduler = build_scheduler(_with_policy(scenario.settings, policy_type=policy))
-    return _run(scenario, requests, scheduler, progress)
+    """Run the trace under one policy. Raises LeaseImpossible."""
+    return run(scenario, requests, scenario.scheduler(policy_type=policy), progress)
 
 
-def simulate_when_idle(scenario: Scenario, requests: Sequence[TrafficRequest]) -> RunResult:
-    """Run the trace under the rule of llama-swap and Ollama: a model leaves only when it is idle."""
-    unbounded = _with_policy(scenario.settings, max_wait_seconds=math.inf)
-    return _run(scenario, requests, build_scheduler(unbounded, WhenIdle()))
-
-
-def _run(
+def run(
     scenario: Scenario,
     requests: Sequence[TrafficRequest],
     scheduler: Scheduler,
     progress: Callable[[float], None] | None = None,
 ) -> RunResult:
+    """Run the trace under a scheduler that was built for it."""
+    settings = scenario.settings
     return VirtualRun(
         scheduler,
         requests,
         scenario.costs,
         scenario.speed,
-        warm=scenario.settings.warmup,
+        preparation=Preparation(settings.warmup, preload_groups(settings, scheduler), settings.default_model),
         measured=scenario.measured,
         progress=progress,
+        leases=scenario.leases,
+        read_ahead=scenario.read_ahead,
     ).run()
 
 
+def not_simulated(scenario: Scenario) -> list[str]:
+    """Keys about who has the memory that a simulation does not follow, each with what would have to be known for it."""
+    unknown = {
+        "gpu_memory_reserve": "what other programs take of the GPUs unasked",
+        "host_memory_reserve_mib": "what other programs take of the host's memory",
+    }
+    if scenario.disk_bytes_per_second is None:
+        unknown["prefetch"] = "how fast the disk is: --disk-rate"
+    settings, defaults = scenario.settings, Settings.model_fields
+    found = [f"{key} ({what})" for key, what in unknown.items() if getattr(settings, key) != defaults[key].default]
+    unread = [name for name, cost in scenario.costs.items() if scenario.read_ahead is not None and not cost.read]
+    if unread:
+        found.append(f"prefetch of {', '.join(unread)} (how large their files are: gpu_memory, or read=… of --costs)")
+    return found
+
+
 def bound_of(scenario: Scenario, requests: Sequence[TrafficRequest]) -> LowerBound:
-    """The times to first token that no policy can be below, with any ``min_active_seconds`` that one of them uses."""
+    """The mean time to first token that no policy is below, with any ``min_active_seconds`` that one of them uses."""
     settings = scenario.settings
-    specs = [model.spec for model in build_scheduler(settings).models]
+    scheduler = scenario.scheduler()
+    specs = [model.spec for model in scheduler.models]
+    capacity = {gpu: total for gpu, (total, _) in scheduler.gpu_memory().items()}
     residence_seconds_min = min(
-        _with_policy(settings, policy_type=policy).policy.effective_min_active_seconds for policy in PolicyType
+        with_policy(settings, policy_type=policy).policy.effective_min_active_seconds for policy in PolicyType
     )
-    return lower_bound(requests, specs, scenario.costs, scenario.speed, residence_seconds_min)
+    companions = (name for group in settings.groups.values() if group.together for name in group.models)
+    unasked = {*settings.preload, settings.default_model or "", *companions}
+    costs = scenario.costs
+    if scenario.read_ahead is not None:
+        costs = {spec.name: costs[spec.name].read_ahead(spec.begins_asleep or spec.eviction) for spec in specs}
+    return lower_bound(requests, specs, costs, scenario.speed, residence_seconds_min, capacity, unasked)
 
 
-@dataclass(frozen=True, slots=True)
-class PlottedRun:
-    """What is drawn of one run: its timeline, and by model each time to first token, infinite if there was none."""
-
-    name: str
-    timeline: Timeline
-    end: Seconds
-    ttfts: Mapping[str, Sequence[float]]
+def use_of(result: RunResult) -> GpuUse:
+    """How a run used the GPUs."""
+    sleepers = Sleepers(result.steps_down, max(mib for _, mib in result.host_memory))
+    use = gpu_use(result.occupancy, result.timeline, result.causes, result.end, sleepers, result.leases)
+    return replace(use, read_ahead=result.read_ahead)
 
 
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A trace under several policies: the figures and what to draw of each, and what no policy can be below."""
-
-    runs: Sequence[RunFigures]
-    plotted: Sequence[PlottedRun]
-    bound: LowerBound
-
-
-def study(
-    scenario: Scenario,
-    requests: Sequence[TrafficRequest],
-    policies: Sequence[PolicyType],
-    begin: Callable[[str, int | None], Callable[[float], None]],
-) -> Study:
-    """Run the trace under each policy. ``begin`` is called with each step's name and size, and returns its progress."""
-    runs, plotted = [], []
-    for policy in policies:
-        result = simulate(scenario, requests, policy, begin(policy.value, len(requests)))
-        runs.append(summarise(policy.value, requests, result))
-        plotted.append(_plotted(policy.value, requests, result))
-    begin("lower bound", None)
-    return Study(runs, plotted, bound_of(scenario, requests))
-
-
-def _plotted(name: str, requests: Sequence[TrafficRequest], result: RunResult) -> PlottedRun:
-    ttfts: dict[str, list[float]] = {}
-    for request, first_token_at, served in zip(requests, result.first_token_at, result.served, strict=True):
-        ttfts.setdefault(request.model, []).append(first_token_at - request.at_seconds if served else math.inf)
-    return PlottedRun(name, result.timeline, result.end, ttfts)
-
-
-def summarise(name: str, requests: Sequence[TrafficRequest], result: RunResult) -> RunFigures:
-    """The figures of a run and of each requested model."""
-    times = zip(result.admitted_at, result.first_token_at, result.ended_at, result.served, strict=True)
+def summarise(
+    name: str, requests: Sequence[TrafficRequest], result: RunResult, settings: Settings | None = None
+) -> RunFigures:
+    """The figures of a run and of each requested model, by the targets of ``settings`` or the default ones."""
     outcomes = [
         RequestOutcome(
             request,
             request.at_seconds,
-            _known(admitted_at),
-            _known(first_token_at),
-            _known(ended_at),
+            None if math.isnan(admitted_at) else admitted_at,
+            None if math.isnan(first_token_at) else first_token_at,
+            None if math.isnan(ended_at) else ended_at,
             Ending.ANSWERED if served else Ending.LOST,
+            "",
+            refused,
         )
-        for request, (admitted_at, first_token_at, ended_at, served) in zip(requests, times, strict=True)
+        for request, admitted_at, first_token_at, ended_at, served, refused in zip(
+            requests,
+            result.admitted_at,
+            result.first_token_at,
+            result.ended_at,
+            result.served,
+            result.refused,
+            strict=True,
+        )
     ]
+    for number, progress in result.progress.items():
+        outcomes[number].progress = progress
     switches = Counter(switch.model for switch in result.switches)
     return run_figures(
         name,
         outcomes,
         switches,
         lambda model: result.timeline.shares(result.end, None if model is None else [model]),
+        (lambda model: DEFAULT_TARGET) if settings is None else (lambda model: settings.targets_of(model).interactive),
     )
 
 
-class WhenIdle(NoQuantum):
-    """The rule of llama-swap and Ollama, for comparison: bring the model whose request has waited the longest, once
-    those in its way are idle. As it bounds no wait, it is not a policy to configure, and runs without ``max_wait``.
-    """
-
-    def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        for candidate in view.candidates():
-            if all(leaving.idle_since is not None for leaving in view.in_the_way(candidate)):
-                return Bring(candidate.model)
-        return Stay(math.inf)
-
-
-def _known(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
-
-
-def _with_policy(settings: Settings, **changes: Any) -> Settings:
+def with_policy(settings: Settings, **changes: Any) -> Settings:
+    """The settings with some of the policy's changed."""
     return settings.model_copy(update={"policy": settings.policy.model_copy(update=changes)})

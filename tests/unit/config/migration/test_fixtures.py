@@ -22,14 +22,14 @@ NOTED = {
     "swap_containers": "-p cmd unloadTimeout checkEndpoint",
     "swap_engines": "--host --port --served-model-name useModelName cmdStop cmd --tools",
     "swap_groups": "--port filters.stripParams filters.setParams filters.setParamsByID checkEndpoint "
-    "compat timeouts no_such_key groups.one-at-a-time groups.together groups.forever hooks.on_startup.preload "
+    "compat timeouts no_such_key groups groups.one-at-a-time groups.together groups.forever hooks.on_startup.preload "
     "sendLoadingState",
     "swap_matrix_peers": "--port cmd proxy closet/gemma filters.setParams timeouts matrix",
     "swap_routing": "--port --slot-save-path ${env.BIG_ARGS} cmd concurrencyLimit capabilities logToStdout "
     "captureBuffer store performance upstream newKey x-defaults profiles selectors routing.router.settings.groups.pair "
     "routing.router.settings.groups.pair.color routing.scheduler hooks.on_startup.profile",
     "swap_minimal": "--port cmd",
-    "swap_workstation": "--port useModelName unlisted concurrencyLimit groups.speech metricsMaxInMemory",
+    "swap_workstation": "--port useModelName unlisted concurrencyLimit groups groups.speech metricsMaxInMemory",
     "presets_common": "load-on-startup",
     "presets_repositories": "api-key stop-timeout port [Qwen3VL-8B-Instruct-Q8_0] [downloaded]",
     "presets_flags": "md model brand-new-switch brand-new-value brand-new-off tools models-max no-such-switch-at-all",
@@ -96,3 +96,19 @@ def test_llmux_itself_accepts_what_was_written(source: Path) -> None:
     except ConfigError as error:
         problems = [problem.path for problem in error.problems]
     assert problems == UNFINISHED.get(source.stem, [])
+
+
+def test_the_groups_that_are_proposed_are_llmux_s_own() -> None:
+    models = ", ".join(f"{name}: {{cmd: llama-server -m {name}.gguf}}" for name in "abc")
+    groups = (
+        "'one, two': {members: [a, b]}, always: {members: [c], persistent: true}, free: {swap: false, members: [a, c]}"
+    )
+    source = f"models: {{{models}}}\ngroups: {{{groups}}}"
+    lines = convert(source, "a file").text.splitlines()
+    proposed = lines.index("# groups:")
+    for number in range(proposed, proposed + 3):
+        lines[number] = lines[number].removeprefix("# ")
+    assert yaml.safe_load("\n".join(lines))["groups"] == {
+        "one, two": {"models": ["a", "b"], "exclusive": True},
+        "always": {"models": ["c"], "persistent": True},
+    }

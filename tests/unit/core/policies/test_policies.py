@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmux.core.policies.base import Candidate, Incumbent, Stay
+from llmux.core.policies.base import Candidate, Incumbent, Stay, Waiting
 from llmux.core.policies.cost_aware import CostAware
 from llmux.core.policies.fifo import Fifo
 from llmux.core.policies.time_slice import TimeSlice
@@ -32,8 +32,14 @@ def switch_begins(driver: CoreDriver, before: float = 100.0) -> tuple[float, str
 class View:
     """A policy's view, as plain data."""
 
-    def __init__(self, candidates: list[Candidate], incumbents: list[Incumbent], cost: float = 10.0) -> None:
-        self._candidates, self._incumbents, self._cost = candidates, incumbents, cost
+    def __init__(
+        self,
+        candidates: list[Candidate],
+        incumbents: list[Incumbent],
+        cost: float = 10.0,
+        waiting: Waiting = Waiting(),  # noqa: B008 - it is immutable
+    ) -> None:
+        self._candidates, self._incumbents, self._cost, self._waiting = candidates, incumbents, cost, waiting
 
     def oldest(self):
         return next(iter(self._candidates), None)
@@ -43,6 +49,9 @@ class View:
 
     def in_the_way(self, candidate):
         return self._incumbents
+
+    def waiting_for(self, leaving):
+        return self._waiting
 
     def cost(self, leaving, coming):
         return self._cost

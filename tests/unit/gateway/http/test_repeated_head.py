@@ -4,9 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmux.gateway.http import repeated_head
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nX: y\r\n\r\n"
+
+
+def length_of(repeated: RepeatedHead, head: bytes) -> int:
+    """As it is, and with a body behind it."""
+    length = repeated.length_of(head, len(head))
+    assert repeated.length_of(head + b"1\r\n\r\n", len(head)) == length
+    return length
 
 
 def remembering(head: bytes) -> RepeatedHead:
@@ -17,7 +25,7 @@ def remembering(head: bytes) -> RepeatedHead:
 
 @given(st.integers(min_value=0, max_value=10**15 - 1), st.integers(min_value=0, max_value=10**15 - 1))
 def test_a_head_with_other_digits_is_a_repetition(first: int, second: int) -> None:
-    assert remembering(HEAD % b"%d" % first).length_of(HEAD % b"%d" % second) == second
+    assert length_of(remembering(HEAD % b"%d" % first), HEAD % b"%d" % second) == second
 
 
 @pytest.mark.parametrize(
@@ -32,17 +40,29 @@ def test_a_head_with_other_digits_is_a_repetition(first: int, second: int) -> No
     ],
 )
 def test_anything_else_is_not(head: bytes) -> None:
-    assert remembering(HEAD % b"1").length_of(head) == -1
+    assert length_of(remembering(HEAD % b"1"), head) == -1
 
 
 def test_nothing_matches_before_a_head_is_remembered_or_after_it_is_forgotten() -> None:
-    assert RepeatedHead().length_of(HEAD % b"1") == -1
+    assert length_of(RepeatedHead(), HEAD % b"1") == -1
     repeated = remembering(HEAD % b"1")
     repeated.forget()
-    assert repeated.length_of(HEAD % b"1") == -1
+    assert length_of(repeated, HEAD % b"1") == -1
 
 
 def test_a_length_followed_by_blanks_is_not_remembered() -> None:
     repeated = remembering(HEAD % b"1")
     repeated.remember(HEAD % b"1 ")
-    assert repeated.length_of(HEAD % b"1") == -1
+    assert length_of(repeated, HEAD % b"1") == -1
+
+
+def test_lengths_are_remembered_up_to_a_bound_and_read_beyond_it() -> None:
+    repeated = remembering(HEAD % b"1")
+    for length in (*range(10_000), *range(10_000)):
+        assert length_of(repeated, HEAD % b"%d" % length) == length
+    assert len(repeated_head._cached_lengths) <= repeated_head._MAX_CACHED_LENGTHS
+
+
+def test_leading_zeros_do_not_change_a_length() -> None:
+    repeated = remembering(HEAD % b"1")
+    assert length_of(repeated, HEAD % b"0012") == length_of(repeated, HEAD % b"12") == 12

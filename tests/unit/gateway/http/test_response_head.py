@@ -52,6 +52,27 @@ def test_an_answer_to_head_has_no_body_whatever_came_before() -> None:
     assert reader.read(HEAD % b"18", to_head_request=False).framing is Framing.LENGTH
 
 
+@pytest.mark.parametrize(
+    "head", [HEAD % b"5", HEAD.replace(b"Content-Length: %b", b"Transfer-Encoding: chunked")], ids=["length", "chunked"]
+)
+def test_answers_with_the_same_head_share_its_parsed_form(head: bytes) -> None:
+    reader = ResponseHeadReader()
+    first = reader.read(head, to_head_request=False)
+    assert reader.read(bytes(bytearray(head)), to_head_request=False) is first
+    assert reader.read(head, to_head_request=True) is not first
+    reader.read(head.replace(b"now", b"later"), to_head_request=False)
+    assert facts(reader.read(head, to_head_request=False)) == facts(first)
+
+
+def test_a_head_with_addresses_is_not_shared_because_they_are_replaced_in_it() -> None:
+    reader = ResponseHeadReader()
+    head = HEAD.replace(b"Date: now", b"Location: http://127.0.0.1:8000/v1") % b"5"
+    first = reader.read(head, to_head_request=False)
+    assert first.has_addresses
+    first.fields = first.fields.replace(b"127.0.0.1:8000", b"example.org")
+    assert reader.read(head, to_head_request=False).fields == head.split(b"\r\n", 1)[1][:-2]
+
+
 PLAIN = b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 2\r\n\r\n"
 MALFORMED = [
     PLAIN.replace(b": 2", b": 2\r\ncontent-length\t: 6"),

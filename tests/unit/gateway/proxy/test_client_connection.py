@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.client_connection import ClientConnection
 from tests.support.gateway import FakeTransport, InMemoryRelay
+from tests.support.skips import replaces_compiled_code
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -159,7 +160,7 @@ def fail(*_arguments: Any, **_options: Any) -> Any:
     raise Boom
 
 
-PLACES = [
+REPLACED = [
     "llmux.gateway.proxy.model_search.find_model",
     "llmux.gateway.proxy.own_answers.answer_locally",
     "llmux.gateway.http.request_head.RequestHead.parse",
@@ -167,8 +168,8 @@ PLACES = [
     "llmux.gateway.proxy.exchange.Exchange._begin",
     "llmux.gateway.proxy.exchange.Exchange._send",
     "llmux.gateway.proxy.client_connection.find_route",
-    "acquire",
 ]
+PLACES = [*(pytest.param(place, marks=replaces_compiled_code) for place in REPLACED), "acquire"]
 
 
 @pytest.mark.parametrize("place", PLACES)

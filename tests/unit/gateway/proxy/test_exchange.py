@@ -129,3 +129,19 @@ def test_the_progress_of_an_answer_is_its_own_and_unknown_while_it_is_not_read()
         assert holder.progress() is None
         relay.client.resume_writing()
         relay.engine.data_received(b"world")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_whose_engine_died_after_the_head_of_its_answer_is_sent_again_with_its_body(streams: bool) -> None:
+    body = b'{"model":"m","stream":true}' if streams else b'{"model":"m"}'
+    relay = InMemoryRelay()
+    relay.client.data_received(post(body))
+    relay.engine.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    relay.engine.connection_lost(None)
+    assert [number for number, _ in relay.access.given_back] == [1]
+    relay.connect_engine()
+    relay.access.admit(1)
+    assert relay.engine_side.written.endswith(b"\r\n\r\n" + body)
+    relay.engine.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+    assert relay.client_side.written.endswith(b"\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+    assert relay.access.ended == [(1, Outcome.COMPLETED)]

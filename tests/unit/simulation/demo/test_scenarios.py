@@ -4,18 +4,30 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from llmux.simulation.demo.scenarios import CAPACITY_MIB, CHATS, MIXED, Scenario
+from llmux.simulation.demo.scenarios import CAPACITY_MIB, CHATS, FLEET, MIXED, Scenario
 from llmux.simulation.traffic import RequestKind
 
-pytestmark = pytest.mark.parametrize("scenario", [CHATS, MIXED], ids=["chats", "mixed"])
+pytestmark = pytest.mark.parametrize("scenario", [CHATS, MIXED, FLEET], ids=["chats", "mixed", "fleet"])
 
 
-def test_the_gpu_holds_each_model_beside_sleepers_but_no_two(scenario: Scenario) -> None:
+def test_a_gpu_holds_each_model_beside_sleepers_and_a_single_one_no_two(scenario: Scenario) -> None:
     for model in scenario.models:
         asleep = sum(other.asleep_mib for other in scenario.models if other is not model)
         assert model.memory_mib + asleep <= CAPACITY_MIB
+        assert model.gpus <= scenario.gpus
     for one, other in combinations(scenario.models, 2):
-        assert one.memory_mib + other.memory_mib > CAPACITY_MIB
+        if scenario.gpus == 1:
+            assert one.memory_mib + other.memory_mib > CAPACITY_MIB
+
+
+def test_of_several_gpus_two_small_models_fit_on_each_and_the_large_one_beside_none(scenario: Scenario) -> None:
+    small = [model for model in scenario.models if model.gpus == 1]
+    large = [model for model in scenario.models if model.gpus > 1]
+    assert bool(large) is (scenario.gpus > 1)
+    for model in large:
+        for pair in combinations(small, 2):
+            assert sum(one.memory_mib for one in pair) + model.asleep_mib <= CAPACITY_MIB
+        assert all(one.memory_mib + model.memory_mib > CAPACITY_MIB for one in small)
 
 
 def test_a_seed_gives_the_same_requests_and_another_one_others(scenario: Scenario) -> None:

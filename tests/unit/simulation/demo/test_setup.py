@@ -7,13 +7,14 @@ import pytest
 
 from llmux.config.checks import problems
 from llmux.gpus.memory import StartNeed
+from llmux.server.build import build_scheduler
 from llmux.simulation.demo import setup
-from llmux.simulation.demo.scenarios import CAPACITY_MIB, CHATS, MIXED, Scenario
+from llmux.simulation.demo.scenarios import CAPACITY_MIB, CHATS, FLEET, MIXED, Scenario
 from llmux.simulation.demo.setup import EngineMissing, build_setup, find_engine
 from llmux.simulation.engine import comfyui, options, plain
 from llmux.simulation.gpus import find_virtual_gpu
 
-SCENARIOS = pytest.mark.parametrize("scenario", [CHATS, MIXED], ids=["chats", "mixed"])
+SCENARIOS = pytest.mark.parametrize("scenario", [CHATS, MIXED, FLEET], ids=["chats", "mixed", "fleet"])
 
 
 @SCENARIOS
@@ -30,17 +31,27 @@ def test_the_gpu_of_every_engine_is_found(tmp_path: Path, scenario: Scenario) ->
     built = build_setup(scenario, tmp_path)
     for model in scenario.models:
         engine = built.settings.engine_of(model.name)
-        found = find_virtual_gpu(engine.arguments, engine.options.environment)
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(scenario.gpus)))}
+        found = find_virtual_gpu(engine.arguments, engine.options.environment | visible)
         assert found is not None
         reader, need = found
-        assert [gpu.total_mib for gpu in reader.read_memory()] == [CAPACITY_MIB]
+        assert [gpu.total_mib for gpu in reader.read_memory()] == [CAPACITY_MIB] * scenario.gpus
         assert need == StartNeed(mib=model.memory_mib)
+
+
+def test_on_several_gpus_models_are_placed_by_what_their_engines_take(tmp_path: Path) -> None:
+    settings = build_setup(FLEET, tmp_path).settings
+    scheduler = build_scheduler(settings)
+    assert [total for total, _ in scheduler.gpu_memory().values()] == [CAPACITY_MIB] * FLEET.gpus
+    for model in FLEET.models:
+        [first, *_] = scheduler.model(model.name).spec.placements
+        assert list(first.awake.values()) == [model.memory_mib] * model.gpus
 
 
 def test_the_simulated_vllm_understands_its_arguments(tmp_path: Path) -> None:
     built = build_setup(CHATS, tmp_path)
     found, timings, _ = options.parse(["serve", "x", *built.settings.engine_of("qwen").arguments], {})
-    assert found.ledger_path == str(built.ledger.path)
+    assert found.ledger_path == str(built.ledgers[0].path)
     assert found.residue_mib == CHATS.models[1].asleep_mib
     assert timings.reload_seconds > 0
 
@@ -50,7 +61,7 @@ def test_the_simulated_embedding_server_understands_its_command(tmp_path: Path) 
     program, flag, kind, *words = built.settings.engine_of("embed").command_line(8000)
     assert (program, flag, kind) == (find_engine(), "--sim-kind", "embeddings")
     found, _, _ = plain.parse(words, {})
-    assert (found.name, found.port, found.ledger_path) == ("embed", 8000, str(built.ledger.path))
+    assert (found.name, found.port, found.ledger_path) == ("embed", 8000, str(built.ledgers[0].path))
 
 
 def test_the_simulated_comfyui_is_started_as_a_real_one_is(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def ended(ending: Ending, model: str = "a", wait: float | None = None, problem: 
 
 def summary_of(*outcomes: RequestOutcome, gpu: LedgerSnapshot = GPU) -> Summary:
     switches = [Switch("", "a", 1.0, True, 0.0, 0.0, 1.0), Switch("a", "b", 4.0, False, 1.0, 0.5, 0.5)]
-    return summarise(["a", "b"], outcomes, switches, Shares(0.3, 0.2, 0.4, 0.1), gpu, 10.0)
+    return summarise(["a", "b"], outcomes, switches, Shares(0.3, 0.2, 0.4, 0.1), [gpu], 10.0)
 
 
 def test_the_figures() -> None:
@@ -42,7 +42,7 @@ def test_the_figures() -> None:
     assert data["wait_seconds"] == {"p50": 0.5, "p99": 2.0, "max": 2.0}
     assert data["switches"] == {"count": 2, "cold_starts": 1, "p50_seconds": 1.0, "longest_seconds": 2.0}
     assert data["time_share"] == {"serving": 0.4, "switching": 0.5, "idle": 0.1, "draining": 0.2}
-    assert data["gpu"] == {"capacity_mib": 1000, "peak_mib": 900, "over_commitments": 0}
+    assert data["gpus"] == [{"capacity_mib": 1000, "peak_mib": 900, "over_commitments": 0}]
     assert data["models"]["b"] == {
         "requests": 1,
         "answered": 1,
@@ -67,6 +67,6 @@ def test_an_over_commitment_is_not_good_and_is_named() -> None:
 
 
 def test_no_requests_and_no_time_are_no_error() -> None:
-    summary = summarise(["a"], [], [], Shares(0.0, 0.0, 0.0, 0.0), GPU, 0.0)
+    summary = summarise(["a"], [], [], Shares(0.0, 0.0, 0.0, 0.0), [GPU], 0.0)
     assert summary.is_good
     assert summary.as_data()["wait_seconds"] == {"p50": None, "p99": None, "max": None}

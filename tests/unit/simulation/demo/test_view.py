@@ -12,7 +12,7 @@ from llmux.core.model import Transition
 from llmux.core.states import Auto, Cold, Serving, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.client import LoadGenerator
-from llmux.simulation.demo.scenarios import CHATS, MIXED, Scenario
+from llmux.simulation.demo.scenarios import CHATS, FLEET, MIXED, Scenario
 from llmux.simulation.demo.state import DemoState, Monitor, Stage
 from llmux.simulation.demo.summary import render_summary, summarise
 from llmux.simulation.demo.view import PlainDisplay, axis_line, bar, duration, joined, line, render, strip_line
@@ -27,6 +27,7 @@ class BusyOperator:
     def __init__(self, scenario: Scenario) -> None:
         self.time = 0.0
         self.names = [model.name for model in scenario.models]
+        self.gpus = scenario.gpus
 
     def now(self) -> float:
         return self.time
@@ -43,7 +44,8 @@ class BusyOperator:
     def _status(self, name: str) -> ModelStatus:
         serves = name == self.names[0]
         state = Serving(1.0) if serves else Cold()
-        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, state, STOP, None, 61.5)
+        places = {"0": 1, "1": 1} if serves and self.gpus > 1 else {}
+        return ModelStatus(name, 123 if serves else 0, 0 if serves else 45, state, STOP, None, 61.5, gpu_mib=places)
 
 
 def ended(model: str, ending: Ending, wait: float | None = None, problem: str = "") -> RequestOutcome:
@@ -51,7 +53,7 @@ def ended(model: str, ending: Ending, wait: float | None = None, problem: str = 
     return RequestOutcome(request, 0.0, admitted_at=wait, ending=ending, problem=problem)
 
 
-@pytest.fixture(params=[CHATS, MIXED], ids=["chats", "mixed"])
+@pytest.fixture(params=[CHATS, MIXED, FLEET], ids=["chats", "mixed", "fleet"])
 def state(tmp_path: Path, request: pytest.FixtureRequest) -> DemoState:
     scenario: Scenario = request.param
     operator = BusyOperator(scenario)
@@ -62,10 +64,10 @@ def state(tmp_path: Path, request: pytest.FixtureRequest) -> DemoState:
     traffic = LoadGenerator([], clients_max=1)
     traffic.outcomes = [ended(operator.names[0], Ending.ANSWERED, 12.3)] * 1234
     traffic.sent = 1357
-    ledger = Ledger(tmp_path / "gpu.json").create(24 << 10)
+    ledgers = [Ledger(tmp_path / f"gpu-{number}.json").create(24 << 10) for number in range(scenario.gpus)]
     for model in scenario.models:
-        ledger.allocate(os.getpid(), model.memory_mib, model.name_on_gpu)
-    return DemoState(scenario, "http://127.0.0.1:12345", monitor, ledger, 20.0, traffic)
+        ledgers[0].allocate(os.getpid(), model.memory_mib, model.name_on_gpu)
+    return DemoState(scenario, "http://127.0.0.1:12345", monitor, ledgers, 20.0, traffic)
 
 
 def lines_of(renderable: object, width: int, height: int) -> list[str]:
@@ -94,6 +96,17 @@ def test_the_view_fits_and_nothing_is_cut_off(state: DemoState, width: int, heig
     assert text.count(f"nobody → {state.scenario.models[0].name}") >= 2
 
 
+def test_the_view_shows_each_gpu_and_who_is_where(state: DemoState) -> None:
+    lines = [text.rstrip() for text in lines_of(render(state, 120, 40), 120, 40)]
+    memory = [text.split()[0:2] for text in lines if text.endswith("GiB")]
+    if state.scenario.gpus == 1:
+        assert [words[0] for words in memory] == ["GPU"]
+    else:
+        assert memory == [["GPU", "0"], ["GPU", "1"]]
+        [first] = [text for text in lines if text.startswith(state.scenario.models[0].name) and "▮ 123" in text]
+        assert first.endswith("0+1")
+
+
 def test_a_tiny_terminal_is_no_error(state: DemoState) -> None:
     assert lines_of(render(state, 20, 5), 20, 5)
 
@@ -109,7 +122,7 @@ def test_the_stage_follows_the_run(state: DemoState) -> None:
 
 def test_the_plain_line_shows_which_model_serves_and_which_requests_wait(state: DemoState) -> None:
     text = line(state)
-    first, second, _ = (model.name for model in state.scenario.models)
+    first, second, *_ = (model.name for model in state.scenario.models)
     assert text.startswith(f"{first} serving 123 | {second} not started, 45 waiting (62 s)")
     assert text.endswith("123 open, 1234 answered, 0 left, 0 lost")
 
@@ -132,7 +145,9 @@ def test_the_summary_fits_and_names_problems(state: DemoState, width: int) -> No
     outcomes = [ended(names[1], Ending.ANSWERED, 1.0), ended(names[1], Ending.LOST, None, "503: gone")]
     monitor = state.monitor
     shares = monitor.timeline.shares(monitor.elapsed_seconds)
-    summary = summarise(names, outcomes, monitor.switches, shares, state.ledger.snapshot(), 12.0)
+    summary = summarise(
+        names, outcomes, monitor.switches, shares, [ledger.snapshot() for ledger in state.ledgers], 12.0
+    )
     lines = lines_of(render_summary(summary, state, width), width, 40)
     assert lines[0] == "llmux demo: 1 lost of 2 requests"
     assert lines[-1] == f"! {names[1]}, plain chat: 503: gone"

@@ -2,6 +2,8 @@ import asyncio
 from contextlib import ExitStack
 from itertools import repeat
 
+import pytest
+
 from llmux.simulation.engine.core import Generation, PauseMode
 from llmux.simulation.engine.memory import EngineMemory
 from llmux.simulation.engine.options import Timings, parse
@@ -20,8 +22,8 @@ class RecordingTimings(Timings):
         return 0.0
 
 
-def engine_with(timings: Timings) -> SimulatedVllm:
-    options, _, faults = parse(["serve", "m", "--enable-sleep-mode", "--max-num-seqs", "5"], {})
+def engine_with(timings: Timings, *flags: str) -> SimulatedVllm:
+    options, _, faults = parse(["serve", "m", "--enable-sleep-mode", "--max-num-seqs", "5", *flags], {})
     return SimulatedVllm(options, timings, faults, EngineMemory(options, 1), lambda at_once: None)
 
 
@@ -77,3 +79,21 @@ async def test_suspended_requests_recompute_in_order_of_arrival() -> None:
             await asyncio.sleep(0)
             await engine.wake(())
     assert order == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "clears_connector", "recomputed"),
+    [((), False, 1001 + 500), (("--kv-offloading-size", "8"), True, 1501), (("--kv-offloading-size", "8"), False, 601)],
+)
+async def test_kv_cache_that_a_sleep_leaves_in_host_memory_is_read_back(
+    flags: tuple[str, ...], clears_connector: bool, recomputed: int
+) -> None:
+    engine = engine_with(Timings(first_token_seconds=0.0), *flags)
+    begun, not_begun = generation(prompt_tokens=1000), generation(prompt_tokens=500)
+    with engine.request(begun), engine.request(not_begun):
+        await engine.next_token(begun)
+        await engine.sleep(1, PauseMode.KEEP, clears_connector=clears_connector)
+        await engine.wake(())
+        await engine.next_token(begun)
+    # 1,000 tokens of a prompt and one of its answer are a tenth of the work; a prompt that was not read is read.
+    assert engine.counters.recomputed_tokens == recomputed

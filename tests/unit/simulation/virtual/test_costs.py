@@ -1,6 +1,6 @@
 import pytest
 
-from llmux.core.eviction import Eviction
+from llmux.core.eviction import STOP, Eviction
 from llmux.simulation.virtual.costs import CostError, SwitchCost, default_cost, parse_costs
 
 DEFAULTS = {"a": SwitchCost(1.0, 2.0, 3.0), "org/b:7": SwitchCost(4.0, 5.0, 6.0)}
@@ -23,6 +23,29 @@ def test_parts_can_be_given_and_a_start_costs_what_a_wake_does() -> None:
 def test_a_models_own_costs_take_precedence() -> None:
     costs = parse_costs(["org/b:7:wake=9", "2"], DEFAULTS)
     assert costs == {"a": SwitchCost(1.0, 1.0, 1.0), "org/b:7": SwitchCost(1.0, 9.0, 9.0)}
+
+
+def test_costs_of_an_eviction_are_for_all_that_leave_by_it_and_yield_to_a_models_own() -> None:
+    offload, discard = Eviction.parse("offload+keep_running"), Eviction.parse("discard+keep_running")
+    evictions = {"a": offload, "b": offload, "c": discard}
+    texts = ["b:wake=9", "offload+keep_running:evict=2,wake=3", "1"]
+    costs = parse_costs(texts, dict.fromkeys("abc", default_cost(STOP)), evictions)
+    assert costs == {"a": SwitchCost(2, 3, 3), "b": SwitchCost(2, 9, 9), "c": SwitchCost(0.5, 0.5, 0.5)}
+
+
+def test_coming_back_from_a_deeper_sleep_costs_what_that_eviction_does() -> None:
+    offload, discard = Eviction.parse("offload+keep_running"), Eviction.parse("discard+keep_running")
+
+    def costs(*texts: str) -> SwitchCost:
+        return parse_costs(texts, {"a": default_cost(offload)}, {"a": offload}, {"a": [discard]})["a"]
+
+    assert costs().coming(offload) == default_cost(offload).wake
+    assert costs().coming(discard) == default_cost(discard).wake
+    assert costs().coming(None) == default_cost(offload).cold
+    assert costs("2", "discard+keep_running:wake=9").coming(discard) == 9
+    assert costs("2").coming(discard) == 1
+    assert costs("a:2").coming(discard) == default_cost(discard).wake, "that is about its own eviction"
+    assert costs("discard+keep_running:wake=0.1").least_wake == 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -8,13 +9,14 @@ from llmux.core.identifiers import GpuId
 from llmux.core.policies.fifo import Fifo
 from llmux.core.scheduler import Scheduler
 from llmux.core.settings import Limits, ModelSpec, Placement
-from llmux.core.states import Asleep, Cold
+from llmux.simulation.occupancy import SwitchCauses
 from llmux.simulation.residency import Phase
 from llmux.simulation.traffic import TrafficRequest
 from llmux.simulation.virtual import run as virtual_run
 from llmux.simulation.virtual.costs import MeasuredSwitches, SwitchCost
 from llmux.simulation.virtual.engine import EngineSpeed
-from llmux.simulation.virtual.run import RunResult, VirtualRun, canary_seconds, warm_up
+from llmux.simulation.virtual.preparation import Preparation
+from llmux.simulation.virtual.run import RunResult, VirtualRun, canary_seconds
 from tests.support.core_scenarios import NEVER_LEAVES
 
 ASLEEP = Eviction.parse("offload+keep_running")
@@ -33,11 +35,19 @@ def run(
     *,
     warm: bool = True,
     measured: MeasuredSwitches | None = None,
+    speed: EngineSpeed = SPEED,
 ) -> RunResult:
     names = dict.fromkeys(request.model for request in requests)
     specs = [ModelSpec(name, eviction, max_in_flight, drain) for name in names]
     scheduler = Scheduler(specs, Fifo(), limits or Limits(min_active_seconds=0.0))
-    return VirtualRun(scheduler, requests, dict.fromkeys(names, COST), SPEED, warm=warm, measured=measured).run()
+    return VirtualRun(
+        scheduler,
+        requests,
+        dict.fromkeys(names, COST),
+        speed,
+        preparation=Preparation(warms_up=warm),
+        measured=measured,
+    ).run()
 
 
 def test_a_request_waits_for_the_wake_then_is_prefilled_and_decoded() -> None:
@@ -120,7 +130,26 @@ def test_a_frozen_request_is_recomputed_and_resumes() -> None:
     assert result.ended_at[1] == 6.0
     assert result.ended_at[0] == pytest.approx(9.0 - CANARY_SECONDS + 0.581 + (401 - 81 - 1) / 40)
     assert result.served == [True, True]
+    assert [(one.at, one.tokens) for one in result.progress[0]] == [(4.0, 81), (pytest.approx(9.0 + 0.581), 82)]
     assert Phase.DRAINING not in [phase for _, phase in result.timeline.entries["a"]]
+
+
+def test_where_the_kv_cache_is_kept_recompute_takes_a_share_of_the_prefill() -> None:
+    requests = [TrafficRequest(0.0, "a", 500, 401), TrafficRequest(4.0, "b", 0, 1)]
+    result = run(
+        requests, Limits(min_active_seconds=1.0), drain=Drain.FREEZE, speed=replace(SPEED, recompute_share=0.1)
+    )
+    # As above, but for the 581 tokens, which take a tenth.
+    assert result.ended_at[0] == pytest.approx(9.0 - CANARY_SECONDS + 0.0581 + (401 - 81 - 1) / 40)
+
+
+def test_a_prefill_that_was_interrupted_begins_anew_even_so() -> None:
+    requests = [TrafficRequest(0.0, "a", 2000, 401), TrafficRequest(2.0, "b", 0, 1)]
+    kept, lost = (
+        run(requests, Limits(min_active_seconds=1.0), drain=Drain.FREEZE, speed=replace(SPEED, recompute_share=share))
+        for share in (0.1, 1.0)
+    )
+    assert kept.first_token_at[0] == lost.first_token_at[0]
 
 
 def test_a_wake_is_done_after_the_recompute_and_the_canary_behind_it() -> None:
@@ -144,6 +173,7 @@ def test_an_answer_that_ends_before_the_wake_is_done_is_held_back(max_in_flight:
     # In a full batch the canary waits for the end of the answer.
     done_at = recomputed_at + CANARY_SECONDS + (1 / 40 if max_in_flight == 1 else 0.0)
     assert result.first_token_at[0] == result.ended_at[0] == pytest.approx(done_at)
+    assert not result.progress, "nobody read anything of it before"
     assert result.timeline.entries["a"][-1] == (pytest.approx(done_at), Phase.IDLE)
 
 
@@ -195,30 +225,54 @@ def test_progress_is_reported() -> None:
     assert reported == [0]
 
 
-def warmed(*specs: ModelSpec) -> Scheduler:
-    scheduler = Scheduler(specs, Fifo(), Limits())
-    warm_up(scheduler, {spec.name: COST for spec in specs})
-    return scheduler
+FIRST, SECOND = GpuId("local", "0"), GpuId("local", "1")
 
 
-def test_after_the_warm_up_every_model_is_as_its_eviction_leaves_it() -> None:
-    scheduler = warmed(ModelSpec("a", ASLEEP), ModelSpec("b", STOP), ModelSpec("c", ASLEEP, begins_asleep=IMAGE))
-    assert [scheduler.state(name) for name in "abc"] == [Asleep(ASLEEP), Cold(), Asleep(IMAGE)]
+def placed(name: str, size: int, *gpus: GpuId, eviction: Eviction = ASLEEP, **more: object) -> ModelSpec:
+    residue = {ASLEEP: dict.fromkeys(gpus, 10)}
+    return ModelSpec(name, eviction, placements=(Placement(dict.fromkeys(gpus, size), residue),), **more)  # type: ignore[arg-type]
 
 
-def test_the_warm_up_starts_one_model_after_the_other_and_ends_at_0() -> None:
-    scheduler = warmed(ModelSpec("a", ASLEEP), ModelSpec("b", ASLEEP))
-    assert [transition.at for transition in scheduler.history("a")] == [-21.0, -11.0, -11.0, -11.0, -10.5]
-    assert [transition.at for transition in scheduler.history("b")] == [-10.5, -0.5, -0.5, -0.5, 0.0]
+def run_placed(specs: Sequence[ModelSpec], requests: Sequence[TrafficRequest]) -> RunResult:
+    scheduler = Scheduler(specs, Fifo(), Limits(min_active_seconds=0.0), {FIRST: 100, SECOND: 100})
+    return VirtualRun(scheduler, requests, {spec.name: COST for spec in specs}, SPEED).run()
 
 
-def test_the_warm_up_leaves_a_model_in_its_image() -> None:
-    assert not warmed(ModelSpec("a", ASLEEP, begins_asleep=IMAGE)).history("a")
+def test_gpus_switch_independently_and_what_models_hold_is_recorded() -> None:
+    specs = [placed("a", 80, FIRST), placed("b", 80, SECOND)]
+    result = run_placed(specs, [TrafficRequest(0.0, "a", 0, 1), TrafficRequest(1.0, "b", 0, 1)])
+    assert list(result.admitted_at) == [10.0, 11.0]
+    assert result.occupancy.capacity == {FIRST: 100, SECOND: 100}
+    assert result.occupancy.held == {"a": [(0.0, {FIRST: 80})], "b": [(1.0, {SECOND: 80})]}
+    assert result.causes == SwitchCauses(first=2)
 
 
-def test_the_warm_up_stops_a_sleeping_model_in_the_way_of_the_next_one() -> None:
-    gpu = GpuId("local", "0")
-    specs = [ModelSpec(name, ASLEEP, placements=(Placement({gpu: 10}, {ASLEEP: {gpu: 2}}),)) for name in "ab"]
-    scheduler = Scheduler(specs, Fifo(), Limits(), {gpu: 10})
-    warm_up(scheduler, dict.fromkeys("ab", COST))
-    assert [scheduler.state(name) for name in "ab"] == [Cold(), Asleep(ASLEEP)]
+def test_a_switch_that_memory_forces_and_one_that_it_does_not() -> None:
+    specs = [placed("a", 80, FIRST, idle_seconds=50.0), placed("b", 80, FIRST, idle_seconds=50.0)]
+    arrivals = [(0.0, "a"), (15.0, "b"), (30.0, "a"), (200.0, "b"), (400.0, "b")]
+    result = run_placed(specs, [TrafficRequest(at, model, 0, 1) for at, model in arrivals])
+    # The second coming of a: it had left for b. Both later ones of b: it had left for a, then by itself.
+    assert result.causes == SwitchCauses(first=2, forced=2, unforced=1)
+
+
+def test_a_sleeper_that_is_stopped_gives_its_residue_back_and_is_not_on_the_gpu() -> None:
+    specs = [placed("a", 80, FIRST), placed("b", 60, FIRST), placed("c", 95, FIRST)]
+    result = run_placed(specs, [TrafficRequest(20.0 * number, name, 0, 1) for number, name in enumerate("abc")])
+    asleep_at, stopped_at = 20.5, 40.5
+    assert result.occupancy.held["a"] == [(0.0, {FIRST: 80}), (asleep_at, {FIRST: 10}), (stopped_at, {})]
+    assert result.timeline.entries["a"][-2:] == [(asleep_at, Phase.ASLEEP), (stopped_at, Phase.NOT_STARTED)]
+    assert result.occupancy.held["c"] == [(stopped_at, {FIRST: 95})]
+
+
+def test_a_preloaded_model_serves_at_once_and_the_default_model_comes_back() -> None:
+    """``a`` leaves for ``b``, and comes back by itself when nobody asks for ``b`` any more."""
+    requests = [TrafficRequest(0.0, "a", 0, 1), TrafficRequest(1.0, "b", 0, 1), TrafficRequest(100.0, "a", 0, 1)]
+    limits = Limits(min_active_seconds=0.0, default_returns_seconds=5.0)
+    scheduler = Scheduler([ModelSpec(name, ASLEEP) for name in "ab"], Fifo(), limits)
+    preparation = Preparation(preload=(("a",),), default_model="a")
+    result = VirtualRun(scheduler, requests, dict.fromkeys("ab", COST), SPEED, preparation=preparation).run()
+    came = 1.0 + COST.evict + COST.cold
+    assert list(result.admitted_at) == [0.0, came, 100.0]
+    assert result.timeline.strip("a", 0.0, 1.0, 1) == [Phase.IDLE]
+    assert result.timeline.shares(came, ["a"]).idle > 0
+    assert result.causes == SwitchCauses(first=1, forced=1)

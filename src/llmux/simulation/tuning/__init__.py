@@ -1,0 +1,1 @@
+"""Looks for settings under which a recorded trace would have been served sooner."""
