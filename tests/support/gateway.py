@@ -228,6 +228,9 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.written_at_once = b""
+        """What uvloop would not have put off until the end of the loop's turn."""
+        self._buffers = True
         self.reads = True
         self.closed = False
         self.aborted = False
@@ -235,6 +238,8 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         assert not self.closed
         self.written += data
+        if not self._buffers:
+            self.written_at_once += data
 
     def is_closing(self) -> bool:
         return self.closed
@@ -254,7 +259,8 @@ class FakeTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         self.reads = True
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._buffers = high != 0
 
     def get_write_buffer_size(self) -> int:
         return 0

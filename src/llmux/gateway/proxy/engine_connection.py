@@ -183,12 +183,31 @@ class EngineConnection(asyncio.Protocol):
         piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
         return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
 
-    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool) -> None:
-        """Send a request; ``receiver`` is called back with its answer."""
+    def send(
+        self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool, has_waited: bool
+    ) -> None:
+        """Send a request; ``receiver`` is called back with its answer.
+
+        One that ``has_waited`` is written at once. uvloop writes others at the end of the loop's turn, which costs
+        less, but to several connections in any order: those that waited together would not reach the engine in theirs.
+        """
         self._receiver = receiver
         self._phase = _AWAITING_HEAD
         self._to_head_request = to_head_request
         self.has_answered = False
+        if has_waited:
+            self._write_request_at_once(head, body)
+        else:
+            self._write_request(head, body)
+
+    def _write_request_at_once(self, head: bytes, body: Body) -> None:
+        assert self._transport is not None
+        # uvloop writes at once what does not fit into its buffer.
+        self._transport.set_write_buffer_limits(high=0)
+        self._write_request(head, body)
+        self._transport.set_write_buffer_limits()
+
+    def _write_request(self, head: bytes, body: Body) -> None:
         if len(body) < _LARGE_REQUEST_BYTES:
             self._is_large_request = False
             self._send_bytes(head + body)
@@ -267,9 +286,6 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # With room in its buffer, uvloop would write at the end of the loop's iteration, and to several connections in
-        # any order. Requests admitted together must reach the engine in the order of their admission.
-        self._transport.set_write_buffer_limits(high=0)
         self._send_bytes = self._transport.write
         self.flow.attach(self)
         self._owner.opened(self)
@@ -496,5 +512,8 @@ class SievingConnection(EngineConnection):
         alternatives = b"|".join(re.escape(name.encode()) for name in sorted(names))
         self._removed = re.compile(rb"(?<=\r\n)(?:%b):[^\r\n]*\r\n" % alternatives, re.IGNORECASE)
 
-    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool) -> None:
-        super().send(receiver, self._removed.sub(b"", head), body, to_head_request=to_head_request)
+    def send(
+        self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool, has_waited: bool
+    ) -> None:
+        head = self._removed.sub(b"", head)
+        super().send(receiver, head, body, to_head_request=to_head_request, has_waited=has_waited)

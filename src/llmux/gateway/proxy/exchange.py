@@ -427,7 +427,8 @@ class Exchange:
         else:
             tail = b"x-request-id: %b\r\n\r\n" % self._request_id
         head_bytes = b"".join((client.request_line, pool.fixed_headers, head.forwarded, tail))
-        engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD")
+        has_waited = self._request.queue_seconds > 0
+        engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD", has_waited=has_waited)
 
     def _relay_withheld(self, engine: EngineConnection) -> None:
         """Relay an answer whose head has been withheld, if there is one and no reason to withhold it is left."""

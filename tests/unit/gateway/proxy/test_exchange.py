@@ -31,6 +31,19 @@ def test_an_engine_is_read_once_its_client_has_caught_up_and_its_lease_is_thawed
         assert relay.access.ended == [(1, Outcome.COMPLETED)]
 
 
+@pytest.mark.parametrize("queue_seconds", [0.0, 0.001])
+def test_a_request_is_written_at_once_if_it_has_waited(queue_seconds: float) -> None:
+    relay = InMemoryRelay()
+    relay.access.queue_seconds = queue_seconds
+    for _ in range(2):
+        relay.engine_side.written = relay.engine_side.written_at_once = b""
+        relay.receive(REQUEST)
+        assert relay.engine_side.written_at_once == (relay.engine_side.written if queue_seconds else b"")
+        assert relay.engine_side.written.endswith(b'{"model":"m"}')
+        relay.engine.data_received(ANSWER + b"world")
+    assert relay.access.ended == [(1, Outcome.COMPLETED), (2, Outcome.COMPLETED)]
+
+
 @pytest.mark.parametrize(
     ("steps", "relayed_after"),
     [(["healthy"], 1), (["held", "healthy", "thawed"], 3), (["held", "thawed", "healthy"], 3)],

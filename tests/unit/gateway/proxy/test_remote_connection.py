@@ -18,7 +18,7 @@ def sent(path: bytes, fields: bytes = b"", *, api_key: str | None = "theirs") ->
     connection, transport = RemoteConnection(pool, remote, api_key), FakeTransport()
     connection.connection_made(transport)
     head = b"POST " + path + b" HTTP/1.1\r\n" + pool.fixed_headers + fields + b"content-length: 2\r\n\r\n"
-    connection.send(None, head, b"{}", to_head_request=False)  # type: ignore[arg-type]
+    connection.send(None, head, b"{}", to_head_request=False, has_waited=False)  # type: ignore[arg-type]
     assert isinstance(transport.written, bytes)
     lines = transport.written.split(b"\r\n")
     assert lines[-3:] == [b"content-length: 2", b"", b"{}"]
