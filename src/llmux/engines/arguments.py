@@ -6,9 +6,12 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 KEY_FLAGS = ("--api-key",)
 """Flags of all kinds of engines whose values are secret."""
+COMMAND_LINES_KEPT = 1024
+"""Of as many command lines is remembered what was read: of every model's."""
 _FLAG_AND_MORE = re.compile(r"\s*(--?[A-Za-z][A-Za-z0-9._-]*)\s+(.*)", re.DOTALL)
 _SECOND_FLAG = re.compile(r"\s(--[a-z][a-z0-9-]*)(?:[\s=]|$)")
 
@@ -23,8 +26,18 @@ class Option:
     end: int
 
 
-def options(arguments: Sequence[str]) -> Iterator[Option]:
+def options(arguments: Sequence[str]) -> tuple[Option, ...]:
     """All flags in order, each with the words up to the next flag."""
+    return _read(tuple(arguments))
+
+
+@lru_cache(maxsize=COMMAND_LINES_KEPT)
+def _read(arguments: tuple[str, ...]) -> tuple[Option, ...]:
+    # Kept, because a start asks a hundred times for each model: every check of its configuration, every way to leave.
+    return tuple(_read_in_order(arguments))
+
+
+def _read_in_order(arguments: tuple[str, ...]) -> Iterator[Option]:
     index = 0
     while index < len(arguments):
         word = arguments[index]
@@ -35,7 +48,7 @@ def options(arguments: Sequence[str]) -> Iterator[Option]:
         flag, equals, attached = word.partition("=")
         while end < len(arguments) and not equals and not _is_flag(arguments[end]):
             end += 1
-        values = (attached,) if equals else tuple(arguments[index + 1 : end])
+        values = (attached,) if equals else arguments[index + 1 : end]
         yield Option(_normal(flag), values, index, end)
         index = end
 
