@@ -103,3 +103,19 @@ def test_other_unreadable_files_have_one_clear_problem(text: str, words: str) ->
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
 def test_an_empty_file_has_no_data(text: str) -> None:
     assert parse(text, "").data is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a:\t 1", id="tab-after-a-colon"),
+        pytest.param("a\t: 1", id="tab-in-a-key"),
+        pytest.param("a: {b: c?}", id="question-mark-in-a-flow-mapping"),
+        pytest.param("a: {!b, !c: 1}", id="tag-in-a-flow-mapping"),
+        pytest.param("a: >-#\n  b", id="comment-at-a-header"),
+        pytest.param("%YAML 1.1#\n---\na: 1", id="comment-at-a-directive"),
+        pytest.param("a: 1\n\ufeff", id="byte-order-mark-at-the-end"),
+    ],
+)
+def test_what_only_libyaml_accepts_is_refused(text: str) -> None:
+    assert "not YAML at line" in problem_of(text).message
