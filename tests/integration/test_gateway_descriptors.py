@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 
 from llmux.access import Outcome
 from llmux.errors import ControlCallFailed, EngineDied
 from llmux.gateway import GatewayOptions
-from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.health import Health, check_health
 from tests.support.gateway import Bench, Message, RawClient, post, running_gateway
 from tests.support.skips import replaces_compiled_code
@@ -166,7 +165,7 @@ async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_faul
 
 
 async def test_control_calls_are_tried_again_too() -> None:
-    async with running_gateway() as bench, aiohttp.ClientSession() as session:
+    async with running_gateway() as bench, ControlSession() as session:
         endpoints = EngineEndpoints(session, bench.engine.port)
         async with asyncio.TaskGroup() as tasks:
             with no_descriptors():

@@ -79,8 +79,9 @@ async def control_api(
     admin_key: str | None = None,
     limits: Limits | None = None,
     need_of: Callable[[str, GpuId], Need] | None = None,
+    is_loaded: bool = True,
 ) -> AsyncIterator[ControlApi]:
-    """Everything listening on ports of its own; closed at the end."""
+    """Everything listening on ports of its own; closed at the end. Without ``is_loaded``, nothing is answered yet."""
     async with (
         scripted_runtime(*specs, limits=limits, need_of=need_of) as runtime,
         asyncio.TaskGroup() as tasks,
@@ -89,7 +90,8 @@ async def control_api(
         registry = CollectorRegistry()
         registry.register(runtime.metrics)
         server = ControlServer(runtime.operations, runtime.gpu_leases, registry, admin_key)
-        await server.start()
+        if is_loaded:
+            await server.load()
         options = GatewayOptions(control_protocol_factory=server.protocol_factory)
         gateway = Gateway(runtime.access, options, tasks.create_task)
         registry.register(HttpMetrics(gateway.statistics))

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from importlib import import_module
-from threading import Thread
 
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What must not end a server: those of ``server.signals.REMARKS``, whose import would take longer than this may."""
@@ -38,14 +37,11 @@ def survive_harmless_signals() -> None:
 
 
 def hasten_imports() -> None:
-    """Save a server that is being started a third of the time that its imports take.
+    """Save a server that is being started some of the time that its imports take.
 
-    Garbage is not collected before ``Server.start`` has opened the port: imports leave little, and much to search.
+    Garbage is not collected before ``Server.start`` has imported everything: imports leave little, and much to search.
     """
     gc.disable()
-    # Not a daemon: at the end of the process it would be stopped within OpenSSL. Half of what it does is reading this
-    # machine's certificates, twice, without holding the interpreter's lock.
-    Thread(target=import_module, args=("aiohttp",), name="imports").start()
     _import_structlog_without_rich()
 
 

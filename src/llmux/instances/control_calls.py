@@ -1,21 +1,23 @@
 """Calls to an engine's own endpoints, outside the data path: each has a time limit, each failure its reason."""
 
 import asyncio
-import errno
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any, Self
 
 from llmux.access import KEEP_ALIVE_SECONDS, Upstream
 from llmux.errors import ControlCallFailed
 from llmux.hosts.local import LOOPBACK
 from llmux.os_errors import is_own_shortage
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from llmux.instances.http_client import HttpClient
 
 BODY_SHOWN_BYTES = 2000
 SHORTAGE_SECONDS = 5.0
@@ -23,9 +25,38 @@ SHORTAGE_SECONDS = 5.0
 SHORTAGE_POLL_SECONDS = 0.05
 
 
-def new_control_session() -> aiohttp.ClientSession:
-    """A session for calls to engines whose connections are not kept, to be closed by the caller."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+class ControlSession:
+    """What the calls to all engines share. An asynchronous context manager.
+
+    The HTTP client is imported at the first call, or by ``load``: that takes as long as a fifth of all other imports,
+    and llmux listens before it calls any engine.
+    """
+
+    def __init__(self) -> None:
+        self._client: HttpClient | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def load(self) -> "HttpClient":
+        """The client; imported in a thread, if it is not yet."""
+        return self._client or self._open(await asyncio.to_thread(_import_client))
+
+    def _open(self, made: "type[HttpClient]") -> "HttpClient":
+        # Two calls may have waited for the import.
+        if self._client is None:
+            self._client = made()
+        return self._client
+
+
+def _import_client() -> "type[HttpClient]":
+    from llmux.instances.http_client import HttpClient
+
+    return HttpClient
 
 
 class EngineEndpoints:
@@ -33,7 +64,7 @@ class EngineEndpoints:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        session: ControlSession,
         port: int,
         api_key: str | None = None,
         *,
@@ -48,11 +79,12 @@ class EngineEndpoints:
         self._session = session
         self._redact = redact
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._is_keeping = False
         self._kept: aiohttp.ClientSession | None = None
 
     @classmethod
     def of(
-        cls, session: aiohttp.ClientSession, upstream: Upstream, *, redact: Callable[[str], str] = str
+        cls, session: ControlSession, upstream: Upstream, *, redact: Callable[[str], str] = str
     ) -> "EngineEndpoints":
         """The endpoints of an engine that llmux does not start."""
         endpoints = cls(session, upstream.port, upstream.api_key, redact=redact)
@@ -70,17 +102,11 @@ class EngineEndpoints:
 
     def keep_connections(self) -> None:
         """From now on a connection is kept for the next call. The engine runs, and its address does not change."""
-        if self._kept is not None:
-            return
-        path, seconds = self.upstream.socket_path, self.upstream.keep_alive_seconds
-        self._kept = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=seconds)
-            if path is None
-            else aiohttp.UnixConnector(path, limit=0, keepalive_timeout=seconds)
-        )
+        self._is_keeping = True
 
     async def close_connections(self) -> None:
         """Before the engine is stopped, or dumped: a connection that is open meanwhile would be in the image."""
+        self._is_keeping = False
         kept, self._kept = self._kept, None
         if kept is not None:
             await kept.close()
@@ -117,16 +143,20 @@ class EngineEndpoints:
         apart: bool = False,
     ) -> Any:
         call = f"{method} {path}"
+        client = await self._session.load()
         give_up_at = monotonic() + min(timeout_seconds, SHORTAGE_SECONDS)
         while True:
-            is_kept = self._kept is not None and not apart
+            is_kept = self._is_keeping and not apart
             try:
-                status, body = await self._send(method, path, document, timeout_seconds, apart=apart)
+                async with self._session_of_upstream(client, apart=apart) as session:
+                    status, body = await client.send(
+                        session, self.upstream, method, path, document, self._headers, timeout_seconds
+                    )
                 break
             except TimeoutError:
                 raise ControlCallFailed(call, f"no answer within {timeout_seconds:g} s", is_timeout=True) from None
-            except (aiohttp.ClientError, OSError) as error:
-                if is_kept and _is_closed(error):
+            except client.errors as error:
+                if is_kept and client.is_closed(error):
                     # The engine has closed it just as the call was sent, most likely, and not read the call. Even if it
                     # has: one that is made twice leaves the engine where one would, and aiohttp repeats no POST.
                     apart = True
@@ -139,44 +169,19 @@ class EngineEndpoints:
             raise ControlCallFailed(call, f"status {status}: {self._shown(body)}", status)
         return _document(body)
 
-    async def _send(
-        self, method: str, path: str, document: Mapping[str, Any] | None, timeout_seconds: float, *, apart: bool
-    ) -> tuple[int, bytes]:
-        remote = self.upstream.remote
-        async with (
-            self._session_of_upstream(apart=apart) as session,
-            session.request(
-                method,
-                self.upstream.url_of(path),
-                json=document,
-                headers=self._headers,
-                # The key goes where the configuration says, and nowhere else.
-                allow_redirects=remote is None,
-                ssl=True if remote is None or remote.tls is None else remote.tls,
-                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
-            ) as response,
-        ):
-            return response.status, await response.read()
-
-    def _session_of_upstream(self, *, apart: bool) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
-        if self._kept is not None and not apart:
-            return nullcontext(self._kept)
-        path = self.upstream.socket_path
-        if path is None:
-            return nullcontext(self._session)
-        # aiohttp binds a session to one socket, and each start of an engine has another one.
-        return aiohttp.ClientSession(connector=aiohttp.UnixConnector(path, force_close=True))
+    def _session_of_upstream(
+        self, client: "HttpClient", *, apart: bool
+    ) -> "AbstractAsyncContextManager[aiohttp.ClientSession]":
+        if apart or not self._is_keeping:
+            return client.apart(self.upstream)
+        if self._kept is None:
+            self._kept = client.keeping(self.upstream)
+        return nullcontext(self._kept)
 
     def _shown(self, body: bytes) -> str:
         # More than is shown is redacted, so that a secret is not cut in two before.
         text = self._redact(body[: 2 * BODY_SHOWN_BYTES].decode(errors="replace"))
         return text if len(body) <= BODY_SHOWN_BYTES else f"{text[:BODY_SHOWN_BYTES]}... [{len(body)} bytes]"
-
-
-def _is_closed(error: aiohttp.ClientError | OSError) -> bool:
-    """Whether a connection was found to be closed before any of an answer had come."""
-    reset = isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
-    return reset or isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
 
 
 def _document(body: bytes) -> Any:

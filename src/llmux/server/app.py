@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeAlias
 
-import aiohttp
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -30,7 +29,7 @@ from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
 from llmux.hosts.local import available_mib, connections_that_fit, total_mib, url_of
-from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.hooked import HookedInstance
 from llmux.instances.instance import Instance
@@ -90,11 +89,12 @@ class Server:
         self,
         settings: Settings,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        session: aiohttp.ClientSession,
+        session: ControlSession,
     ) -> None:
         """``session`` is for calls to engines, and is to be closed after the server. Raises LlmuxError."""
         self.settings = settings = decide_sharing(settings)
         self._spawn = spawn
+        self._session = session
         self._background: list[asyncio.Task[None]] = []
         """Tasks that go on until the server is closed."""
         specs, gpus = engine_specs(settings), find_gpus(settings)
@@ -110,7 +110,7 @@ class Server:
         self._images = build_checkpoint_stores(settings, self._checkpointer, gpus, self._transfers, images_changed.set)
         self._budget = build_image_budget(settings, self._images, images_changed)
         self._cuda = build_cuda(settings)
-        self._add_instances(specs, session)
+        self._add_instances(specs)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
         instances: dict[str, ManagedInstance] = dict(self._instances)
         names = settings.names()
@@ -180,12 +180,12 @@ class Server:
         if self._prefetcher is not None:
             registry.register(PrefetchMetrics(self._prefetcher.counts))
 
-    def _add_instances(self, specs: Mapping[str, EngineSpec], session: aiohttp.ClientSession) -> None:
+    def _add_instances(self, specs: Mapping[str, EngineSpec]) -> None:
         socketless = SocketlessPrograms()
         for name, spec in specs.items():
             if spec.engine.runs_as_process:
                 self._endpoints[name] = EngineEndpoints(
-                    session,
+                    self._session,
                     spec.port,
                     spec.api_key,
                     redact=spec.redactor.redact,
@@ -205,7 +205,7 @@ class Server:
                 )
             else:
                 upstream = build_upstream(self.settings, spec)
-                self._endpoints[name] = EngineEndpoints.of(session, upstream, redact=spec.redactor.redact)
+                self._endpoints[name] = EngineEndpoints.of(self._session, upstream, redact=spec.redactor.redact)
                 self._instances[name] = self._without_process(spec, self._endpoints[name])
 
     def _without_process(self, spec: EngineSpec, endpoints: EngineEndpoints) -> AnyInstance:
@@ -229,7 +229,6 @@ class Server:
         await asyncio.gather(*(instance.clear_leftovers() for instance in own))
         hooked = [instance for instance in self._instances.values() if isinstance(instance, HookedInstance)]
         await asyncio.gather(*(instance.begin() for instance in hooked))
-        await self._control.start()
         if settings.engine_stall_seconds:
             self._background.append(self._spawn(self._stall_watch.run()))
         self._watch_memory()
@@ -243,7 +242,8 @@ class Server:
             # SIGTERM came meanwhile.
             self.gateway.stop_accepting()
             return
-        _collect_garbage_rarely()
+        loading = self._spawn(self._load_libraries())
+        self._background.append(loading)
         if self._budget is not None:
             self._background.append(self._spawn(self._budget.run()))
         if self._prefetcher is not None:
@@ -256,7 +256,14 @@ class Server:
             )
         log.info("listening", url=url_of(settings.host, self.port), host=settings.host, models=len(settings.models))
         await self._prepare_models(preload)
+        await loading
         self._is_started = True
+
+    async def _load_libraries(self) -> None:
+        """Import what neither listening nor a request to a model needs, so that nobody waits for it later."""
+        await self._control.load()
+        await self._session.load()
+        _collect_garbage_rarely()
 
     async def _prepare_models(self, preload: Preload) -> None:
         """Whatever is to be done with them before the server is ready. Raises WarmupFailed, PreloadFailed."""
@@ -414,7 +421,7 @@ async def serve(
     """
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        session = await stack.enter_async_context(new_control_session())
+        session = await stack.enter_async_context(ControlSession())
         server = Server(settings, tasks.create_task, session)
         stack.push_async_callback(server.close)
         stopper = _Stopper(server)

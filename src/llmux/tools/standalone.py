@@ -11,7 +11,7 @@ from llmux.errors import ControlCallFailed, LlmuxError, ModelNotFound
 from llmux.gpus.memory import GpuHeadroom, total_used_mib
 from llmux.hosts.local import find_descendants, held_mib
 from llmux.instances.checkpoint_store import CheckpointStore
-from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.instance import Instance
 from llmux.instances.outcomes import WakeOutcome
 from llmux.server.build import build_cuda, build_headroom, engine_specs
@@ -90,7 +90,7 @@ async def open_standalone(
     if not engine.runs_as_process:
         raise NotStartedHere(model, engine.kind)
     spec = engine_specs(settings)[model]
-    async with new_control_session() as session:
+    async with ControlSession() as session:
         endpoints = EngineEndpoints(session, spec.port, spec.api_key, redact=spec.redactor.redact)
         headroom = build_headroom(settings, model)
         cuda = build_cuda(settings)

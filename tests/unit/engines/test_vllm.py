@@ -2,7 +2,6 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from llmux.core.eviction import Eviction
@@ -10,7 +9,7 @@ from llmux.engines import vllm
 from llmux.engines.calls import ControlTimeouts
 from llmux.engines.vllm import SleepLevel
 from llmux.errors import ControlCallFailed
-from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.health import Health, check_health, listens
 from tests.support.engines import vllm_engine
 from tests.support.simulated_engine import engine
@@ -58,7 +57,7 @@ def test_environment_has_the_engines_own_directory_and_the_models_settings_win()
 
 @pytest.mark.parametrize("level", SleepLevel)
 async def test_a_woken_engine_answers_as_before(level: SleepLevel) -> None:
-    async with aiohttp.ClientSession() as session, engine("--enable-sleep-mode", environment=DEV_MODE) as process:
+    async with ControlSession() as session, engine("--enable-sleep-mode", environment=DEV_MODE) as process:
         endpoints = EngineEndpoints(session, process.port)
         before = await process.answer("hello")
         await vllm.fall_asleep(endpoints, level, TIMEOUTS)
@@ -79,7 +78,7 @@ async def test_a_woken_engine_answers_as_before(level: SleepLevel) -> None:
 )
 async def test_failures_name_the_call_and_the_status(fault: str, level: SleepLevel, fails: str) -> None:
     async with (
-        aiohttp.ClientSession() as session,
+        ControlSession() as session,
         engine("--enable-sleep-mode", "--sim-fault", fault, environment=DEV_MODE) as process,
     ):
         endpoints = EngineEndpoints(session, process.port)
@@ -108,7 +107,7 @@ async def test_an_engine_that_says_200_and_does_nothing_is_not_believed(sleeps: 
 
 async def test_a_call_to_an_engine_that_hangs_times_out() -> None:
     async with (
-        aiohttp.ClientSession() as session,
+        ControlSession() as session,
         engine("--enable-sleep-mode", "--sim-fault", "wake-hang", environment=DEV_MODE) as process,
     ):
         endpoints = EngineEndpoints(session, process.port)
@@ -119,7 +118,7 @@ async def test_a_call_to_an_engine_that_hangs_times_out() -> None:
 
 
 async def test_health(tmp_path: Path) -> None:
-    async with aiohttp.ClientSession() as session:
+    async with ControlSession() as session:
         async with engine() as process:
             endpoints = EngineEndpoints(session, process.port)
             assert await check_health(endpoints, 5.0) is Health.ALIVE

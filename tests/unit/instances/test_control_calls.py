@@ -1,13 +1,12 @@
 import asyncio
 from contextlib import suppress
 
-import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from llmux.errors import ControlCallFailed
-from llmux.instances.control_calls import BODY_SHOWN_BYTES, EngineEndpoints, new_control_session
+from llmux.instances.control_calls import BODY_SHOWN_BYTES, ControlSession, EngineEndpoints
 
 
 @pytest.mark.parametrize(("length", "shown"), [(BODY_SHOWN_BYTES, ""), (5000, "... [5000 bytes]")])
@@ -17,7 +16,7 @@ async def test_what_an_engine_says_in_an_error_is_shown_up_to_2000_bytes(length:
 
     application = web.Application()
     application.router.add_post("/sleep", fail)
-    async with TestServer(application) as server, aiohttp.ClientSession() as session:
+    async with TestServer(application) as server, ControlSession() as session:
         assert server.port is not None
         with pytest.raises(ControlCallFailed) as failure:
             await EngineEndpoints(session, server.port).post("/sleep", 5.0)
@@ -34,7 +33,7 @@ async def test_a_connection_is_kept_while_the_engine_runs_and_closed_before_it_l
 
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answer)
-    async with TestServer(application) as server, new_control_session() as session:
+    async with TestServer(application) as server, ControlSession() as session:
         assert server.port is not None
         endpoints = EngineEndpoints(session, server.port)
         await endpoints.get("/health", 5.0)
@@ -70,7 +69,7 @@ async def test_a_call_on_a_kept_connection_that_the_engine_closes_is_made_again(
             writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, new_control_session() as session:
+    async with server, ControlSession() as session:
         endpoints = EngineEndpoints(session, server.sockets[0].getsockname()[1])
         endpoints.keep_connections()
         assert await endpoints.post("/wake_up", 5.0) == {}
@@ -89,7 +88,7 @@ async def test_a_call_whose_own_connection_the_engine_closes_fails() -> None:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, new_control_session() as session:
+    async with server, ControlSession() as session:
         endpoints = EngineEndpoints(session, server.sockets[0].getsockname()[1])
         endpoints.keep_connections()
         with pytest.raises(ControlCallFailed, match="ServerDisconnectedError"):

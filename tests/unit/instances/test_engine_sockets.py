@@ -16,7 +16,7 @@ from llmux.core.states import Asleep, Cold
 from llmux.engines.vllm import Vllm
 from llmux.errors import FailureReason
 from llmux.hosts.local import choose_ports
-from llmux.instances.control_calls import EngineEndpoints, new_control_session
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import Health
 from llmux.instances.instance import Instance
@@ -77,7 +77,7 @@ async def instance_of(
         prefers_socket=True,
         canary_every=canary_every,
     )
-    async with new_control_session() as session:
+    async with ControlSession() as session:
         instance = Instance(
             spec,
             EngineEndpoints(session, spec.port),

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 from structlog.testing import capture_logs
@@ -24,7 +23,7 @@ from llmux.errors import FailureReason, ProcessStuck
 from llmux.gpus.memory import GpuHeadroom, GpuMemory, GpuProcess
 from llmux.hosts.local import choose_ports
 from llmux.instances import health
-from llmux.instances.control_calls import EngineEndpoints
+from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import Health
 from llmux.instances.instance import Instance
@@ -54,7 +53,7 @@ async def instance_of(
         start_timeout_seconds=15.0,
         **fields,
     )
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+    async with ControlSession() as session:
         endpoints = EngineEndpoints(session, spec.port)
         instance = Instance(
             spec,
