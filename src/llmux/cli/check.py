@@ -15,7 +15,7 @@ from llmux.config.load import load
 from llmux.config.schema import render
 from llmux.config.settings import Settings
 from llmux.errors import ConfigError, Problem
-from llmux.server.build import object_store_problems
+from llmux.server.images import object_store_problems
 
 
 def check(

@@ -12,7 +12,7 @@ from llmux.cli.running import IgnoredPortOption, JsonOption, run_engine_job, sho
 from llmux.config.settings import Settings
 from llmux.core.eviction import Eviction, Process
 from llmux.instances.checkpoint_store import CheckpointStore
-from llmux.server.build import build_transfers, require_checkpointer
+from llmux.server.images import build_transfers, require_checkpointer
 from llmux.tools.checkpointing import Checkpoint, Restored, make_checkpoint, restore_to_stay
 from llmux.tools.standalone import Memory, open_standalone
 

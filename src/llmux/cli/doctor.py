@@ -16,7 +16,7 @@ from llmux.config.load import load
 from llmux.diagnosis.examination import Examination, examine
 from llmux.diagnosis.findings import Level
 from llmux.errors import ConfigError
-from llmux.server.build import object_store_problems
+from llmux.server.images import object_store_problems
 
 STYLES = {Level.OK: "green", Level.UNKNOWN: "dim", Level.WARNING: "yellow", Level.ERROR: "bold red"}
 OptionalConfigOption = Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
-from llmux.cli.remote import check_url
+from llmux.cli.urls import check_url
 from llmux.config import machine
 from llmux.config.fields import Bytes
 from llmux.config.load import load, with_overrides

@@ -4,14 +4,12 @@ It uses the standard library's urllib: importing aiohttp would take longer than 
 """
 
 import json
-import re
 from http import HTTPStatus
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from llmux.errors import LlmuxError
-from llmux.host_names import DEFAULT_PORTS, host_of
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Far above any real answer; it bounds what a server that is not llmux can make us read."""
@@ -68,16 +66,6 @@ class RemoteControl:
             what = "the key is wrong" if self._admin_key else "a key is needed"
             return f"{what}: give llmux's admin_key with --admin-key, or in LLMUX_ADMIN_KEY"
         return _message_of(error)
-
-
-def check_url(url: str) -> str:
-    """The URL, unchanged. Raises ValueError if it is not of the form ``http://HOST:PORT``."""
-    scheme, _, rest = url.partition("://")
-    found = host_of(url)
-    is_usable = scheme.lower() in DEFAULT_PORTS and found is not None and found[1] != 0
-    if not is_usable or set("${}~ \\") & set(re.split("[/?#]", rest)[0]):
-        raise ValueError(f"{url!r} is not of the form http://HOST:PORT")
-    return url
 
 
 def _message_of(error: HTTPError) -> str:

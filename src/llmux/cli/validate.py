@@ -27,7 +27,8 @@ from llmux.engines.base import Engine
 from llmux.errors import CriuUnusable, LlmuxError
 from llmux.gpus.cuda import CudaUnusable
 from llmux.instances.checkpoint_store import CheckpointStore
-from llmux.server.build import build_checkpointer, build_cuda
+from llmux.server.build import build_cuda
+from llmux.server.images import build_checkpointer
 from llmux.tools.standalone import Memory, open_standalone
 from llmux.tools.validation import Pick, Trial, Validation, pick_best
 from llmux.tools.validation import validate as validate_engine

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmux.cli.remote import check_url
+from llmux.cli.urls import check_url
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:3000", "https://host", "http://[::1]:3000/", "http://a-b.example:1"])
