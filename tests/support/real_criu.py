@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from llmux.checkpoints import firewall, images, shared_memory
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings, RestoreCommand
-from llmux.checkpoints.dumping import ImageFacts
+from llmux.checkpoints.facts import ImageFacts
 from llmux.checkpoints.fingerprint import fingerprint_of
 from llmux.checkpoints.manifest import Manifest
 from llmux.core.eviction import Eviction

@@ -11,7 +11,8 @@ from typing import ParamSpec, TypeVar
 from llmux.cancellation import wait_uncancelled
 from llmux.checkpoints import dumping, images, restoring, shared_memory
 from llmux.checkpoints.criu import Criu, inspect_criu, read_error
-from llmux.checkpoints.dumping import Dumpable, ImageFacts
+from llmux.checkpoints.dumping import Dumpable
+from llmux.checkpoints.facts import ImageFacts
 from llmux.checkpoints.manifest import Manifest, check_origin, kernel_release, read_manifest
 from llmux.checkpoints.stored_image import Origin, cpu_features
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed, SpawnFailed

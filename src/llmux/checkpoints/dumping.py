@@ -11,9 +11,9 @@ import psutil
 
 from llmux.checkpoints import copying, firewall, images, shared_memory
 from llmux.checkpoints.criu import Criu
-from llmux.checkpoints.manifest import GpuIdentity, Manifest, boot_id, kernel_release, write_manifest
+from llmux.checkpoints.facts import ImageFacts
+from llmux.checkpoints.manifest import Manifest, boot_id, kernel_release, write_manifest
 from llmux.checkpoints.processes import ProcessTree, inspect_tree
-from llmux.core.eviction import Eviction
 from llmux.errors import DumpFailed
 from llmux.hosts.local import find_descendants
 
@@ -56,26 +56,6 @@ class Dumpable(Protocol):
 
     async def release(self) -> None:
         """After a successful dump: give up what is left of the engine, such as its temporary directory."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What only the caller knows about the engine in an image; written to the manifest as it is."""
-
-    model: str
-    port: int
-    fingerprint: str
-    steps: tuple[str, ...]
-    """What was done to the engine before the dump, as words; the engine undoes it after a restore."""
-    eviction: Eviction
-    has_frozen: bool
-    """The engine has requests in flight."""
-    argv: tuple[str, ...]
-    canary: str | None = None
-    suspended: tuple[int, ...] = ()
-    """The processes whose GPU memory is in host memory."""
-    gpus: tuple[GpuIdentity, ...] | None = None
-    """The GPUs that the engine sees, if they can be read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from llmux.diagnosis.findings import Finding, error, ok, unknown, warning
 from llmux.engines.files import exists
 from llmux.errors import ConfigError, CriuUnusable, ImageUnusable
 from llmux.hosts.local import size_mib
-from llmux.server.build import open_object_store, store_address
+from llmux.server.images import open_object_store, store_address
 
 GIB = 1 << 30
 PLUGIN = "cuda_plugin.so"

@@ -11,11 +11,12 @@ import structlog
 
 from llmux.checkpoints.budget import LocalImage
 from llmux.checkpoints.checkpointer import Checkpointer
-from llmux.checkpoints.dumping import ImageFacts
+from llmux.checkpoints.facts import ImageFacts
 from llmux.checkpoints.image_transfers import DownloadFailed, ImageTransfers, stored_generation
 from llmux.checkpoints.manifest import GpuIdentity, Manifest, check_gpus
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, ImageUnusable, LlmuxError, RestoreFailed
+from llmux.gpus.memory import GpuMemory
 from llmux.instances.canary import is_same
 from llmux.instances.process import EngineProcess, LineReceiver
 
@@ -175,7 +176,7 @@ class CheckpointStore:
         on_line: LineReceiver,
         on_exit: Callable[[int], None],
         redact: Callable[[str], str] = str,
-        gpus: Sequence[GpuIdentity] = (),
+        gpus: Sequence[GpuMemory] = (),
     ) -> tuple[EngineProcess, Manifest]:
         """Restore the engine; raises RestoreFailed, ImageUnusable, CriuUnusable. Then only a cold start is left.
 
@@ -191,7 +192,7 @@ class CheckpointStore:
         on_line: LineReceiver,
         on_exit: Callable[[int], None],
         redact: Callable[[str], str],
-        gpus: Sequence[GpuIdentity],
+        gpus: Sequence[GpuMemory],
     ) -> tuple[EngineProcess, Manifest]:
         path = self._current
         assert path is not None
@@ -202,7 +203,7 @@ class CheckpointStore:
         try:
             async with self._finding:
                 manifest = await self._find(path, fingerprint)
-            check_gpus(path, manifest, gpus)
+            check_gpus(path, manifest, [GpuIdentity(gpu.name, gpu.gpu) for gpu in gpus])
             run_criu = partial(EngineProcess.restore, on_line=on_line, on_exit=on_exit, redact=redact)
             process, manifest = await self._checkpointer.restore(path, run_criu)
         except BaseException as error:

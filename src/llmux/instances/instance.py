@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from llmux.access import Upstream
-from llmux.checkpoints.manifest import GpuIdentity
 from llmux.core.eviction import Eviction, Process, Weights
 from llmux.core.states import Asleep, Cold
 from llmux.engines.base import Abilities
@@ -33,7 +33,6 @@ from llmux.hosts.local import (
     resident_mib,
 )
 from llmux.instances.canary import Canary, OutputMismatch
-from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.health import (
@@ -50,6 +49,9 @@ from llmux.instances.process import EngineProcess, run_stop_command
 from llmux.instances.running_engine import KILL_SECONDS, RunningEngine
 from llmux.instances.scope import EngineFailure, EngineScope, reason_of_failure
 from llmux.instances.socketless import SocketlessPrograms
+
+if TYPE_CHECKING:
+    from llmux.instances.checkpoint_store import CheckpointStore
 
 log = structlog.get_logger("engine")
 
@@ -74,7 +76,7 @@ class Instance:
         endpoints: EngineEndpoints,
         on_exit: Callable[[FailureReason], None],
         *,
-        store: CheckpointStore | None = None,
+        store: "CheckpointStore | None" = None,
         headroom: GpuHeadroom | None = None,
         on_leaving: Callable[[Upstream, Process], None] = lambda upstream, process: None,
         socketless: SocketlessPrograms | None = None,
@@ -550,12 +552,9 @@ class Instance:
         assert self._store is not None
         fingerprint = await asyncio.to_thread(self.spec.fingerprint)
         try:
+            redact, gpus = self.spec.redactor.redact_line, await self._headroom.read()
             process, manifest = await self._store.restore(
-                fingerprint,
-                on_line=self._on_line,
-                on_exit=self._on_process_exit,
-                redact=self.spec.redactor.redact_line,
-                gpus=[GpuIdentity(gpu.name, gpu.gpu) for gpu in await self._headroom.read()],
+                fingerprint, on_line=self._on_line, on_exit=self._on_process_exit, redact=redact, gpus=gpus
             )
             self._engine = engine = self._running(process, fingerprint)
             await self._store.delete_consumed()

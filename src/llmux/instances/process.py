@@ -6,12 +6,11 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVarTuple, assert_never
+from typing import TYPE_CHECKING, Any, Self, TypeVarTuple, assert_never
 
 import structlog
 
 from llmux.cancellation import wait_uncancelled
-from llmux.checkpoints.checkpointer import RestoreCommand
 from llmux.errors import DumpFailed, LlmuxError, ProcessStuck, RestoreFailed, SpawnFailed
 from llmux.instances.output import OutputTail, clean_line
 from llmux.instances.sessions import find_living, kill_session
@@ -33,6 +32,9 @@ from llmux.instances.shim_connection import (
     Stays,
     StopCommandEnded,
 )
+
+if TYPE_CHECKING:
+    from llmux.checkpoints.checkpointer import RestoreCommand
 
 log = structlog.get_logger("engine")
 
@@ -145,7 +147,7 @@ class EngineProcess:
     @classmethod
     async def restore(
         cls,
-        command: RestoreCommand,
+        command: "RestoreCommand",
         *,
         on_line: LineReceiver,
         on_exit: Callable[[int], None],

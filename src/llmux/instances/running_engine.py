@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import structlog
 
 from llmux.access import Upstream
-from llmux.checkpoints.dumping import ImageFacts
+from llmux.checkpoints.facts import ImageFacts
 from llmux.checkpoints.manifest import GpuIdentity
 from llmux.core.eviction import STOP, Eviction, Process
 from llmux.core.states import Asleep, Cold
@@ -21,12 +21,14 @@ from llmux.gpus.memory import GpuHeadroom
 from llmux.gpus.suspension import ResumeFailed, SuspendFailed, resume, suspend
 from llmux.hosts.local import available_mib, descends_from, find_descendants
 from llmux.instances.canary import Canary
-from llmux.instances.checkpoint_store import CheckpointStore
 from llmux.instances.control_calls import EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.outcomes import EvictOutcome
 from llmux.instances.process import EngineProcess
 from llmux.instances.scope import EngineFailure, EngineScope
+
+if TYPE_CHECKING:
+    from llmux.instances.checkpoint_store import CheckpointStore
 
 log = structlog.get_logger("engine")
 
@@ -45,7 +47,7 @@ class RunningEngine:
     process: EngineProcess
     scope: EngineScope
     canary: Canary
-    store: CheckpointStore | None
+    store: "CheckpointStore | None"
     headroom: GpuHeadroom
     cuda: CudaCheckpoints | None
     fingerprint: str
@@ -179,7 +181,7 @@ class RunningEngine:
             self._must_suspend = self.store is not None and await self._needs_suspend(self.store)
         return self._must_suspend
 
-    async def _needs_suspend(self, store: CheckpointStore) -> bool:
+    async def _needs_suspend(self, store: "CheckpointStore") -> bool:
         if await asyncio.to_thread(store.has_cuda_plugin):
             return False
         holders = await self.headroom.holders()

@@ -8,7 +8,7 @@ from collections import ChainMap
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,7 @@ from llmux.control.model_list import ModelList
 from llmux.control.server import ControlServer
 from llmux.core.events import DefaultChanged, ShutdownRequested
 from llmux.core.eviction import Process
+from llmux.core.identifiers import GpuId
 from llmux.core.names import ModelName
 from llmux.engines.remote import Remote
 from llmux.errors import FailureReason, ListenFailed, LlmuxError
@@ -49,17 +50,13 @@ from llmux.runtime.operations import Operations
 from llmux.runtime.prefetch import Prefetcher
 from llmux.runtime.stall_watch import StallWatch
 from llmux.server.build import (
-    build_checkpoint_stores,
-    build_checkpointer,
     build_cuda,
     build_foreign_uses,
     build_headroom,
-    build_image_budget,
     build_leased_program,
     build_needs,
     build_prefetcher,
     build_scheduler,
-    build_transfers,
     build_upstream,
     decide_sharing,
     engine_specs,
@@ -69,6 +66,12 @@ from llmux.server.build import (
 from llmux.server.preload import Preload
 from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
+
+if TYPE_CHECKING:
+    from llmux.checkpoints.checkpointer import Checkpointer
+    from llmux.checkpoints.image_transfers import ImageTransfers
+    from llmux.instances.checkpoint_store import CheckpointStore
+    from llmux.instances.image_budget import ImageBudget
 
 log = structlog.get_logger("llmux")
 
@@ -104,11 +107,12 @@ class Server:
         self.controller = Controller(self._scheduler, spawn, self.metrics, needs=self._needs)
         self._endpoints: dict[str, EngineEndpoints] = {}
         self._instances: dict[str, AnyInstance] = {}
-        self._checkpointer = build_checkpointer(settings)
-        images_changed = asyncio.Event()
-        self._transfers = build_transfers(settings, self._checkpointer, images_changed.set)
-        self._images = build_checkpoint_stores(settings, self._checkpointer, gpus, self._transfers, images_changed.set)
-        self._budget = build_image_budget(settings, self._images, images_changed)
+        self._checkpointer: Checkpointer | None = None
+        self._transfers: ImageTransfers | None = None
+        self._images: Mapping[str, CheckpointStore] = {}
+        self._budget: ImageBudget | None = None
+        if settings.checkpoint is not None:
+            self._add_images(gpus)
         self._cuda = build_cuda(settings)
         self._add_instances(specs)
         self.metrics.watch_canaries({name: instance.canary for name, instance in self._instances.items()})
@@ -137,6 +141,18 @@ class Server:
         self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
         self._register_metrics(registry)
         self.port = 0
+
+    def _add_images(self, gpus: Mapping[GpuId, int]) -> None:
+        # Imported only where images are configured: it takes a thirtieth of a start.
+        from llmux.server import images
+
+        changed = asyncio.Event()
+        self._checkpointer = images.build_checkpointer(self.settings)
+        self._transfers = images.build_transfers(self.settings, self._checkpointer, changed.set)
+        self._images = images.build_checkpoint_stores(
+            self.settings, self._checkpointer, gpus, self._transfers, changed.set
+        )
+        self._budget = images.build_image_budget(self.settings, self._images, changed)
 
     def _build_control(self, registry: CollectorRegistry) -> ControlServer:
         settings = self.settings

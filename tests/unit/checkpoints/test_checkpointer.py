@@ -14,7 +14,7 @@ import pytest
 
 from llmux.checkpoints import criu, dumping, restoring
 from llmux.checkpoints.checkpointer import Checkpointer, CriuSettings, RestoreCommand
-from llmux.checkpoints.dumping import ImageFacts
+from llmux.checkpoints.facts import ImageFacts
 from llmux.checkpoints.manifest import write_manifest
 from llmux.core.eviction import Eviction
 from llmux.errors import CriuUnusable, DumpFailed, ImageUnusable, RestoreFailed
