@@ -89,7 +89,7 @@ async def control_api(
     ):
         registry = CollectorRegistry()
         registry.register(runtime.metrics)
-        server = ControlServer(runtime.operations, runtime.gpu_leases, registry, admin_key)
+        server = ControlServer(runtime.operations, runtime.gpu_leases, lambda: registry, admin_key)
         if is_loaded:
             await server.load()
         options = GatewayOptions(control_protocol_factory=server.protocol_factory)

@@ -31,18 +31,20 @@ class ControlServer:
         self,
         operations: Operations,
         leases: GpuLeases,
-        registry: "CollectorRegistry",
+        new_registry: "Callable[[], CollectorRegistry]",
         admin_key: str | None,
         api_keys: Collection[str] = (),
         pages: PagePolicy | None = None,
     ) -> None:
-        """``api_keys`` are those of the data plane, and ``pages`` says which web pages may read the metrics port.
+        """``new_registry`` is called by ``load``, and makes what ``/metrics`` shows.
+
+        ``api_keys`` are those of the data plane, and ``pages`` says which web pages may read the metrics port.
 
         Where there are such keys, the main port's metrics need one, too; the metrics port never does.
         """
 
         def make(made: "type[ControlRunners]") -> "ControlRunners":
-            return made(operations, leases, registry, admin_key, api_keys, pages)
+            return made(operations, leases, new_registry(), admin_key, api_keys, pages)
 
         self._make: Callable[[type[ControlRunners]], ControlRunners] = make
         self._runners: ControlRunners | None = None

@@ -1,9 +1,12 @@
 """Metrics of the images that are copied to an object store and back."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from llmux.observability import families
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 
 class TransferCosts(Protocol):
@@ -48,22 +51,24 @@ class ImageMetrics:
     def __init__(self, transfers: Callable[[], Mapping[str, Transfers]]) -> None:
         self._transfers = transfers
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         """All metrics, as Prometheus families."""
         labels = ["model", "direction"]
-        finished = CounterMetricFamily("llmux_image_transfers", "Images copied to or from the store.", labels=labels)
-        failures = CounterMetricFamily(
+        finished = families.CounterMetricFamily(
+            "llmux_image_transfers", "Images copied to or from the store.", labels=labels
+        )
+        failures = families.CounterMetricFamily(
             "llmux_image_transfer_failures",
             "Attempts to copy an image to or from the store that failed.",
             labels=labels,
         )
-        copied = CounterMetricFamily(
+        copied = families.CounterMetricFamily(
             "llmux_image_transfer_bytes", "Bytes of images that were copied, before compression.", labels=labels
         )
-        seconds = CounterMetricFamily(
+        seconds = families.CounterMetricFamily(
             "llmux_image_transfer_seconds", "Time spent on copying images, failed attempts included.", labels=labels
         )
-        busy = GaugeMetricFamily(
+        busy = families.GaugeMetricFamily(
             "llmux_image_transfer_pending", "1 while an image is being copied or waits for that.", labels=["model"]
         )
         for model, transfers in self._transfers().items():

@@ -8,16 +8,18 @@ never from requests, so that clients cannot create series.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from typing import TYPE_CHECKING, Protocol
 
 from llmux.core.actions import SteppedDown, SwitchDone, SwitchFailed
 from llmux.core.forecast import Truth, judge
 from llmux.core.request import Priority, Request
 from llmux.core.scheduler import Scheduler
 from llmux.core.target import Targets
+from llmux.observability import families
 from llmux.observability.histogram import Histogram
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 WAITED_SECONDS = 0.001
 """A request that waited longer counts as ``waited="true"``: less is the event loop's own latency."""
@@ -59,9 +61,9 @@ class LogMetrics:
     def __init__(self, dropped: Mapping[str, Callable[[], int]]) -> None:
         self._dropped = dropped
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         """All metrics, as Prometheus families."""
-        dropped = CounterMetricFamily(
+        dropped = families.CounterMetricFamily(
             "llmux_log_lines_dropped", "Lines that could not be written to a log in time.", labels=["log"]
         )
         for name, lines in self._dropped.items():
@@ -184,7 +186,7 @@ class RuntimeMetrics:
         """Count a time at which other programs took GPU memory that should have stayed free."""
         self._memory_pressures += 1
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         """All metrics, as Prometheus families."""
         yield from self._collect_switches()
         yield from self._collect_requests()
@@ -193,18 +195,18 @@ class RuntimeMetrics:
         yield self._collect_forecasts()
         yield from self._collect_overload()
         yield from self._collect_sleepers()
-        yield CounterMetricFamily(
+        yield families.CounterMetricFamily(
             "llmux_gpu_memory_pressures",
             "Times at which other programs began to hold memory of gpu_memory_reserve.",
             value=self._memory_pressures,
         )
-        stalls = CounterMetricFamily(
+        stalls = families.CounterMetricFamily(
             "llmux_engine_stalls", "Engines that hung and were killed for that.", labels=["model"]
         )
         for model, stalled in self._stalls.items():
             stalls.add_metric([model], stalled.count)
         yield stalls
-        active = GaugeMetricFamily(
+        active = families.GaugeMetricFamily(
             "llmux_active_model_info", "1 for the active model, 0 for models that were active before.", labels=["model"]
         )
         serving = self._scheduler.active_model()
@@ -212,20 +214,20 @@ class RuntimeMetrics:
             active.add_metric([model], 1 if model == serving else 0)
         yield active
 
-    def _collect_switches(self) -> Iterator[Metric]:
-        switches = CounterMetricFamily(
+    def _collect_switches(self) -> "Iterator[Metric]":
+        switches = families.CounterMetricFamily(
             "llmux_switches", "Switches that brought a model onto the GPU.", labels=["from", "to"]
         )
         for (previous, model), number in self._switches.items():
             switches.add_metric([previous, model], number)
         yield switches
-        failures = CounterMetricFamily(
+        failures = families.CounterMetricFamily(
             "llmux_switch_failures", "Switches that failed to bring their model onto the GPU.", labels=["to"]
         )
         for model, number in self._failures.items():
             failures.add_metric([model], number)
         yield failures
-        totals = HistogramMetricFamily(
+        totals = families.HistogramMetricFamily(
             "llmux_switch_total_seconds",
             "Duration of switches, from the decision until the model serves.",
             labels=["to"],
@@ -233,7 +235,7 @@ class RuntimeMetrics:
         for model, histogram in self._totals.items():
             totals.add_metric([model], histogram.buckets(), histogram.total)
         yield totals
-        phases = HistogramMetricFamily(
+        phases = families.HistogramMetricFamily(
             "llmux_switch_phase_seconds",
             "Duration of the phases of switches: cooldown, drain, sleep, wake.",
             labels=["phase", "to"],
@@ -242,23 +244,25 @@ class RuntimeMetrics:
             phases.add_metric([phase, model], histogram.buckets(), histogram.total)
         yield phases
 
-    def _collect_requests(self) -> Iterator[Metric]:
-        waits = HistogramMetricFamily(
+    def _collect_requests(self) -> "Iterator[Metric]":
+        waits = families.HistogramMetricFamily(
             "llmux_request_queue_wait_seconds", "Time that admitted requests waited for their model.", labels=["model"]
         )
-        requests = CounterMetricFamily(
+        requests = families.CounterMetricFamily(
             "llmux_requests",
             "Admitted requests, by whether they waited longer than a millisecond.",
             labels=["model", "waited"],
         )
-        first = HistogramMetricFamily(
+        first = families.HistogramMetricFamily(
             "llmux_time_to_first_token_seconds",
             "Time from a streaming request's arrival to the first bytes of its response.",
             labels=["model"],
         )
-        in_flight = GaugeMetricFamily("llmux_in_flight", "Requests at the model's engine.", labels=["model"])
-        depth = GaugeMetricFamily("llmux_queue_depth", "Requests that wait for the model.", labels=["model"])
-        frozen = GaugeMetricFamily("llmux_frozen", "Requests that are suspended with their engine.", labels=["model"])
+        in_flight = families.GaugeMetricFamily("llmux_in_flight", "Requests at the model's engine.", labels=["model"])
+        depth = families.GaugeMetricFamily("llmux_queue_depth", "Requests that wait for the model.", labels=["model"])
+        frozen = families.GaugeMetricFamily(
+            "llmux_frozen", "Requests that are suspended with their engine.", labels=["model"]
+        )
         for record in self._scheduler.models:
             model = record.name
             frozen.add_metric([model], len(record.frozen))
@@ -278,8 +282,8 @@ class RuntimeMetrics:
         yield depth
         yield frozen
 
-    def _collect_streams(self) -> Metric:
-        streams = CounterMetricFamily(
+    def _collect_streams(self) -> "Metric":
+        streams = families.CounterMetricFamily(
             "llmux_streams",
             "Streamed answers that have ended, by whether they were on time throughout: first token within the target, "
             "pauses included.",
@@ -291,8 +295,8 @@ class RuntimeMetrics:
                 streams.add_metric([model, priority.value, "false"], counted.late[priority])
         return streams
 
-    def _collect_forecasts(self) -> Metric:
-        forecasts = CounterMetricFamily(
+    def _collect_forecasts(self) -> "Metric":
+        forecasts = families.CounterMetricFamily(
             "llmux_wait_forecasts",
             "Requests that waited and were admitted, by whether the wait that was forecast when they came was right "
             "(within a fifth, or a second), too short or too long.",
@@ -302,14 +306,14 @@ class RuntimeMetrics:
             forecasts.add_metric([model, truth.value], number)
         return forecasts
 
-    def _collect_overload(self) -> Iterator[Metric]:
+    def _collect_overload(self) -> "Iterator[Metric]":
         overload = self._overload
-        yield GaugeMetricFamily(
+        yield families.GaugeMetricFamily(
             "llmux_overload_seconds",
             "For how long requests have been coming that will probably time out, or are refused; 0: they are not.",
             value=0.0 if overload is None else overload.seconds or 0.0,
         )
-        yield CounterMetricFamily(
+        yield families.CounterMetricFamily(
             "llmux_overload_episodes",
             "Times at which more was asked of the GPUs than they can do, for a minute and more.",
             value=0 if overload is None else overload.episodes,
@@ -317,20 +321,20 @@ class RuntimeMetrics:
 
         offered_load = None if overload is None else overload.offered_load
         if offered_load is not None:
-            yield GaugeMetricFamily(
+            yield families.GaugeMetricFamily(
                 "llmux_offered_load",
                 "What is asked of the busiest GPU, as a multiple of what it can do; above 1 queues grow.",
                 value=offered_load,
             )
 
-    def _collect_sleepers(self) -> Iterator[Metric]:
-        held = GaugeMetricFamily(
+    def _collect_sleepers(self) -> "Iterator[Metric]":
+        held = families.GaugeMetricFamily(
             "llmux_host_memory_bytes", "Host memory that the model holds while it is off the GPU.", labels=["model"]
         )
         for record in self._scheduler.models:
             held.add_metric([record.name], record.sleep.held_mib << 20)
         yield held
-        steps = CounterMetricFamily(
+        steps = families.CounterMetricFamily(
             "llmux_steps_down",
             "Times that a model off the GPU went on to an eviction that keeps less, and why.",
             labels=["model", "eviction", "reason"],
@@ -339,14 +343,14 @@ class RuntimeMetrics:
             steps.add_metric(labels, number)
         yield steps
 
-    def _collect_canaries(self) -> Iterator[Metric]:
-        checks = CounterMetricFamily(
+    def _collect_canaries(self) -> "Iterator[Metric]":
+        checks = families.CounterMetricFamily(
             "llmux_canary_checks", "Wakes after which the model's output was checked.", labels=["model"]
         )
-        seconds = CounterMetricFamily(
+        seconds = families.CounterMetricFamily(
             "llmux_canary_seconds", "Time spent on checking output after wakes.", labels=["model"]
         )
-        mismatches = CounterMetricFamily(
+        mismatches = families.CounterMetricFamily(
             "llmux_canary_mismatches",
             "Wakes after which the model's output differed from its output after the start.",
             labels=["model", "eviction"],

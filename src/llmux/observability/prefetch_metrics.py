@@ -4,8 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from llmux.observability import families
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 WHOLE_SHARE = 0.95
 """From here on a model's files count as being in the page cache: what small files lack does not matter."""
@@ -67,20 +71,20 @@ class PrefetchMetrics:
     def __init__(self, counts: Mapping[str, PrefetchCounts]) -> None:
         self._counts = counts
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         """All metrics, as Prometheus families."""
-        read = CounterMetricFamily(
+        read = families.CounterMetricFamily(
             "llmux_prefetch_read_bytes", "Bytes read ahead from the disk.", labels=["model", "reason"]
         )
-        used = CounterMetricFamily(
+        used = families.CounterMetricFamily(
             "llmux_prefetch_used_bytes", "Bytes read ahead that wakes found in the page cache.", labels=["model"]
         )
-        saved = CounterMetricFamily(
+        saved = families.CounterMetricFamily(
             "llmux_prefetch_saved_seconds",
             "Estimated time that wakes did not wait for the disk, because of what was read ahead.",
             labels=["model"],
         )
-        wakes = CounterMetricFamily(
+        wakes = families.CounterMetricFamily(
             "llmux_prefetch_wakes",
             "Wakes that read files, by where these were: hit, partial, warm, miss.",
             labels=["model", "found"],

@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
-from prometheus_client import CollectorRegistry
 
 from llmux.access import Upstream
 from llmux.config.draining import drained
@@ -25,7 +24,6 @@ from llmux.core.names import ModelName
 from llmux.engines.remote import Remote
 from llmux.errors import FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
-from llmux.gateway.metrics import HttpMetrics
 from llmux.gateway.options import GatewayOptions, LocalRoutes
 from llmux.gateway.pages import PagePolicy
 from llmux.gateway.server import Gateway
@@ -68,6 +66,8 @@ from llmux.server.signals import SignalReceiver
 from llmux.server.warmup import WarmUp
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from llmux.checkpoints.checkpointer import Checkpointer
     from llmux.checkpoints.image_transfers import ImageTransfers
     from llmux.instances.checkpoint_store import CheckpointStore
@@ -135,11 +135,9 @@ class Server:
         self._preparation: WarmUp | Preload | None = None
         self._is_started = False
         self._model_list = ModelList(self.operations, self._max_model_length, self._unready_reason)
-        registry = CollectorRegistry()
-        self._control = self._build_control(registry)
+        self._control = self._build_control()
         self._access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self.gateway = Gateway(self._dispatcher, self._gateway_options(), spawn)
-        self._register_metrics(registry)
         self.port = 0
 
     def _add_images(self, gpus: Mapping[GpuId, int]) -> None:
@@ -154,12 +152,12 @@ class Server:
         )
         self._budget = images.build_image_budget(self.settings, self._images, changed)
 
-    def _build_control(self, registry: CollectorRegistry) -> ControlServer:
+    def _build_control(self) -> ControlServer:
         settings = self.settings
         return ControlServer(
             self.operations,
             self._leases,
-            registry,
+            self._new_registry,
             settings.admin_key.get_secret_value() if settings.admin_key else None,
             [key.get_secret_value() for key in (*settings.api_keys, *settings.batch_api_keys)],
             PagePolicy(settings.cors_origins, self._own_names()),
@@ -187,7 +185,13 @@ class Server:
             overload_seconds=lambda: self._dispatcher.overload.seconds,
         )
 
-    def _register_metrics(self, registry: CollectorRegistry) -> None:
+    def _new_registry(self) -> "CollectorRegistry":
+        # Imported when llmux listens, as the control server is.
+        from prometheus_client import CollectorRegistry
+
+        from llmux.gateway.metrics import HttpMetrics
+
+        registry = CollectorRegistry()
         registry.register(self.metrics)
         registry.register(LogMetrics(self._dropped_lines()))
         registry.register(HttpMetrics(self.gateway.statistics))
@@ -195,6 +199,7 @@ class Server:
             registry.register(ImageMetrics(lambda: transfers.models))
         if self._prefetcher is not None:
             registry.register(PrefetchMetrics(self._prefetcher.counts))
+        return registry
 
     def _add_instances(self, specs: Mapping[str, EngineSpec]) -> None:
         socketless = SocketlessPrograms()
