@@ -9,6 +9,8 @@ from importlib import import_module
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """What must not end a server: those of ``server.signals.REMARKS``, whose import would take longer than this may."""
 
+PYDANTIC_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
+
 
 def open_standard_descriptors() -> None:
     """Open /dev/null in place of standard streams that are closed (``<&-``, ``2>&-``).
@@ -43,6 +45,18 @@ def hasten_imports() -> None:
     """
     gc.disable()
     _import_structlog_without_rich()
+    _import_settings_without_plugins()
+
+
+def _import_settings_without_plugins() -> None:
+    """pydantic looks for plugins in the metadata of every installed package, and imports those that it finds."""
+    if PYDANTIC_PLUGINS in os.environ:
+        return
+    os.environ[PYDANTIC_PLUGINS] = "__all__"
+    try:
+        import_module("llmux.config.settings")
+    finally:
+        del os.environ[PYDANTIC_PLUGINS]  # Engines inherit the environment.
 
 
 def _import_structlog_without_rich() -> None:
