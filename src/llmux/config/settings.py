@@ -542,11 +542,11 @@ class Settings(Section):
         From one sleep of an engine's own to another there is no way: discarding is for a model that is about to leave.
         """
         images = [] if self.checkpoint is None else [Weights.DISCARD, Weights.RETAIN]
-        possible = set(self.engine_of(name).evictions())
-        image = next((one for one in images if Eviction(one, Process.CHECKPOINT) in possible), None)
+        engine = self.engine_of(name)
         steps = [Eviction(Weights.DISCARD, Process.KEEP_RUNNING)]
-        steps += [] if image is None else [Eviction(image, Process.CHECKPOINT)]
-        return (*(step for step in steps if step in possible), STOP)
+        dumps = (Eviction(weights, Process.CHECKPOINT) for weights in images)
+        steps += [dump for dump in dumps if engine.why_not(dump) is None][:1]
+        return (*(step for step in steps if engine.why_not(step) is None), STOP)
 
     @property
     def needs_criu(self) -> bool:
