@@ -1,4 +1,4 @@
-"""What the start of a server takes: processor time and wall time until it accepts, answers, and is ready.
+"""What the start of a server takes: processor time and wall time until it accepts, answers, and says that it is ready.
 
     python bench/start/run.py [--rounds 20] [--models 100] [--python OTHER/bin/python]
 
@@ -23,14 +23,14 @@ from bench.conditions import describe_machine, describe_python
 
 LIMIT_SECONDS = 60.0
 POLL_SECONDS = 0.002
-ASKED = ("/health", "/v1/models", "/metrics", "/control/status")
-"""In this order, each on a connection of its own, as the first requests to a server that has just begun to listen."""
+ASKED = ("/v1/models", "/metrics", "/control/status")
+"""After /health, in this order, each on a connection of its own, to a server that has just begun to listen."""
 HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a server has come since its start."""
+    """What a server has taken up to there."""
 
     cpu_ms: float
     """User and system time of all of its threads, also of those that have ended."""
@@ -86,7 +86,7 @@ def cpu_ms(pid: int) -> float:
 
 
 def start(python: str, config: Path) -> dict[str, Moment]:
-    """Start a server once and stop it; what it had taken at each moment, and each first answer by itself."""
+    """Start a server once and kill it; what it had taken up to each moment, and what each first answer took alone."""
     port = free_port()
     began = time.perf_counter()
     command = [python, "-m", "llmux", "serve", "-c", str(config), "-p", str(port)]
@@ -99,18 +99,16 @@ def start(python: str, config: Path) -> dict[str, Moment]:
 
         connection = connect(port, process)
         moments["accepts"] = now()
+        ask(connection, "/health")
+        moments["answers /health"] = now()
         for path in ASKED:
             before = now()
-            ask(connection, path)
+            ask(connect(port, process), path)
             after = now()
-            if path == ASKED[0]:
-                moments["answers /health"] = after
-            else:
-                moments[f"first {path}"] = Moment(after.cpu_ms - before.cpu_ms, after.wall_ms - before.wall_ms)
-            connection = connect(port, process)
-        connection.close()
-        time.sleep(0.3)
-        moments["settled"] = now()
+            moments[f"first {path}"] = Moment(after.cpu_ms - before.cpu_ms, after.wall_ms - before.wall_ms)
+        while not is_ready(connect(port, process)):
+            time.sleep(POLL_SECONDS)
+        moments["is ready"] = now()
         return moments
     finally:
         process.kill()
@@ -132,11 +130,21 @@ def connect(port: int, process: "subprocess.Popen[str]") -> socket.socket:
 
 def ask(connection: socket.socket, path: str) -> None:
     """Send one request and read its whole answer, which must be 200."""
-    with connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    answer = answer_to(connection, path)
     if not answer.startswith(b"HTTP/1.1 200"):
         raise SystemExit(f"{path} was answered with {answer[:200]!r}")
+
+
+def is_ready(connection: socket.socket) -> bool:
+    """Whether the server says that its start is over."""
+    return answer_to(connection, "/ready").startswith(b"HTTP/1.1 200")
+
+
+def answer_to(connection: socket.socket, path: str) -> bytes:
+    """Send one request, the last on its connection, and read all of the answer."""
+    with connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def report(candidate: Candidate) -> None:
