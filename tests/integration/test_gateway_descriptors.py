@@ -166,6 +166,9 @@ async def test_a_full_queue_of_connections_is_waited_for_and_is_the_engines_faul
 
 async def test_control_calls_are_tried_again_too() -> None:
     async with running_gateway() as bench, ControlSession() as session:
+        with no_descriptors():
+            assert await check_health(EngineEndpoints(session, bench.engine.port), 0.05) is Health.SILENT
+        await session.load()
         endpoints = EngineEndpoints(session, bench.engine.port)
         async with asyncio.TaskGroup() as tasks:
             with no_descriptors():

@@ -57,7 +57,7 @@ class ControlServer:
         return len(self._early)
 
     async def load(self) -> None:
-        """Answer requests, those that have come already first. The import is done in a thread."""
+        """Answer requests, those that have come already first. The import is done in a thread. Raises OSError."""
         runners = self._make(await asyncio.to_thread(_import_runners))
         await runners.start()
         self._runners = runners

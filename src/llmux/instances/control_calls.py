@@ -43,7 +43,7 @@ class ControlSession:
             await self._client.close()
 
     async def load(self) -> "HttpClient":
-        """The client; imported in a thread, if it is not yet."""
+        """The client; imported in a thread, if it is not yet. Raises OSError."""
         return self._client or self._open(await asyncio.to_thread(_import_client))
 
     def _open(self, made: "type[HttpClient]") -> "HttpClient":
@@ -143,7 +143,10 @@ class EngineEndpoints:
         apart: bool = False,
     ) -> Any:
         call = f"{method} {path}"
-        client = await self._session.load()
+        try:
+            client = await self._session.load()
+        except OSError as error:
+            raise ControlCallFailed(call, f"{type(error).__name__}: {error}") from error
         give_up_at = monotonic() + min(timeout_seconds, SHORTAGE_SECONDS)
         while True:
             is_kept = self._is_keeping and not apart

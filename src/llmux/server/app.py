@@ -32,6 +32,7 @@ from llmux.instances.control_calls import ControlSession, EngineEndpoints
 from llmux.instances.engine_spec import EngineSpec
 from llmux.instances.hooked import HookedInstance
 from llmux.instances.instance import Instance
+from llmux.instances.late_imports import until_imported
 from llmux.instances.remote import RemoteInstance
 from llmux.instances.socketless import SocketlessPrograms
 from llmux.observability.access_log import AccessLog
@@ -282,8 +283,8 @@ class Server:
 
     async def _load_libraries(self) -> None:
         """Import what neither listening nor a request to a model needs, so that nobody waits for it later."""
-        await self._control.load()
-        await self._session.load()
+        await until_imported(self._control.load)
+        await until_imported(self._session.load)
         _collect_garbage_rarely()
 
     async def _prepare_models(self, preload: Preload) -> None:
