@@ -28,6 +28,7 @@ PURE = {
     "heapq",
     "itertools",
     "math",
+    "operator",
     "types",
     "typing",
 }

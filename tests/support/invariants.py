@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+from llmux.core.eviction import STOP, Eviction
 from llmux.core.host_memory import has_room_for
 from llmux.core.identifiers import GpuId
 from llmux.core.model import Model
@@ -81,6 +82,10 @@ def _check_indexes(world: World, now: float) -> None:
         assert world.gpus.models_on[gpu] == {m.name: m for m in world.on_gpu.values() if gpu in m.awake}
         assert world.gpus.residues_on[gpu] == {m.name: m for m in world.gpus.with_residue.values() if gpu in m.held}
     assert all(m.starts_cold == isinstance(m.state, Cold | Failed) for m in models)
+    assert all(m.eviction == _eviction(m) and m.frees_memory == m.spec.frees_memory(m.eviction) for m in models)
+    numbered = {m.need_number: (m.starts_cold, m.need) for m in models}
+    assert all(numbered[m.need_number] == (m.starts_cold, m.need) for m in models)
+    assert all(m.starts_engine == _starts_engine(m) for m in models)
     assert all(m.placements == (m.places if m.starts_cold else (m.placement,)) for m in models)
     assert world.gpus.with_residue == {m.name: m for m in models if isinstance(m.state, Asleep) and m.held}
     backing_off = {m.name: m for m in models if isinstance(m.state, Failed | Stuck) and m.state.retry_at > now}
@@ -100,6 +105,15 @@ def _check_indexes(world: World, now: float) -> None:
     assert world.queued_requests == sum(len(m.queue) for m in models)
     assert world.frozen_requests == sum(len(m.frozen) for m in models)
     assert world.queued_bytes == sum(r.size_bytes for m in models for r in m.queue)
+
+
+def _eviction(model: Model) -> Eviction:
+    chosen = model.eviction_override or model.spec.eviction
+    return STOP if chosen in model.distrusted_evictions else chosen
+
+
+def _starts_engine(model: Model) -> bool:
+    return model.state.from_cold if isinstance(model.state, Waking) else not isinstance(model.state, Asleep)
 
 
 def _max_wait(world: World, model: Model) -> float:
@@ -153,11 +167,11 @@ def _check_known_plans(world: World, now: float) -> None:
     for model in world.models.values():
         if not world.rules.is_like_others(model):
             continue
-        for place, known in zip(model.placements, kept.of((model.starts_cold, model.need)), strict=True):
+        for place, known in zip(model.placements, kept.of(model), strict=True):
             if known is None or known.depends or known.changes != sum(kept.changes[gpu] for gpu in place.awake):
                 continue
             anew = Room(world, ())._priced_plan(model, place.awake, ())
-            assert anew == ((known.plan(now), known.price(now)) if known.is_possible else None), model.name
+            assert anew == ((known.plan, known.price(now)) if known.is_possible else None), model.name
 
 
 def _check_bounds(world: World) -> None:

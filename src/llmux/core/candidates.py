@@ -1,12 +1,17 @@
 """Which model is to be switched to next."""
 
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from itertools import islice
+from operator import itemgetter
+from typing import Final, TypeAlias
 
 from llmux.core.identifiers import Seconds
 
-_Entry: TypeAlias = tuple[Seconds, int, str]
+Entry: TypeAlias = tuple[Seconds, int, str]
+"""When a model is overdue, what decides between those that are at the same time, and the model."""
+
+_MODEL: Final[Callable[[Entry], str]] = itemgetter(2)
 
 
 class CandidateQueue:
@@ -16,9 +21,12 @@ class CandidateQueue:
     """
 
     def __init__(self) -> None:
-        self._current: dict[str, _Entry] = {}
-        self._entries: list[_Entry] = []
+        self._current: dict[str, Entry] = {}
+        self.entries: list[Entry] = []
+        """To be read only."""
         self._entered = 0
+        self.passed = 0
+        """How many at the front the decision under way need not look at again; 0 once the queue has changed."""
 
     def place(self, model: str, overdue_at: Seconds) -> None:
         """Enter a model, or move it."""
@@ -28,19 +36,21 @@ class CandidateQueue:
         self.remove(model)
         self._entered += 1
         entry = self._current[model] = (overdue_at, self._entered, model)
-        insort(self._entries, entry)
+        insort(self.entries, entry)
+        self.passed = 0
 
     def remove(self, model: str) -> None:
         """Take a model out, if it is in."""
         entry = self._current.pop(model, None)
         if entry is not None:
-            del self._entries[bisect_left(self._entries, entry)]
+            self.passed = 0
+            del self.entries[bisect_left(self.entries, entry)]
 
     def first(self) -> tuple[str, Seconds] | None:
         """The model that is overdue first, and when."""
-        if not self._entries:
+        if not self.entries:
             return None
-        overdue_at, _, model = self._entries[0]
+        overdue_at, _, model = self.entries[0]
         return model, overdue_at
 
     def overdue_at(self, model: str) -> Seconds:
@@ -51,21 +61,17 @@ class CandidateQueue:
         """Whether the model is one of the queue, and overdue."""
         return model in self._current and self._current[model][0] <= now
 
-    def without(self, first: Container[str]) -> Iterator[str]:
-        """All models, less those at the front that are among ``first``; the queue must not change meanwhile."""
-        position = 0
-        for _, _, model in self._entries:
-            if model not in first:
-                break
-            position += 1
-        return (model for _, _, model in self._entries[position:])
+    def models(self, first: int = 0) -> Iterator[str]:
+        """The models from a position on, earliest deadline first; the queue must not change meanwhile."""
+        # Not a generator expression, which compiled code makes at once of all 1,000 that may wait.
+        return map(_MODEL, islice(self.entries, first, None))
 
     def __iter__(self) -> Iterator[str]:
         """All models, earliest deadline first; the queue must not change meanwhile."""
-        return (model for _, _, model in self._entries)
+        return map(_MODEL, self.entries)
 
     def __contains__(self, model: object) -> bool:
         return model in self._current
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)

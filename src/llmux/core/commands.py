@@ -191,5 +191,6 @@ def change_eviction(world: World, model: Model, eviction: Eviction) -> None:
     """Override how a model leaves from now on, also if that was found to change its output."""
     model.eviction_override = eviction
     model.distrusted_evictions.discard(eviction)
+    model.find_eviction()
     model.sleep.refused.discard(eviction)
     world.gpus.known_plans.changed(model.awake)

@@ -48,7 +48,7 @@ def _has_room(world: World, model: Model) -> bool:
     """Whether it fits somewhere beside everything that is on the GPUs; that is where it comes then."""
     room = Room(world)
     found = room.best(model, model.placements)
-    if found is None or found.plan.leaving or not room.fits_now(model, found.placement):
+    if found is None or found.plan.victims or not room.fits_now(model, found.placement):
         return False
     world.place(model, found.placement)
     return True

@@ -22,7 +22,7 @@ class Group:
 class Rules:
     """The rules for every model that uses GPUs. No rule concerns the others."""
 
-    __slots__ = ("_companions", "_models", "_persistent", "_rivals", "may_stay", "shut_out", "staying")
+    __slots__ = ("_companions", "_models", "_persistent", "_rivals", "are_any", "may_stay", "shut_out", "staying")
 
     def __init__(self, models: Iterable[Model], groups: Iterable[Group]) -> None:
         self._models = {model.name: model for model in models if model.spec.uses_gpu}
@@ -86,3 +86,5 @@ class Rules:
     def _find_those_that_stay(self) -> None:
         models = self._models.values()
         self.may_stay = tuple(model for model in models if model.kept or model.name in self._persistent)
+        self.are_any = bool(self.may_stay or self._rivals)
+        """Whether not all models that need the same memory are alike."""

@@ -32,7 +32,8 @@ def settle(world: World) -> Seconds:
             leave(world, model)
         else:
             next_at = min(next_at, leaves_at)
-    next_at = min(next_at, _bring_default(world))
+    if world.default_model is not None:
+        next_at = min(next_at, _bring_default(world))
     companions.bring(world)
     return next_at
 
@@ -61,7 +62,7 @@ def _own_time(world: World, model: Model) -> Seconds:
     model. Of a model that a client has no more use for, even the minimum time is over: it is there so that a switch
     is not in vain.
     """
-    if not model.is_idle or not model.spec.frees_memory(model.eviction):
+    if not model.is_idle or not model.frees_memory:
         return math.inf
     if model is world.default_model or is_held(world, model):
         return math.inf
@@ -94,7 +95,7 @@ def _return(world: World) -> _Return | None:
         return None
     room = Room(world)
     found = room.best(default, default.placements)
-    if found is None or not (found.plan.leaving or room.fits_now(default, found.placement)):
+    if found is None or not (found.plan.victims or room.fits_now(default, found.placement)):
         return None
     victims = (world.models[name] for name in found.plan.victims)
     return _Return(max((_gives_way_at(world, model) for model in victims), default=-math.inf), found)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmux.core.identifiers import Footprint, GpuId, Seconds
-from llmux.core.model import Model, Need
-from llmux.core.placement import LEAST_SECONDS_UNUSED, Occupant, Plan, Price, Use
+from llmux.core.model import Model
+from llmux.core.placement import LEAST_SECONDS_UNUSED, Plan, Use
 from llmux.core.states import Serving
 
 NEEDS_MAX = 64
@@ -20,7 +20,7 @@ PlanPrice: TypeAlias = tuple[object, ...]
 """What a plan for a place costs, for comparing it with those for others: frozen and busy models that leave, whether
 they are stopped, the rest of ``price_of``, and how much memory is left free."""
 
-_Key: TypeAlias = tuple[bool, Need]
+_NOBODY = Plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +32,30 @@ class KnownPlan:
     depends: bool = False
     """Whether it has to be found anew each time: several models could leave, and time changes which is cheapest."""
     is_possible: bool = False
+    plan: Plan = _NOBODY
     leaving: Model | None = None
-    """The only one whose leaving helps; None where nobody has to leave, or nothing helps."""
-    frees: Footprint | None = None
+    """The only one whose leaving helps, and who leaves by the plan; None where nobody has to, or nothing helps."""
     cost: float = 0.0
     """The numerator of its regret."""
     left: int = 0
     """What stays free, in MiB, less what is freed."""
 
     def price(self, now: Seconds) -> PlanPrice:
-        """What the plan costs now: as ``price_of`` says of ``plan``, which need not be made for each place."""
+        """What the plan costs now: as ``price_of`` says of who leaves."""
         model = self.leaving
         if model is None:
             return (0, 0, False, False, 0.0, 0, 0.0, self.left)
-        use, since = use_of(model)
+        # What ``use_of`` says, which is called for many places in each decision.
+        state, frozen, busy, is_idle = model.state, 0, 0, False
+        if type(state) is not Serving:
+            since, frozen = model.last_served_at, 1 if model.frozen else 0
+        elif model.in_flight or model.queue.size:
+            since, busy = state.since, 1
+        else:
+            since, is_idle = model.idle_since, True
         elapsed = now - since
         regret = self.cost / (elapsed if elapsed > LEAST_SECONDS_UNUSED else LEAST_SECONDS_UNUSED)
-        frozen, busy = (1 if use is Use.FROZEN else 0), (1 if use is Use.BUSY else 0)
-        return (frozen, busy, False, use is Use.IDLE, regret, 1, since, self.left)
-
-    def plan(self, now: Seconds) -> Plan:
-        """The plan itself."""
-        model = self.leaving
-        if model is None:
-            return Plan()
-        assert self.frees is not None
-        use, since = use_of(model)
-        regret = self.cost / max(now - since, LEAST_SECONDS_UNUSED)
-        return Plan((Occupant(model.name, self.frees, Price(use, regret, since)),))
+        return (frozen, busy, False, is_idle, regret, 1, since, self.left)
 
 
 def use_of(model: Model) -> tuple[Use, Seconds]:
@@ -80,18 +76,21 @@ class KnownPlans:
     def __init__(self, gpus: Footprint) -> None:
         self.changes: dict[GpuId, int] = dict.fromkeys(gpus, 0)
         """How often a model on each GPU has changed its state, its need or how it leaves."""
-        self._plans: dict[_Key, list[KnownPlan | None]] = {}
+        self._plans: dict[int, list[KnownPlan | None]] = {}
 
     def changed(self, gpus: Footprint) -> None:
         """What was known of places on these GPUs is out of date."""
         for gpu in gpus:
             self.changes[gpu] += 1
 
-    def of(self, key: _Key) -> list[KnownPlan | None]:
-        """The plans for the places of a need; to be replaced where their ``changes`` are not the present ones."""
-        plans = self._plans.get(key)
+    def of(self, model: Model) -> list[KnownPlan | None]:
+        """The plans for the places of a model, and of all that need the same.
+
+        To be replaced where their ``changes`` are not the present ones.
+        """
+        plans = self._plans.get(model.need_number)
         if plans is None:
             if len(self._plans) >= NEEDS_MAX:
                 self._plans.clear()
-            plans = self._plans[key] = [None] * len(key[1])
+            plans = self._plans[model.need_number] = [None] * len(model.need)
         return plans

@@ -55,7 +55,7 @@ def finish_drain(world: World, model: Model) -> None:
 
     Where host memory is full, it waits until sleepers have made room for it (``ladder``), or leaves so as to need less.
     """
-    assert isinstance(model.state, Draining)
+    assert type(model.state) is Draining
     now = world.clock.now
     if model.in_flight and now >= model.state.deadline:
         error = ShuttingDown() if world.stopping_until is not None else Evicted(model.name)
@@ -121,6 +121,7 @@ def wake_failed(world: World, model: Model, event: WakeDone) -> None:
     if event.is_mismatch and asleep is not None:
         # Both how it left and how it was meant to: where it fell back, it would fall back to the same again.
         model.distrusted_evictions.update(eviction for eviction in (asleep, model.eviction) if eviction.keeps_process)
+        model.find_eviction()
     if world.stopping_until is not None:
         world.set_state(model, Cold())
         return

@@ -28,7 +28,7 @@ def relieve(world: World) -> Seconds:
     ago first. How much a sleeper still has is often not known: then one is stopped, and looking again tells whether
     that was enough. Whoever is busy stays, and so does what the operator holds on the GPU.
     """
-    if not any(world.missing.values()):
+    if not world.missing or not any(world.missing.values()):
         return math.inf
     next_at = math.inf
     for model in sorted(_idle(world), key=lambda model: model.idle_since):

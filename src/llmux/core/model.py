@@ -10,7 +10,7 @@ from llmux.core.eviction import STOP, Eviction
 from llmux.core.identifiers import NOTHING, Footprint, GpuId, InstanceId, Seconds
 from llmux.core.request import Request
 from llmux.core.request_queue import RequestQueue
-from llmux.core.request_times import RequestTimes
+from llmux.core.request_times import SAMPLE_INTERVAL_SECONDS, RequestTimes
 from llmux.core.settings import ModelSpec, Placement
 from llmux.core.sleep_record import SleepRecord
 from llmux.core.states import Asleep, Cold, Draining, Evicting, Failed, Serving, State, Stuck, Waking
@@ -22,6 +22,31 @@ HISTORY_LENGTH = 64
 
 Need: TypeAlias = tuple[tuple[tuple[GpuId, int], ...], ...]
 """The memory that a model would hold in each of some placements, in MiB."""
+
+
+NUMBERS_MAX = 4096
+"""Needs that keep their numbers: a need that is measured anew gets a new one."""
+
+
+class NeedNumbers:
+    """Numbers needs: as keys, the needs themselves would cost every decision microseconds for each look-up."""
+
+    __slots__ = ("_last", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[bool, Need], int] = {}
+        self._last = 0
+
+    def of(self, need: Need, *, starts_cold: bool) -> int:
+        """The same for equals, and never that of another one. Equals may differ once there have been too many."""
+        key = (starts_cold, need)
+        number = self._numbers.get(key)
+        if number is None:
+            if len(self._numbers) >= NUMBERS_MAX:
+                self._numbers.clear()
+            self._last += 1
+            number = self._numbers[key] = self._last
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +69,18 @@ class Model:
 
     __slots__ = (
         "_every_gpu",
+        "_need_numbers",
         "_places_need",
+        "_places_number",
         "awaiting_first_token",
         "can_freeze",
         "clock",
         "distrusted_evictions",
         "estimates",
+        "eviction",
         "eviction_override",
         "failures",
+        "frees_memory",
         "frozen",
         "generation",
         "held",
@@ -68,6 +97,7 @@ class Model:
         "max_wait_seconds",
         "name",
         "need",
+        "need_number",
         "placement",
         "placements",
         "places",
@@ -78,13 +108,15 @@ class Model:
         "spec",
         "start_seconds",
         "starts_cold",
+        "starts_engine",
         "state",
         "stays_away",
         "wake_seconds",
         "will_hold",
     )
 
-    def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds, clock: Clock) -> None:
+    def __init__(self, spec: ModelSpec, max_wait_seconds: Seconds, clock: Clock, need_numbers: NeedNumbers) -> None:
+        self._need_numbers = need_numbers
         self.spec = spec
         self.clock = clock
         self.name = spec.name
@@ -122,9 +154,9 @@ class Model:
         """Evictions after which the engine's output differed; not used again until the operator sets them anew."""
         self.eviction_override: Eviction | None = None
         """The operator's choice, over the configured one."""
+        self.find_eviction()
         self.failures = 0
-        """Failures in a row; sets the back-off. Only a completed request resets it: an engine that starts well and
-        dies at its first request must not be restarted in a loop."""
+        """Failures in a row; sets the back-off. Only a completed request resets it, lest starts go on in a loop."""
         self.retried_after_oom = False
         """Whether a sleeper was stopped already for the wake under way."""
         self.idle_since: Seconds = 0.0
@@ -137,8 +169,7 @@ class Model:
         self.last_completed_at: Seconds = float("-inf")
         """When its present engine last answered a request to the end."""
         self.last_served_at: Seconds = float("-inf")
-        """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers, and keeps a model with
-        a deep queue from coming back before one that waits."""
+        """When it last stopped being Serving or Draining, or failed to wake. Orders sleepers and candidates."""
         self.last_switch_ended_at: Seconds = float("-inf")
         self.last_switch_seconds: Seconds = 0.0
         """The last switch that brought it onto the GPU: shown to the requests that waited for it."""
@@ -149,19 +180,35 @@ class Model:
         """Where it may be started from now on, and how much it holds there."""
         self.places = places
         self._places_need: Need = tuple(tuple(placement.awake.items()) for placement in places)
+        self._places_number = self._need_numbers.of(self._places_need, starts_cold=True)
         self._every_gpu = frozenset(gpu for placement in places for gpu in placement.awake)
         self.find_placements()
 
     def find_placements(self) -> None:
         """Take over where it may be woken, after its state, its place or its places have changed."""
-        self.starts_cold = isinstance(self.state, Cold | Failed)
+        state = self.state
+        self.starts_cold = type(state) is Cold or type(state) is Failed
         """Whether no engine of it runs, so that a wake has to start one."""
+        self.starts_engine = state.asleep is None if type(state) is Waking else type(state) is not Asleep
+        """Whether a switch to it starts its engine, so that nothing else may come to its GPUs meanwhile."""
         self.placements = self.places if self.starts_cold else (self.placement,)
         """In any of its places if it is started, else where its engine is."""
         self.possible_gpus: Set[GpuId] = self._every_gpu if self.starts_cold else self.placement.awake.keys()
         """The GPUs of all its ``placements``."""
         self.need: Need = self._places_need if self.starts_cold else (tuple(self.placement.awake.items()),)
-        """Of its ``placements``: equal for models that can take one's place."""
+        """Of its ``placements``."""
+        self.need_number = (
+            self._places_number if self.starts_cold else self._need_numbers.of(self.need, starts_cold=False)
+        )
+        """The same for models that can take one's place: equal needs, and whether an engine has to be started."""
+
+    def find_eviction(self) -> None:
+        """Take over how it leaves, after the operator has chosen, or an eviction is distrusted."""
+        chosen = self.eviction_override or self.spec.eviction
+        self.eviction: Eviction = STOP if chosen in self.distrusted_evictions else chosen
+        """How the model leaves the GPU: the operator's choice, else the configured one; stop if that changes output."""
+        self.frees_memory: bool = self.spec.frees_memory(self.eviction)
+        """Whether any GPU memory is free when it has left so."""
 
     def begin(self, request: Request) -> None:
         """A request goes to the engine."""
@@ -199,9 +246,13 @@ class Model:
         self.idle_since = now
 
     def sample(self) -> None:
-        """Bring the estimates up to date."""
-        self.accrue()
-        self.estimates.sample(self.clock.now)
+        """Bring the estimates of a model that serves up to date."""
+        now = self.clock.now
+        awaits = bool(self.awaiting_first_token) or self.queue.size > 0
+        estimates = self.estimates
+        estimates.accrue(len(self.in_flight), awaits, now)
+        if estimates.sampled_at is None or now - estimates.sampled_at >= SAMPLE_INTERVAL_SECONDS:
+            estimates.sample(now)
 
     def accrue(self) -> None:
         """Account for the time until now. Called before any change of what is in flight, or of whether any waits.
@@ -221,12 +272,6 @@ class Model:
         self.sleep.refused.clear()
         self.instance = InstanceId(self.spec.name, self.generation)
         self.last_completed_at = float("-inf")
-
-    @property
-    def eviction(self) -> Eviction:
-        """How the model leaves the GPU: the operator's choice, else the configured one; stop if that changes output."""
-        chosen = self.eviction_override or self.spec.eviction
-        return STOP if self.distrusted_evictions and chosen in self.distrusted_evictions else chosen
 
     def footprint(self, state: State) -> Footprint:
         """The GPU memory that the model holds in a state."""

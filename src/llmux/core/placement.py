@@ -52,13 +52,10 @@ class Occupant(NamedTuple):
 class Plan(NamedTuple):
     """Who leaves, and whether they are stopped because asleep they would still hold too much."""
 
-    leaving: tuple[Occupant, ...] = ()
+    victims: tuple[str, ...] = ()
+    frees: tuple[Footprint, ...] = ()
+    """What the leaving of each gives back."""
     stop_victims: bool = False
-
-    @property
-    def victims(self) -> tuple[str, ...]:
-        """The names of those that leave."""
-        return tuple(occupant.model for occupant in self.leaving)
 
 
 def gpu_sets(gpus: Sequence[GpuId], count: int) -> Iterator[tuple[GpuId, ...]]:

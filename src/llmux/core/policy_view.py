@@ -6,7 +6,7 @@ from itertools import islice
 from llmux.core import leasing
 from llmux.core.identifiers import GpuId, Seconds
 from llmux.core.lifecycle import freezes
-from llmux.core.model import Model, Need
+from llmux.core.model import Model
 from llmux.core.placement import Plan
 from llmux.core.policies.base import Candidate, Incumbent, Waiting, WaitingModel
 from llmux.core.settings import Placement
@@ -26,33 +26,46 @@ class SchedulerView:
     they will need.
     """
 
-    __slots__ = ("_dealt_with", "_incumbents", "_is_sampled", "_kept_from_leases", "_room", "_world")
+    __slots__ = (
+        "_incumbents",
+        "_is_sampled",
+        "_kept_from_leases",
+        "_room",
+        "_world",
+        "closed",
+        "dealt_with",
+    )
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._room = Room(world)
         self._kept_from_leases: set[GpuId] = set()
-        self._dealt_with: set[str] = set()
+        self.dealt_with: dict[str, None] = {}
+        """Models that this decision has brought already, or keeps free what they wait for."""
         self._is_sampled = False
-        self._incumbents: dict[tuple[bool, Need], Sequence[Incumbent]] = {}
+        self._incumbents: dict[int, Sequence[Incumbent]] = {}
+        world.candidates.passed = 0
+        self.closed = self._room.closed
+        """GPUs to which nothing may come any more."""
 
     def oldest(self) -> Candidate | None:
         name = self.first_available()
         return None if name is None else self._candidate(name)
 
     def candidates(self) -> Iterator[Candidate]:
-        return map(self._candidate, islice(filter(self.is_available, self.remaining()), CANDIDATES_MAX))
+        candidates = self._world.candidates
+        available = filter(self.is_available, candidates.models(candidates.passed))
+        return map(self._candidate, islice(available, CANDIDATES_MAX))
 
     def in_the_way(self, candidate: Candidate) -> Sequence[Incumbent]:
-        model = self._world.models[candidate.model]
-        if not self._world.rules.is_like_others(model):
+        model, rules = self._world.models[candidate.model], self._world.rules
+        if model.held or (rules.are_any and not rules.is_like_others(model)):
             return self._in_the_way(model)
         # Most models need the same memory and hold none of it: the same incumbents are in their way. With 100 models
         # waiting, a decision of time_slice makes a third of the calls for this.
-        key = (model.starts_cold, model.need)
-        incumbents = self._incumbents.get(key)
+        incumbents = self._incumbents.get(model.need_number)
         if incumbents is None:
-            incumbents = self._incumbents[key] = self._in_the_way(model)
+            incumbents = self._incumbents[model.need_number] = self._in_the_way(model)
         return incumbents
 
     def _in_the_way(self, model: Model) -> Sequence[Incumbent]:
@@ -66,13 +79,20 @@ class SchedulerView:
         """GPU leases left out."""
         world = self._world
         gpus = world.models[leaving].awake.keys()
-        candidates = (world.models[name] for name in world.candidates if name not in world.gpu_leases)
-        waiting = [*islice((one for one in candidates if not one.possible_gpus.isdisjoint(gpus)), CANDIDATES_MAX)]
-        requests = sum(one.spec.weight * (len(one.queue) + len(one.frozen)) for one in waiting)
         patience = world.limits.request_timeout_seconds
-        heads = ((one.head_since, one.estimates.stay_seconds) for one in waiting)
-        each = tuple(WaitingModel(since, patience, stay) for since, stay in heads if since is not None)
-        return Waiting(len(waiting), requests, each)
+        requests = 0.0
+        each: list[WaitingModel] = []
+        for name in world.candidates:
+            one = world.models[name]
+            if one.spec.is_gpu_lease or one.possible_gpus.isdisjoint(gpus):
+                continue
+            since = one.head_since
+            assert since is not None
+            requests += one.spec.weight * (one.queue.size + len(one.frozen))
+            each.append(WaitingModel(since, patience, one.estimates.stay_seconds))
+            if len(each) == CANDIDATES_MAX:
+                break
+        return Waiting(len(each), requests, tuple(each))
 
     def cost(self, leaving: str, coming: str) -> Seconds:
         return self._world.costs.direction(leaving, coming)
@@ -82,10 +102,10 @@ class SchedulerView:
 
     def is_available(self, name: str) -> bool:
         """Whether the model may still be chosen: it has not been dealt with, and room could be made for it."""
-        if name in self._dealt_with or name in self._world.switches:
+        if name in self.dealt_with or name in self._world.switches:
             return False
         model = self._world.models[name]
-        return len(self._open_to_lease(model)) > 0 if model.spec.is_gpu_lease else self._room.is_open(model)
+        return bool(self._open_to_lease(model)) if model.spec.is_gpu_lease else self._room.is_open(model)
 
     def is_leased_out(self, model: Model) -> bool:
         """Whether the model could come nowhere before GPU leases end."""
@@ -97,16 +117,8 @@ class SchedulerView:
 
     def first_available(self) -> str | None:
         """The candidate that is overdue first."""
-        return next(filter(self.is_available, self.remaining()), None)
-
-    def remaining(self) -> Iterator[str]:
-        """The candidates in their order, without those at the front that this decision has dealt with."""
-        return self._world.candidates.without(self._dealt_with) if self._dealt_with else iter(self._world.candidates)
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether there is no GPU left to which anything could come."""
-        return len(self._room.closed) >= len(self._world.gpus.capacity)
+        candidates = self._world.candidates
+        return next(filter(self.is_available, candidates.models(candidates.passed)), None)
 
     def best_placement(self, model: Model) -> PlacementPlan | None:
         """Where the model would come, and who would leave for it."""
@@ -120,27 +132,27 @@ class SchedulerView:
 
     def claim(self, model: Model, plan: Plan) -> None:
         """From here on nobody gets the memory that the model needs where it is placed, nor those that leave for it."""
-        self._deal_with(model)
+        self._incumbents = {}
+        self.dealt_with[model.name] = None
         self._room.claim(model, plan)
 
     def begin(self, model: Model, plan: Plan) -> None:
         """The same, because the model's switch begins."""
-        self._deal_with(model)
+        self._incumbents = {}
+        self.dealt_with[model.name] = None
         self._room.begin(model, plan)
 
     def keep_free(self, model: Model) -> None:
         """From here on nobody comes to the GPUs on which the model is placed."""
-        self._deal_with(model)
+        self._incumbents = {}
+        self.dealt_with[model.name] = None
         self._room.close(model)
 
     def keep_from_leases(self, model: Model) -> None:
         """From here on no GPU lease may begin on a GPU of the model's: one after the other they would starve it."""
-        self._deal_with(model)
+        self._incumbents = {}
+        self.dealt_with[model.name] = None
         self._kept_from_leases |= model.possible_gpus
-
-    def is_dealt_with(self, name: str) -> bool:
-        """Whether this decision has brought the model already, or keeps free what it waits for."""
-        return name in self._dealt_with
 
     def sample(self) -> None:
         """Bring the estimates that a policy may read, those of serving models, up to date, once in a decision.
@@ -153,10 +165,6 @@ class SchedulerView:
                 if type(model.state) is Serving:
                     model.sample()
 
-    def _deal_with(self, model: Model) -> None:
-        self._incumbents.clear()
-        self._dealt_with.add(model.name)
-
     def _candidate(self, name: str) -> Candidate:
         model = self._world.models[name]
         head_since = model.head_since
@@ -165,15 +173,18 @@ class SchedulerView:
 
     def incumbent(self, model: Model) -> Incumbent:
         """What a policy sees of a serving model."""
-        assert isinstance(model.state, Serving)
-        estimates = model.estimates
+        if not self._is_sampled:
+            self.sample()
+        state, estimates = model.state, model.estimates
+        assert type(state) is Serving
+        in_flight, queued = len(model.in_flight), model.queue.size
         return Incumbent(
             model.name,
-            model.state.since,
-            len(model.in_flight),
-            model.queue.size,
-            model.idle_since if model.is_idle else None,
-            can_freeze=freezes(self._world, model, model.eviction),
+            state.since,
+            in_flight,
+            queued,
+            None if in_flight or queued else model.idle_since,
+            can_freeze=model.can_freeze and freezes(self._world, model, model.eviction),
             weight=model.spec.weight,
             awaiting_first_token=len(model.awaiting_first_token),
             arrivals_per_second=estimates.arrivals_per_second,

@@ -26,29 +26,20 @@ SAMPLE_INTERVAL_SECONDS: Seconds = 1.0
 class _FadingMean:
     """Seconds, or their squares, per item over recent items: a ratio of two sums whose older part fades."""
 
-    __slots__ = ("_count", "_seconds", "new_count", "new_seconds")
+    __slots__ = ("count", "new_count", "new_seconds", "seconds", "value")
 
     def __init__(self) -> None:
-        self._seconds = self._count = 0.0
+        self.seconds = self.count = 0.0
+        """What was seen until the last sample, faded."""
         self.new_seconds = 0.0
         self.new_count = 0
-
-    def fade(self, kept: float) -> None:
-        """Multiply what was seen before by ``kept``, and add what is new in full."""
-        self._seconds = kept * self._seconds + self.new_seconds
-        self._count = kept * self._count + self.new_count
-        self.new_seconds = 0.0
-        self.new_count = 0
-
-    @property
-    def value(self) -> Seconds | None:
-        """The mean; None while too little has been seen."""
-        return self._seconds / self._count if self._count >= SEEN_MIN else None
+        self.value: Seconds | None = None
+        """The mean at the last sample; None while too little has been seen."""
 
     def value_after_fading(self, kept: float) -> Seconds | None:
-        """What the mean would be after ``fade``, which this does not do."""
-        count = kept * self._count + self.new_count
-        return (kept * self._seconds + self.new_seconds) / count if count >= SEEN_MIN else None
+        """What a sample that fades so would make of the mean."""
+        count = kept * self.count + self.new_count
+        return (kept * self.seconds + self.new_seconds) / count if count >= SEEN_MIN else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +72,13 @@ class RequestTimes:
         "_residence",
         "_residence_squares",
         "_sampled_arrivals",
-        "_sampled_at",
         "_sampled_busy_seconds",
         "arrivals",
         "arrivals_per_second",
         "pause_seconds",
+        "prefill_seconds",
+        "residence_seconds",
+        "sampled_at",
         "stay_seconds",
         "turned_away",
     )
@@ -99,10 +92,19 @@ class RequestTimes:
         """Moving average."""
         self.pause_seconds: Seconds | None = None
         """For how long requests have been frozen before they resumed: moving average; None while none has been."""
+        self.residence_seconds: Seconds | None = None
+        """How long a request is in flight; None while unknown. Little's law: request-seconds divided by ends."""
+        self.prefill_seconds: Seconds | None = None
+        """Engine time per request until its first token; None while unknown.
+
+        The time during which any request waited for its first token, divided by the first tokens: an engine may
+        prefill several at once, and this is how fast it gets through them.
+        """
         self.stay_seconds: Seconds = 0.0
         """How long the model served, draining included, the last time that it was on the GPU; 0 before it has left."""
         self._sampled_arrivals = 0
-        self._sampled_at: Seconds | None = None
+        self.sampled_at: Seconds | None = None
+        """When the estimates were last brought up to date."""
         self._accrued_at: Seconds = 0.0
         self._busy_seconds = self._sampled_busy_seconds = 0.0
         self._ends = 0
@@ -121,20 +123,6 @@ class RequestTimes:
     def busy_seconds_at(self, in_flight: int, now: Seconds) -> Seconds:
         """For how long, until now, any request has been in flight; so many are."""
         return self._busy_seconds + (now - self._accrued_at if in_flight else 0.0)
-
-    @property
-    def residence_seconds(self) -> Seconds | None:
-        """How long a request is in flight; None while unknown. Little's law: request-seconds divided by ends."""
-        return self._residence.value
-
-    @property
-    def prefill_seconds(self) -> Seconds | None:
-        """Engine time per request until its first token; None while unknown.
-
-        The time during which any request waited for its first token, divided by the first tokens: an engine may
-        prefill several at once, and this is how fast it gets through them.
-        """
-        return self._prefill.value
 
     def refused(self) -> None:
         """The last arrival was refused after all: what is expected to come is what will be served."""
@@ -177,24 +165,28 @@ class RequestTimes:
 
     def sample(self, now: Seconds) -> None:
         """Bring the estimates up to date."""
-        if self._sampled_at is None:
-            self._sampled_at = now
-        elapsed = now - self._sampled_at
+        if self.sampled_at is None:
+            self.sampled_at = now
+        elapsed = now - self.sampled_at
         if elapsed < SAMPLE_INTERVAL_SECONDS:
             return
         self.arrivals_per_second = self.arrivals_per_second_at(now)
-        self._sampled_arrivals, self._sampled_at = self.arrivals, now
-        kept = self._kept
+        self._sampled_arrivals, self.sampled_at = self.arrivals, now
+        kept = math.exp((self._sampled_busy_seconds - self._busy_seconds) / BUSY_MEMORY_SECONDS)
         self._sampled_busy_seconds = self._busy_seconds
         self._ends += self._residence.new_count
-        self._residence.fade(kept)
-        self._prefill.fade(kept)
-        self._residence_squares.fade(kept)
+        for mean in (self._residence, self._prefill, self._residence_squares):
+            mean.seconds = kept * mean.seconds + mean.new_seconds
+            mean.count = kept * mean.count + mean.new_count
+            mean.new_seconds = 0.0
+            mean.new_count = 0
+            mean.value = mean.seconds / mean.count if mean.count >= SEEN_MIN else None
+        self.residence_seconds, self.prefill_seconds = self._residence.value, self._prefill.value
 
     def arrivals_per_second_at(self, now: Seconds) -> float:
         """What a sample taken now would make of the rate; it takes none."""
         new = self.arrivals - self._sampled_arrivals
-        elapsed = 0.0 if self._sampled_at is None else now - self._sampled_at
+        elapsed = 0.0 if self.sampled_at is None else now - self.sampled_at
         if elapsed < SAMPLE_INTERVAL_SECONDS:
             # An arrival's part in the limit of a short time: a model that was just asked for must not look unused.
             return self.arrivals_per_second + new / RATE_MEMORY_SECONDS
@@ -203,17 +195,12 @@ class RequestTimes:
 
     def latest(self) -> LatestTimes:
         """What a sample taken now would make of the means; it takes none."""
-        kept = self._kept
+        kept = math.exp((self._sampled_busy_seconds - self._busy_seconds) / BUSY_MEMORY_SECONDS)
         mean, square = self._residence.value_after_fading(kept), self._residence_squares.value_after_fading(kept)
         remaining = None
         if mean is not None and square is not None and mean > 0:
             remaining = min(1.5 * mean, max(0.5 * mean, 0.5 * square / mean))
         return LatestTimes(mean, remaining, self._prefill.value_after_fading(kept))
-
-    @property
-    def _kept(self) -> float:
-        """How much what was seen until the last sample weighs now."""
-        return math.exp((self._sampled_busy_seconds - self._busy_seconds) / BUSY_MEMORY_SECONDS)
 
     def paused(self, seconds: Seconds) -> None:
         """The model is back, and what was frozen in it resumes after this time."""

@@ -269,7 +269,7 @@ class Scheduler:
         else:
             if world.commands:
                 commands.advance_commands(world)  # 4
-            if world.commands or len(world.candidates):
+            if world.commands or world.candidates.entries:
                 decide_again_at = switching.decide(world)  # 5
             elif world.switch_wanted_at:
                 world.switch_wanted_at = {}
@@ -277,8 +277,8 @@ class Scheduler:
                 self._finish_drains()  # 6
             if world.switches:
                 decide_again_at = min(decide_again_at, switching.advance_all(world))  # 7
-            decide_again_at = min(decide_again_at, memory_pressure.relieve(world), idleness.settle(world))  # 8
-            decide_again_at = min(decide_again_at, ladder.settle(world))  # 9
+            pressure_at, idle_at = memory_pressure.relieve(world), idleness.settle(world)  # 8
+            decide_again_at = min(decide_again_at, pressure_at, idle_at, ladder.settle(world))  # 9
         self._decide_again_at = decide_again_at
         self._set_timer(decide_again_at)  # 10
 
@@ -293,18 +293,20 @@ class Scheduler:
 
     def _finish_drains(self) -> None:
         # In the order of their wakes. A model that begins to leave is still on the GPU, so the index keeps its size.
+        now = self._clock.now
         for model in self._world.on_gpu.values():
-            if type(model.state) is Draining:
+            state = model.state
+            if type(state) is Draining and (not model.in_flight or now >= state.deadline):
                 lifecycle.finish_drain(self._world, model)
 
     def _set_timer(self, decide_again_at: Seconds) -> None:
         world = self._world
         earliest = min(decide_again_at, world.deadlines.earliest(before=decide_again_at))
-        for model in world.draining.values():
-            assert isinstance(model.state, Draining)
+        for model in world.draining.values() if world.draining else ():
+            assert type(model.state) is Draining
             if model.state.deadline < earliest:
                 earliest = model.state.deadline
-        for model in world.backing_off.values():
+        for model in world.backing_off.values() if world.backing_off else ():
             earliest = min(earliest, _retry_at(model))
         if earliest != math.inf and earliest != self._timer:
             self._timer = earliest

@@ -75,8 +75,9 @@ class SwitchCosts:
 
     def known(self, leaving: str, coming: str) -> Seconds | None:
         """The same, or None until both parts have been seen."""
-        evict, wake = self._evict.get(leaving), self._wake.get(coming)
-        return None if evict is None or wake is None else evict + wake
+        if leaving in self._evict and coming in self._wake:
+            return self._evict[leaving] + self._wake[coming]
+        return None
 
 
 def _observe(averages: dict[K, Seconds], key: K, seconds: Seconds) -> None:

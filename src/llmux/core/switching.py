@@ -5,7 +5,7 @@ The only module that makes switches and changes them (``World.switches``).
 
 import math
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from llmux.core import staying
 from llmux.core.admission import lose_frozen
@@ -21,12 +21,12 @@ from llmux.core.lifecycle import (
     wake_succeeded,
 )
 from llmux.core.model import Model
-from llmux.core.placement import Plan, fits, give, take
+from llmux.core.placement import Plan, fits, give
 from llmux.core.policies.base import Bring
 from llmux.core.policy_view import SchedulerView
 from llmux.core.states import LEAVING, Asleep, Draining, Serving, Waking
 from llmux.core.switch import Switch
-from llmux.core.vacating import Room, are_gone, closes, lacks, leaves_any_open, vacate
+from llmux.core.vacating import Room, are_gone, lacks, leaves_any_open, vacate
 from llmux.core.world import SleepCommand, SwitchCommand, World
 from llmux.errors import EngineDied
 
@@ -38,28 +38,38 @@ def decide(world: World) -> Seconds:
         _start_without_gpu(world)
     still_wanted: dict[str, Seconds] = {}
     decide_again_at = math.inf
-    if not leaves_any_open(world):
+    every_gpu = world.gpus.capacity.keys()
+    if len(world.switches) >= len(every_gpu) and not leaves_any_open(world):
         world.switch_wanted_at = still_wanted
         return decide_again_at
     view = SchedulerView(world)
-    while not view.is_exhausted:
-        target, until = _next_target(world, view)
+    while view.closed != every_gpu:
+        target, at = _next_target(world, view)
         if target is None:
-            decide_again_at = min(decide_again_at, until)
+            decide_again_at = min(decide_again_at, at)
             break
         found = view.best_placement(target)
         if found is None:
             # What is in its way is itself on the move, or leased. It keeps the place that it was given last.
             _keep_free(world, view, target)
-            assert view.is_dealt_with(target.name), "the same target would be chosen again and again"
+            assert target.name in view.dealt_with, "the same target would be chosen again and again"
             continue
-        world.place(target, found.placement)
+        if found.placement is not target.placement:
+            world.place(target, found.placement)
         ready_at = _ready_at(world, view, target, found.plan)
         if ready_at > now:
             if ready_at < math.inf:
-                still_wanted[target.name] = world.switch_wanted_at.get(target.name, now)
-                decide_again_at = min(decide_again_at, ready_at)
-            _reserve(world, view, target, found.plan)
+                if target.name not in world.switch_wanted_at:
+                    world.switch_wanted_at[target.name] = now
+                still_wanted[target.name] = world.switch_wanted_at[target.name]
+                if ready_at < decide_again_at:
+                    decide_again_at = ready_at
+            # Once the target is overdue, the whole of its GPUs is kept free: a model that came beside it might be the
+            # next to have to leave for it, and would have to be given its time first, and so on.
+            if at <= now or (world.commands and _is_commanded(world, target)):
+                view.keep_free(target)
+            else:
+                view.claim(target, found.plan)
             continue
         view.begin(target, found.plan)
         _start(world, target, found.plan)
@@ -69,22 +79,26 @@ def decide(world: World) -> Seconds:
 
 def _ready_at(world: World, view: SchedulerView, target: Model, plan: Plan) -> Seconds:
     """When the target's switch may begin; infinity where nobody has to leave but those that are leaving already."""
-    if not plan.leaving:
+    if not plan.victims:
         return -math.inf if view.fits_now(target) else math.inf
-    return max(_may_leave_at(world, plan), _quantum_ends_at(world, view, plan, target))
-
-
-def _reserve(world: World, view: SchedulerView, target: Model, plan: Plan) -> None:
-    """Have what comes next in this decision leave alone what the target waits for.
-
-    Once it is overdue that is the whole of its GPUs: a model that came beside it might be the next to have to leave for
-    it, and would have to be given its time first, and so on.
-    """
-    is_overdue = world.candidates.is_overdue(target.name, world.clock.now)
-    if is_overdue or (world.commands and _is_commanded(world, target)):
-        view.keep_free(target)
-    else:
-        view.claim(target, plan)
+    # An operator's command does not wait for a quantum; an overdue target does.
+    is_commanded = bool(world.commands) and _is_commanded(world, target)
+    ready_at = -math.inf
+    for name in plan.victims:
+        model = world.models[name]
+        state = model.state
+        if type(state) is not Serving:
+            continue
+        stays = world.limits.min_active_seconds
+        if model.can_freeze:
+            stays = max(stays, _progress_seconds(world, model))
+        if (model.in_flight or model.queue.size) and not is_commanded:
+            quantum = world.policy.quantum_seconds(view.incumbent(model), target.name, view, world.clock.now)
+            if quantum > stays:
+                stays = quantum
+        if state.since + stays > ready_at:
+            ready_at = state.since + stays
+    return ready_at
 
 
 def _start_without_gpu(world: World) -> None:
@@ -99,23 +113,23 @@ def _start_without_gpu(world: World) -> None:
 def _next_target(world: World, view: SchedulerView) -> tuple[Model | None, Seconds]:
     """The operator's commands first, then whatever is overdue, then the policy's choice.
 
-    With no target: when to decide again.
+    And when the target is overdue; without one, when to decide again.
     """
     for commanded in _commanded(world) if world.commands else ():
         if commanded.can_be_woken:
             if view.is_available(commanded.name):
-                return commanded, math.inf
+                return commanded, -math.inf
             _keep_free(world, view, commanded)
     first = _first_candidate(world, view)
     if first is None:
         return None, math.inf
     name, overdue_at = first
     if overdue_at <= world.clock.now:
-        return world.models[name], math.inf
+        return world.models[name], overdue_at
     view.sample()
     choice = world.policy.choose(view, world.clock.now)
     if isinstance(choice, Bring):
-        return world.models[choice.model], math.inf
+        return world.models[choice.model], world.candidates.overdue_at(choice.model)
     return None, min(choice.until, overdue_at)
 
 
@@ -132,16 +146,21 @@ def _first_candidate(world: World, view: SchedulerView) -> tuple[str, Seconds] |
     An overdue one that waits for a GPU which another switch has keeps its other GPUs free meanwhile: small models must
     not starve one that needs them all.
     """
-    for name in view.remaining():
-        if view.is_available(name):
-            return name, world.candidates.overdue_at(name)
-        if view.is_dealt_with(name) and not world.gpu_leases:
-            continue
-        if not world.candidates.is_overdue(name, world.clock.now):
-            break
-        _keep_free(world, view, world.models[name])
-    available = view.first_available()
-    return None if available is None else (available, world.candidates.overdue_at(available))
+    candidates, now = world.candidates, world.clock.now
+    # What is not available stays so, but whoever waits for the end of a GPU lease is looked at again.
+    position = 0 if world.gpu_leases else candidates.passed
+    for overdue_at, _, name in islice(candidates.entries, position, None):
+        if name not in world.switches and (world.gpu_leases or name not in view.dealt_with):
+            if view.is_available(name):
+                candidates.passed = position
+                return name, overdue_at
+            if overdue_at <= now:
+                _keep_free(world, view, world.models[name])
+                if name not in candidates:  # It is stopped, to be started elsewhere.
+                    return _first_candidate(world, view)
+        position += 1
+    candidates.passed = position
+    return None
 
 
 def _keep_free(world: World, view: SchedulerView, model: Model) -> None:
@@ -153,7 +172,7 @@ def _keep_free(world: World, view: SchedulerView, model: Model) -> None:
         return
     if view.is_leased_out(model):
         view.keep_from_leases(model)
-    elif not view.is_dealt_with(model.name):
+    elif model.name not in view.dealt_with:
         view.keep_free(model)
         staying.start_elsewhere(world, model)
 
@@ -161,31 +180,20 @@ def _keep_free(world: World, view: SchedulerView, model: Model) -> None:
 def _may_leave_at(world: World, plan: Plan) -> Seconds:
     """When every victim has had its minimum time on the GPU."""
     may_leave_at = -math.inf
-    for occupant in plan.leaving:
-        model = world.models[occupant.model]
-        if not isinstance(model.state, Serving):
-            continue
-        stays = world.limits.min_active_seconds
-        if model.in_flight and freezes(world, model, model.eviction):
-            # Frozen sooner, its requests might be recomputed again and again without making progress.
-            stays = max(stays, model.wake_seconds)
-        may_leave_at = max(may_leave_at, model.state.since + stays)
+    for name in plan.victims:
+        model = world.models[name]
+        if isinstance(model.state, Serving):
+            stays = max(world.limits.min_active_seconds, _progress_seconds(world, model))
+            may_leave_at = max(may_leave_at, model.state.since + stays)
     return may_leave_at
 
 
-def _quantum_ends_at(world: World, view: SchedulerView, plan: Plan, target: Model) -> Seconds:
-    """When the policy lets busy victims go, overdue target or not; an operator's command does not wait for that."""
-    if world.commands and _is_commanded(world, target):
-        return -math.inf
-    ends_at = -math.inf
-    for occupant in plan.leaving:
-        model = world.models[occupant.model]
-        if not isinstance(model.state, Serving) or model.is_idle:
-            continue
-        view.sample()
-        quantum = world.policy.quantum_seconds(view.incumbent(model), target.name, view, world.clock.now)
-        ends_at = max(ends_at, model.state.since + quantum)
-    return ends_at
+def _progress_seconds(world: World, model: Model) -> Seconds:
+    """How long a model stays at least whose requests would be frozen.
+
+    Frozen sooner, they might be recomputed again and again without making progress.
+    """
+    return model.wake_seconds if model.in_flight and freezes(world, model, model.eviction) else 0.0
 
 
 def _start(world: World, target: Model, plan: Plan) -> None:
@@ -197,11 +205,10 @@ def _start(world: World, target: Model, plan: Plan) -> None:
 
 
 def _vacate(world: World, target: Model, plan: Plan) -> None:
-    if plan.leaving:
-        victims = plan.victims
+    if plan.victims:
         for switch in world.switches.values():
             if switch.target != target.name:
-                switch.forget(victims)
+                switch.forget(plan.victims)
     vacate(world, plan)
 
 
@@ -216,16 +223,20 @@ def advance_all(world: World) -> Seconds:
     again_at = math.inf
     for switch in world.switches.values():
         if switch.wake_began_at is None:
-            again_at = min(again_at, _advance(world, switch))
+            at = _advance(world, switch)
+            if at < again_at:
+                again_at = at
     return again_at
 
 
 def _advance(world: World, switch: Switch) -> Seconds:
-    target = world.models[switch.target]
-    leaving = [type(world.models[name].state) for name in switch.victims]
-    if leaving.count(Draining) < len(leaving):
-        switch.begin_evicting(world.clock.now)
-    if not LEAVING.isdisjoint(leaving) or not target.can_be_woken:
+    target, is_waited_for = world.models[switch.target], False
+    for name in switch.victims:
+        state = type(world.models[name].state)
+        is_waited_for = is_waited_for or state in LEAVING
+        if state is not Draining and switch.evict_began_at is None:
+            switch.begin_evicting(world.clock.now)
+    if is_waited_for or not target.can_be_woken:
         return math.inf
     if starts_beside(world, target):
         return math.inf
@@ -236,7 +247,7 @@ def _advance(world: World, switch: Switch) -> Seconds:
     # A victim fell back to a way of leaving that frees less than planned, or an older switch needs the memory. The
     # policy has chosen already, so that only the minimum time of new victims counts.
     found = _room_for(world, switch).best(target, (target.placement,))
-    if found is None or not found.plan.leaving:
+    if found is None or not found.plan.victims:
         return math.inf
     plan = found.plan
     ready_at = _may_leave_at(world, plan)
@@ -259,8 +270,9 @@ def _fits_now(world: World, switch: Switch, target: Model) -> bool:
             if expected is world.gpus.expected:
                 expected = dict(expected)
             older = world.models[other.target]
-            take(expected, lacks(older, older.placement))
-    return fits(needed, expected) and are_gone(world, world.rules.rivals(target.name))
+            for gpu, size in lacks(older, older.placement).items():
+                expected[gpu] -= size
+    return fits(needed, expected) and (not world.rules.are_any or are_gone(world, world.rules.rivals(target.name)))
 
 
 def _room_for(world: World, switch: Switch) -> Room:
@@ -330,7 +342,11 @@ def call_off_unwanted(world: World) -> None:
     for switch in list(world.switches.values()):
         if switch.wake_began_at is not None:
             continue
-        if is_wanted(world, world.models[switch.target]) and not _is_stranded(world, switch):
+        target = world.models[switch.target]
+        is_candidate = switch.target in world.candidates  # Then it is wanted, and could be woken.
+        if (is_candidate or is_wanted(world, target)) and not (
+            target.starts_cold and _is_stranded(world, switch, target)
+        ):
             continue
         del world.switches[switch.target]
         commanded_to_sleep = {command.model for command in world.commands.values() if isinstance(command, SleepCommand)}
@@ -340,19 +356,16 @@ def call_off_unwanted(world: World) -> None:
                 stop_draining(world, model)
 
 
-def _is_stranded(world: World, switch: Switch) -> bool:
+def _is_stranded(world: World, switch: Switch, target: Model) -> bool:
     """Whether there is no room where the target was to be started, nobody there could make any, and other places exist.
 
     Seldom: a model that stays was pinned, or turned out to need more, after the switch had begun.
     """
-    target = world.models[switch.target]
-    if not target.starts_cold or len(target.placements) == 1:
-        return False
-    for gpu in target.awake:
-        for model in world.gpus.models_on[gpu].values():
-            if type(model.state) is not Serving:
+    for gpu in target.placement.awake:
+        for name in world.gpus.models_on[gpu]:
+            if type(world.models[name].state) is not Serving:
                 return False
-    if _fits_now(world, switch, target):
+    if len(target.placements) == 1 or _fits_now(world, switch, target):
         return False
     return _room_for(world, switch).best(target, (target.placement,)) is None
 
@@ -364,9 +377,9 @@ def abandon_all(world: World) -> None:
 
 def is_wanted(world: World, model: Model) -> bool:
     """Whether the model is wanted: by requests that the mode allows, or by the operator."""
-    if model.is_asked_for and world.allows(model.name):
+    if (model.queue.size or model.frozen) and world.allows(model.name):
         return True
-    return _is_commanded(world, model)
+    return bool(world.commands) and _is_commanded(world, model)
 
 
 def _is_commanded(world: World, model: Model) -> bool:
@@ -388,7 +401,7 @@ def occupy_every_gpu(world: World) -> bool:
         if switch.wake_began_at is None and not _has_leaving_victim(world, switch):
             return False
         target = world.models[switch.target]
-        if closes(target):
+        if target.starts_engine:
             closed.update(target.placement.awake)
         else:
             give(taken, target.placement.awake)

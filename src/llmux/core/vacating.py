@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from llmux.core.eviction import STOP, Eviction
-from llmux.core.identifiers import NOTHING, Footprint, GpuId, Seconds
+from llmux.core.identifiers import Footprint, GpuId, Seconds
 from llmux.core.known_plans import KnownPlan, PlanPrice, use_of
 from llmux.core.lifecycle import begin_drain, begin_evict, begin_freeze, finish_drain, freezes
 from llmux.core.model import Model, Need
@@ -37,15 +38,31 @@ time would; with 1 the dear models stay so long that the others take turns. Amon
 where they are alike."""
 
 
-class PlacementPlan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlacementPlan:
     """Where a model could come, and who leaves for it."""
 
     placement: Placement
     plan: Plan
 
 
-_PricedPlan: TypeAlias = tuple[Plan | KnownPlan, PlanPrice]
+_PricedPlan: TypeAlias = tuple[Plan, PlanPrice]
 """A plan for one placement, and what it costs."""
+
+
+class _Places:
+    """What a decision knows of the placements of one need, as long as nothing is claimed."""
+
+    __slots__ = ("known", "need", "open", "plans")
+
+    def __init__(self, need: Need) -> None:
+        self.need = need
+        self.open: dict[int, None] = {}
+        """The numbers of those that are open, in order."""
+        self.known: list[KnownPlan | None] = []
+        """What is known of each; empty until it is asked for."""
+        self.plans: dict[int, _PricedPlan | None] = {}
+        """Who would leave for each, as far as it has been asked for."""
 
 
 class Room:
@@ -61,11 +78,9 @@ class Room:
 
     __slots__ = (
         "_claimed",
-        "_coming",
         "_leave_residue",
         "_listed",
-        "_open",
-        "_plans",
+        "_places",
         "_reachable",
         "_spoken_for",
         "_world",
@@ -82,31 +97,31 @@ class Room:
         self.closed: set[GpuId] = set()
         """GPUs to which nothing may come: an engine starts there, or an overdue model waits for them."""
         self.taken: set[GpuId] = set()
-        """GPUs to which something comes, so that no engine may be started there meanwhile."""
+        """Other GPUs to which something comes, so that no engine may be started there meanwhile."""
         self._claimed: set[GpuId] = set()
-        """GPUs of which less will be free, or fewer may leave, than the world says: plans known of them do not hold."""
-        self._coming: set[str] = set(world.switches)
-        """Those that come, or wait for their GPUs."""
-        self._spoken_for: set[str] = set()
-        """Those that come, and those that leave for them."""
+        """More GPUs of which less will be free, or fewer may leave, than the world says: plans known of them do not
+        hold."""
+        self._spoken_for: dict[str, bool] = {}
+        """Those that come, or wait for their GPUs (true), and those that leave for them (false)."""
         self._listed: dict[tuple[GpuId, bool], dict[str, Occupant]] = {}
         """Who could leave each GPU, and (true) at the price of being stopped; as far as it has been asked for."""
         self._leave_residue = False
         """Whether stopping a model would free more than having it leave as it is configured to."""
-        self._open: dict[tuple[bool, Need], list[int]] = {}
-        """By need: which of its placements are open. As long as nothing else is closed or claimed."""
-        self._plans: dict[tuple[bool, Need], dict[int, _PricedPlan | None]] = {}
-        """By need: who would leave for each of its placements. As long as nothing else is claimed."""
+        self._places: dict[int, _Places] = {}
+        """By the number of the need: with 1,000 models that wait and need the same, their places are looked at once. As
+        long as nothing is claimed; what is closed is taken out."""
         self._reachable: dict[GpuId, int] | None = None
         """``expected``, and what could be had by stopping all that may leave; None until it is asked for."""
         for switch in world.switches.values() if switches is None else switches:
             target = world.models[switch.target]
-            self._spoken_for.add(switch.target)
-            self._come(target)
+            self._spoken_for[switch.target] = True
+            awake = target.placement.awake
+            (self.closed if target.starts_engine else self.taken).update(awake)
             if switch.wake_began_at is None:
-                take(self.expected, lacks(target, target.placement))
-                self._claimed.update(target.placement.awake)
-                self._claimed.update(target.held)
+                for gpu, size in lacks(target, target.placement).items():
+                    self.expected[gpu] -= size
+                if target.held:
+                    self._claimed.update(target.held)
 
     def fits_now(self, model: Model, placement: Placement) -> bool:
         """Whether a model can be woken there at once: the memory is free, and nobody before it counts on it."""
@@ -117,59 +132,70 @@ class Room:
 
     def is_open(self, model: Model) -> bool:
         """Whether a model could come anywhere if all left that may."""
-        return bool(self._open_numbers(model))
+        places = self._places.get(model.need_number) or self._find_places(model)
+        return bool(places.open) and not (self._world.rules.are_any and self._waits_for_rivals(model))
 
     def open_placements(self, model: Model) -> list[Placement]:
         """Where a model could come if all left that may."""
-        return [model.placements[number] for number in self._open_numbers(model)]
+        if self._waits_for_rivals(model):
+            return []
+        places = self._places.get(model.need_number) or self._find_places(model)
+        return [model.placements[number] for number in places.open]
 
-    def _open_numbers(self, model: Model) -> Sequence[int]:
-        if (rivals := self._world.rules.rivals(model.name)) and not self._coming.isdisjoint(rivals):
-            return ()
-        # Many models need the same: with 1,000 that wait, a decision would look at the same places again and again.
-        key = (model.starts_cold, model.need)
-        found = self._open.get(key)
-        if found is None:
-            barred = self.closed | self.taken if model.starts_cold else self.closed
-            found = [number for number, place in enumerate(model.placements) if barred.isdisjoint(place.awake)]
-            if found and (self._spoken_for or self._world.gpu_leases):
-                reachable = self._reach()
-                found = [number for number in found if fits(model.placements[number].awake, reachable)]
-            self._open[key] = found
+    def _waits_for_rivals(self, model: Model) -> bool:
+        """Whether any of its rivals comes, or waits for its GPUs."""
+        for rival in self._world.rules.rivals(model.name):
+            if self._spoken_for.get(rival, False) or rival in self._world.switches:
+                return True
+        return False
+
+    def _find_places(self, model: Model) -> _Places:
+        starts_cold = model.starts_cold
+        reachable = self._reach() if self._spoken_for or self._world.gpu_leases else None
+        found = _Places(model.need)
+        for number, place in enumerate(model.need):
+            for gpu, size in place:
+                if gpu in self.closed or (starts_cold and gpu in self.taken):
+                    break
+                if reachable is not None and reachable[gpu] < size:
+                    break
+            else:
+                found.open[number] = None
+        self._places[model.need_number] = found
         return found
 
     def best_open(self, model: Model) -> PlacementPlan | None:
         """The ``best`` of the places where a model could come."""
-        if not self._world.rules.is_like_others(model):
+        rules = self._world.rules
+        if model.held or (rules.are_any and not rules.is_like_others(model)):
             return self.best(model, self.open_placements(model))
-        plans = self._plans.setdefault((model.starts_cold, model.need), {})
+        places = self._places.get(model.need_number) or self._find_places(model)
+        plans = places.plans
         chosen: _PricedPlan | None = None
         chosen_number = 0
-        for number in self._open_numbers(model):
+        for number in places.open:
             if number not in plans:
-                plans[number] = self._priced_place(model, number)
+                plans[number] = self._priced_place(model, places, number)
             plan = plans[number]
             if plan is not None and (chosen is None or plan[1] < chosen[1]):
                 chosen, chosen_number = plan, number
-        if chosen is None:
-            return None
-        found = chosen[0]
-        plan_itself = found.plan(self._world.clock.now) if isinstance(found, KnownPlan) else found
-        return PlacementPlan(model.placements[chosen_number], plan_itself)
+        return None if chosen is None else PlacementPlan(model.placements[chosen_number], chosen[0])
 
-    def _priced_place(self, model: Model, number: int) -> _PricedPlan | None:
+    def _priced_place(self, model: Model, places: _Places, number: int) -> _PricedPlan | None:
         """Who leaves for one of its placements, of a model that is like others; from what is known if that holds."""
         needed, gpus = model.placements[number].awake, self._world.gpus
-        if not self._leave_residue and (not self._claimed or self._claimed.isdisjoint(needed)):
+        is_taken = not model.starts_cold and not self.taken.isdisjoint(needed)  # It is not open to one that starts.
+        if not (self._leave_residue or is_taken or (self._claimed and not self._claimed.isdisjoint(needed))):
             changes = 0
             for gpu in needed:
                 changes += gpus.known_plans.changes[gpu]
-            plans = gpus.known_plans.of((model.starts_cold, model.need))
-            known = plans[number]
+            if not places.known:
+                places.known = gpus.known_plans.of(model)
+            known = places.known[number]
             if known is None or known.changes != changes:
-                known = plans[number] = self._find_known(needed, changes)
+                known = places.known[number] = self._find_known(needed, changes)
             if not known.depends:
-                return (known, known.price(self._world.clock.now)) if known.is_possible else None
+                return (known.plan, known.price(self._world.clock.now)) if known.is_possible else None
         return self._priced_plan(model, needed, ())
 
     def _find_known(self, needed: Footprint, changes: int) -> KnownPlan:
@@ -195,7 +221,12 @@ class Room:
             return KnownPlan(changes)
         is_stopped = isinstance(model.state, Asleep) or not model.eviction.keeps_process
         return KnownPlan(
-            changes, False, True, model, frees, _cost_of_return(self._world, model, is_stopped=is_stopped), left
+            changes,
+            is_possible=True,
+            plan=Plan((model.name,), (frees,)),
+            leaving=model,
+            cost=_cost_of_return(self._world, model, is_stopped=is_stopped),
+            left=left,
         )
 
     def best(self, model: Model, places: Iterable[Placement]) -> PlacementPlan | None:
@@ -214,23 +245,28 @@ class Room:
         return best
 
     def _priced_plan(self, model: Model, needed: Footprint, rivals: Sequence[Model]) -> tuple[Plan, PlanPrice] | None:
-        plan = self._plan(model, needed, rivals)
-        if plan is None:
+        found = self._plan(model, needed, rivals)
+        if found is None:
             return None
+        leaving, stop_victims = found
         left = 0
         for gpu, size in needed.items():
             left += self.expected[gpu] - size
-        frozen, busy, *others = price_of(plan.leaving)
-        return plan, (frozen, busy, plan.stop_victims, *others, left)
+        frozen, busy, *others = price_of(leaving)
+        plan = Plan(tuple([one.model for one in leaving]), tuple([one.frees for one in leaving]), stop_victims)
+        return plan, (frozen, busy, stop_victims, *others, left)
 
-    def _plan(self, model: Model, needed: Footprint, rivals: Sequence[Model]) -> Plan | None:
+    def _plan(
+        self, model: Model, needed: Footprint, rivals: Sequence[Model]
+    ) -> tuple[tuple[Occupant, ...], bool] | None:
+        """Who leaves, and whether they are stopped."""
         as_configured = self._who_leaves(model, needed, rivals, stop_victims=False)
         if as_configured is not None and not (self._leave_residue and any(map(_is_in_use, as_configured))):
-            return Plan(as_configured)
+            return as_configured, False
         stopped = self._who_leaves(model, needed, rivals, stop_victims=True)
         if as_configured is not None and (stopped is None or any(map(_is_in_use, stopped))):
-            return Plan(as_configured)
-        return None if stopped is None else Plan(stopped, stop_victims=True)
+            return as_configured, False
+        return None if stopped is None else (stopped, True)
 
     def _who_leaves(
         self, model: Model, needed: Footprint, rivals: Sequence[Model], *, stop_victims: bool
@@ -265,57 +301,56 @@ class Room:
     def claim(self, model: Model, plan: Plan) -> None:
         """Keep the memory that a model needs where it is placed, and those that leave for it."""
         reachable = self._reach()
-        for occupant in plan.leaving:
-            give(self.expected, occupant.frees)
-            take(reachable, less(self._world.models[occupant.model].held, occupant.frees))
+        for name, frees in zip(plan.victims, plan.frees, strict=True):
+            give(self.expected, frees)
+            take(reachable, less(self._world.models[name].held, frees))
         take(self.expected, lacks(model, model.placement))
         take(reachable, model.awake)
-        self._spoken_for.update((model.name, *plan.victims))
-        self._coming.add(model.name)
+        self._spoken_for[model.name] = True
+        for name in plan.victims:
+            self._spoken_for[name] = False
         for name in (model.name, *plan.victims):
             self._claimed.update(self._world.models[name].held)
             for gpu in self._world.models[name].held:
                 self._listed.pop((gpu, False), None)
                 self._listed.pop((gpu, True), None)
         self._claimed.update(model.placement.awake)
-        self._plans.clear()
-        self._open.clear()
+        self._places.clear()
         self._close_full(model.awake)
 
     def begin(self, model: Model, plan: Plan) -> None:
         """The same for a model whose switch begins, so that from now on something is on its way to these GPUs."""
         self.claim(model, plan)
-        self._come(model)
-        self._open.clear()
+        (self.closed if model.starts_engine else self.taken).update(model.placement.awake)
+        self._places.clear()
 
     def close(self, model: Model) -> None:
         """Give the GPUs on which a model is placed to nobody."""
-        self._spoken_for.add(model.name)
-        self._coming.add(model.name)
-        self.closed.update(model.awake)
+        self._spoken_for[model.name] = True
         awake = model.placement.awake
-        for (starts_cold, need), numbers in self._open.items():
-            barred = {number for number in numbers for gpu, _ in need[number] if gpu in awake}
-            self._open[starts_cold, need] = [number for number in numbers if number not in barred]
-
-    def _come(self, model: Model) -> None:
-        awake = model.placement.awake
-        self.taken.update(awake)
-        if closes(model):
-            self.closed.update(awake)
+        self.closed.update(awake)
+        for places in self._places.values():
+            for number in tuple(places.open):
+                for gpu, _ in places.need[number]:
+                    if gpu in awake:
+                        del places.open[number]
+                        break
 
     def _reach(self) -> dict[GpuId, int]:
         if self._reachable is None:
-            self._reachable = dict(self.expected)
+            reachable = self._reachable = dict(self.expected)
             for model in self._who_may_leave():
-                give(self._reachable, model.held)
+                for gpu, size in model.held.items():
+                    reachable[gpu] += size
             self._close_full(self.expected)
         return self._reachable
 
     def _close_full(self, gpus: Iterable[GpuId]) -> None:
         """Close those on which no model at all would find enough."""
         reachable, least = self._reach(), self._world.gpus.least_need
-        self.closed.update(gpu for gpu in gpus if gpu not in least or reachable[gpu] < least[gpu])
+        for gpu in gpus:
+            if gpu not in self.closed and (gpu not in least or reachable[gpu] < least[gpu]):
+                self.closed.add(gpu)
 
     def _who_may_leave(self, gpu: GpuId | None = None) -> Iterator[Model]:
         """``gpu``: of those that are there alone."""
@@ -329,7 +364,7 @@ class Room:
                 and model.name not in spoken_for
                 and not model.spec.is_gpu_lease
                 and not model.kept
-                and model.spec.frees_memory(model.eviction)
+                and model.frees_memory
             ):
                 yield model
 
@@ -371,15 +406,9 @@ def leaves_any_open(world: World) -> bool:
     closed: set[GpuId] = set()
     for name in world.switches:
         target = world.models[name]
-        if closes(target):
+        if target.starts_engine:
             closed.update(target.placement.awake)
     return len(closed) < len(world.gpus.capacity)
-
-
-def closes(target: Model) -> bool:
-    """Whether a switch starts its target's engine, so that nothing else may come to its GPUs meanwhile."""
-    state = target.state
-    return state.asleep is None if type(state) is Waking else type(state) is not Asleep
 
 
 def are_gone(world: World, rivals: Collection[str]) -> bool:
@@ -388,13 +417,10 @@ def are_gone(world: World, rivals: Collection[str]) -> bool:
 
 
 def lacks(model: Model, placement: Placement) -> Footprint:
-    """The memory that a model must be given there, beside what it still holds."""
-    return less(placement.awake, _kept(model))
-
-
-def _kept(model: Model) -> Footprint:
-    """What a model that is off the GPUs, or leaves them, will still hold of them."""
-    return model.will_hold if type(model.state) is Asleep or type(model.state) in LEAVING else NOTHING
+    """The memory that a model must be given there, beside what it will still hold if it is off the GPUs or leaves."""
+    if model.will_hold and (type(model.state) is Asleep or type(model.state) in LEAVING):
+        return less(placement.awake, model.will_hold)
+    return placement.awake
 
 
 def _is_in_use(occupant: Occupant) -> bool:
@@ -433,8 +459,8 @@ def _cost_of_return(world: World, model: Model, *, is_stopped: bool) -> float:
 
 def vacate(world: World, plan: Plan) -> None:
     """Have a plan's victims leave."""
-    for occupant in plan.leaving:
-        model = world.models[occupant.model]
+    for name in plan.victims:
+        model = world.models[name]
         if isinstance(model.state, Asleep):
             begin_evict(world, model, STOP)
         else:

@@ -192,9 +192,9 @@ def _before_its_switch(world: World, model: Model, now: Seconds) -> WaitReason:
     room = Room(world)
     found = room.best_open(model)
     others = [one.target for one in world.switches.values() if _in_the_way(world, model, world.models[one.target])]
-    if others and (found is None or not found.plan.leaving):
+    if others and (found is None or not found.plan.victims):
         return Behind(others[0])
-    if found is None or not (found.plan.leaving or room.fits_now(model, found.placement)):
+    if found is None or not (found.plan.victims or room.fits_now(model, found.placement)):
         near = [one for one in world.on_gpu.values() if _in_the_way(world, model, one)]
         # Nothing moves where its engine sleeps beside one that stays, and is to be started elsewhere.
         moving = [one for one in near if isinstance(one.state, _ON_THE_MOVE)]

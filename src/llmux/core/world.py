@@ -13,7 +13,7 @@ from llmux.core.eviction import Eviction
 from llmux.core.gpus import Gpus
 from llmux.core.groups import Group, Rules
 from llmux.core.identifiers import Footprint, GpuId, Seconds
-from llmux.core.model import Model, Transition
+from llmux.core.model import Model, NeedNumbers, Transition
 from llmux.core.policies.base import Policy
 from llmux.core.request import Request
 from llmux.core.settings import Limits, ModelSpec, Placement
@@ -27,6 +27,7 @@ from llmux.core.states import (
     Cold,
     Draining,
     Failed,
+    Manual,
     Mode,
     Serving,
     State,
@@ -91,7 +92,8 @@ class World:
         """The event being handled, for the models' histories."""
         self.actions: list[Action] = []
         """What the event being handled has led to so far, in order; empty between events."""
-        self.models = {spec.name: _fitting(spec, capacity, limits, self.clock) for spec in specs}
+        self._need_numbers = NeedNumbers()
+        self.models = {spec.name: self._fitting(spec, capacity, limits) for spec in specs}
         """Every configured model, in the configuration's order, and behind them the ``gpu_leases``."""
         self.gpu_leases: dict[str, Model] = {}
         """The models that stand for GPU leases; the only ones that are added and removed."""
@@ -141,7 +143,8 @@ class World:
 
     def allows(self, name: str) -> bool:
         """Whether the mode, and what stays on the GPUs, let requests for the model be served."""
-        return (isinstance(self.mode, Auto) or self.mode.allowed == name) and name not in self.rules.shut_out
+        mode = self.mode
+        return not (type(mode) is Manual and mode.allowed != name) and name not in self.rules.shut_out
 
     def set_state(self, model: Model, state: State) -> None:
         """Change a model's state, the memory it holds and its place in every index. Raises InvalidTransition."""
@@ -186,7 +189,7 @@ class World:
         """Enter the model that stands for a lease. Raises ValueError if the lease would never fit."""
         assert spec.is_gpu_lease
         assert spec.name not in self.models
-        model = _fitting(spec, self.gpus.capacity, self.limits, self.clock)
+        model = self._fitting(spec, self.gpus.capacity, self.limits)
         self.models[spec.name] = self.gpu_leases[spec.name] = model
         self.gpus.find_least_need(self.models.values())
         self.rules.staying = ()
@@ -200,6 +203,16 @@ class World:
         self.aborted.discard(model.name)
         self.costs.forget(model.name)
         self.rules.shut_out.pop(model.name, None)
+
+    def _fitting(self, spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits) -> Model:
+        for placement in spec.placements:
+            for gpu, size in placement.awake.items():
+                if size > capacity.get(gpu, 0):
+                    raise ValueError(
+                        f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has "
+                        f"{capacity.get(gpu, 0)}: it could never be woken there; give it more or other GPUs"
+                    )
+        return Model(spec, limits.max_wait_seconds, self.clock, self._need_numbers)
 
     def update_candidate(self, model: Model) -> None:
         """Enter, move or remove a candidate after its queue, its state or the mode changed."""
@@ -275,17 +288,6 @@ class World:
     def has_no_engines(self) -> bool:
         """Whether no engine runs any more, except those that cannot be stopped."""
         return all(isinstance(model.state, Cold | Failed | Stuck) for model in self.models.values())
-
-
-def _fitting(spec: ModelSpec, capacity: Mapping[GpuId, int], limits: Limits, clock: Clock) -> Model:
-    for placement in spec.placements:
-        for gpu, size in placement.awake.items():
-            if size > capacity.get(gpu, 0):
-                raise ValueError(
-                    f"the model '{spec.name}' needs {size} MiB of GPU {gpu.uuid}, which has {capacity.get(gpu, 0)}: "
-                    "it could never be woken there; give it more or other GPUs"
-                )
-    return Model(spec, limits.max_wait_seconds, clock)
 
 
 def _keep(index: dict[str, Model], model: Model, member: bool) -> None:

@@ -2,10 +2,12 @@
 
 import pytest
 
+from llmux.core.clock import Clock
 from llmux.core.events import EvictionChanged
 from llmux.core.eviction import STOP
 from llmux.core.identifiers import GpuId
 from llmux.core.known_plans import NEEDS_MAX, KnownPlans
+from llmux.core.model import NUMBERS_MAX, Model, NeedNumbers
 from llmux.core.settings import Limits, ModelSpec, Placement
 from llmux.core.vacating import Room
 from tests.support.core_driver import CoreDriver
@@ -40,7 +42,7 @@ def known(driver: CoreDriver) -> list[bool]:
     """Of each place of the third model, whether what is known of it still holds."""
     world = driver.scheduler._world
     model, kept = world.models["c"], world.gpus.known_plans
-    plans = kept.of((model.starts_cold, model.need))
+    plans = kept.of(model)
     return [
         plan is not None and plan.changes == sum(kept.changes[gpu] for gpu in place.awake)
         for plan, place in zip(plans, model.placements, strict=True)
@@ -84,21 +86,36 @@ def test_how_a_model_leaves_is_looked_at_anew_when_the_operator_changes_it():
 
 
 def test_a_gpu_that_somebody_has_claimed_is_not_answered_for_by_what_is_known():
-    driver = fleet()
+    small = ModelSpec("a", placements=(Placement({ONE: 3}),))
+    driver = play(small, *(ModelSpec(name, placements=(Placement({ONE: 4}),)) for name in "cd"), capacity={ONE: 10})
+    serving(driver, "a")
     world = driver.scheduler._world
     world.clock.now = driver.now
-    room, model = Room(world), world.models["c"]
-    found = room.best_open(model)
-    assert found is not None
-    world.place(model, found.placement)
-    room.claim(model, found.plan)
-    again = room.best_open(model)
-    assert again is None or again.plan.victims != found.plan.victims
+    room = Room(world)
+    first = room.best_open(world.models["c"])
+    assert first is not None
+    assert first.plan.victims == (), "it fits beside the one that is there"
+    room.claim(world.models["c"], first.plan)
+    second = room.best_open(world.models["d"])
+    assert second is not None
+    assert second.plan.victims == ("a",), "three do not fit"
 
 
 @pytest.mark.parametrize("needs", [NEEDS_MAX + 1, 3 * NEEDS_MAX])
 def test_no_more_needs_are_kept_than_a_fleet_of_models_that_are_alike_has(needs: int):
-    kept = KnownPlans({ONE: 10})
+    kept, numbers = KnownPlans({ONE: 10}), NeedNumbers()
     for size in range(needs):
-        kept.of((True, (((ONE, size),),)))
+        kept.of(Model(ModelSpec("a", placements=(Placement({ONE: size}),)), 60.0, Clock(), numbers))
         assert len(kept._plans) <= NEEDS_MAX
+
+
+def test_equal_needs_have_one_number_as_long_as_there_are_not_too_many():
+    numbers = NeedNumbers()
+    first = numbers.of((((ONE, 7),),), starts_cold=True)
+    assert numbers.of((((ONE, 7),),), starts_cold=True) == first
+    seen = {first, numbers.of((((ONE, 7),),), starts_cold=False)}
+    for size in range(NUMBERS_MAX):
+        seen.add(numbers.of((((ONE, 100 + size),),), starts_cold=True))
+        assert len(numbers._numbers) <= NUMBERS_MAX
+    seen.add(numbers.of((((ONE, 7),),), starts_cold=True))
+    assert len(seen) == NUMBERS_MAX + 3, "no number is given twice"

@@ -99,7 +99,7 @@ def test_requests_queued_behind_a_drain_do_not_count_as_prefill():
     driver.arrive("b")
     record = driver.scheduler.model("a")
     assert isinstance(record.state, Draining)
-    record.estimates._prefill.fade(0.0)
+    record.estimates._prefill.new_seconds = 0.0
     driver.arrive("a")
     driver.run_until(20.0)
     driver.complete(long)
@@ -112,7 +112,7 @@ def test_prefill_time_begins_with_the_arrival_and_not_with_the_last_event():
     record = driver.scheduler.model("a")
     first = driver.arrive("a")
     driver.answer(first)
-    record.estimates._prefill.fade(0.0)
+    record.estimates._prefill.new_seconds = 0.0
     driver.run_until(driver.now + 30.0)
     waiting = driver.arrive("a")
     driver.run_until(driver.now + 0.5)
@@ -131,7 +131,7 @@ def test_a_drain_that_is_called_off_is_not_prefill():
     record = driver.scheduler.model("a")
     assert isinstance(record.state, Draining)
     driver.arrive("a"), driver.arrive("a")
-    record.estimates._prefill.fade(0.0)
+    record.estimates._prefill.new_seconds = 0.0
     driver.run_until(20.0)
     driver.leave(wanted)
     assert isinstance(record.state, Serving)

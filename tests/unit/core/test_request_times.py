@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.core.clock import Clock
-from llmux.core.model import Model
+from llmux.core.model import Model, NeedNumbers
 from llmux.core.request import Request
 from llmux.core.request_times import BUSY_MEMORY_SECONDS, RequestTimes
 from llmux.core.settings import ModelSpec
@@ -139,7 +139,7 @@ def test_pauses_are_averaged():
 @given(st.integers(min_value=0))
 def test_a_model_adds_up_the_time_of_its_requests(seed: int) -> None:
     chance = random.Random(seed)
-    model = Model(ModelSpec("a"), 60.0, Clock())
+    model = Model(ModelSpec("a"), 60.0, Clock(), NeedNumbers())
     model.state = Serving(0.0)
     model.estimates.sample(0.0)
     model.estimates.resume(0.0)

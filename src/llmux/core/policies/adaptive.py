@@ -41,22 +41,29 @@ class Adaptive:
         earliest, best, wanted = math.inf, -math.inf, ""
         for candidate in view.candidates():
             incumbents = view.in_the_way(candidate)
-            due_at = max((self._due_at(leaving, candidate, view, now) for leaving in incumbents), default=-math.inf)
+            due_at = -math.inf
+            for leaving in incumbents:
+                if leaving.idle_since is None:
+                    ends_at = leaving.since + self.quantum_seconds(leaving, candidate.model, view, now)
+                    due_at = ends_at if ends_at > due_at else due_at
             if due_at > now:
-                earliest = min(earliest, due_at)
+                earliest = due_at if due_at < earliest else earliest
                 continue
-            cost = max((_switch_seconds(view, leaving, candidate.model) for leaving in incumbents), default=0.0)
+            cost = max([view.known_cost(leaving.model, candidate.model) or 0.0 for leaving in incumbents], default=0.0)
             value = _value(candidate, cost, now)
             if value > best:
                 best, wanted = value, candidate.model
         return Bring(wanted) if wanted else Stay(earliest)
 
     def quantum_seconds(self, leaving: Incumbent, coming: str, view: PolicyView, now: Seconds) -> Seconds:
-        switch = _switch_seconds(view, leaving, coming)
+        switch = view.known_cost(leaving.model, coming) or 0.0  # Only switching tells.
         most = _most(switch, can_freeze=leaving.can_freeze)
-        if not leaving.can_freeze:
-            return min(most, STAY_PER_LEAVE * (switch + _drain_seconds(leaving)))
         residence = leaving.residence_seconds
+        if not leaving.can_freeze:
+            # Its requests end after the longest of n times, each with a mean of the residence time.
+            drain = (UNKNOWN_SECONDS if residence is None else residence) * math.log1p(leaving.in_flight)
+            stay = STAY_PER_LEAVE * (switch + drain)
+            return stay if stay < most else most
         if residence is None:
             # Answers that take longer than it has been here have not been seen to end.
             residence = max(UNKNOWN_SECONDS, now - leaving.since)
@@ -73,20 +80,10 @@ class Adaptive:
     def quantum_max_seconds(self, longest_switch_seconds: Seconds, *, can_freeze: bool) -> Seconds:
         return _most(longest_switch_seconds, can_freeze=can_freeze)
 
-    def _due_at(self, leaving: Incumbent, candidate: Candidate, view: PolicyView, now: Seconds) -> Seconds:
-        if leaving.idle_since is not None:
-            return now
-        return leaving.since + self.quantum_seconds(leaving, candidate.model, view, now)
-
 
 def _most(switch: Seconds, *, can_freeze: bool) -> Seconds:
-    return max(FREEZING_STAY_MAX_SECONDS if can_freeze else DRAINING_STAY_MAX_SECONDS, STAY_MAX_SWITCHES * switch)
-
-
-def _drain_seconds(leaving: Incumbent) -> Seconds:
-    """How long its requests would take to end: the longest of n times, each with a mean of the residence time."""
-    residence = UNKNOWN_SECONDS if leaving.residence_seconds is None else leaving.residence_seconds
-    return residence * math.log1p(leaving.in_flight)
+    most = FREEZING_STAY_MAX_SECONDS if can_freeze else DRAINING_STAY_MAX_SECONDS
+    return most if STAY_MAX_SWITCHES * switch < most else STAY_MAX_SWITCHES * switch
 
 
 def _leaves_in_time_at(waiting: Waiting, switch: Seconds) -> Seconds:
@@ -121,11 +118,6 @@ def _worth_staying_seconds(leaving: Incumbent, view: PolicyView, residence: Seco
     # n falls towards the rate of arrivals by the factor e in every residence time: until then it may not be above.
     falls = math.log(leaving.in_flight / least) if least else 1.0
     return max(residence * falls, residence / leaving.in_flight)
-
-
-def _switch_seconds(view: PolicyView, leaving: Incumbent, coming: str) -> Seconds:
-    """The switch's cost; 0 while unknown, because only switching tells."""
-    return view.known_cost(leaving.model, coming) or 0.0
 
 
 def _value(candidate: Candidate, switch: Seconds, now: Seconds) -> float:
