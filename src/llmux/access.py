@@ -9,13 +9,13 @@ A request holds a lease from ``RequestHolder.admitted`` until exactly one of ``M
 
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, TypeAlias
 
 from llmux.core.forecast import Outlook
-from llmux.core.names import ModelName
+from llmux.core.names import Register
 from llmux.core.request import Request
 from llmux.errors import RequestError
 
@@ -165,7 +165,7 @@ class ModelAccess(Protocol):
     """The runtime's side: where the gateway asks for leases and ends them."""
 
     @property
-    def names(self) -> Mapping[str, ModelName]:
+    def names(self) -> Register:
         """Every name by which clients can ask for a model. Requests carry the model's key."""
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:

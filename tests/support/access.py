@@ -1,13 +1,13 @@
 """A ``ModelAccess`` whose every decision is the test's."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmux.access import Outcome, RequestHolder, Upstream
 from llmux.core.forecast import Outlook
-from llmux.core.names import ModelName, own_names, register
+from llmux.core.names import ModelName, Register, own_names, register
 from llmux.core.request import Request
 from llmux.errors import ModelNotLoaded, RequestError
 
@@ -55,7 +55,7 @@ class FakeAccess:
     """Beside the models' own."""
 
     @property
-    def names(self) -> Mapping[str, ModelName]:
+    def names(self) -> Register:
         return {**own_names([*self.awake, *self.asleep]), **register(self.further_names)}
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:

@@ -31,7 +31,7 @@ from llmux.config.model import ModelSettings
 from llmux.config.policy import PolicySettings
 from llmux.config.problems import dotted
 from llmux.core.eviction import STOP, Drain, Eviction, Process, Weights
-from llmux.core.names import ModelName, NameKind, register
+from llmux.core.names import ModelName, NameKind, Register, register
 from llmux.core.target import Target, Targets
 from llmux.engines.arguments import KEY_FLAGS, every_value
 from llmux.engines.base import Engine, EngineOptions
@@ -461,7 +461,7 @@ class Settings(Section):
         found = {name: built_in(name) for name in sorted(needed)} | own
         return {**{name: kind_of(description) for name, description in found.items()}, **KINDS}
 
-    def names(self) -> Mapping[str, ModelName]:
+    def names(self) -> Register:
         """Every name by which clients can ask for a model: those in the file, then each path that one model has."""
         found = [name for key in self.models for name in self.names_of(key)]
         # A model's own name goes before anything that another model is called.

@@ -67,7 +67,7 @@ def come_back(world: World, request: Request, reason: FailureReason) -> None:
     One that may not wake a model gets no second attempt, since that could mean a start.
     """
     model = world.models[request.model]
-    finish(world, request, completed=False)
+    finish(world, model, request, completed=False)
     refusal = _standing_refusal(world, model)
     if request.attempts >= world.limits.attempts_max or not request.may_wake:
         refusal = EngineDied(model.name, reason)
@@ -97,9 +97,8 @@ def leave(world: World, request: Request) -> None:
         world.update_candidate(model)
 
 
-def finish(world: World, request: Request, *, completed: bool) -> None:
+def finish(world: World, model: Model, request: Request, completed: bool) -> None:
     """An admitted request, perhaps frozen, has ended. An end that the core caused itself is ignored."""
-    model = world.models[request.model]
     if request in model.in_flight:
         model.end(request)
     elif request in model.frozen:

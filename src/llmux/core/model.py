@@ -236,7 +236,8 @@ class Model:
     def end(self, request: Request) -> None:
         """A request in flight has ended."""
         now, in_flight = self.clock.now, self.in_flight
-        if len(in_flight) > 1 and request not in self.awaiting_first_token:
+        awaits_first_token = request.streams and request in self.awaiting_first_token
+        if len(in_flight) > 1 and not awaits_first_token:
             self.estimates.left(now)
         else:
             self.accrue()

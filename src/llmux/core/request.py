@@ -44,7 +44,6 @@ class Request:
         self,
         id: int,
         model: str,
-        *,
         priority: Priority = Priority.INTERACTIVE,
         streams: bool = False,
         may_wake: bool = True,

@@ -118,7 +118,7 @@ class Scheduler:
                 return False
         elif type(model.state) is not Draining or len(model.in_flight) <= 1 or not self._nothing_to_decide():
             return False
-        admission.finish(world, request, completed=completed)
+        admission.finish(world, model, request, completed)
         return True
 
     def _matters_whether_idle(self, model: Model) -> bool:
@@ -161,7 +161,7 @@ class Scheduler:
             case RequestGone(request):
                 admission.leave(world, request)
             case RequestDone(request, completed):
-                admission.finish(world, request, completed=completed)
+                admission.finish(world, world.models[request.model], request, completed)
                 admission.admit_waiting(world, world.models[request.model])
             case TimerFired():
                 self._timer = None

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from llmux.core.request import Request
 from llmux.errors import (
     EngineDied,
     EngineError,
@@ -168,6 +169,16 @@ def engine_error_event(status: int, body: bytes, path: bytes) -> bytes:
         message = message or body.decode(errors="replace") or f"the engine answered with status {status}"
         document = {"error": {"message": message, "type": kind, "param": None, "code": status}}
     return _event(b"error" if is_anthropic(path) else b"", msgspec.json.encode(document))
+
+
+def waiting_times(request: Request) -> bytes:
+    """The lines of an answer's head, after the end of the line before them, that tell what its request waited for."""
+    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (request.queue_seconds * 1000)
+    if request.forecast_seconds is not None:
+        lines += b"x-llmux-forecast-ms: %d\r\n" % (request.forecast_seconds * 1000)
+    if request.switch_seconds is not None:
+        lines += b"x-llmux-switch-ms: %d\r\n" % (request.switch_seconds * 1000)
+    return lines
 
 
 def _event(name: bytes, document: bytes) -> bytes:

@@ -2,13 +2,13 @@
 
 import mmap
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 import structlog
 
 from llmux import os_errors
-from llmux.core.names import ModelName
+from llmux.core.names import Register
 from llmux.gateway import pieces
 from llmux.gateway.body_fields import decode_fields
 from llmux.gateway.body_model import require_valid
@@ -57,9 +57,7 @@ def is_large(head: RequestHead, size_bytes: int) -> bool:
     return size_bytes >= LARGE_FORM_BYTES and (head.is_form or size_bytes >= LARGE_JSON_BYTES)
 
 
-def read_large(
-    head: RequestHead, route: Route, unread: UnreadBody, names: Mapping[str, ModelName], spool_bytes: int
-) -> EngineCall:
+def read_large(head: RequestHead, route: Route, unread: UnreadBody, names: Register, spool_bytes: int) -> EngineCall:
     """Like ``find_model``, to be run in a thread; a body of ``spool_bytes`` or more is returned as a file's memory.
 
     Of a large JSON body only the structure is validated. Raises RequestError or BodyDropped.
@@ -71,7 +69,7 @@ def read_large(
     return call if len(call.body) < spool_bytes else call.with_body(_spooled(call.body))
 
 
-def _read_json(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
+def _read_json(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall:
     variants = route.variants
     try:
         if len(body) < LARGE_JSON_BYTES:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qs, unquote_to_bytes
 
-from llmux.core.names import ModelName, NameKind
+from llmux.core.names import ModelName, NameKind, Register
 from llmux.engines.paths import JSON, Endpoint, MediaType
 from llmux.engines.registry import NEVER_FORWARDED, NEVER_FORWARDED_PREFIXES
 from llmux.errors import ModelNotFound, ModelNotLoaded, RequestError
@@ -150,7 +150,7 @@ class Router:
     def __init__(
         self,
         control_paths: Sequence[str],
-        names: Callable[[], Mapping[str, ModelName]],
+        names: Callable[[], Register],
         inference_paths: Sequence[str] = (),
         engines: Mapping[str, EngineRules] = MappingProxyType({}),
     ) -> None:
@@ -283,7 +283,7 @@ def request_line(head: RequestHead, route: Route) -> bytes:
     return b"%b %b%b HTTP/1.1\r\n" % (head.method, route.path, head.query)
 
 
-def models_of(names: Mapping[str, ModelName]) -> Sequence[str]:
+def models_of(names: Register) -> Sequence[str]:
     """The models that a register has names for."""
     return list(dict.fromkeys(name.model for name in names.values()))
 
@@ -368,7 +368,7 @@ class EngineCall:
         return EngineCall(self.model, body, self.streams, self.added_fields, self.keep_alive)
 
 
-def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]) -> EngineCall:
+def find_model(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall:
     """The model that a request is for, and the body that its engine gets.
 
     The header takes precedence over the path, and the path over the body. The body is changed only if it names the
@@ -402,9 +402,7 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Mapping[str,
     return EngineCall(asked_for.model, body, streams, asked_for.added_fields, keep_alive)
 
 
-def _find_among_variants(
-    head: RequestHead, variants: Variants, body: bytes, names: Mapping[str, ModelName]
-) -> EngineCall:
+def _find_among_variants(head: RequestHead, variants: Variants, body: bytes, names: Register) -> EngineCall:
     """Find the model by what any engine takes, and then refuse what its own does not take."""
     call = find_model(head, variants.merged, body, names)
     own = variants.of(call.model)
@@ -418,9 +416,7 @@ def _find_among_variants(
     return call.with_body(add_fields(edited, call.added_fields) if call.added_fields else edited)
 
 
-def _find_by_more_than_the_body(
-    head: RequestHead, route: Route, body: bytes, names: Mapping[str, ModelName]
-) -> EngineCall:
+def _find_by_more_than_the_body(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall:
     rules = route.rules
     name = _model_in_header(head) or route.model or _model_in_query(head)
     is_strict = rules is not None and rules.model_in_body and MediaType.OTHER not in rules.media_types
@@ -442,7 +438,7 @@ def _find_by_more_than_the_body(
     return EngineCall(asked_for.model, text, read.streams, meant.added_fields, keep_alive)
 
 
-def _meant(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelName]) -> ModelName:
+def _meant(in_body: str | None, asked_for: ModelName, names: Register) -> ModelName:
     """What the engine is to answer with.
 
     Header or path choose the engine, and the body may choose among what that one serves, unless they name an adapter.
@@ -453,7 +449,7 @@ def _meant(in_body: str | None, asked_for: ModelName, names: Mapping[str, ModelN
     return asked_for
 
 
-def _known(name: str | None, names: Mapping[str, ModelName]) -> ModelName:
+def _known(name: str | None, names: Register) -> ModelName:
     if not name:
         raise MissingModel
     found = names.get(name)

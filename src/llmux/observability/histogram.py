@@ -2,9 +2,13 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
 SECONDS_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """Upper bounds, from a request that did not wait to the cold start of a very large model."""
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_position_of: Final = bisect_left
 
 
 class Histogram:
@@ -19,7 +23,7 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self._counts[_position_of(self._bounds, value)] += 1
         self.total += value
 
     @property

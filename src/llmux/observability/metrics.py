@@ -113,7 +113,7 @@ class RuntimeMetrics:
         self.streams = {model: Streams(targets) for model, targets in models.items()}
         self._queue_wait = {model: Histogram() for model in models}
         self._first_token = {model: Histogram() for model in models}
-        self._admitted_at_once: Mapping[str, int] = {}
+        self._admitted_at_once: Callable[[str], int] = lambda _model: 0
         self._not_waited = dict.fromkeys(models, 0)
         self._waited = dict.fromkeys(models, 0)
         self._forecasts: Counter[tuple[str, Truth]] = Counter()
@@ -141,8 +141,8 @@ class RuntimeMetrics:
         """Read this at scrape."""
         self._overload = overload
 
-    def watch_admissions(self, admitted_at_once: Mapping[str, int]) -> None:
-        """Read at scrape how many requests per model were admitted without being queued."""
+    def watch_admissions(self, admitted_at_once: Callable[[str], int]) -> None:
+        """Ask at scrape how many requests of a model were admitted without being queued."""
         self._admitted_at_once = admitted_at_once
 
     def admitted(self, request: Request) -> None:
@@ -267,7 +267,7 @@ class RuntimeMetrics:
             model = record.name
             frozen.add_metric([model], len(record.frozen))
             histogram = self._queue_wait[model]
-            at_once = self._admitted_at_once.get(model, 0)
+            at_once = self._admitted_at_once(model)
             buckets = [(bound, number + at_once) for bound, number in histogram.buckets()]
             waits.add_metric([model], buckets, histogram.total)
             first.add_metric([model], self._first_token[model].buckets(), self._first_token[model].total)

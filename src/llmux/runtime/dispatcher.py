@@ -8,7 +8,7 @@ from llmux.access import Outcome, Progress, RequestHolder
 from llmux.core.actions import Admit, Freeze, Hold, Reject, RequestAction, Revoke, Thaw
 from llmux.core.events import InstanceExited, RequestArrived, RequestDone, RequestGone, RequestReturned
 from llmux.core.forecast import Outlook
-from llmux.core.names import ModelName, own_names
+from llmux.core.names import Register, own_names
 from llmux.core.request import Request
 from llmux.core.scheduler import Scheduler
 from llmux.errors import EngineDied, FailureReason, Overloaded, QueueFull, QueueTimeout, RequestError
@@ -29,6 +29,19 @@ SECOND_CHECK_SECONDS = 0.15
 _COMPLETED: Final = Outcome.COMPLETED
 
 
+class _Served:
+    """One model: its instance, and how many of its requests have not had to wait.
+
+    Counted here and read at scrape: on this path a method call would cost more than the addition.
+    """
+
+    __slots__ = ("admitted_at_once", "instance")
+
+    def __init__(self, instance: ManagedInstance) -> None:
+        self.instance = instance
+        self.admitted_at_once = 0
+
+
 class Dispatcher:
     """Implements ``ModelAccess``. A request is in one of two tables: waiting for a lease, or holding one.
 
@@ -41,7 +54,7 @@ class Dispatcher:
         controller: Controller,
         instances: Mapping[str, ManagedInstance],
         metrics: RuntimeMetrics,
-        names: Mapping[str, ModelName] | None = None,
+        names: Register | None = None,
     ) -> None:
         self.names = own_names(instances) if names is None else names
         self._scheduler = scheduler
@@ -51,9 +64,8 @@ class Dispatcher:
         self._controller = controller
         self._instances = instances
         self._metrics = metrics
-        # Counted here and read at scrape: on this path a method call would cost more than the addition.
-        self._admitted_at_once = dict.fromkeys(instances, 0)
-        metrics.watch_admissions(self._admitted_at_once)
+        self._served = {name: _Served(instance) for name, instance in instances.items()}
+        metrics.watch_admissions(lambda model: self._served[model].admitted_at_once)
         self._now = controller.now
         self._waiting: dict[Request, RequestHolder] = {}
         self._leases: dict[Request, RequestHolder] = {}
@@ -64,11 +76,11 @@ class Dispatcher:
         }
 
     def acquire(self, request: Request, holder: RequestHolder) -> None:
-        model = request.model
         if self._scheduler.admit(request, self._now()) is not None:
             self._leases[request] = holder
-            self._admitted_at_once[model] += 1
-            holder.admitted(self._instances[model].upstream)
+            served = self._served[request.model]
+            served.admitted_at_once += 1
+            holder.admitted(served.instance.upstream)
         else:
             self._waiting[request] = holder
             self._controller.feed(RequestArrived(request))

@@ -1,6 +1,7 @@
 """The scheduler's clock: the event loop's, without the time in which the process did not run."""
 
 import asyncio
+from typing import Final
 
 import structlog
 
@@ -9,7 +10,7 @@ from llmux.core.identifiers import Seconds
 log = structlog.get_logger("llmux.controller")
 
 TICK_SECONDS = 0.5
-STOPPED_SECONDS = 3.0
+STOPPED_SECONDS: Final = 3.0
 """So long without a look at the clock, which the loop takes at every tick, means that the process was stopped: work
 that holds up the loop takes milliseconds, and a machine without time to spare adds some tenths of a second."""
 

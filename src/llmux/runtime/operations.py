@@ -10,7 +10,7 @@ from llmux.core.eviction import Eviction, Process
 from llmux.core.forecast import Forecast
 from llmux.core.identifiers import GpuId
 from llmux.core.model import Model, Transition
-from llmux.core.names import ModelName, own_names
+from llmux.core.names import Register, own_names
 from llmux.core.need import Need
 from llmux.core.scheduler import Scheduler
 from llmux.core.states import ON_GPU, Asleep, Failed, Mode, State, Stuck, Waking
@@ -145,7 +145,7 @@ class Operations:
         engines: Mapping[str, Engine],
         *,
         has_images: bool = False,
-        names: Mapping[str, ModelName] | None = None,
+        names: Register | None = None,
         stalls: Mapping[str, Stalls] | None = None,
         streams: Mapping[str, Streams] | None = None,
         describe_images: Callable[[str], Mapping[str, object] | None] = lambda model: None,

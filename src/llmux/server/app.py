@@ -20,7 +20,7 @@ from llmux.control.server import ControlServer
 from llmux.core.events import DefaultChanged, ShutdownRequested
 from llmux.core.eviction import Process
 from llmux.core.identifiers import GpuId
-from llmux.core.names import ModelName
+from llmux.core.names import Register
 from llmux.engines.remote import Remote
 from llmux.errors import FailureReason, ListenFailed, LlmuxError
 from llmux.gateway.engine_paths import EngineRules
@@ -171,7 +171,7 @@ class Server:
             self.controller.watch(prefetcher)
         return prefetcher
 
-    def _build_operations(self, names: Mapping[str, ModelName]) -> Operations:
+    def _build_operations(self, names: Register) -> Operations:
         return Operations(
             self._scheduler,
             self.controller,

@@ -45,7 +45,7 @@ def test_forecasts_are_counted_by_whether_they_were_right() -> None:
 
 def test_admissions_are_counted_by_whether_they_waited() -> None:
     metrics = metrics_of("a", "b")
-    metrics.watch_admissions({"a": 1, "b": 0})
+    metrics.watch_admissions({"a": 1, "b": 0}.__getitem__)
     metrics.admitted(admitted(0.0005))
     metrics.admitted(admitted(3.0))
     lines = exposed(metrics)

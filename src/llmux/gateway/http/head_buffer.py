@@ -19,12 +19,12 @@ class HeadBuffer:
     __slots__ = ("pieces",)
 
     def __init__(self) -> None:
-        self.pieces = bytearray()
-        """Empty unless a head has begun."""
+        self.pieces: bytearray | None = None
+        """None unless a head has begun."""
 
     def clear(self) -> None:
         """Drop what was collected."""
-        self.pieces.clear()
+        self.pieces = None
 
     def take(self, data: bytes, position: int, limit_bytes: int) -> tuple[bytes, bytes, int]:
         """Take the head that begins at ``position``; returns it with the data, and the offset in it, that follow.
@@ -33,10 +33,10 @@ class HeadBuffer:
         HeadTooLarge, or FramingError as soon as no more data could make this a request: a client that speaks something
         else would otherwise wait for an answer.
         """
-        if not self.pieces and data.startswith(b"\r\n", position):
+        if self.pieces is None and data.startswith(b"\r\n", position):
             position = _after_blank_lines(data, position)
         end = data.find(b"\r\n\r\n", position)
-        if self.pieces or end < 0:
+        if self.pieces is not None or end < 0:
             data = self._add(data[position:], limit_bytes)
             if not data:
                 return b"", b"", 0
@@ -48,17 +48,17 @@ class HeadBuffer:
 
     def _add(self, data: bytes, limit_bytes: int) -> bytes:
         """Add a piece; returns everything once the head is complete or exceeds the limit, and nothing before."""
-        pieces = self.pieces
+        pieces = bytearray() if self.pieces is None else self.pieces
         searched = max(0, len(pieces) - 3)
         pieces += data
         if not searched:
             del pieces[: _after_blank_lines(pieces, 0)]
         if pieces.find(b"\r\n\r\n", searched) < 0 and len(pieces) <= limit_bytes:
             _require_continuable(pieces, searched)
+            self.pieces = pieces or None
             return b""
-        joined = bytes(pieces)
-        pieces.clear()
-        return joined
+        self.pieces = None
+        return bytes(pieces)
 
 
 def _after_blank_lines(data: bytes | bytearray, position: int) -> int:

@@ -30,30 +30,31 @@ class RepeatedHead:
         self._after_bytes = 0
 
     def remember(self, head: bytes) -> None:
-        """Take ``head``, whole and validated, as the one to compare with; it must have exactly one Content-Length."""
+        """Take ``head``, validated, without the empty line at its end, as the one to compare with.
+
+        It must have exactly one Content-Length.
+        """
         at = head.lower().find(_LENGTH_FIELD) + len(_LENGTH_FIELD)
-        end = head.find(b"\r\n", at)
-        start = end - len(head[at:end].lstrip())
-        # A value with trailing blanks could not be compared digit by digit below.
-        self._before = head[:start] if head[start:end].isdigit() else b""
-        self._before_bytes = len(self._before)
-        self._after = head[end:]
+        digits, line_end, more = head[at:].lstrip().partition(b"\r\n")
+        self._after = line_end + more
         self._after_bytes = len(self._after)
+        # A value with trailing blanks could not be compared digit by digit below.
+        self._before = head[: len(head) - len(digits) - self._after_bytes] if digits.isdigit() else b""
+        self._before_bytes = len(self._before)
 
     def forget(self) -> None:
         """Match nothing until the next ``remember``."""
         self._before_bytes = 0
 
-    def length_of(self, data: bytes, head_end: int) -> int:
-        """The Content-Length of the whole head at the beginning of ``data``; -1 if it does not repeat the remembered
-        one."""
+    def length_of(self, head: bytes) -> int:
+        """The Content-Length of a head without its empty line; -1 if it does not repeat the remembered one."""
         start = self._before_bytes
-        if not start or not data.startswith(self._before):
+        if not start or not head.startswith(self._before):
             return -1
-        end = head_end - self._after_bytes
-        if start >= end or not data.startswith(self._after, end):
+        end = len(head) - self._after_bytes
+        if start >= end or head[end:] != self._after:
             return -1
-        digits = data[start:end]
+        digits = head[start:end]
         length = _cached_lengths.get(digits)
         return _read_length(digits) if length is None else length
 

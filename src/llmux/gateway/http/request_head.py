@@ -236,7 +236,7 @@ class RequestHead:
         self._kept.clear()  # Not by the next head only: an idle stream would keep it all twice.
         # With an identifier of the client's own, which changes with every request, no head would match.
         if self._content_length is not None and method == b"POST" and self.request_id is None:
-            self.repeated.remember(head)
+            self.repeated.remember(head[:-4])
 
     def send_as_json(self) -> None:
         """Forward the request as ``application/json``: engines may take no other spelling of it."""

@@ -69,18 +69,24 @@ class ResponseHead:
     __slots__ = ("content_length", "fields", "framing", "has_addresses", "reusable", "status", "status_line")
 
     def __init__(
-        self, head: bytes, *, to_head_request: bool, repeated: "ResponseHead | None" = None, content_length: int = 0
+        self,
+        head: bytes,
+        repeated: "ResponseHead | None" = None,
+        content_length: int = 0,
+        *,
+        to_head_request: bool = False,
     ) -> None:
         """Parse a whole head, the empty line included; raises FramingError.
 
-        ``repeated``: one that this head differs from in nothing but its ``content_length``.
+        ``repeated``: one that this head, then without its empty line, differs from in nothing but its
+        ``content_length``.
         """
         if repeated is not None:
             self.status: int = repeated.status
             self.reusable = True
             self.has_addresses = False
             self.status_line: bytes = repeated.status_line
-            self.fields = head[len(repeated.status_line) : -2]
+            self.fields = head[len(repeated.status_line) :] + b"\r\n"
             self.content_length = content_length
             self.framing = _BY_LENGTH if content_length else _WITHOUT_BODY
             return
@@ -199,21 +205,21 @@ class ResponseHeadReader:
         self._pattern: ResponseHead | None = None
         """The parsed form of the remembered head."""
 
-    def read(self, head: bytes, *, to_head_request: bool) -> ResponseHead:
-        """Parse a whole head, the empty line included; raises FramingError."""
+    def read(self, head: bytes, to_head_request: bool) -> ResponseHead:
+        """Parse a head, given without the empty line at its end; raises FramingError."""
         if to_head_request:
-            return ResponseHead(head, to_head_request=True)
+            return ResponseHead(head + b"\r\n\r\n", to_head_request=True)
         if self._last is not None and head == self._last_bytes:
             return self._last
-        length = self._repeated.length_of(head, len(head))
+        length = self._repeated.length_of(head)
         if length >= 0:
-            return ResponseHead(head, to_head_request=False, repeated=self._pattern, content_length=length)
-        read = ResponseHead(head, to_head_request=False)
+            return ResponseHead(head, self._pattern, length)
+        read = ResponseHead(head + b"\r\n\r\n")
         if read.has_addresses:
             return read  # Its fields are going to be changed.
         self._last_bytes, self._last = head, read
         # Only a head that is passed on whole can be rebuilt from its bytes, as above.
-        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head[:-2]:
+        if read.framing is _BY_LENGTH and read.reusable and read.status_line + read.fields == head + b"\r\n":
             self._repeated.remember(head)
             self._pattern = read
         return read

@@ -32,7 +32,7 @@ from llmux.gateway.proxy.exchange import Exchange
 from llmux.gateway.proxy.flow_control import PauseReason
 from llmux.gateway.proxy.handover import hand_over
 from llmux.gateway.proxy.intake import Intake
-from llmux.gateway.proxy.model_search import ModelSearch
+from llmux.gateway.proxy.model_search import ModelSearch, find_at_once
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.proxy.requesting_client import RequestingClient
 from llmux.gateway.refusals import check_head, find_route
@@ -44,6 +44,7 @@ log = structlog.get_logger("llmux.gateway")
 _NEVER: Final = math.inf
 
 # Bound once, for speed: see the docstring of llmux.gateway.
+_now: Final = time.monotonic
 _HEAD: Final = Phase.HEAD
 _BODY: Final = Phase.BODY
 _ANSWERING: Final = Phase.ANSWERING
@@ -83,10 +84,12 @@ class ClientConnection(RequestingClient):
         self._intake = Intake(state)
         self._body: ReceivedBody | None = None
         """That of the current request, until the model in it is known."""
-        self._search = ModelSearch(state)
+        self._search: ModelSearch | None = None
+        """A thread looks for the model in the body of the current request."""
         self._control_head = b""
         """The head of a request for the control plane, as it came."""
-        self._departure = Departure()
+        self._departure: Departure | None = None
+        """None while the client may send more."""
         self._exchange: Exchange | None = None
         self._route: Route | None = None
         self._allowed_priority = Priority.INTERACTIVE
@@ -115,7 +118,7 @@ class ClientConnection(RequestingClient):
             return
         state.statistics.connections_accepted += 1
         state.connections.add(self)
-        self.deadline = time.monotonic() + state.options.head_timeout_seconds
+        self.deadline = _now() + state.options.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -128,7 +131,7 @@ class ClientConnection(RequestingClient):
 
     def eof_received(self) -> bool:
         if self._phase is _ANSWERING and not self.head.http10:
-            self._departure.half_closed = True
+            self._departure = Departure()
             self._probe()
             return True
         if self._exchange is not None:
@@ -147,7 +150,7 @@ class ClientConnection(RequestingClient):
 
     def pause_writing(self) -> None:
         self.is_full = True
-        self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
+        self.deadline = _now() + self._state.options.client_stall_timeout_seconds
         if self._exchange is not None:
             self._exchange.client_full()
 
@@ -161,7 +164,7 @@ class ClientConnection(RequestingClient):
 
     # Called by the exchange.
 
-    def answered(self, *, keep_alive: bool) -> None:
+    def answered(self, keep_alive: bool) -> None:
         self._exchange = None
         if keep_alive and not self._state.stopping:
             self._await_next_request()
@@ -177,7 +180,7 @@ class ClientConnection(RequestingClient):
         self._repeatable = False
         keep_alive, head_only = self._may_keep_alive(), self.head.method == b"HEAD"
         own_answers.write_error(self, error, request_id, keep_alive=keep_alive, head_only=head_only)
-        self.answered(keep_alive=keep_alive)
+        self.answered(keep_alive)
 
     def cut_off(self, final_event: bytes) -> None:
         self._exchange = None
@@ -203,12 +206,12 @@ class ClientConnection(RequestingClient):
         options, phase = self._state.options, self._phase
         if PauseReason.OTHERS_TURN in self._intake.flow.reasons:
             # The client has done its part.
-            self.deadline = time.monotonic() + options.head_timeout_seconds
+            self.deadline = _now() + options.head_timeout_seconds
         elif phase is _HEAD and self._intake.has_part_of_head:
             self._refuse_and_close(RequestStalled(f"its head took longer than {options.head_timeout_seconds:g} s"))
         elif phase is _HEAD:
             self._close()
-        elif phase is _ANSWERING and self._departure.in_doubt() and not self.is_full:
+        elif phase is _ANSWERING and self._departure is not None and self._departure.in_doubt() and not self.is_full:
             self._look()
         elif phase is _BODY and self._body is not None:
             self._refuse_and_close(self._body.stalled())
@@ -219,19 +222,22 @@ class ClientConnection(RequestingClient):
             self.abort()
 
     def _probe(self) -> None:
-        if self._phase is _ANSWERING and not self.is_full:
+        if self._departure is not None and self._phase is _ANSWERING and not self.is_full:
             self.write(self._exchange.probe() if self._exchange is not None else CONTINUE)
             self._departure.probed()
             self._state.turns.put_off(self._look)
 
     def _look(self) -> None:
-        if self._phase is not _ANSWERING or self._transport is None or self.is_full or not self._departure.in_doubt():
+        departure = self._departure
+        if departure is None or self._phase is not _ANSWERING or self._transport is None or self.is_full:
             return
-        if self._departure.look(self._transport):
+        if not departure.in_doubt():
+            return
+        if departure.look(self._transport):
             self.abort()
         else:
             # The next look, or the exchange's next comment.
-            self.deadline = self._state.now if self._departure.in_doubt() or self._exchange else _NEVER
+            self.deadline = self._state.now if departure.in_doubt() or self._exchange else _NEVER
 
     # Reading requests.
 
@@ -250,7 +256,7 @@ class ClientConnection(RequestingClient):
 
     def _work_off(self) -> None:
         self._intake.work_off(self)
-        if self._departure.half_closed and not self._intake.pending_bytes and self.can_take_more():
+        if self._departure is not None and not self._intake.pending_bytes and self.can_take_more():
             self._close()
 
     def _go_on(self) -> None:
@@ -261,7 +267,9 @@ class ClientConnection(RequestingClient):
             self._fail(error)
 
     def _discard_received(self) -> None:
-        self._search.give_up()
+        if self._search is not None:
+            self._search.give_up()
+            self._search = None
         self._intake.clear()
         self._drop_body()
 
@@ -275,18 +283,18 @@ class ClientConnection(RequestingClient):
 
         Returns False if that is not so; nothing has been consumed then.
         """
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
+        head_bytes, empty_line, body = data.partition(b"\r\n\r\n")
+        if not empty_line:
             return False
         head = self.head
-        length = head.repeated.length_of(data, end)
+        length = head.repeated.length_of(head_bytes)
         options = self._state.options
-        if length != len(data) - end or end > options.max_head_bytes or length > options.max_body_bytes:
+        if length != len(body) or len(head_bytes) > options.max_head_bytes or length > options.max_body_bytes:
             return False
         head.content_length = length
-        self.started_at = time.monotonic()
+        self.started_at = _now()
         self._intake.is_busy = True
-        self._take_request(data[end:])
+        self._take_request(body)
         self._intake.is_busy = False
         return True
 
@@ -305,11 +313,11 @@ class ClientConnection(RequestingClient):
             self._repeatable = False
             self._route = None
             self.cors_fields = b""
-            self.started_at = time.monotonic()
+            self.started_at = _now()
             self._parse_head(head)
         elif begins and intake.has_part_of_head:
             self._repeatable = False
-            self.deadline = time.monotonic() + options.head_timeout_seconds
+            self.deadline = _now() + options.head_timeout_seconds
 
     def _parse_head(self, head_bytes: bytes) -> None:
         head = self.head
@@ -379,10 +387,12 @@ class ClientConnection(RequestingClient):
         self.deadline = _NEVER
         try:
             if route.destination is _TO_ENGINE:
-                call = self._search.begin(self, route, body, self._body)
+                call = find_at_once(self.head, route, body, self._state.access.names)
                 if call is not None:
                     self._ask_for_model(route, call)
                 else:
+                    self._search = ModelSearch(self._state, body, self._body)
+                    self._search.begin(self, route)
                     self._body = None  # The search releases it.
             elif route.destination is Destination.CONTROL:
                 self._hand_over(body)
@@ -392,6 +402,7 @@ class ClientConnection(RequestingClient):
             self._answer_error(error)
 
     def search_ended(self, route: Route, result: Callable[[], EngineCall]) -> None:
+        self._search = None
         try:
             self._ask_for_model(route, result())
         except asyncio.CancelledError:
@@ -420,33 +431,28 @@ class ClientConnection(RequestingClient):
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
-        request = Request(
-            state.new_request_number(),
-            model,
-            priority=priority,
-            streams=streams,
-            may_wake=route.may_wake and head.method == b"POST",
-            size_bytes=len(body) + len(head.forwarded),
-            session=head.session,
-            keep_alive_seconds=keep_alive_seconds,
-        )
+        may_wake = route.may_wake and head.method == b"POST"
+        size_bytes = len(body) + len(head.forwarded)
+        number = state.new_request_number()
+        # By position: names would cost as much as everything else that is done to make it.
+        request = Request(number, model, priority, streams, may_wake, size_bytes, head.session, keep_alive_seconds)
         if streams:
             self.deadline = self.started_at + state.options.wait_comments_after_seconds
         exchange = self._exchange = Exchange(state, self, request, body)
         state.access.acquire(request, exchange)
-        if self._departure.half_closed:
+        if self._departure is not None:
             self._probe()
 
     def _answer_locally(self, route: Route) -> None:
         keep_alive = self._may_keep_alive()
         own_answers.write_local(self._state, self, route, keep_alive=keep_alive)
-        self.answered(keep_alive=keep_alive)
+        self.answered(keep_alive)
 
     def _answer_preflight(self, fields: bytes) -> None:
         keep_alive = self._may_keep_alive()
         self._phase = _ANSWERING
         own_answers.write_preflight(self._state, self, fields, keep_alive=keep_alive)
-        self.answered(keep_alive=keep_alive)
+        self.answered(keep_alive)
 
     def _answer_error(self, error: RequestError) -> None:
         """Refuse a request that has been read completely."""
@@ -457,13 +463,13 @@ class ClientConnection(RequestingClient):
         """Refuse a request that has not been read completely, and close once the client can have read the refusal."""
         assert self._transport is not None
         if self._phase is _HEAD:
-            self.started_at = time.monotonic()
+            self.started_at = _now()
         own_answers.count_error(self._state, self, self._route, error)
         own_answers.write_error(self, error, self._state.new_request_id(), keep_alive=False, head_only=False)
         # Closing with unread data would make the kernel send a reset, upon which the client may lose the refusal.
         self._phase = _LINGERING
         self._discard_received()
-        self.deadline = time.monotonic() + self._state.options.linger_seconds
+        self.deadline = _now() + self._state.options.linger_seconds
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -502,18 +508,18 @@ class ClientConnection(RequestingClient):
         if self.is_full:
             # The next request is not begun before the client has read its answers: they would pile up here.
             self._phase = _ANSWERING
-            self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
+            self.deadline = _now() + self._state.options.client_stall_timeout_seconds
             return
         self._phase = _HEAD
         self.deadline = self._state.now + self._state.options.client_keep_alive_seconds
-        if not self._intake.is_busy and (self._intake.renew_budget() or self._departure.half_closed):
+        if not self._intake.is_busy and (self._intake.renew_budget() or self._departure is not None):
             self._go_on()
 
     def _close(self) -> None:
         """Close when everything written has been sent."""
         self._phase = _OVER
         self._discard_received()
-        self.deadline = time.monotonic() + self._state.options.client_stall_timeout_seconds
+        self.deadline = _now() + self._state.options.client_stall_timeout_seconds
         if self._transport is not None:
             self._transport.close()
 

@@ -8,17 +8,15 @@ _LOOKS = 4
 
 
 class Departure:
-    """What is known of a client that has ended its sending side.
+    """What is known of a client that has ended its sending side, and so sends no more.
 
     Whatever is written to one that has left makes its host answer with a reset. By itself that would be noticed only
     when still more is written, which may be much later.
     """
 
-    __slots__ = ("_looks_left", "half_closed")
+    __slots__ = ("_looks_left",)
 
     def __init__(self) -> None:
-        self.half_closed = False
-        """Whether the client sends no more."""
         self._looks_left = 0
 
     def in_doubt(self) -> bool:

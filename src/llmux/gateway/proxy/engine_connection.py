@@ -134,7 +134,8 @@ class EngineConnection(asyncio.Protocol):
         self._receiver: AnswerReceiver | None = None
         self._phase = _IDLE
         self._head: ResponseHead | None = None
-        self._partial_head = bytearray()
+        self._partial_head: bytearray | None = None
+        """The beginning of a head; None while there is none."""
         self._interim_answers = 0
         """How many 1xx answers have come before the current one."""
         self._unread = b""
@@ -183,9 +184,7 @@ class EngineConnection(asyncio.Protocol):
         piece = self._last_piece.removesuffix(b"\r\n") if self._chunks is not None else self._last_piece
         return self.frame_event(comment) if piece.endswith((b"\n\n", b"\r\n\r\n")) else b""
 
-    def send(
-        self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool, has_waited: bool
-    ) -> None:
+    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, to_head_request: bool, has_waited: bool) -> None:
         """Send a request; ``receiver`` is called back with its answer.
 
         One that ``has_waited`` is written at once. uvloop writes others at the end of the loop's turn, which costs
@@ -217,7 +216,7 @@ class EngineConnection(asyncio.Protocol):
             self._send_bytes(body)
 
     def relay(
-        self, head: bytes, write: Callable[[bytes], None], *, unchunk: bool = False, reports_first_bytes: bool = True
+        self, head: bytes, write: Callable[[bytes], None], unchunk: bool = False, reports_first_bytes: bool = True
     ) -> None:
         """Write ``head`` and then the answer's body as it arrives; ``unchunk`` decodes a chunked body."""
         assert self._head is not None
@@ -240,7 +239,7 @@ class EngineConnection(asyncio.Protocol):
         elif framing is _WITHOUT_BODY:
             self.body_bytes = 0
             write(head)
-            self._complete(clean=not body)
+            self._complete(not body)
         else:
             self._write = write
             self._phase = _UNTIL_CLOSE
@@ -344,30 +343,29 @@ class EngineConnection(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> None:
         partial = self._partial_head
-        if partial:
+        if partial is not None:
             # Offsets instead of joined pieces: a head that comes byte by byte must not cost the square of its size.
             searched_bytes = max(len(partial) - 3, 0)
             partial += data
             if partial.find(b"\r\n\r\n", searched_bytes) < 0:
-                self._keep_partial_head(b"")
+                self._keep_partial_head(partial)
                 return
             data = bytes(partial)
-            partial.clear()
-        begin = 0
+            self._partial_head = None
         while True:
-            end = data.find(b"\r\n\r\n", begin) + 4
-            if end < 4:
-                self._keep_partial_head(data[begin:])
+            head_bytes, empty_line, rest = data.partition(b"\r\n\r\n")
+            if not empty_line:
+                self._keep_partial_head(bytearray(data))
                 return
-            if end - begin > _MAX_HEAD_BYTES:
+            if len(head_bytes) > _MAX_HEAD_BYTES:
                 self._break(_HEAD_TOO_LARGE)
                 return
             try:
-                head = self._owner.heads.read(data[begin:end], to_head_request=self._to_head_request)
+                head = self._owner.heads.read(head_bytes, self._to_head_request)
             except FramingError as error:
                 self._break(f"the engine's answer is malformed: {error}")
                 return
-            begin = end
+            data = rest
             if head.status >= 200:
                 break
             if head.status == 101:
@@ -379,14 +377,14 @@ class EngineConnection(asyncio.Protocol):
                 return
         self._interim_answers = 0
         self._head = head
-        self._unread = data[begin:]
+        self._unread = data
         self._phase = _HEAD_REPORTED
         assert self._receiver is not None
         self._receiver.answer_began(head)
 
-    def _keep_partial_head(self, more: bytes) -> None:
-        self._partial_head += more
-        if len(self._partial_head) > _MAX_HEAD_BYTES:
+    def _keep_partial_head(self, partial: bytearray) -> None:
+        self._partial_head = partial
+        if len(partial) > _MAX_HEAD_BYTES:
             self._break(_HEAD_TOO_LARGE)
 
     def _relay_length(self, data: bytes, head: bytes = b"") -> None:
@@ -402,12 +400,9 @@ class EngineConnection(asyncio.Protocol):
             write(head + data)
             return
         self.body_bytes += remaining
-        if length == remaining:
-            write(head + data)
-            self._complete(clean=True)
-        else:
-            write(head + data[:remaining])
-            self._complete(clean=False)
+        is_clean = length == remaining
+        write(head + data if is_clean else head + data[:remaining])
+        self._complete(is_clean)
 
     def _relay_chunked(self, data: bytes, head: bytes = b"") -> None:
         chunks = self._chunks
@@ -438,7 +433,7 @@ class EngineConnection(asyncio.Protocol):
         else:
             write(head + data[:end])
         if end >= 0:
-            self._complete(clean=is_clean)
+            self._complete(is_clean)
 
     def _leave_for_later(self, data: bytes) -> bytes:
         """Keep all but the first part for later turns, without reading on meanwhile; returns that part."""
@@ -471,8 +466,8 @@ class EngineConnection(asyncio.Protocol):
         assert self._receiver is not None
         self._awaits_first_bytes = self._receiver.first_bytes(data)
 
-    def _complete(self, *, clean: bool) -> None:
-        """End the answer. ``clean`` is false where the engine sent bytes beyond it."""
+    def _complete(self, is_clean: bool) -> None:
+        """End the answer. ``is_clean``: the engine sent no bytes beyond it."""
         receiver, self._receiver = self._receiver, None
         head, self._head = self._head, None
         self._write = None
@@ -483,7 +478,7 @@ class EngineConnection(asyncio.Protocol):
         assert self._transport is not None
         # The engine may answer before it has read a large request, whose rest would then stand before the next one.
         unsent = self._is_large_request and self._transport.get_write_buffer_size() > 0
-        if clean and head.reusable and not unsent:
+        if is_clean and head.reusable and not unsent:
             self.become_idle()
         else:
             self.abort()
@@ -512,8 +507,5 @@ class SievingConnection(EngineConnection):
         alternatives = b"|".join(re.escape(name.encode()) for name in sorted(names))
         self._removed = re.compile(rb"(?<=\r\n)(?:%b):[^\r\n]*\r\n" % alternatives, re.IGNORECASE)
 
-    def send(
-        self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool, has_waited: bool
-    ) -> None:
-        head = self._removed.sub(b"", head)
-        super().send(receiver, head, body, to_head_request=to_head_request, has_waited=has_waited)
+    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, to_head_request: bool, has_waited: bool) -> None:
+        super().send(receiver, self._removed.sub(b"", head), body, to_head_request, has_waited)

@@ -12,7 +12,7 @@ import structlog
 from llmux.access import Outcome, Progress, Upstream
 from llmux.core.request import Request
 from llmux.errors import EngineDied, FailureReason, RequestError
-from llmux.gateway.answers import CONTINUE, error_event, shape_of
+from llmux.gateway.answers import CONTINUE, error_event, shape_of, waiting_times
 from llmux.gateway.endpoints import ANNOUNCED_STREAMS, EVENT_STREAMS, UPSTREAM
 from llmux.gateway.errors import BadGateway, InternalError, OutOfDescriptors
 from llmux.gateway.http.bodies import Body
@@ -49,6 +49,7 @@ class _Phase(Enum):
 
 
 # Bound once, for speed: see the docstring of llmux.gateway.
+_now: Final = time.monotonic
 _QUEUED: Final = _Phase.QUEUED
 _SENT: Final = _Phase.SENT
 _RELAYING: Final = _Phase.RELAYING
@@ -60,15 +61,6 @@ _COMPLETED: Final = Outcome.COMPLETED
 
 _NOT_QUEUED: Final = b"\r\nx-llmux-queue-ms: 0\r\n"
 _COMMENT: Final = b": keep-alive\n\n"
-
-
-def _waiting_times(request: Request) -> bytes:
-    lines = b"\r\nx-llmux-queue-ms: %d\r\n" % (request.queue_seconds * 1000)
-    if request.forecast_seconds is not None:
-        lines += b"x-llmux-forecast-ms: %d\r\n" % (request.forecast_seconds * 1000)
-    if request.switch_seconds is not None:
-        lines += b"x-llmux-switch-ms: %d\r\n" % (request.switch_seconds * 1000)
-    return lines
 
 
 class Exchange:
@@ -149,7 +141,7 @@ class Exchange:
             self._refuse(error)
 
     def frozen(self) -> None:
-        self._last_comment_at = time.monotonic()
+        self._last_comment_at = _now()
         self._state.frozen.add(self)
 
     def held(self) -> None:
@@ -274,12 +266,16 @@ class Exchange:
     # Called by the engine's connection.
 
     def answer_began(self, head: ResponseHead) -> None:
-        if head.status < 500:
-            try:  # As in ``admitted``.
-                self._relay(head)
-            except Exception as error:
-                self.failed(error)
+        if head.status >= 500:
+            self._withhold()
             return
+        try:  # As in ``admitted``.
+            self._relay(head)
+        except Exception as error:
+            self.failed(error)
+
+    def _withhold(self) -> None:
+        """Find out whether the engine is dying before its error is relayed."""
         engine, request = self._engine, self._request
         assert engine is not None
         attempt = request.attempts
@@ -326,7 +322,7 @@ class Exchange:
         self._finish(self._answer.status, engine.body_bytes)
         # First the lease, so that a pipelined request finds the place in the engine free.
         self._state.access.end(self._request, _COMPLETED)
-        self._client.answered(keep_alive=self._keep_alive)
+        self._client.answered(self._keep_alive)
 
     def engine_lost(self, reason: str) -> None:
         engine, upstream = self._engine, self._upstream
@@ -427,8 +423,9 @@ class Exchange:
         else:
             tail = b"x-request-id: %b\r\n\r\n" % self._request_id
         head_bytes = b"".join((client.request_line, pool.fixed_headers, head.forwarded, tail))
+        to_head_request = head.method == b"HEAD"
         has_waited = self._request.queue_seconds > 0
-        engine.send(self, head_bytes, body, to_head_request=head.method == b"HEAD", has_waited=has_waited)
+        engine.send(self, head_bytes, body, to_head_request, has_waited)
 
     def _relay_withheld(self, engine: EngineConnection) -> None:
         """Relay an answer whose head has been withheld, if there is one and no reason to withhold it is left."""
@@ -493,7 +490,7 @@ class Exchange:
             fields = head.without_transfer_encoding()
         times = _NOT_QUEUED
         if request.queue_seconds or request.switch_seconds is not None:
-            times = _waiting_times(request)
+            times = waiting_times(request)
         if not keep_alive:
             times += b"connection: close\r\n"
         self._keep_alive = keep_alive
@@ -501,13 +498,13 @@ class Exchange:
             engine.flow.pause(PauseReason.CLIENT_FULL)
         if cors_fields := client.cors_fields:
             fields = without_cors(fields)
-        reports = request.streams or framing is not _BY_LENGTH
-        if not reports:  # It will not be sent again.
+        reports_first_bytes = request.streams or framing is not _BY_LENGTH
+        if not reports_first_bytes:  # It will not be sent again.
             self._body = b""
         head_bytes = b"".join(
             (head.status_line, b"x-request-id: ", self._request_id, times, cors_fields, fields, b"\r\n")
         )
-        engine.relay(head_bytes, client.write, unchunk=unchunk, reports_first_bytes=reports)
+        engine.relay(head_bytes, client.write, unchunk, reports_first_bytes)
 
     def _hide_addresses(self, head: ResponseHead) -> bool:
         """Make the engine's references to itself lead through llmux; the answer is refused where that cannot be."""
@@ -551,7 +548,7 @@ class Exchange:
             self._client.refused(error, self._request_id)
         elif self._begun.takes_events:
             self._begun.end_with(error)
-            self._client.answered(keep_alive=self._keep_alive)
+            self._client.answered(self._keep_alive)
         else:
             self._client.cut_off(b"")
 
@@ -581,7 +578,7 @@ class Exchange:
     def _finish(self, status: int, body_bytes: int = 0) -> None:
         """Count and log the request."""
         client = self._client
-        seconds = time.monotonic() - client.started_at
+        seconds = _now() - client.started_at
         client.counts.finish(status, seconds, body_bytes)
         access_log = self._state.options.access_log
         if access_log is not None:

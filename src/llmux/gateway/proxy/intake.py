@@ -46,7 +46,7 @@ class Intake:
     @property
     def has_part_of_head(self) -> bool:
         """Whether a head has begun and is not complete."""
-        return bool(self._head_buffer.pieces)
+        return self._head_buffer.pieces is not None
 
     def receive(self, data: bytes) -> bool:
         """Add what has been read from the client; returns whether it can be worked off now."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from llmux.core.names import Register
 from llmux.gateway.body_model import TooLong
 from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.request_head import RequestHead
@@ -23,50 +24,44 @@ class Searcher(Protocol):
         """The thread is done: ``result`` returns what it has found, or raises its error."""
 
 
+def find_at_once(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall | None:
+    """What is found without a ``ModelSearch``; None if there has to be one. Raises RequestError."""
+    if len(body) < LARGE_FORM_BYTES or not is_large(head, len(body)):
+        try:
+            return find_model(head, route, body, names)
+        except TooLong:
+            pass
+    return None
+
+
 class ModelSearch:
-    """The search for one connection, whose requests come one after the other."""
+    """The search of a thread in one large body."""
 
-    __slots__ = ("_state", "_unread")
+    __slots__ = ("_is_given_up", "_state", "_unread")
 
-    def __init__(self, state: GatewayState) -> None:
+    def __init__(self, state: GatewayState, body: bytes, received: ReceivedBody | None) -> None:
+        """It is for the search, once it has begun, to release what was ``received``."""
         self._state = state
-        self._unread: UnreadBody | None = None
-        """The large body in which a thread looks for the model."""
+        self._unread = UnreadBody(body, received.release if received is not None else None)
+        self._is_given_up = False
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether a thread is looking, or is going to."""
-        return self._unread is not None
-
-    def begin(self, searcher: Searcher, route: Route, body: bytes, received: ReceivedBody | None) -> EngineCall | None:
-        """What is found at once; None if ``search_ended`` is going to be called, unless the search is given up.
-
-        In the latter case it is for the search to release what was ``received``. Raises RequestError.
-        """
-        head = searcher.head
-        if len(body) < LARGE_FORM_BYTES or not is_large(head, len(body)):
-            try:
-                return find_model(head, route, body, self._state.access.names)
-            except TooLong:
-                pass
-        self._unread = unread = UnreadBody(body, received.release if received is not None else None)
+    def begin(self, searcher: Searcher, route: Route) -> None:
+        """Have a thread look; ``search_ended`` is going to be called, unless the search is given up."""
+        unread = self._unread
         names, spool_bytes = self._state.access.names, self._state.options.spool_bytes
-        reading = self._state.run_in_thread(read_large, head, route, unread, names, spool_bytes)
-        reading.add_done_callback(partial(self._end, searcher, route, unread))
-        return None
+        reading = self._state.run_in_thread(read_large, searcher.head, route, unread, names, spool_bytes)
+        reading.add_done_callback(partial(self._end, searcher, route))
 
     def give_up(self) -> None:
         """The request is over: its body is not read, unless a thread has begun to."""
-        if self._unread is not None:
-            self._unread.body = None
-            self._unread = None
+        self._is_given_up = True
+        self._unread.body = None
 
-    def _end(self, searcher: Searcher, route: Route, unread: UnreadBody, reading: asyncio.Future[EngineCall]) -> None:
-        unread.release()
-        if self._unread is not unread:
+    def _end(self, searcher: Searcher, route: Route, reading: asyncio.Future[EngineCall]) -> None:
+        self._unread.release()
+        if self._is_given_up:
             _ = reading.cancelled() or reading.exception()  # Else asyncio complains that nobody has asked for it.
             return
-        self._unread = None
         try:
             searcher.search_ended(route, reading.result)
         finally:

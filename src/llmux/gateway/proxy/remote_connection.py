@@ -25,9 +25,7 @@ class RemoteConnection(EngineConnection):
         self._remote = remote
         self._api_key = api_key
 
-    def send(
-        self, receiver: AnswerReceiver, head: bytes, body: Body, *, to_head_request: bool, has_waited: bool
-    ) -> None:
+    def send(self, receiver: AnswerReceiver, head: bytes, body: Body, to_head_request: bool, has_waited: bool) -> None:
         request_line, _, fields = head.partition(b"\r\n")
         method, target, version = request_line.split(b" ")
         kept = [line for line in fields.split(b"\r\n") if _may_pass(line)]
@@ -35,7 +33,7 @@ class RemoteConnection(EngineConnection):
             kept.insert(1, _credentials(target.partition(b"?")[0], self._api_key))
         joined = self._remote.join(target.decode("latin-1")).encode("latin-1")
         head = b"\r\n".join((b" ".join((method, joined, version)), *kept))
-        super().send(receiver, head, body, to_head_request=to_head_request, has_waited=has_waited)
+        super().send(receiver, head, body, to_head_request, has_waited)
 
 
 def _may_pass(line: bytes) -> bool:

@@ -30,7 +30,7 @@ class RequestingClient(asyncio.Protocol, ABC):
     """Whether the client reads more slowly than it is written to."""
 
     @abstractmethod
-    def answered(self, *, keep_alive: bool) -> None:
+    def answered(self, keep_alive: bool) -> None:
         """The whole answer has been written."""
 
     @abstractmethod

@@ -8,24 +8,23 @@ from llmux.gateway.http import repeated_head
 from llmux.gateway.http.repeated_head import RepeatedHead
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nX: y\r\n\r\n"
+LENGTH_LAST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n"
 
 
 def length_of(repeated: RepeatedHead, head: bytes) -> int:
-    """As it is, and with a body behind it."""
-    length = repeated.length_of(head, len(head))
-    assert repeated.length_of(head + b"1\r\n\r\n", len(head)) == length
-    return length
+    return repeated.length_of(head.removesuffix(b"\r\n\r\n"))
 
 
 def remembering(head: bytes) -> RepeatedHead:
     repeated = RepeatedHead()
-    repeated.remember(head)
+    repeated.remember(head[:-4])
     return repeated
 
 
 @given(st.integers(min_value=0, max_value=10**15 - 1), st.integers(min_value=0, max_value=10**15 - 1))
 def test_a_head_with_other_digits_is_a_repetition(first: int, second: int) -> None:
-    assert length_of(remembering(HEAD % b"%d" % first), HEAD % b"%d" % second) == second
+    for head in (HEAD, LENGTH_LAST):
+        assert length_of(remembering(head % b"%d" % first), head % b"%d" % second) == second
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_nothing_matches_before_a_head_is_remembered_or_after_it_is_forgotten() 
 
 def test_a_length_followed_by_blanks_is_not_remembered() -> None:
     repeated = remembering(HEAD % b"1")
-    repeated.remember(HEAD % b"1 ")
+    repeated.remember((HEAD % b"1 ")[:-4])
     assert length_of(repeated, HEAD % b"1") == -1
 
 
