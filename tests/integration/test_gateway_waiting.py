@@ -286,7 +286,9 @@ async def test_a_stream_whose_engine_has_sent_only_the_head_gets_comments_too() 
         engine.chunk(b"data: [DONE]\n\n")
         engine.end_stream()
 
-    async with running_gateway(script, options=OFTEN) as bench:
+    # The engine's head must come before the gateway would send one of its own.
+    options = GatewayOptions(keepalive_seconds=0.02, wait_comments_after_seconds=1.0)
+    async with running_gateway(script, options=options) as bench:
         client = await bench.client()
         client.send(post(BODY.replace(b"cold", b"m")))
         assert (await client.read_head()).get("x-llmux-queue-ms") == b"0"

@@ -40,6 +40,7 @@ from tests.support.planted import (
     returned,
     without,
 )
+from tests.support.skips import REPLACES_COMPILED_CODE, is_compiled
 from tests.unit.core.policies.test_adaptive import LONGEST_STAYS
 from tests.unit.core.policies.test_adaptive import test_a_stay_is_bounded as quantum_has_an_end
 from tests.unit.core.policies.test_adaptive import (
@@ -66,6 +67,9 @@ from tests.unit.core.test_shutdown import (
 from tests.unit.core.test_shutdown import (
     test_what_is_frozen_resumes_when_what_is_in_flight_has_ended as frozen_resume,
 )
+
+if is_compiled:
+    pytest.skip(REPLACES_COMPILED_CODE, allow_module_level=True)
 
 pytestmark = pytest.mark.slow
 

@@ -6,6 +6,9 @@ import pytest
 
 from bench.switch.decisions import counted, measure
 from llmux.config.policy import PolicyType
+from tests.support.skips import counts_calls
+
+pytestmark = counts_calls
 
 SWITCHES = 16
 FEW, MANY_MODELS, MANY_GPUS = (4, 10, 4, 0), (1_000, 1_000, 1_000, 0), (1_000, 1_000, 1_000, 8)

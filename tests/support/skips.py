@@ -18,7 +18,10 @@ import pytest
 
 from llmux import how_built
 
-replaces_compiled_code = pytest.mark.skipif(how_built() == "compiled", reason="replaces a part of what is compiled")
+is_compiled = how_built() == "compiled"
+REPLACES_COMPILED_CODE = "replaces a part of what is compiled"
+replaces_compiled_code = pytest.mark.skipif(is_compiled, reason=REPLACES_COMPILED_CODE)
+counts_calls = pytest.mark.skipif(is_compiled, reason="counts calls, which compiled code makes without Python")
 
 EXIT_CODE = 1
 COLLECTED_SKIPS = "collected_skips"

@@ -50,6 +50,9 @@ def json_schema() -> dict[str, Any]:
         schema["properties"][key] = {"deprecated": True, "description": f"Has no effect: {why}."}
     for section in (schema, *definitions.values()):
         _accept_references(section, definitions)
+        if "enum" in section:
+            # An enum's docstring, which is for developers, and which compiled code does not have.
+            del section["description"]
     schema["patternProperties"] = {f"^{ANCHOR_PREFIX}": {"description": "Ignored: a place for YAML's anchors."}}
     schema["title"] = "llmux configuration"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

@@ -10,7 +10,7 @@ from llmux.core.model import Transition
 from llmux.core.states import Auto, Cold, Serving, State, Waking
 from llmux.runtime.operations import ModelStatus, Status
 from llmux.simulation.demo.state import ModelSample, Monitor
-from llmux.simulation.residency import Phase, Shares
+from llmux.simulation.residency import Phase
 
 
 @dataclass
@@ -50,4 +50,4 @@ def test_a_monitor_reads_states_and_switches() -> None:
     assert seen == monitor.models == (ModelSample("m", Phase.SERVING, 103.0, 4, 2, 1.5),)
     assert [(switch.model, switch.wake_seconds) for switch in monitor.switches] == [("m", 2.0)]
     shares = monitor.timeline.shares(monitor.elapsed_seconds)
-    assert shares == Shares(switching=pytest.approx(2 / 3), draining=0.0, serving=0.0, idle=pytest.approx(1 / 3))
+    assert (shares.switching, shares.draining, shares.serving, shares.idle) == pytest.approx((2 / 3, 0, 0, 1 / 3))
