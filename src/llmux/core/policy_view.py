@@ -15,8 +15,8 @@ from llmux.core.vacating import PlacementPlan, Room
 from llmux.core.world import World
 
 CANDIDATES_MAX = 8
-"""Candidates that a policy chooses among. Bounds the cost of a decision: with 1,000 models waiting it is at most 1.3
-times that with 4 (bench/switch/decisions.py)."""
+"""Candidates that a policy chooses among. Bounds the cost of a decision: with 1,000 models waiting it is at most a
+third more than with 4 (bench/switch/decisions.py)."""
 
 
 class SchedulerView:
