@@ -15,7 +15,11 @@ class Port(Enum):
 
 
 class EarlyConnection(asyncio.Protocol):
-    """Holds a connection, and reads no more from it, until it is given the protocol that answers."""
+    """Holds a connection, and reads no more from it, until it is given the protocol that answers.
+
+    From then on it passes everything on. It cannot make the other the transport's protocol: on the main port the
+    gateway's ``LastRequest`` stands before this one, and drops what comes after the request.
+    """
 
     def __init__(self, port: Port) -> None:
         self.port = port

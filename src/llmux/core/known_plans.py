@@ -45,7 +45,7 @@ class KnownPlan:
         model = self.leaving
         if model is None:
             return (0, 0, False, False, 0.0, 0, 0.0, self.left)
-        # What ``use_of`` says, which is called for many places in each decision.
+        # As ``use_of`` does, without the call: each decision prices many places.
         state, frozen, busy, is_idle = model.state, 0, 0, False
         if type(state) is not Serving:
             since, frozen = model.last_served_at, 1 if model.frozen else 0

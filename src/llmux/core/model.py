@@ -25,11 +25,11 @@ Need: TypeAlias = tuple[tuple[tuple[GpuId, int], ...], ...]
 
 
 NUMBERS_MAX = 4096
-"""Needs that keep their numbers: a need that is measured anew gets a new one."""
+"""Needs whose numbers are remembered: each new measurement makes another need, so they have to be bounded."""
 
 
 class NeedNumbers:
-    """Numbers needs: as keys, the needs themselves would cost every decision microseconds for each look-up."""
+    """Gives each need a number to look things up by: hashing the need itself takes microseconds each time."""
 
     __slots__ = ("_last", "_numbers")
 
@@ -38,7 +38,7 @@ class NeedNumbers:
         self._last = 0
 
     def of(self, need: Need, *, starts_cold: bool) -> int:
-        """The same for equals, and never that of another one. Equals may differ once there have been too many."""
+        """Different needs never share a number. Equal ones do, until more than ``NUMBERS_MAX`` have been numbered."""
         key = (starts_cold, need)
         number = self._numbers.get(key)
         if number is None:
