@@ -137,6 +137,7 @@ def play_requests(loop: SocketlessLoop, clients: list[Wire], engines: list[Wire]
     for first in range(0, count, CONNECTIONS):
         for number, client in enumerate(clients, first):
             hand(client, prepared[number % MODELS])
+        assert len(loop.asked) == CONNECTIONS, "a request has not been sent to the engine at once"
         for number, engine in enumerate(loop.asked, first):
             hand(engine, ANSWERS[number % MODELS])
         loop.asked.clear()

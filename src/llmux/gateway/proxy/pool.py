@@ -4,6 +4,7 @@ import asyncio
 import errno
 import math
 import time
+from collections.abc import Coroutine
 from typing import Protocol
 
 from llmux.access import Remote, Upstream
@@ -89,12 +90,16 @@ class EnginePool(ConnectionOwner):
         """The idle connection that was used last, or None."""
         return self._idle.pop() if self._idle else None
 
-    async def connect(self, seeker: ConnectionSeeker, attempt: int) -> None:
+    def connect(self, seeker: ConnectionSeeker, attempt: int) -> Coroutine[object, object, None]:
         """Make a connection for ``attempt`` and give it to ``seeker``, or keep it if it is not wanted any more.
 
-        Raises nothing: a failure is reported to ``seeker``.
+        Raises nothing: a failure is reported to ``seeker``. The pool is in use from the call on, before what it returns
+        has run: dropped meanwhile, the pool would keep a connection that nobody could close.
         """
         self._connecting += 1
+        return self._connect(seeker, attempt)
+
+    async def _connect(self, seeker: ConnectionSeeker, attempt: int) -> None:
         try:
             engine = await self._find()
         except TimeoutError:

@@ -2,12 +2,13 @@
 
 import math
 import time
+from unittest.mock import Mock
 
 from llmux.access import Upstream
 from llmux.gateway.options import GatewayOptions
 from llmux.gateway.proxy.engine_connection import EngineConnection
 from llmux.gateway.proxy.flow_control import PauseReason
-from llmux.gateway.proxy.pool import EnginePool, EnginePools
+from llmux.gateway.proxy.pool import ConnectionSeeker, EnginePool, EnginePools
 from llmux.gateway.proxy.turns import Turns
 from llmux.gateway.statistics import GatewayStatistics
 from tests.support.gateway import FakeTransport
@@ -56,6 +57,21 @@ def test_a_pool_is_dropped_once_its_last_connection_has_been_closed() -> None:
     engine.connection_lost(None)
     all_pools.expire(now + 5.0)
     assert all_pools.of(UPSTREAM) is not pool
+
+
+def test_a_pool_is_kept_for_a_connection_that_is_about_to_be_made() -> None:
+    all_pools = pools()
+    pool = all_pools.of(UPSTREAM)
+    connecting = pool.connect(Mock(spec=ConnectionSeeker), 1)
+    all_pools.expire(time.monotonic())
+    assert all_pools.of(UPSTREAM) is pool
+    all_pools.forget(UPSTREAM)
+    all_pools.expire(time.monotonic())
+    all_pools.sever(UPSTREAM)
+    late = EngineConnection(pool)
+    late.connection_made(FakeTransport())
+    assert is_aborted(late)
+    connecting.close()
 
 
 def test_forgetting_an_upstream_closes_idle_connections_now_and_others_when_they_become_idle() -> None:
