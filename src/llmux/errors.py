@@ -124,8 +124,8 @@ class Overloaded(RequestError):
         self.retry_after_seconds = forecast_seconds - limit_seconds
         super().__init__(
             f"more is asked of the GPUs than they can do: a request for the model '{model}' is expected to wait "
-            f"{forecast_seconds:.0f} s, longer than the {limit_seconds:g} s that requests of its class may wait here; "
-            f"try again in {max(1.0, self.retry_after_seconds):.0f} s"
+            f"{forecast_seconds:.0f} s, longer than the {limit_seconds:g} s that requests of its class may wait here "
+            f"(refuse_after_seconds); try again in {max(1.0, self.retry_after_seconds):.0f} s"
             + (", or send it as a batch request (x-llmux-priority: batch), which waits" if batch_waits else "")
         )
 
