@@ -45,7 +45,13 @@ PEERS = {
         "litellm[proxy]",
         "litellm",
         ("--config", "{folder}/litellm.yaml", "--host", "127.0.0.1", "--port", "{port}", "--num_workers", "1"),
-        environment=("LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOG=ERROR", "DISABLE_ADMIN_UI=True"),
+        environment=(
+            "LITELLM_LOCAL_MODEL_COST_MAP=True",
+            "LITELLM_LOG=ERROR",
+            "DISABLE_ADMIN_UI=True",
+            # Without keys, as the others are: it does not start so otherwise.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true",
+        ),
         rewrites=True,
     ),
 }
