@@ -3,6 +3,7 @@
 import mmap
 import tempfile
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import structlog
@@ -21,7 +22,7 @@ from llmux.gateway.routing import EngineCall, Route, find_model
 
 log = structlog.get_logger("llmux.gateway")
 
-LARGE_JSON_BYTES = 1024 * 1024
+LARGE_JSON_BYTES: Final = 1024 * 1024
 """From this size on, and from LARGE_FORM_BYTES on for a form, finding the model takes more than about 2 ms."""
 
 _WRITTEN_BYTES = 1024 * 1024

@@ -393,13 +393,30 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Register) ->
         if asked.served != form.model:
             body = form.with_model(asked.served)
         return EngineCall(asked.model, body, form.streams)
+    asked_for, body, streams, keep_alive = find_in_json(body, names)
+    return EngineCall(asked_for.model, body, streams, asked_for.added_fields, keep_alive)
+
+
+def is_in_json_alone(head: RequestHead, route: Route) -> bool:
+    """Whether the model, if there is a body, is what ``find_in_json`` finds: by the head, which may be repeated."""
+    rules = route.rules
+    if route.variants is not None or route.model is not None or rules is None or not rules.model_in_body:
+        return False
+    return head.model_override is None and head.content_type != b"" and not head.is_form
+
+
+def find_in_json(body: bytes, names: Register) -> tuple[ModelName, bytes, bool, bytes]:
+    """What a JSON body names, and ``body``, ``streams`` and ``keep_alive`` of the call, which need not be made for it.
+
+    Raises RequestError or TooLong.
+    """
     model, streams, body, keep_alive = read_fields(body)
     asked_for = names.get(model) if model else None
     if asked_for is None:
         asked_for = _known(model, names)
     if asked_for.served != model:
         body = replace_model(body, asked_for.served)
-    return EngineCall(asked_for.model, body, streams, asked_for.added_fields, keep_alive)
+    return asked_for, body, streams, keep_alive
 
 
 def _find_among_variants(head: RequestHead, variants: Variants, body: bytes, names: Register) -> EngineCall:

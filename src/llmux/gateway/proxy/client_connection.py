@@ -11,6 +11,7 @@ import structlog
 from llmux.core.request import Priority, Request
 from llmux.errors import QueueFull, RequestError
 from llmux.gateway.answers import CONTINUE
+from llmux.gateway.body_model import TooLong
 from llmux.gateway.errors import (
     HeadTooLarge,
     InternalError,
@@ -20,10 +21,12 @@ from llmux.gateway.errors import (
     TooManyHeaders,
     UpgradeRefused,
 )
+from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.chunks import FramingError
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.keep_alive import requested_keep_alive
 from llmux.gateway.keys import requested_priority
+from llmux.gateway.large_bodies import LARGE_JSON_BYTES
 from llmux.gateway.proxy import own_answers, turns
 from llmux.gateway.proxy.client_phase import Phase
 from llmux.gateway.proxy.departure import Departure
@@ -36,7 +39,15 @@ from llmux.gateway.proxy.model_search import ModelSearch, find_at_once
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.proxy.requesting_client import RequestingClient
 from llmux.gateway.refusals import check_head, find_route
-from llmux.gateway.routing import Destination, EngineCall, Route, explain, request_line
+from llmux.gateway.routing import (
+    Destination,
+    EngineCall,
+    Route,
+    explain,
+    find_in_json,
+    is_in_json_alone,
+    request_line,
+)
 from llmux.gateway.state import GatewayState
 
 log = structlog.get_logger("llmux.gateway")
@@ -63,6 +74,7 @@ class ClientConnection(RequestingClient):
         "_departure",
         "_exchange",
         "_intake",
+        "_is_in_json_alone",
         "_phase",
         "_repeatable",
         "_route",
@@ -94,6 +106,8 @@ class ClientConnection(RequestingClient):
         self._route: Route | None = None
         self._allowed_priority = Priority.INTERACTIVE
         """The highest that the key of the current request allows."""
+        self._is_in_json_alone = False
+        """Whether the current head and route leave it to a JSON body to name the model, as most do."""
         self._repeatable = False
         """Whether a head that repeats the last one leads to the same route, with the same key, and none has begun."""
         self.request_line = b""
@@ -347,6 +361,7 @@ class ClientConnection(RequestingClient):
         self.counts = state.statistics.of(head.method, route.endpoint)
         self.request_line = request_line(head, route)
         self._allowed_priority = check_head(state, head, route, transport)
+        self._is_in_json_alone = is_in_json_alone(head, route)
         if route.destination is Destination.CONTROL:
             self._control_head = head_bytes
         if not head.chunked and not head.content_length:
@@ -386,25 +401,32 @@ class ClientConnection(RequestingClient):
         self._phase = _ANSWERING
         self.deadline = _NEVER
         try:
-            if route.destination is _TO_ENGINE:
+            if self._is_in_json_alone and 0 < len(body) < LARGE_JSON_BYTES:
+                name, edited, streams, keep_alive = find_in_json(body, self._state.access.names)
+                self._ask_for_model(route, name.model, edited, streams, keep_alive)
+            elif route.destination is _TO_ENGINE:
                 call = find_at_once(self.head, route, body, self._state.access.names)
-                if call is not None:
-                    self._ask_for_model(route, call)
-                else:
-                    self._search = ModelSearch(self._state, body, self._body)
-                    self._search.begin(self, route)
-                    self._body = None  # The search releases it.
+                self._ask_for_model(route, call.model, call.body, call.streams, call.keep_alive)
             elif route.destination is Destination.CONTROL:
                 self._hand_over(body)
             else:
                 self._answer_locally(route)
         except RequestError as error:
             self._answer_error(error)
+        except TooLong:
+            self._search_model(route, body)
+
+    def _search_model(self, route: Route, body: bytes) -> None:
+        """Have a thread find the model."""
+        self._search = ModelSearch(self._state, body, self._body)
+        self._search.begin(self, route)
+        self._body = None  # The search releases it.
 
     def search_ended(self, route: Route, result: Callable[[], EngineCall]) -> None:
         self._search = None
         try:
-            self._ask_for_model(route, result())
+            call = result()
+            self._ask_for_model(route, call.model, call.body, call.streams, call.keep_alive)
         except asyncio.CancelledError:
             self.abort()
         except RequestError as refusal:
@@ -414,10 +436,9 @@ class ClientConnection(RequestingClient):
         finally:
             del result
 
-    def _ask_for_model(self, route: Route, call: EngineCall) -> None:
+    def _ask_for_model(self, route: Route, model: str, body: Body, streams: bool, keep_alive: bytes) -> None:
         """Ask for a lease on the model; raises RequestError."""
         state, head = self._state, self.head
-        model, body, streams, keep_alive = call.model, call.body, call.streams, call.keep_alive
         if route.variants is not None:
             # A head that repeats this one may be for a model whose engine calls the path otherwise.
             route = route.variants.of(model)

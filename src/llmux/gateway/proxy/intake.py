@@ -1,6 +1,6 @@
 """What a client has sent and its connection has not worked off yet, and whose turn it is to work something off."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from llmux.gateway.http.head_buffer import HeadBuffer
 from llmux.gateway.proxy import turns
@@ -8,6 +8,9 @@ from llmux.gateway.proxy.flow_control import FlowControl, PauseReason
 from llmux.gateway.proxy.inbox import Inbox
 from llmux.gateway.proxy.receiving import ReceivedBody
 from llmux.gateway.state import GatewayState
+
+# Bound once, for speed: see the docstring of llmux.gateway.
+_STEPS_PER_TURN: Final = turns.STEPS_PER_TURN
 
 
 class Worker(Protocol):
@@ -32,7 +35,7 @@ class Intake:
         self._state = state
         self._head_buffer = HeadBuffer()
         self._inbox = Inbox()
-        self._steps_left = turns.STEPS_PER_TURN
+        self._steps_left = _STEPS_PER_TURN
         self.flow = FlowControl()
         """When the client is read from."""
         self.is_busy = False
@@ -77,8 +80,10 @@ class Intake:
 
     def renew_budget(self) -> bool:
         """The next steps are those of another turn. Returns whether there is anything to work off."""
-        self._steps_left = turns.STEPS_PER_TURN
-        return self._inbox.pending_bytes > 0
+        self._steps_left = _STEPS_PER_TURN
+        inbox = self._inbox
+        # As ``pending_bytes``, without its cost: this is asked after every answer.
+        return inbox.position < len(inbox.data) or inbox.backlog is not None
 
     def spend(self, steps: int) -> None:
         """Count steps that what was taken has cost beside the taking."""

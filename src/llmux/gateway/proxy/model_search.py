@@ -7,7 +7,6 @@ from typing import Protocol
 
 from llmux.core.names import Register
 from llmux.gateway.body_model import TooLong
-from llmux.gateway.form import LARGE_FORM_BYTES
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.large_bodies import UnreadBody, is_large, read_large
 from llmux.gateway.proxy.receiving import ReceivedBody
@@ -24,14 +23,11 @@ class Searcher(Protocol):
         """The thread is done: ``result`` returns what it has found, or raises its error."""
 
 
-def find_at_once(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall | None:
-    """What is found without a ``ModelSearch``; None if there has to be one. Raises RequestError."""
-    if len(body) < LARGE_FORM_BYTES or not is_large(head, len(body)):
-        try:
-            return find_model(head, route, body, names)
-        except TooLong:
-            pass
-    return None
+def find_at_once(head: RequestHead, route: Route, body: bytes, names: Register) -> EngineCall:
+    """What is found without a ``ModelSearch``. Raises RequestError, or TooLong if there has to be one."""
+    if is_large(head, len(body)):
+        raise TooLong
+    return find_model(head, route, body, names)
 
 
 class ModelSearch:

@@ -161,7 +161,7 @@ def fail(*_arguments: Any, **_options: Any) -> Any:
 
 
 REPLACED = [
-    "llmux.gateway.proxy.model_search.find_model",
+    "llmux.gateway.proxy.client_connection.find_in_json",
     "llmux.gateway.proxy.own_answers.answer_locally",
     "llmux.gateway.http.request_head.RequestHead.parse",
     "llmux.gateway.proxy.receiving.BodyReader",
