@@ -195,18 +195,8 @@ class EngineConnection(asyncio.Protocol):
         self._to_head_request = to_head_request
         self.has_answered = False
         if has_waited:
-            self._write_request_at_once(head, body)
-        else:
-            self._write_request(head, body)
-
-    def _write_request_at_once(self, head: bytes, body: Body) -> None:
-        assert self._transport is not None
-        # uvloop writes at once what does not fit into its buffer.
-        self._transport.set_write_buffer_limits(high=0)
-        self._write_request(head, body)
-        self._transport.set_write_buffer_limits()
-
-    def _write_request(self, head: bytes, body: Body) -> None:
+            # uvloop writes at once what does not fit into its buffer.
+            self._limit_write_buffer(0)
         if len(body) < _LARGE_REQUEST_BYTES:
             self._is_large_request = False
             self._send_bytes(head + body)
@@ -214,6 +204,13 @@ class EngineConnection(asyncio.Protocol):
             self._is_large_request = True
             self._send_bytes(head)
             self._send_bytes(body)
+        if has_waited:
+            self._limit_write_buffer(None)
+
+    def _limit_write_buffer(self, size_bytes: int | None) -> None:
+        """None: as by default."""
+        assert self._transport is not None
+        self._transport.set_write_buffer_limits(high=size_bytes)
 
     def relay(
         self, head: bytes, write: Callable[[bytes], None], unchunk: bool = False, reports_first_bytes: bool = True
@@ -225,9 +222,16 @@ class EngineConnection(asyncio.Protocol):
         framing = answer.framing
         body, self._unread = self._unread, b""
         if framing is _BY_LENGTH:
+            length = answer.content_length
+            if len(body) == length and not reports_first_bytes:
+                # Most answers have come whole, and nothing of them needs to be followed.
+                self.body_bytes = length
+                write(head + body)
+                self._complete(True)
+                return
             self._write = write
             self.body_bytes = 0
-            self._remaining = answer.content_length
+            self._remaining = length
             self._phase = _LENGTH
             self._relay_length(body, head)
         elif framing is _BY_CHUNKS:
@@ -471,8 +475,9 @@ class EngineConnection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         head, self._head = self._head, None
         self._write = None
-        self._chunks = None
-        self._last_piece = b""
+        if self._chunks is not None:
+            self._chunks = None
+            self._last_piece = b""
         assert receiver is not None
         assert head is not None
         assert self._transport is not None
