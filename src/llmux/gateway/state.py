@@ -50,9 +50,7 @@ class GatewayState:
     """The access, the options, the pools, the counters, and every open client connection."""
 
     __slots__ = (
-        "_identifier_prefix",
         "_on_empty",
-        "_request_identifiers",
         "access",
         "connections",
         "frozen",
@@ -63,6 +61,7 @@ class GatewayState:
         "pages",
         "pools",
         "receiving_bytes",
+        "request_id_format",
         "router",
         "run_in_thread",
         "spawn",
@@ -103,15 +102,14 @@ class GatewayState:
         self.stopping = False
         self.now = time.monotonic()
         """The time of the last sweep: exact enough for deadlines of many seconds, and free."""
-        self._identifier_prefix = b"req-" + os.urandom(6).hex().encode() + b"-%x"
-        self._request_identifiers = 0
         self.new_request_number = count(1).__next__
         """The next ``Request.id``."""
+        self.request_id_format = b"req-" + os.urandom(6).hex().encode() + b"-%x"
+        """For such a number: an identifier unique across this and other processes."""
 
     def new_request_id(self) -> bytes:
-        """An identifier unique across this and other processes."""
-        self._request_identifiers += 1
-        return self._identifier_prefix % self._request_identifiers
+        """The identifier of what does not become a ``Request``."""
+        return self.request_id_format % self.new_request_number()
 
     def forget(self, connection: OpenConnection) -> None:
         """Drop a connection that is closed or was handed over."""

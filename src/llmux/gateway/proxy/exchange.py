@@ -90,7 +90,7 @@ class Exchange:
         self._request = request
         self._body: Body = body
         """Kept until the answer's body begins, since until then the request may have to be sent again."""
-        self._request_id = client.head.request_id or state.new_request_id()
+        self._request_id = client.head.request_id or state.request_id_format % request.id
         self._phase = _QUEUED
         self._upstream: Upstream | None = None
         """The engine that the lease is for; None while there is no lease."""
@@ -115,9 +115,13 @@ class Exchange:
         if self._phase is not _QUEUED:
             return
         self._upstream = upstream
-        self._retried = False
         try:  # As ``_guard``, without its cost: this is on the path of every request.
-            self._begin(upstream)
+            pool = self._state.pools.of(upstream)
+            engine = pool.take()
+            if engine is not None:
+                self._send(engine, pool)
+            else:
+                self._connect(pool)
         except Exception as error:
             self.failed(error)
 
@@ -155,7 +159,8 @@ class Exchange:
             engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
             self._guard(self._relay_withheld, engine)
         elif self._phase is _Phase.AWAITING_THAW and upstream is not None:
-            self._guard(self._begin, upstream)
+            self._phase = _QUEUED
+            self.admitted(upstream)
 
     def progress(self) -> Progress | None:
         engine = self._engine
@@ -394,14 +399,6 @@ class Exchange:
         except Exception as error:
             self.failed(error)
 
-    def _begin(self, upstream: Upstream) -> None:
-        pool = self._state.pools.of(upstream)
-        engine = pool.take()
-        if engine is not None:
-            self._send(engine, pool)
-        else:
-            self._connect(pool)
-
     def _connect(self, pool: EnginePool) -> None:
         self._phase = _Phase.CONNECTING
         self._state.spawn(self._run(pool.connect(self, self._request.attempts)))
@@ -538,6 +535,7 @@ class Exchange:
         self._keep_head()
         self._phase = _QUEUED
         self._upstream = None
+        self._retried = False
         self._state.access.give_back(self._request, self, reason)
 
     def _refuse(self, error: RequestError) -> None:
