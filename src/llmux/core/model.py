@@ -236,13 +236,14 @@ class Model:
     def end(self, request: Request) -> None:
         """A request in flight has ended."""
         now, in_flight = self.clock.now, self.in_flight
+        in_flight_seconds = now - request.arrived_at - request.queue_seconds - request.paused_seconds
         awaits_first_token = request.streams and request in self.awaiting_first_token
         if len(in_flight) > 1 and not awaits_first_token:
-            self.estimates.left(now)
+            self.estimates.ended(in_flight_seconds, now)
         else:
             self.accrue()
             self.awaiting_first_token.discard(request)
-        self.estimates.ended(now - request.arrived_at - request.queue_seconds - request.paused_seconds)
+            self.estimates.ended(in_flight_seconds)
         in_flight.discard(request)
         self.idle_since = now
 

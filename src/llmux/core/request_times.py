@@ -60,7 +60,7 @@ class RequestTimes:
     """Counts arrivals, first tokens and ends, and integrates the time between them.
 
     ``accrue`` is called before each change of what is in flight or waiting. Where only the number in flight changes,
-    as with most requests, ``joined`` and ``left`` stand for it: an addition each. ``sample`` turns the counts into
+    as with most requests, ``joined`` and ``ended`` stand for it: an addition each. ``sample`` turns the counts into
     estimates, about once a second.
     """
 
@@ -148,17 +148,19 @@ class RequestTimes:
         """A request has come to those in flight: the next ``accrue`` is to count it from now on only."""
         self._residence.new_seconds -= now - self._accrued_at
 
-    def left(self, now: Seconds) -> None:
-        """A request has left others in flight: the next ``accrue`` does not count it for the time until now."""
-        self._residence.new_seconds += now - self._accrued_at
-
     def first_token(self) -> None:
         """A request in flight has its first token."""
         self._prefill.new_count += 1
 
-    def ended(self, in_flight_seconds: Seconds) -> None:
-        """A request that was in flight for so long has ended."""
-        self._residence.new_count += 1
+    def ended(self, in_flight_seconds: Seconds, left_at: Seconds | None = None) -> None:
+        """A request that was in flight for so long has ended.
+
+        ``left_at``: it has left others in flight now; the next ``accrue`` does not count it for the time until then.
+        """
+        residence = self._residence
+        if left_at is not None:
+            residence.new_seconds += left_at - self._accrued_at
+        residence.new_count += 1
         squares = self._residence_squares
         squares.new_count += 1
         squares.new_seconds += in_flight_seconds * in_flight_seconds

@@ -53,9 +53,9 @@ class RepeatedHead:
         if not start or head[:start] != self._before:
             return -1
         end = len(head) - self._after_bytes
-        if start >= end or head[end:] != self._after:
+        if head[end:] != self._after:
             return -1
-        digits = head[start:end]
+        digits = head[start:end]  # None where the two overlap.
         length = _cached_lengths.get(digits)
         return _read_length(digits) if length is None else length
 

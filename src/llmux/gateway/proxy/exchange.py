@@ -415,11 +415,12 @@ class Exchange:
         self._engine = engine
         client, body = self._client, self._body
         head = client.head
+        tail = b"\r\n\r\n"
         if body or head.content_length is not None or head.chunked:
-            tail = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id, len(body))
-        else:
-            tail = b"x-request-id: %b\r\n\r\n" % self._request_id
-        head_bytes = b"".join((client.request_line, pool.fixed_headers, head.forwarded, tail))
+            tail = b"\r\ncontent-length: %d\r\n\r\n" % len(body)
+        head_bytes = b"".join(
+            (client.request_line, pool.fixed_headers, head.forwarded, b"x-request-id: ", self._request_id, tail)
+        )
         to_head_request = head.method == b"HEAD"
         has_waited = self._request.queue_seconds > 0
         engine.send(self, head_bytes, body, to_head_request, has_waited)
