@@ -414,7 +414,7 @@ async def test_small_packets_are_not_delayed() -> None:
         await client.answer()
         ours = [connection._transport for connection in bench.gateway._state.connections]
         pool = bench.gateway._pools.of(bench.engine.upstream)
-        ours += [connection._transport for connection in pool._idle]
+        ours += [connection._transport for connection in pool.idle]
         assert len(ours) == 2
         for transport in ours:
             assert transport is not None

@@ -3,7 +3,7 @@
 from llmux.core.actions import Admit, Freeze, Reject, Revoke, Thaw
 from llmux.core.model import Model
 from llmux.core.request import Request
-from llmux.core.states import Failed, Manual, Serving
+from llmux.core.states import Auto, Failed, Manual, Serving
 from llmux.core.world import World
 from llmux.errors import (
     EngineDied,
@@ -25,7 +25,8 @@ def is_open(world: World, model: Model) -> bool:
         and not model.queue.size
         and len(model.in_flight) < model.spec.max_in_flight
         and world.stopping_until is None
-        and world.allows(model.name)
+        # Mostly nothing is disallowed, and this is on the path of every request: it does without the call.
+        and ((type(world.mode) is Auto and not world.rules.shut_out) or world.allows(model.name))
     )
 
 

@@ -212,15 +212,16 @@ class Model:
 
     def begin(self, request: Request) -> None:
         """A request goes to the engine."""
-        if self.in_flight and not request.streams:
+        if request.streams:
+            self.accrue()
+            self.awaiting_first_token.add(request)
+        elif self.in_flight:
             self.estimates.joined(self.clock.now)
         else:
             self.accrue()
         request.instance = self.instance
         request.attempts += 1
         self.in_flight.add(request)
-        if request.streams:
-            self.awaiting_first_token.add(request)
         if request.keep_alive_seconds is not None:
             self.keep_alive_seconds = request.keep_alive_seconds
 

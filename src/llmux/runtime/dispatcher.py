@@ -107,10 +107,12 @@ class Dispatcher:
         if request.streams and outcome is not Outcome.CLIENT_GONE:
             self._metrics.ended(request, complete=completed)
         answered = self._answered.get(request.model) if self._answered else None
-        if answered is None or not request.may_wake:
-            self._done(request, completed)
-        elif answered.add(request, completed):
-            self._controller.run(answered.watch())
+        if answered is not None and request.may_wake:
+            if answered.add(request, completed):
+                self._controller.run(answered.watch())
+        # As ``_done``, without its cost: this is on the path of every request.
+        elif not self._scheduler.done(request, completed, self._now()):
+            self._controller.feed(RequestDone(request, completed))
 
     def _done(self, request: Request, completed: bool) -> None:
         if not self._scheduler.done(request, completed, self._now()):

@@ -73,7 +73,6 @@ class ResponseHead:
         head: bytes,
         repeated: "ResponseHead | None" = None,
         content_length: int = 0,
-        *,
         to_head_request: bool = False,
     ) -> None:
         """Parse a whole head, the empty line included; raises FramingError.

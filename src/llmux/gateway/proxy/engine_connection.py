@@ -480,14 +480,15 @@ class EngineConnection(asyncio.Protocol):
             self._last_piece = b""
         assert receiver is not None
         assert head is not None
-        assert self._transport is not None
-        # The engine may answer before it has read a large request, whose rest would then stand before the next one.
-        unsent = self._is_large_request and self._transport.get_write_buffer_size() > 0
-        if is_clean and head.reusable and not unsent:
+        if is_clean and head.reusable and not (self._is_large_request and self._has_unsent()):
             self.become_idle()
         else:
             self.abort()
         receiver.answer_ended()
+
+    def _has_unsent(self) -> bool:
+        """The engine may answer before it has read a large request, whose rest would then stand before the next one."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     def _break(self, reason: str) -> None:
         receiver = self._receiver

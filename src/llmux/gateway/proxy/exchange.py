@@ -117,9 +117,8 @@ class Exchange:
         self._upstream = upstream
         try:  # As ``_guard``, without its cost: this is on the path of every request.
             pool = self._state.pools.of(upstream)
-            engine = pool.take()
-            if engine is not None:
-                self._send(engine, pool)
+            if pool.idle:
+                self._send(pool.idle.pop(), pool)
             else:
                 self._connect(pool)
         except Exception as error:

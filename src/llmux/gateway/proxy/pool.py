@@ -44,7 +44,6 @@ class EnginePool(ConnectionOwner):
     __slots__ = (
         "_connecting",
         "_connections",
-        "_idle",
         "_is_closed",
         "_is_severed",
         "_now",
@@ -52,6 +51,7 @@ class EnginePool(ConnectionOwner):
         "_statistics",
         "address",
         "fixed_headers",
+        "idle",
         "upstream",
     )
 
@@ -63,7 +63,8 @@ class EnginePool(ConnectionOwner):
         self.heads = ResponseHeadReader()
         self._options = options
         self._statistics = statistics
-        self._idle: list[EngineConnection] = []
+        self.idle: list[EngineConnection] = []
+        """The one that was used last stands last, and is to be taken first."""
         self._is_closed = False
         self._is_severed = False
         self._connecting = 0
@@ -88,7 +89,7 @@ class EnginePool(ConnectionOwner):
 
     def take(self) -> EngineConnection | None:
         """The idle connection that was used last, or None."""
-        return self._idle.pop() if self._idle else None
+        return self.idle.pop() if self.idle else None
 
     def connect(self, seeker: ConnectionSeeker, attempt: int) -> Coroutine[object, object, None]:
         """Make a connection for ``attempt`` and give it to ``seeker``, or keep it if it is not wanted any more.
@@ -182,19 +183,19 @@ class EnginePool(ConnectionOwner):
         limit = now - self.upstream.keep_alive_seconds
         expired = 0
         # Ordered by the start of their idleness: each is appended when it becomes idle.
-        for engine in self._idle:
+        for engine in self.idle:
             if engine.idle_since > limit:
                 break
             expired += 1
         if expired:
-            old, self._idle = self._idle[:expired], self._idle[expired:]
+            old, self.idle = self.idle[:expired], self.idle[expired:]
             for engine in old:
                 engine.abort()
 
     def close(self) -> None:
         """Close all idle connections, and from now on each of the others when its answer is complete."""
         self._is_closed = True
-        idle, self._idle = self._idle, []
+        idle, self.idle = self.idle, []
         for engine in idle:
             engine.abort()
 
@@ -216,7 +217,7 @@ class EnginePool(ConnectionOwner):
         self._connections.discard(engine)
 
     def put(self, engine: EngineConnection) -> None:
-        idle = self._idle
+        idle = self.idle
         if self._is_closed or len(idle) >= self._options.max_idle_per_engine:
             engine.abort()
         else:
@@ -225,8 +226,8 @@ class EnginePool(ConnectionOwner):
 
     def discard(self, engine: EngineConnection) -> None:
         # Not found where it was closed before the event loop reported its end.
-        if engine in self._idle:
-            self._idle.remove(engine)
+        if engine in self.idle:
+            self.idle.remove(engine)
 
 
 class EnginePools:

@@ -165,7 +165,7 @@ REPLACED = [
     "llmux.gateway.proxy.own_answers.answer_locally",
     "llmux.gateway.http.request_head.RequestHead.parse",
     "llmux.gateway.proxy.receiving.BodyReader",
-    "llmux.gateway.proxy.pool.EnginePool.take",
+    "llmux.gateway.proxy.pool.EnginePools.of",
     "llmux.gateway.proxy.exchange.Exchange._send",
     "llmux.gateway.proxy.client_connection.find_route",
 ]
