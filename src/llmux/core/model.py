@@ -238,8 +238,7 @@ class Model:
         """A request in flight has ended."""
         now, in_flight = self.clock.now, self.in_flight
         in_flight_seconds = now - request.arrived_at - request.queue_seconds - request.paused_seconds
-        awaits_first_token = request.streams and request in self.awaiting_first_token
-        if len(in_flight) > 1 and not awaits_first_token:
+        if len(in_flight) > 1 and not (request.streams and request in self.awaiting_first_token):
             self.estimates.ended(in_flight_seconds, now)
         else:
             self.accrue()

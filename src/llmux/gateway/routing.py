@@ -384,7 +384,7 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Register) ->
         return _find_by_more_than_the_body(head, route, body, names)
     if not body:
         name = _model_in_query(head)
-        if head.method == b"POST" or name is None:
+        if head.is_post or name is None:
             raise MissingModel
         return EngineCall(_known(name, names).model, body, streams=False)
     if head.is_form:

@@ -14,25 +14,28 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class EndpointCounts:
     """The requests of one method and endpoint, with their durations by status."""
 
-    __slots__ = ("body_bytes", "durations", "endpoint", "finished", "method", "pending")
+    __slots__ = ("body_bytes", "durations", "endpoint", "method", "pending")
 
     def __init__(self, method: str, endpoint: str) -> None:
         self.method = method
         self.endpoint = endpoint
         self.pending = 0
-        self.finished = 0
         self.body_bytes = 0
         self.durations: dict[int, Histogram] = {}
 
     def finish(self, status: int, seconds: float, body_bytes: int) -> None:
         """Count the end of a request that was pending."""
         self.pending -= 1
-        self.finished += 1
         self.body_bytes += body_bytes
         durations = self.durations.get(status)
         if durations is None:
             durations = self.durations[status] = Histogram(DURATION_BOUNDS_SECONDS)
         durations.observe(seconds)
+
+    @property
+    def finished(self) -> int:
+        """How many were pending and have ended."""
+        return sum(histogram.count for histogram in self.durations.values())
 
     def count(self, status: int, seconds: float, body_bytes: int) -> None:
         """Count a request that was answered at once."""

@@ -79,6 +79,8 @@ class RequestHead:
         "forwarded",
         "http10",
         "is_form",
+        "is_head",
+        "is_post",
         "keep_alive",
         "method",
         "model_keep_alive",
@@ -101,6 +103,7 @@ class RequestHead:
     def _reset(self) -> None:
         self.url = b""
         self.method = b""
+        self.is_head = self.is_post = False
         self._kept.clear()
         self._hosts: tuple[bytes, ...] = ()
         self.origin: bytes | None = None
@@ -216,6 +219,7 @@ class RequestHead:
         if head.count(b"\n") > _MAX_FIELDS + 2:
             raise TooManyHeaders(_MAX_FIELDS)
         self.method = method = self._run_parser(head)
+        self.is_head, self.is_post = method == b"HEAD", method == b"POST"
         if method == b"CONNECT":
             raise UpgradeRefused
         line_end = head.find(b"\r\n")
@@ -235,7 +239,7 @@ class RequestHead:
         self.forwarded = b"".join(self._kept)
         self._kept.clear()  # Not by the next head only: an idle stream would keep it all twice.
         # With an identifier of the client's own, which changes with every request, no head would match.
-        if self._content_length is not None and method == b"POST" and self.request_id is None:
+        if self._content_length is not None and self.is_post and self.request_id is None:
             self.repeated.remember(head[:-4])
 
     def send_as_json(self) -> None:

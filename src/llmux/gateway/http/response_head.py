@@ -208,7 +208,7 @@ class ResponseHeadReader:
         """Parse a head, given without the empty line at its end; raises FramingError."""
         if to_head_request:
             return ResponseHead(head + b"\r\n\r\n", to_head_request=True)
-        if self._last is not None and head == self._last_bytes:
+        if head == self._last_bytes and self._last is not None:
             return self._last
         length = self._repeated.length_of(head)
         if length >= 0:

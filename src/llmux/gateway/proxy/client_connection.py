@@ -192,7 +192,7 @@ class ClientConnection(RequestingClient):
         self._exchange = None
         # Only requests that wait for an engine may skip the budget of steps.
         self._repeatable = False
-        keep_alive, head_only = self._may_keep_alive(), self.head.method == b"HEAD"
+        keep_alive, head_only = self._may_keep_alive(), self.head.is_head
         own_answers.write_error(self, error, request_id, keep_alive=keep_alive, head_only=head_only)
         self.answered(keep_alive)
 
@@ -307,9 +307,8 @@ class ClientConnection(RequestingClient):
             return False
         head.content_length = length
         self.started_at = _now()
-        self._intake.is_busy = True
+        # ``is_busy`` need not be set: the intake has nothing that an answer given at once could go on with.
         self._take_request(body)
-        self._intake.is_busy = False
         return True
 
     def _take_head(self) -> None:
@@ -452,7 +451,7 @@ class ClientConnection(RequestingClient):
         # A model named by the path may be removed from the configuration, which the router would have to notice.
         self._repeatable = route.model is None
         self.counts.pending += 1
-        may_wake = route.may_wake and head.method == b"POST"
+        may_wake = route.may_wake and head.is_post
         size_bytes = len(body) + len(head.forwarded)
         number = state.new_request_number()
         # By position: names would cost as much as everything else that is done to make it.

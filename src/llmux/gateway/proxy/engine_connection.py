@@ -216,22 +216,21 @@ class EngineConnection(asyncio.Protocol):
         self, head: bytes, write: Callable[[bytes], None], unchunk: bool = False, reports_first_bytes: bool = True
     ) -> None:
         """Write ``head`` and then the answer's body as it arrives; ``unchunk`` decodes a chunked body."""
-        assert self._head is not None
         answer = self._head
-        self._awaits_first_bytes = reports_first_bytes
+        assert answer is not None
         framing = answer.framing
         body, self._unread = self._unread, b""
+        if framing is _BY_LENGTH and len(body) == answer.content_length and not reports_first_bytes:
+            # Most answers have come whole, and nothing of them needs to be followed.
+            self.body_bytes = answer.content_length
+            write(head + body)
+            self._complete(True)
+            return
+        self._awaits_first_bytes = reports_first_bytes
         if framing is _BY_LENGTH:
-            length = answer.content_length
-            if len(body) == length and not reports_first_bytes:
-                # Most answers have come whole, and nothing of them needs to be followed.
-                self.body_bytes = length
-                write(head + body)
-                self._complete(True)
-                return
             self._write = write
             self.body_bytes = 0
-            self._remaining = length
+            self._remaining = answer.content_length
             self._phase = _LENGTH
             self._relay_length(body, head)
         elif framing is _BY_CHUNKS:

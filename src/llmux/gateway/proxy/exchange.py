@@ -420,9 +420,8 @@ class Exchange:
         head_bytes = b"".join(
             (client.request_line, pool.fixed_headers, head.forwarded, b"x-request-id: ", self._request_id, tail)
         )
-        to_head_request = head.method == b"HEAD"
-        has_waited = self._request.queue_seconds > 0
-        engine.send(self, head_bytes, body, to_head_request, has_waited)
+        has_waited = self._request.queue_seconds > 0.0
+        engine.send(self, head_bytes, body, head.is_head, has_waited)
 
     def _relay_withheld(self, engine: EngineConnection) -> None:
         """Relay an answer whose head has been withheld, if there is one and no reason to withhold it is left."""
@@ -434,7 +433,7 @@ class Exchange:
         """Send the head of an event stream before there is an answer, if the request allows that."""
         client, state = self._client, self._state
         head, endpoint = client.head, client.counts.endpoint
-        is_stream = self._request.streams and head.method == b"POST" and endpoint in EVENT_STREAMS
+        is_stream = self._request.streams and head.is_post and endpoint in EVENT_STREAMS
         if not is_stream or not accepts_comments(head.forwarded):
             return None
         self._keep_alive = head.keep_alive and not state.stopping

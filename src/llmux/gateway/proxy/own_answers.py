@@ -25,7 +25,7 @@ def write_local(state: GatewayState, asker: Asker, route: Route, *, keep_alive: 
     """Answer one of llmux's own paths; raises RequestError."""
     head, cors = asker.head, asker.cors_fields
     answer = answer_locally(head.method, route, state.options.local_routes)
-    request_id, head_only = head.request_id or state.new_request_id(), head.method == b"HEAD"
+    request_id, head_only = head.request_id or state.new_request_id(), head.is_head
     asker.write(local_answer(answer, request_id, keep_alive=keep_alive, head_only=head_only, cors_fields=cors))
     _count(state, asker, route, answer.status, len(answer.body))
 
