@@ -60,7 +60,7 @@ class RequestTimes:
     """Counts arrivals, first tokens and ends, and integrates the time between them.
 
     ``accrue`` is called before each change of what is in flight or waiting. Where only the number in flight changes,
-    as with most requests, ``joined`` and ``ended`` stand for it: an addition each. ``sample`` turns the counts into
+    as with most requests, ``joined`` and ``ended`` stand for it, by an addition each. ``sample`` turns the counts into
     estimates, about once a second.
     """
 
@@ -155,7 +155,8 @@ class RequestTimes:
     def ended(self, in_flight_seconds: Seconds, left_at: Seconds | None = None) -> None:
         """A request that was in flight for so long has ended.
 
-        ``left_at``: it has left others in flight now; the next ``accrue`` does not count it for the time until then.
+        ``left_at``: when it left others in flight; the next ``accrue`` does not count it for the time until then. None
+        where ``accrue`` has been called.
         """
         residence = self._residence
         if left_at is not None:

@@ -49,7 +49,7 @@ class RepeatedHead:
     def length_of(self, head: bytes) -> int:
         """The Content-Length of a head without its empty line; -1 if it does not repeat the remembered one."""
         start = self._before_bytes
-        # Comparing copies is quicker than ``startswith``.
+        # Comparing a copy is quicker than ``startswith``.
         if not start or head[:start] != self._before:
             return -1
         end = len(head) - self._after_bytes

@@ -158,6 +158,7 @@ class Exchange:
             engine.flow.resume(PauseReason.HELD_UNTIL_THAW)
             self._guard(self._relay_withheld, engine)
         elif self._phase is _Phase.AWAITING_THAW and upstream is not None:
+            # It goes on as one that has just been admitted.
             self._phase = _QUEUED
             self.admitted(upstream)
 
