@@ -10,7 +10,7 @@ from llmux.gateway.errors import InvalidJson, MalformedRequest, MissingModel, Un
 from llmux.gateway.http.bodies import Body
 from llmux.gateway.http.request_head import RequestHead
 from llmux.gateway.options import DEFAULT_CONTROL_PATHS
-from llmux.gateway.routing import EngineCall, Route, Router, find_model
+from llmux.gateway.routing import EngineCall, Route, Router, find_in_json, find_model, is_in_json_alone
 from tests.unit.gateway.test_body_model import STREAMS
 from tests.unit.gateway.test_form import FILE, MODEL, field, form
 
@@ -48,6 +48,40 @@ def find(body: bytes, *fields: str, path: str = "/v1/completions", method: str =
     """Model, body, and whether the answer streams."""
     call = call_of(body, *fields, path=path, method=method)
     return call.model, call.body, call.streams
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "expected"),
+    [
+        ([], "/v1/completions", True),
+        ([], "/v1/completions?model=h", True),
+        ([], "/v1/videos", True),
+        (["model-override: m"], "/v1/completions", False),
+        (["Content-Type:"], "/v1/completions", False),
+        ([FORM], "/v1/audio/transcriptions", False),
+        ([], "/upstream/m/v1/completions", False),
+        ([], "/v1/responses/resp_1/cancel", False),
+        ([], "/v1/unheard-of", False),
+        ([], "/health", False),
+    ],
+)
+def test_the_head_tells_whether_nothing_but_a_json_body_names_the_model(
+    fields: list[str], path: str, expected: bool
+) -> None:
+    assert is_in_json_alone(head(*fields, target=path), route(path.partition("?")[0])) is expected
+
+
+def test_what_a_json_body_names_is_what_the_call_is_made_of() -> None:
+    body = b'{"model":"gpt-4","stream":true,"keep_alive":5}'
+    name, edited, streams, keep_alive = find_in_json(body, NAMES)
+    call = call_of(body)
+    assert (name.model, edited, streams, keep_alive) == (
+        "base",
+        b'{"model":"base","stream":true,"keep_alive":5}',
+        True,
+        b"5",
+    )
+    assert (call.model, call.body, call.streams, call.keep_alive) == (name.model, edited, streams, keep_alive)
 
 
 @pytest.mark.parametrize(("body", "streams"), STREAMS)
