@@ -21,6 +21,7 @@ SOURCES = Path("src")
 COMPILED = (
     "llmux/gateway/**/*.py",
     "llmux/core/*.py",
+    "llmux/core/policies/*.py",
     "llmux/engines/paths.py",
     "llmux/runtime/dispatcher.py",
     "llmux/runtime/loop_clock.py",

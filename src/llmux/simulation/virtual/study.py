@@ -7,27 +7,15 @@ from dataclasses import dataclass, replace
 from llmux.config.policy import PolicyType
 from llmux.core.eviction import Drain
 from llmux.core.identifiers import Seconds
-from llmux.core.policies.base import Bring, Choice, NoQuantum, PolicyView, Stay
 from llmux.simulation.figures import LowerBound, RunFigures
 from llmux.simulation.occupancy import GpuUse, LeaseTimes
 from llmux.simulation.residency import Timeline
 from llmux.simulation.traffic import TrafficRequest
+from llmux.simulation.virtual.evict_when_idle import EvictWhenIdle
 from llmux.simulation.virtual.run import RunResult
 from llmux.simulation.virtual.scenario import Scenario, bound_of, run, simulate, summarise, use_of
 
 EVICT_WHEN_IDLE = "evict_when_idle"
-
-
-class EvictWhenIdle(NoQuantum):
-    """The rule of llama-swap and Ollama: bring the model whose request has waited the longest, once those in its way
-    are idle. As it bounds no wait, it is not a policy to configure, and runs without ``max_wait_seconds``.
-    """
-
-    def choose(self, view: PolicyView, now: Seconds) -> Choice:
-        for candidate in view.candidates():
-            if all(leaving.idle_since is not None for leaving in view.in_the_way(candidate)):
-                return Bring(candidate.model)
-        return Stay(math.inf)
 
 
 @dataclass(frozen=True, slots=True)
