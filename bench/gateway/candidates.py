@@ -49,7 +49,7 @@ PEERS = {
             "LITELLM_LOCAL_MODEL_COST_MAP=True",
             "LITELLM_LOG=ERROR",
             "DISABLE_ADMIN_UI=True",
-            # Without keys, as the others are: it does not start so otherwise.
+            # Like the others it is to run without keys, and refuses to unless it is told so.
             "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true",
         ),
         rewrites=True,

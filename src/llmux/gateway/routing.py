@@ -398,7 +398,10 @@ def find_model(head: RequestHead, route: Route, body: bytes, names: Register) ->
 
 
 def is_in_json_alone(head: RequestHead, route: Route) -> bool:
-    """Whether the model, if there is a body, is what ``find_in_json`` finds: by the head, which may be repeated."""
+    """Whether nothing but a JSON body, if there is a body, names the model: ``find_in_json`` is then enough.
+
+    This depends on head and route only: it holds for every request whose head repeats this one.
+    """
     rules = route.rules
     if route.variants is not None or route.model is not None or rules is None or not rules.model_in_body:
         return False
@@ -406,8 +409,9 @@ def is_in_json_alone(head: RequestHead, route: Route) -> bool:
 
 
 def find_in_json(body: bytes, names: Register) -> tuple[ModelName, bytes, bool, bytes]:
-    """What a JSON body names, and ``body``, ``streams`` and ``keep_alive`` of the call, which need not be made for it.
+    """Find the model that a JSON body names.
 
+    Returns it with ``body``, ``streams`` and ``keep_alive`` of an ``EngineCall``, which most requests can do without.
     Raises RequestError or TooLong.
     """
     model, streams, body, keep_alive = read_fields(body)

@@ -105,10 +105,10 @@ class GatewayState:
         self.new_request_number = count(1).__next__
         """The next ``Request.id``."""
         self.request_id_format = b"req-" + os.urandom(6).hex().encode() + b"-%x"
-        """For such a number: an identifier unique across this and other processes."""
+        """With a request's number filled in, its identifier, which is unique across this and other processes."""
 
     def new_request_id(self) -> bytes:
-        """The identifier of what does not become a ``Request``."""
+        """An identifier for what is answered without a ``Request``."""
         return self.request_id_format % self.new_request_number()
 
     def forget(self, connection: OpenConnection) -> None:

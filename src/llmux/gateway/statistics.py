@@ -34,7 +34,7 @@ class EndpointCounts:
 
     @property
     def finished(self) -> int:
-        """How many were pending and have ended."""
+        """How many requests have ended, of any status. Counted where metrics are read, not for every request."""
         return sum(histogram.count for histogram in self.durations.values())
 
     def count(self, status: int, seconds: float, body_bytes: int) -> None:

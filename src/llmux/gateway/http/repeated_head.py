@@ -55,7 +55,7 @@ class RepeatedHead:
         end = len(head) - self._after_bytes
         if head[end:] != self._after:
             return -1
-        digits = head[start:end]  # None where the two overlap.
+        digits = head[start:end]  # Empty where the two overlap, which is no length.
         length = _cached_lengths.get(digits)
         return _read_length(digits) if length is None else length
 

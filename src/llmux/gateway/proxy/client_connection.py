@@ -307,7 +307,7 @@ class ClientConnection(RequestingClient):
             return False
         head.content_length = length
         self.started_at = _now()
-        # ``is_busy`` need not be set: the intake has nothing that an answer given at once could go on with.
+        # Without ``is_busy``: an answer that is given at once finds nothing in the intake to go on with.
         self._take_request(body)
         return True
 

@@ -208,7 +208,7 @@ class EngineConnection(asyncio.Protocol):
             self._limit_write_buffer(None)
 
     def _limit_write_buffer(self, size_bytes: int | None) -> None:
-        """None: as by default."""
+        """Let the transport hold back so much; None for as much as it does by default."""
         assert self._transport is not None
         self._transport.set_write_buffer_limits(high=size_bytes)
 
@@ -486,7 +486,10 @@ class EngineConnection(asyncio.Protocol):
         receiver.answer_ended()
 
     def _has_unsent(self) -> bool:
-        """The engine may answer before it has read a large request, whose rest would then stand before the next one."""
+        """Whether a part of the request waits to be written: it would stand before the next one.
+
+        An engine may answer before it has read a large request.
+        """
         return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     def _break(self, reason: str) -> None:

@@ -94,8 +94,8 @@ class EnginePool(ConnectionOwner):
     def connect(self, seeker: ConnectionSeeker, attempt: int) -> Coroutine[object, object, None]:
         """Make a connection for ``attempt`` and give it to ``seeker``, or keep it if it is not wanted any more.
 
-        Raises nothing: a failure is reported to ``seeker``. The pool is in use from the call on, before what it returns
-        has run: dropped meanwhile, the pool would keep a connection that nobody could close.
+        Raises nothing: a failure is reported to ``seeker``. The pool is in use from this call on, not only from the
+        coroutine's first step: a sweep in between would drop it, and then nobody could close the connection.
         """
         self._connecting += 1
         return self._connect(seeker, attempt)

@@ -1,4 +1,4 @@
-"""A rule that is no policy of llmux: what other programs do, as something to compare with."""
+"""What other programs do, to compare with. A module of its own, as it must be compiled where the policies are."""
 
 import math
 
